@@ -1,0 +1,41 @@
+"""Every example in a docstring of the package runs and prints what it says."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def modules_with_examples() -> list[str]:
+    folders = {"ctloss": "ctloss", "kernels": "ctloss.kernels", "reference": "ctloss.reference"}
+    found = []
+    for folder, package in folders.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if ">>> " in path.read_text(encoding="utf-8"):
+                parts = [part for part in path.relative_to(ROOT / folder).with_suffix("").parts if part != "__init__"]
+                found.append(".".join([package, *parts]))
+    return found
+
+
+@pytest.mark.parametrize("module", modules_with_examples())
+def test_examples(module: str) -> None:
+    outcome = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
+
+
+def test_public_functions_have_examples() -> None:
+    import ctloss
+
+    finder = doctest.DocTestFinder(recurse=False)
+    without = [
+        name
+        for name in ctloss.__all__
+        if callable(getattr(ctloss, name)) and not any(test.examples for test in finder.find(getattr(ctloss, name), name))
+    ]
+    assert without == []

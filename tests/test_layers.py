@@ -1,0 +1,147 @@
+"""Imports point one way: reference and kernels know torch alone, ctloss joins them, training uses the public functions."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import ctloss
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAINING_LIBRARIES = frozenset(
+    "accelerate matplotlib numpy pyarrow safetensors sklearn stopwordsiso tensorboard tokenizers torch tqdm transformers".split()
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Modules below ``name`` may import the standard library, ``libraries``, and ours below ``ours`` or in ``public``."""
+
+    name: str
+    libraries: frozenset[str]
+    ours: tuple[str, ...]
+    public: bool = False
+
+
+# The first layer whose name holds the module is the one that counts: the narrow ones come first.
+LAYERS = (
+    Layer("ctloss.reference", frozenset({"torch"}), ("ctloss.reference",)),
+    Layer("ctloss.kernels.panels", frozenset({"torch"}), ("ctloss.kernels.panels", "ctloss.kernels.problem")),
+    Layer("ctloss.kernels.blocks", frozenset({"torch", "triton"}), ("ctloss.kernels.blocks", "ctloss.kernels.problem")),
+    Layer("ctloss.kernels", frozenset({"torch"}), ("ctloss.kernels",)),
+    Layer("ctloss.train", TRAINING_LIBRARIES, ("ctloss.train",), public=True),
+    Layer("ctloss.evaluate", TRAINING_LIBRARIES, ("ctloss.evaluate",), public=True),
+    Layer("ctloss", frozenset({"torch"}), ("ctloss",)),
+)
+ABOVE_THE_CORE = ("ctloss.train", "ctloss.evaluate")
+
+
+def below(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def layer_of(module: str) -> Layer:
+    return next(layer for layer in LAYERS if below(module, layer.name))
+
+
+def module_name(path: Path) -> tuple[str, bool]:
+    """The dotted name a file is imported by, and whether it is a package."""
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    if parts[0] in ("kernels", "reference"):
+        parts.insert(0, "ctloss")
+    package = parts[-1] == "__init__"
+    return ".".join(parts[:-1] if package else parts), package
+
+
+def imported(source: str, module: str, package: bool) -> list[str]:
+    """Every dotted name the source imports, at any depth; ``from a import b`` counts as ``a.b``."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                here = module.split(".")
+                kept = here[: len(here) - node.level + package]
+                base = ".".join([*kept, base] if base else kept)
+            names += [f"{base}.{alias.name}" for alias in node.names]
+    return names
+
+
+def forbidden(source: str, module: str, package: bool = False) -> list[str]:
+    """The names the source imports although its layer may not."""
+    layer = layer_of(module)
+    found = []
+    for name in imported(source, module, package):
+        root = name.partition(".")[0]
+        if root == "ctloss":
+            allowed = any(below(name, ours) for ours in layer.ours)
+            if layer.public:
+                allowed |= name == "ctloss" or name.removeprefix("ctloss.") in ctloss.__all__
+            if layer.name == "ctloss":
+                allowed &= not any(below(name, above) for above in ABOVE_THE_CORE)
+        else:
+            allowed = root in sys.stdlib_module_names or root in layer.libraries
+        if not allowed:
+            found.append(name)
+    return found
+
+
+def sources() -> list[Path]:
+    folders = [ROOT / "ctloss", ROOT / "kernels", ROOT / "reference"]
+    files = {path.resolve() for folder in folders for path in folder.rglob("*.py")}
+    return sorted(files)
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_point_down(path: Path) -> None:
+    module, package = module_name(path)
+    assert forbidden(path.read_text(encoding="utf-8"), module, package) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "caught"),
+    [
+        ("ctloss.reference.eager", "import numpy", ["numpy"]),
+        ("ctloss.reference.eager", "from ..kernels.problem import Problem", ["ctloss.kernels.problem.Problem"]),
+        ("ctloss.reference.eager", "import torch\nfrom .loops import row_losses", []),
+        ("ctloss.kernels.panels.engine", "def run():\n    import triton", ["triton"]),
+        ("ctloss.kernels.panels.engine", "from ..blocks import engine", ["ctloss.kernels.blocks.engine"]),
+        ("ctloss.kernels.blocks.engine", "from ..problem import Problem\nimport triton.language as tl", []),
+        ("ctloss.kernels.blocks.engine", "from ctloss import checks", ["ctloss.checks"]),
+        ("ctloss.losses", "from ctloss.train import recipe", ["ctloss.train.recipe"]),
+        ("ctloss.losses", "import kernels.problem", ["kernels.problem"]),
+        ("ctloss.losses", "from .kernels.panels import engine\nfrom . import checks", []),
+        ("ctloss.train.objective", "from ctloss import cz_nce\nimport transformers", []),
+        ("ctloss.train.objective", "from ctloss.dispatch import choose", ["ctloss.dispatch.choose"]),
+        ("ctloss.train.objective", "from .. import ops", ["ctloss.ops"]),
+    ],
+)
+def test_the_rule_itself(module: str, source: str, caught: list[str]) -> None:
+    assert forbidden(source, module) == caught
+
+
+def test_benchmarks_use_public_names() -> None:
+    """Benchmarks time what users call; the float64 definitions they measure errors against are the one exception."""
+    for path in sorted((ROOT / "benchmarks").rglob("*.py")):
+        module, package = module_name(path)
+        ours = [name for name in imported(path.read_text(encoding="utf-8"), module, package) if below(name, "ctloss")]
+        hidden = [
+            name
+            for name in ours
+            if name != "ctloss"
+            and name.removeprefix("ctloss.") not in ctloss.__all__
+            and not below(name, "ctloss.reference")
+            and not below(name, "ctloss.train")
+        ]
+        assert hidden == [], path
+
+
+def test_kernels_stays_a_namespace_folder() -> None:
+    """An ``__init__.py`` there would shadow the distribution named ``kernels`` that transformers looks for."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()

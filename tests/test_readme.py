@@ -1,0 +1,77 @@
+"""What the README tells a newcomer to type is what continuous integration runs, and its examples and links hold."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def command_with(phrase: str) -> str:
+    (line,) = (line for block in blocks(ROOT / "README.md", "bash") for line in block.splitlines() if phrase in line)
+    return line
+
+
+def test_continuous_integration_runs_the_readme_command() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    (extraction,) = (line for line in script.splitlines() if line.startswith("command="))
+    shown = subprocess.run(
+        ["bash", "-c", f'{extraction}; printf %s "$command"'], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout == command_with("python -m pytest")
+    assert 'eval "$command"' in script
+
+
+@pytest.mark.parametrize("phrase", ["&& python -m ctloss.train", "&& python -m pytest"])
+def test_commands_pin_what_they_install(phrase: str) -> None:
+    command = command_with(phrase)
+    installs = [step for step in command.split(" && ") if "pip install" in step]
+    assert "-c constraints.txt torch -e" in installs[0]
+    assert all("-c constraints.txt" in step or "--no-deps -r tests/peers.txt" in step for step in installs)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_examples_run(page: Path) -> None:
+    """The blocks of a page run in order and share their names, as a reader would type them."""
+    names: dict[str, object] = {"__name__": "example"}
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), names)
+
+
+def test_readme_shows_the_losses_at_work() -> None:
+    shown = "".join(blocks(ROOT / "README.md", "python"))
+    assert "cz_nce" in shown
+    assert ".backward()" in shown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
+    missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+    assert missing == []
+
+
+def test_pins_cover_every_direct_dependency() -> None:
+    from importlib.metadata import metadata
+
+    pinned = {
+        re.split(r"==", line)[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if "==" in line and not line.startswith("#")
+    }
+    wanted = {
+        re.split(r"[\s\[<>=!;(]", requirement)[0].lower().replace("_", "-")
+        for requirement in metadata("ctloss").get_all("Requires-Dist") or []
+    }
+    assert wanted - {"ctloss"} <= pinned
