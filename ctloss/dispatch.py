@@ -1,0 +1,210 @@
+"""Which path computes a loss, why, and within how much temporary memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .kernels.blocks import engine as blocks
+from .kernels.panels import engine as panels
+from .kernels.problem import Problem
+
+ENGINES = {"torch": panels, "triton": blocks}
+
+_workspace_limit = 256 << 20
+
+
+def set_workspace_limit(num_bytes: int) -> None:
+    """Bound the temporary memory of every later loss call.
+
+    The limit covers what a fused path holds beyond its inputs, its outputs and vectors of length 2n: blocks of logits
+    and weights. A larger one lets the CPU path keep its logits between forward and backward; a smaller one makes it
+    recompute them. It does not bound ``impl="reference"``, which holds several N × N matrices.
+
+    Args:
+        num_bytes: at least 1 MiB.
+
+    Raises:
+        TypeError: for something other than an int.
+        ValueError: below 1 MiB.
+
+    Example:
+        >>> set_workspace_limit(64 << 20)
+        >>> get_workspace_limit()
+        67108864
+        >>> set_workspace_limit(256 << 20)
+    """
+    global _workspace_limit
+    if isinstance(num_bytes, bool) or not isinstance(num_bytes, int):
+        raise TypeError(f"num_bytes: expected an int, got {type(num_bytes).__name__}")
+    if num_bytes < 1 << 20:
+        raise ValueError(f"num_bytes: expected at least {1 << 20} (1 MiB), got {num_bytes}")
+    _workspace_limit = num_bytes
+
+
+def get_workspace_limit() -> int:
+    """The bytes of temporary memory a loss call may use; 256 MiB unless :func:`set_workspace_limit` changed it.
+
+    Example:
+        >>> get_workspace_limit()
+        268435456
+    """
+    return _workspace_limit
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which path would run and why.
+
+    Attributes:
+        path: ``"reference"``, ``"torch"`` or ``"triton"``.
+        reason: why this one.
+        configuration: what the path would choose for this shape, dtype and device.
+    """
+
+    path: str
+    reason: str
+    configuration: dict[str, object] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        details = "".join(f"\n  {name}: {value}" for name, value in self.configuration.items())
+        return f"{self.path}: {self.reason}{details}"
+
+
+def choose(x: Tensor, problem: Problem, impl: str) -> tuple[str, str]:
+    """The path for these inputs and the reason, a named path being taken or refused, never replaced.
+
+    Args:
+        x: the anchors; their shape, dtype and device decide.
+        problem: the loss call's options.
+        impl: ``"auto"`` or a path's name.
+
+    Returns:
+        ``(path, reason)``.
+
+    Raises:
+        RuntimeError: if the named path cannot run, saying why.
+
+    Example:
+        >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 1 << 28)
+        >>> choose(torch.zeros(4, 8), problem, "reference")
+        ('reference', 'asked for by name')
+    """
+    if impl == "reference":
+        return "reference", "asked for by name"
+    n, d = x.shape
+    if impl != "auto":
+        why_not = ENGINES[impl].unsupported(x.dtype, x.device.type, n, d, problem)
+        if why_not is not None:
+            raise RuntimeError(f"impl={impl!r} cannot run here: {why_not}; impl='auto' takes a path that can")
+        return impl, "asked for by name"
+    if x.device.type == "cpu":
+        return "torch", "the embeddings are on the CPU"
+    why_not = blocks.unsupported(x.dtype, x.device.type, n, d, problem)
+    if why_not is None:
+        return "triton", f"the embeddings are on {x.device.type} and Triton can run"
+    return "torch", f"Triton cannot run: {why_not}"
+
+
+def explain(
+    x: Tensor,
+    y: Tensor,
+    *,
+    loss: str = "cz_nce",
+    temperature: float | Tensor = 0.07,
+    negatives: str = "both",
+    normalize: bool = True,
+    reduction: str = "mean",
+    form: str = "log",
+    precision: str = "highest",
+    impl: str = "auto",
+) -> Explanation:
+    """Tell which path and configuration a loss call with these arguments would run, and why; nothing is computed.
+
+    Args:
+        x: ``(n, d)`` anchors.
+        y: ``(n, d)`` translations.
+        loss: ``"cz_nce"`` or ``"info_nce"``.
+        temperature: as for the loss.
+        negatives: as for the loss.
+        normalize: as for the loss.
+        reduction: as for the loss.
+        form: as for the loss.
+        precision: as for the loss.
+        impl: as for the loss.
+
+    Returns:
+        An :class:`Explanation`, readable when printed.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as the loss itself would.
+
+    Example:
+        >>> print(explain(torch.zeros(4, 8), torch.zeros(4, 8), impl="reference"))
+        reference: asked for by name
+          computed in: float64
+          memory: several 8 x 8 matrices
+    """
+    problem = describe(
+        x,
+        y,
+        loss=loss,
+        temperature=temperature,
+        negatives=negatives,
+        normalize=normalize,
+        reduction=reduction,
+        form=form,
+        precision=precision,
+        impl=impl,
+    )
+    path, reason = choose(x, problem, impl)
+    n, d = x.shape
+    if path == "reference":
+        configuration: dict[str, object] = {
+            "computed in": "float64",
+            "memory": f"several {2 * n} x {2 * n} matrices",
+        }
+    else:
+        configuration = ENGINES[path].describe(x.dtype, x.device.type, n, d, problem)
+    return Explanation(path, reason, configuration)
+
+
+def describe(
+    x: Tensor,
+    y: Tensor,
+    *,
+    loss: str,
+    temperature: float | Tensor,
+    negatives: str,
+    normalize: bool,
+    reduction: str,
+    form: str,
+    precision: str,
+    impl: str,
+) -> Problem:
+    """Check every argument of a loss call and gather its options into a :class:`Problem`.
+
+    Raises:
+        TypeError, ValueError: see :mod:`ctloss.checks`.
+
+    Example:
+        >>> x = torch.zeros(4, 8)
+        >>> describe(x, x, loss="cz_nce", temperature=0.07, negatives="both", normalize=True, reduction="mean",
+        ...          form="log", precision="highest", impl="auto").reduction
+        'mean'
+    """
+    checks.option("loss", loss, checks.LOSSES)
+    checks.option("negatives", negatives, checks.NEGATIVES)
+    checks.flag("normalize", normalize)
+    checks.option("reduction", reduction, checks.REDUCTIONS)
+    checks.option("form", form, checks.FORMS)
+    checks.option("precision", precision, checks.PRECISIONS)
+    checks.option("impl", impl, checks.IMPLS)
+    if loss == "info_nce" and form == "ratio":
+        raise ValueError("form: expected 'log' for info_nce, got 'ratio'; the ratio form belongs to cz_nce")
+    checks.pair(x, y)
+    checks.temperature(temperature, x.device)
+    return Problem(loss, negatives, normalize, reduction, precision, _workspace_limit)  # type: ignore[arg-type]

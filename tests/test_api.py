@@ -1,0 +1,268 @@
+"""What a user of the public functions can rely on, path by path."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import ctloss
+import pytest
+import torch
+from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PATHS = ("reference", "torch", "triton")
+FUSED = ("torch", "triton")
+
+
+def batch(n: int = 6, d: int = 8, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=generator)
+    y = x + 0.3 * torch.randn(n, d, generator=generator)
+    return x.to(DEVICE, dtype).requires_grad_(), y.to(DEVICE, dtype).requires_grad_()
+
+
+def gradients(loss: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss, leaves, torch.ones_like(loss))
+
+
+@pytest.mark.parametrize("impl", PATHS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_ratio_form_is_one_with_the_same_gradient(impl: str, reduction: str) -> None:
+    x, y = batch()
+    log = ctloss.cz_nce(x, y, reduction=reduction, impl=impl)
+    ratio = ctloss.cz_nce(x, y, reduction=reduction, form="ratio", impl=impl)
+    expected = {"mean": torch.tensor(1.0), "sum": torch.tensor(12.0), "none": torch.ones(12)}[reduction]
+    assert torch.equal(ratio.detach().cpu(), expected)
+    for a, b in zip(gradients(log, x, y), gradients(ratio, x, y), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("impl", PATHS)
+def test_reductions_agree(impl: str) -> None:
+    x, y = batch()
+    rows = ctloss.info_nce(x, y, reduction="none", impl=impl)
+    assert rows.shape == (12,)
+    torch.testing.assert_close(ctloss.info_nce(x, y, impl=impl), rows.mean(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(ctloss.info_nce(x, y, reduction="sum", impl=impl), rows.sum(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("impl", FUSED)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_second_derivative_is_refused_by_name(impl: str, reduction: str) -> None:
+    x, y = batch()
+    loss = ctloss.cz_nce(x, y, reduction=reduction, impl=impl).sum()
+    (first,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="impl='reference'"):
+        first.square().sum().backward()
+
+
+def test_the_reference_has_second_derivatives_except_of_the_ratio() -> None:
+    x, y = batch(dtype=torch.float64)
+    (first,) = torch.autograd.grad(ctloss.cz_nce(x, y, impl="reference"), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), x)
+    assert second.abs().max() > 0
+    (first,) = torch.autograd.grad(ctloss.cz_nce(x, y, impl="reference", form="ratio"), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="form='log'"):
+        first.square().sum().backward()
+
+
+@pytest.mark.parametrize("impl", PATHS)
+def test_autocast_changes_nothing(impl: str) -> None:
+    x, y = batch(n=20, d=40)
+    plain = ctloss.info_nce(x, y, impl=impl)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        inside = ctloss.info_nce(x, y, impl=impl)
+        inside_gradients = gradients(inside, x, y)
+    assert inside.dtype == torch.float32
+    assert torch.equal(plain, inside)
+    for a, b in zip(gradients(plain, x, y), inside_gradients, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("impl", PATHS)
+def test_compiles_without_a_graph_break(impl: str) -> None:
+    x, y = batch()
+    tau = torch.tensor(0.1, device=DEVICE, requires_grad=True)
+
+    def step(x: Tensor, y: Tensor, tau: Tensor) -> Tensor:
+        return ctloss.cz_nce(x * 2, y, temperature=tau, impl=impl) + ctloss.info_nce(x, y, impl=impl)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, y, tau), step(x, y, tau))
+    expected = gradients(step(x, y, tau), x, y, tau)
+    torch.testing.assert_close(gradients(compiled(x, y, tau), x, y, tau), expected)
+
+
+@pytest.mark.parametrize("impl", PATHS)
+def test_no_grad_and_retain_graph(impl: str) -> None:
+    x, y = batch()
+    with torch.no_grad():
+        assert not ctloss.cz_nce(x, y, impl=impl).requires_grad
+    loss = ctloss.cz_nce(x, y, impl=impl)
+    once = torch.autograd.grad(loss, x, retain_graph=True)[0]
+    assert torch.equal(once, torch.autograd.grad(loss, x)[0])
+
+
+@pytest.mark.parametrize("impl", FUSED)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_opcheck(impl: str, reduction: str) -> None:
+    x, y = batch(dtype=torch.float32)
+    tau = torch.tensor(0.2, device=DEVICE, requires_grad=True)
+    options = ("cz_nce", "both", True, reduction, "log", "highest", impl, 1 << 28)
+    torch.library.opcheck(
+        torch.ops.ctloss.contrastive.default, (x, y, tau, math.nan, *options, True, True, True), rtol=1e-4, atol=1e-5
+    )
+    torch.library.opcheck(
+        torch.ops.ctloss.contrastive.default, (x, y.detach(), None, 0.1, *options, True, False, False)
+    )
+
+
+@pytest.mark.parametrize("impl", PATHS)
+def test_temperature_tensors(impl: str) -> None:
+    x, y = batch(n=9)
+    value = ctloss.info_nce(x, y, temperature=0.2, impl=impl)
+    for tau in (torch.tensor(0.2), torch.tensor([0.2]), torch.tensor(0.2, dtype=torch.float64)):
+        leaf = tau.requires_grad_()
+        loss = ctloss.info_nce(x, y, temperature=leaf, impl=impl)
+        torch.testing.assert_close(loss, value)
+        loss.backward()
+        assert leaf.grad is not None
+        assert (leaf.grad.shape, leaf.grad.dtype) == (leaf.shape, leaf.dtype)
+        step = 1e-3
+        above, below = (
+            ctloss.info_nce(x.double(), y.double(), temperature=0.2 + s, impl="reference") for s in (step, -step)
+        )
+        assert leaf.grad.item() == pytest.approx(((above - below) / (2 * step)).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("impl", PATHS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_gives_nan(impl: str, bad: float) -> None:
+    for dtype in (torch.float32, torch.float16):
+        x, y = batch(dtype=dtype)
+        with torch.no_grad():
+            x[1, 2] = bad
+        loss = ctloss.cz_nce(x, y, impl=impl)
+        assert loss.isnan()
+        assert all(g.isnan().any() for g in gradients(loss, x, y))
+
+
+@pytest.mark.parametrize("impl", PATHS)
+def test_zero_rows_are_defined(impl: str) -> None:
+    x, y = batch()
+    with torch.no_grad():
+        x[0] = 0
+        y[3] = 0
+    grad_x, grad_y = gradients(ctloss.cz_nce(x, y, impl=impl), x, y)
+    assert grad_x.isfinite().all() and grad_y.isfinite().all()
+    assert (grad_x[0] == 0).all() and (grad_y[3] == 0).all()
+
+
+@pytest.mark.parametrize("impl", FUSED)
+def test_gradcheck_of_every_option(impl: str) -> None:
+    if impl == "triton":
+        with pytest.raises(RuntimeError, match="float64"):
+            ctloss.cz_nce(*batch(dtype=torch.float64), impl=impl)
+        return
+    x, y = batch(n=4, d=3, dtype=torch.float64)
+    tau = torch.tensor(0.5, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    for negatives in ("both", "cross"):
+        for normalize in (True, False):
+            for reduction in ("mean", "sum", "none"):
+                for loss in (ctloss.cz_nce, ctloss.info_nce):
+                    assert torch.autograd.gradcheck(
+                        lambda x, y, tau, loss=loss, **k: loss(
+                            x,
+                            y,
+                            temperature=tau,
+                            negatives=negatives,
+                            normalize=normalize,
+                            reduction=reduction,
+                            impl=impl,
+                        ),
+                        (x, y, tau),
+                    )
+
+
+REFUSED = [
+    (lambda x, y: ctloss.cz_nce(x[:1], y[:1]), ValueError, "at least 2 rows"),
+    (lambda x, y: ctloss.cz_nce(x, y[:3]), ValueError, "one shape"),
+    (lambda x, y: ctloss.cz_nce(x[0], y[0]), ValueError, "one shape"),
+    (lambda x, y: ctloss.cz_nce(x, y.double()), TypeError, "one dtype"),
+    (lambda x, y: ctloss.cz_nce(x.long(), y.long()), TypeError, "int64"),
+    (lambda x, y: ctloss.cz_nce(x.cfloat(), y.cfloat()), TypeError, "complex64"),
+    (lambda x, y: ctloss.cz_nce(x.tolist(), y), TypeError, "torch.Tensor"),
+    (lambda x, y: ctloss.cz_nce(x, y.to("meta")), ValueError, "one device"),
+    (lambda x, y: ctloss.cz_nce(x, y, temperature=0.0), ValueError, "positive"),
+    (lambda x, y: ctloss.cz_nce(x, y, temperature=-1), ValueError, "positive"),
+    (lambda x, y: ctloss.cz_nce(x, y, temperature=math.nan), ValueError, "positive"),
+    (lambda x, y: ctloss.cz_nce(x, y, temperature=torch.tensor(-0.1)), ValueError, "positive"),
+    (lambda x, y: ctloss.cz_nce(x, y, temperature=torch.tensor(math.nan)), ValueError, "positive"),
+    (lambda x, y: ctloss.cz_nce(x, y, temperature=torch.tensor([1.0, 2.0])), ValueError, "one element"),
+    (lambda x, y: ctloss.cz_nce(x, y, temperature=torch.tensor(1)), TypeError, "floating-point"),
+    (lambda x, y: ctloss.cz_nce(x, y, temperature="warm"), TypeError, "float"),
+    (lambda x, y: ctloss.cz_nce(x, y, negatives="all"), ValueError, "'both', 'cross'"),
+    (lambda x, y: ctloss.cz_nce(x, y, reduction="max"), ValueError, "'mean', 'sum', 'none'"),
+    (lambda x, y: ctloss.cz_nce(x, y, form="exp"), ValueError, "'log', 'ratio'"),
+    (lambda x, y: ctloss.cz_nce(x, y, precision="best"), ValueError, "'highest', 'high', 'medium'"),
+    (lambda x, y: ctloss.cz_nce(x, y, impl="cuda"), ValueError, "'auto', 'reference', 'torch', 'triton'"),
+    (lambda x, y: ctloss.cz_nce(x, y, normalize="yes"), TypeError, "True or False"),
+    (lambda x, y: ctloss.set_workspace_limit(10), ValueError, "1 MiB"),
+    (lambda x, y: ctloss.set_workspace_limit("1G"), TypeError, "int"),
+    (lambda x, y: ctloss.CZNCELoss(form="exp"), ValueError, "form"),
+    (lambda x, y: ctloss.InfoNCELoss(temperature=0), ValueError, "positive"),
+    (lambda x, y: ctloss.explain(x, y, loss="triplet"), ValueError, "'cz_nce', 'info_nce'"),
+    (lambda x, y: ctloss.explain(x, y, loss="info_nce", form="ratio"), ValueError, "cz_nce"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "words"), REFUSED)
+def test_mistakes_are_told(call: object, error: type[Exception], words: str) -> None:
+    x, y = (rows.detach() for rows in batch())
+    with pytest.raises(error, match=words):
+        call(x, y)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+def test_a_bad_cpu_temperature_is_refused_on_every_path(impl: str) -> None:
+    x, y = batch()
+    with pytest.raises(ValueError, match="positive"):
+        ctloss.info_nce(x, y, temperature=torch.tensor(0.0), impl=impl)
+
+
+def test_explain_names_path_reason_and_configuration() -> None:
+    x, y = batch()
+    for impl in PATHS:
+        told = ctloss.explain(x, y, impl=impl)
+        assert told.path == impl
+        assert told.reason == "asked for by name"
+        assert told.configuration
+        assert str(told).startswith(f"{impl}: ")
+    expected = "triton" if DEVICE == "cuda" else "torch"
+    assert ctloss.explain(x, y).path == expected
+
+
+def test_modules_are_the_functions() -> None:
+    x, y = batch()
+    tau = torch.nn.Parameter(torch.tensor(0.1, device=DEVICE))
+    module = ctloss.CZNCELoss(tau, negatives="cross", reduction="sum")
+    assert list(module.parameters()) == [tau]
+    assert torch.equal(module(x, y), ctloss.cz_nce(x, y, temperature=tau, negatives="cross", reduction="sum"))
+    assert "negatives='cross'" in repr(module)
+    buffered = ctloss.InfoNCELoss(torch.tensor(0.1))
+    assert "temperature" in dict(buffered.named_buffers())
+    assert torch.equal(copy.deepcopy(ctloss.InfoNCELoss(0.1))(x, y), ctloss.info_nce(x, y, temperature=0.1))
+
+
+def test_workspace_limit_is_kept() -> None:
+    before = ctloss.get_workspace_limit()
+    try:
+        ctloss.set_workspace_limit(1 << 20)
+        assert ctloss.get_workspace_limit() == 1 << 20
+        x, y = batch(n=600, d=16)
+        torch.testing.assert_close(
+            ctloss.cz_nce(x, y, impl="torch"), ctloss.cz_nce(x, y, impl="reference"), rtol=1e-5, atol=0
+        )
+    finally:
+        ctloss.set_workspace_limit(before)
