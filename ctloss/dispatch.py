@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from . import checks
@@ -90,6 +89,7 @@ def choose(x: Tensor, problem: Problem, impl: str) -> tuple[str, str]:
 
     Example:
         >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 1 << 28)
+        >>> import torch
         >>> choose(torch.zeros(4, 8), problem, "reference")
         ('reference', 'asked for by name')
     """
@@ -143,6 +143,7 @@ def explain(
         TypeError, ValueError, RuntimeError: as the loss itself would.
 
     Example:
+        >>> import torch
         >>> print(explain(torch.zeros(4, 8), torch.zeros(4, 8), impl="reference"))
         reference: asked for by name
           computed in: float64
@@ -191,6 +192,7 @@ def describe(
         TypeError, ValueError: see :mod:`ctloss.checks`.
 
     Example:
+        >>> import torch
         >>> x = torch.zeros(4, 8)
         >>> describe(x, x, loss="cz_nce", temperature=0.07, negatives="both", normalize=True, reduction="mean",
         ...          form="log", precision="highest", impl="auto").reduction

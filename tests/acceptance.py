@@ -1,19 +1,20 @@
 """Whether a path is exact enough: error bounds derived from the arithmetic, not tuned to what a path does.
 
 A fused path forms logits of size up to S in single precision, so each carries an error of about one unit in the last
-place of S; the exponentials turn that into a relative error of their weights, and the gradient is a sum of weighted rows
-whose size before cancellation is A. Hence ``A · (5e-7 + 1e-7 S)``, and beside it one rounding to the output's dtype.
+place of S; the exponentials turn that into a relative error of their weights, and the gradient is a sum of weighted
+rows whose size before cancellation is A. Hence ``A · (5e-7 + 1e-7 S)``, and beside it one rounding to the output's dtype.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import ctloss
 import torch
-from ctloss.reference.gradients import closed_form, weights
 from regimes import Case
 from torch import Tensor
+
+import ctloss
+from ctloss.reference.gradients import closed_form, weights
 
 OUTPUT_ROUNDING = {torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 # Double precision is 2^29 times finer; the factor 4 is for the reference, which is no finer itself.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+from typing import Any
 
-import ctloss
 import pytest
 import torch
 from torch import Tensor
+
+import ctloss
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PATHS = ("reference", "torch", "triton")
@@ -167,22 +170,15 @@ def test_gradcheck_of_every_option(impl: str) -> None:
         return
     x, y = batch(n=4, d=3, dtype=torch.float64)
     tau = torch.tensor(0.5, dtype=torch.float64, device=DEVICE, requires_grad=True)
-    for negatives in ("both", "cross"):
-        for normalize in (True, False):
-            for reduction in ("mean", "sum", "none"):
-                for loss in (ctloss.cz_nce, ctloss.info_nce):
-                    assert torch.autograd.gradcheck(
-                        lambda x, y, tau, loss=loss, **k: loss(
-                            x,
-                            y,
-                            temperature=tau,
-                            negatives=negatives,
-                            normalize=normalize,
-                            reduction=reduction,
-                            impl=impl,
-                        ),
-                        (x, y, tau),
-                    )
+    for negatives, normalize, reduction, loss in itertools.product(
+        ("both", "cross"), (True, False), ("mean", "sum", "none"), (ctloss.cz_nce, ctloss.info_nce)
+    ):
+        options = {"negatives": negatives, "normalize": normalize, "reduction": reduction, "impl": impl}
+
+        def call(x: Tensor, y: Tensor, tau: Tensor, loss: Any = loss, options: Any = options) -> Tensor:
+            return loss(x, y, temperature=tau, **options)
+
+        assert torch.autograd.gradcheck(call, (x, y, tau)), options
 
 
 REFUSED = [

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from ctloss.reference import closed_form, loops, row_losses
-from ctloss.reference.eager import unit_rows
 from hypothesis import given
 from regimes import Case, cases
+
+from ctloss.reference import closed_form, loops, row_losses
+from ctloss.reference.eager import unit_rows
 
 EVERY_OPTION = [
     {"loss": loss, "negatives": negatives, "normalize": normalize}
