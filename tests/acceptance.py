@@ -2,7 +2,8 @@
 
 A fused path forms logits of size up to S in single precision, so each carries an error of about one unit in the last
 place of S; the exponentials turn that into a relative error of their weights, and the gradient is a sum of weighted
-rows whose size before cancellation is A. Hence ``A · (5e-7 + 1e-7 S)``, and beside it one rounding to the output's dtype.
+rows whose size before cancellation is A. Hence ``A · (5e-7 + 1e-7 S)``, and beside it one rounding to the dtype of the
+output.
 """
 
 from __future__ import annotations
