@@ -36,6 +36,7 @@ def test_public_functions_have_examples() -> None:
     without = [
         name
         for name in ctloss.__all__
-        if callable(getattr(ctloss, name)) and not any(test.examples for test in finder.find(getattr(ctloss, name), name))
+        if callable(getattr(ctloss, name))
+        and not any(test.examples for test in finder.find(getattr(ctloss, name), name))
     ]
     assert without == []

@@ -153,8 +153,17 @@ def test_type_checker_sees_everything_under_an_editable_install(
         "reveal_type(Problem)\n"
         "ctloss.cz_nce('not', 'tensors')\n"
     )
-    command = [sys.executable, "-m", "mypy", "--python-executable", str(environment), "--cache-dir", str(tmp_path / "cache")]
-    done = subprocess.run([*command, "user.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--python-executable",
+        environment,
+        "--cache-dir",
+        tmp_path / "cache",
+        "user.py",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert "ctloss.kernels.problem.Problem" in done.stdout, done.stdout
     errors = [line for line in done.stdout.splitlines() if ": error:" in line]
     assert errors, done.stdout
@@ -163,7 +172,9 @@ def test_type_checker_sees_everything_under_an_editable_install(
 
 def modules_after(statement: str, cwd: Path) -> set[str]:
     """Top-level names of the modules a fresh process holds after a statement."""
-    program = f"import sys\n{statement}\nimport json\nprint(json.dumps(sorted({{n.partition('.')[0] for n in sys.modules}})))"
+    program = (
+        f"import sys\n{statement}\nimport json\nprint(json.dumps(sorted({{n.partition('.')[0] for n in sys.modules}})))"
+    )
     return set(json.loads(run(sys.executable, "-c", program, cwd=cwd)))
 
 
@@ -177,7 +188,7 @@ def test_import_works_where_nothing_else_is_installed() -> None:
     """The import and a first loss, with every optional library hidden from the process."""
     program = """
 import importlib.abc, sys
-hidden = set("triton transformers datasets sklearn matplotlib tensorboard pyarrow tokenizers safetensors tqdm".split())
+hidden = set("numpy triton transformers datasets sklearn matplotlib tensorboard pyarrow tokenizers safetensors tqdm".split())
 class Hide(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in hidden:
