@@ -16,7 +16,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "ctloss").rglob("*.tsv")) + ["ctloss/py.typed"]
+DATA = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "ctloss").rglob("*.*")
+    if path.suffix not in (".py", ".pyc") and not path.name.startswith(".")
+)
 IMPORT_ALL = (
     "import ctloss, ctloss.kernels.problem, ctloss.kernels.panels.engine, ctloss.kernels.blocks.engine, ctloss.reference;"
     "print(ctloss.__file__)"
@@ -94,6 +98,7 @@ def test_wheel_holds_real_files(archives: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         members = {info.filename: info for info in archive.infolist()}
     inside = [name for name in members if ".dist-info/" not in name]
+    assert "ctloss/py.typed" in DATA
     assert sorted(inside) == sorted(expected_modules() + DATA)
     links = [name for name, info in members.items() if (info.external_attr >> 16) & 0o170000 == 0o120000]
     assert links == []
@@ -153,16 +158,8 @@ def test_type_checker_sees_everything_under_an_editable_install(
         "reveal_type(Problem)\n"
         "ctloss.cz_nce('not', 'tensors')\n"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "mypy",
-        "--python-executable",
-        environment,
-        "--cache-dir",
-        tmp_path / "cache",
-        "user.py",
-    ]
+    options = ["--python-executable", str(environment), "--cache-dir", str(tmp_path / "cache")]
+    command = [sys.executable, "-m", "mypy", *options, "user.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert "ctloss.kernels.problem.Problem" in done.stdout, done.stdout
     errors = [line for line in done.stdout.splitlines() if ": error:" in line]
@@ -188,7 +185,7 @@ def test_import_works_where_nothing_else_is_installed() -> None:
     """The import and a first loss, with every optional library hidden from the process."""
     program = """
 import importlib.abc, sys
-hidden = set("numpy triton transformers datasets sklearn matplotlib tensorboard pyarrow tokenizers safetensors tqdm".split())
+hidden = set("numpy triton transformers datasets sklearn matplotlib tensorboard pyarrow tokenizers tqdm".split())
 class Hide(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in hidden:
@@ -216,7 +213,7 @@ def __getattr__(name):
 
 
 def test_transformers_finds_the_distribution_named_kernels(tmp_path: Path) -> None:
-    """With the repository root on sys.path, ``import kernels`` still means the installed distribution, not our folder."""
+    """With the repository root on sys.path, ``import kernels`` means the installed distribution, not our folder."""
     import transformers.utils.import_utils as wanted
 
     site = tmp_path / "site"

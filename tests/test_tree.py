@@ -57,7 +57,7 @@ def test_files_are_small() -> None:
 
 
 def test_links_stay_inside() -> None:
-    """Linked folders are what makes kernels/ and reference/ parts of the package; they must survive a clone elsewhere."""
+    """The links make kernels/ and reference/ parts of the package, and must hold in a clone elsewhere."""
     for name in ("kernels", "reference"):
         link = ROOT / "ctloss" / name
         assert link.is_symlink()
