@@ -1,9 +1,11 @@
-"""Imports point one way: reference and kernels know torch alone, ctloss joins them, training uses the public functions."""
+"""Imports point one way: reference and kernels know torch alone, ctloss joins them, training uses what is public."""
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +14,18 @@ import pytest
 import ctloss
 
 ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+MODULE_OF = {"scikit-learn": "sklearn"}
+# What the extra installs is what training may import, so neither can lack anything of the other.
 TRAINING_LIBRARIES = frozenset(
-    "accelerate matplotlib numpy pyarrow safetensors sklearn stopwordsiso tensorboard tokenizers torch tqdm transformers".split()
-)
+    MODULE_OF.get(name, name)
+    for name in (re.split("[^a-z0-9_-]", wanted)[0] for wanted in PROJECT["optional-dependencies"]["train"])
+) | {"torch"}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Modules below ``name`` may import the standard library, ``libraries``, and ours below ``ours`` or in ``public``."""
+    """Modules below ``name`` import the standard library, ``libraries``, ours below ``ours``, public names if so."""
 
     name: str
     libraries: frozenset[str]
@@ -124,6 +130,13 @@ def test_imports_point_down(path: Path) -> None:
 )
 def test_the_rule_itself(module: str, source: str, caught: list[str]) -> None:
     assert forbidden(source, module) == caught
+
+
+def test_training_extra_is_used() -> None:
+    files = [path for path in sources() if path.is_relative_to(ROOT / "ctloss" / "train")]
+    used = {name.partition(".")[0] for path in files for name in imported(path.read_text(encoding="utf-8"), "", False)}
+    # Trainer itself needs accelerate, and its TensorBoard callback tensorboard.
+    assert TRAINING_LIBRARIES - used <= {"accelerate", "tensorboard"}
 
 
 def test_benchmarks_use_public_names() -> None:

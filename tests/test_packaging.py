@@ -1,4 +1,4 @@
-"""Wheel, source archive, plain and editable installs hold and expose the whole package; nothing is downloaded for it."""
+"""Wheel, source archive, plain and editable installs hold and expose the whole package; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ DATA = sorted(
     if path.suffix not in (".py", ".pyc") and not path.name.startswith(".")
 )
 IMPORT_ALL = (
-    "import ctloss, ctloss.kernels.problem, ctloss.kernels.panels.engine, ctloss.kernels.blocks.engine, ctloss.reference;"
+    "import ctloss, ctloss.kernels.problem, ctloss.kernels.panels.engine, ctloss.kernels.blocks.engine;"
+    "import ctloss.reference;"
     "print(ctloss.__file__)"
 )
 

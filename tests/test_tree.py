@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 350
-MACHINE = re.compile(r"/(work|root|home|tmp)/\w|[.]library|[.][.]/shared")
+MACHINE = re.compile(r"/(work|root|home|tmp)/\w|[.][.]/shared")
 MACHINE_IS_MEANT = {".ci/run"}
 
 
