@@ -1,0 +1,101 @@
+"""Word pairs that sentences carry, from the corpus itself or from alignment files in Pharaoh form."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+
+from .corpus import CorpusError, ParallelSentence, Sentences, Span, WordPair, count_lines, decoded_lines
+from .words import word_spans
+
+
+class GoldWords:
+    """Takes the word pairs that the sentences carry: the embedded corpus, or sentences from with_alignments."""
+
+    def fingerprint(self) -> str:
+        """Returns a constant: what the sentences carry is part of the corpus."""
+        return "gold"
+
+    def word_pairs(self, sentence: ParallelSentence) -> list[WordPair]:
+        """Returns the sentence's own word pairs."""
+        return list(sentence.words or ())
+
+
+def with_alignments(sentences: Iterable[ParallelSentence], path: str | Path) -> Sentences:
+    """Gives sentences the word pairs of an alignment file in Pharaoh form.
+
+    Line i holds the links of sentence i as ``s-t``, parted by spaces: zero-based positions among the tokens of source
+    and target, which are parted by white space. A word pair is a link whose two tokens have no other link. Punctuation
+    at a token's edges is left out of the word; a token without letters is no word.
+
+    Args:
+        sentences: the sentences of one language pair, in the order of the file.
+        path: the alignment file.
+
+    Returns:
+        The sentences with their ``words``; a malformed link, a position outside the sentence, or a line count other
+        than the number of sentences is refused when the reading comes to it.
+
+    Raises:
+        CorpusError: the file cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> sentence = ParallelSentence("the red house", "la maison rouge", "en", "fr")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "en-fr.align"
+        ...     _ = file.write_text("0-0 1-2 2-1")
+        ...     [aligned] = with_alignments([sentence], file)
+        >>> [(aligned.source[slice(*a)], aligned.target[slice(*b)]) for a, b in aligned.words]
+        [('the', 'la'), ('red', 'rouge'), ('house', 'maison')]
+    """
+    path = Path(path)
+    count_lines(path)
+
+    def read() -> Iterator[ParallelSentence]:
+        for item, sentence in zip_longest(decoded_lines(path), sentences):
+            if item is None or sentence is None:
+                raise CorpusError(
+                    f"{path}: expected one line for each sentence pair, got {count_lines(path)} lines for "
+                    f"{'more' if item is None else 'fewer'} pairs; give the alignment of exactly this corpus"
+                )
+            yield replace(sentence, words=tuple(_linked_words(sentence, item[1], f"{path}, line {item[0]}")))
+
+    return Sentences(read)
+
+
+def _linked_words(sentence: ParallelSentence, line: str, place: str) -> Iterator[WordPair]:
+    sources, targets = _tokens(sentence.source), _tokens(sentence.target)
+    links = []
+    for link in dict.fromkeys(line.split()):
+        match = re.fullmatch(r"([0-9]+)-([0-9]+)", link)
+        if not match:
+            raise CorpusError(
+                f"{place}: expected links such as 0-0 2-1, got {link!r}; write sure links alone, zero-based, as s-t"
+            )
+        s, t = int(match[1]), int(match[2])
+        if s >= len(sources) or t >= len(targets):
+            raise CorpusError(
+                f"{place}: expected positions below {len(sources)} and {len(targets)} (the numbers of tokens), got "
+                f"{link}; align this very corpus, and count from zero"
+            )
+        links.append((s, t))
+    source_uses, target_uses = Counter(s for s, _ in links), Counter(t for _, t in links)
+    for s, t in links:
+        if source_uses[s] == target_uses[t] == 1:
+            source, target = _trim(sentence.source, sources[s]), _trim(sentence.target, targets[t])
+            if source and target:
+                yield source, target
+
+
+def _tokens(text: str) -> list[Span]:
+    return [match.span() for match in re.finditer(r"\S+", text)]
+
+
+def _trim(text: str, token: Span) -> Span | None:
+    spans = word_spans(text[slice(*token)], "")
+    return (token[0] + spans[0][0], token[0] + spans[-1][1]) if spans else None

@@ -1,0 +1,123 @@
+"""Rows to tensors: padding, the draw of a row's word pair, and masked copies for masked language modelling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+SIDES = ("source", "target")
+
+
+class Collator:
+    """Makes a batch of dataset items; what it draws for a row depends on (seed, epoch, index of the row) alone.
+
+    So neither the other rows of the batch, nor padding, worker processes or a restart change a draw. Of a row's word
+    pairs one is drawn, each alike. Masked language modelling as in Devlin et al. 2019: each wordpiece that is no
+    special token is chosen with ``mlm_probability``; of the chosen 80 % become the mask token, 10 % a random ordinary
+    wordpiece, 10 % stay. The masking is done on copies: the contrastive branch sees the clean text.
+
+    Args:
+        tokenizer: gives the ids of padding, mask and special tokens, and the number of wordpieces.
+        seed: at least 0.
+        words: draw word pairs; every row must have one.
+        mlm_probability: share of the wordpieces to predict, in [0, 1); 0 leaves the masked copies out.
+        pad_to_multiple_of: round padded lengths up to a multiple of this.
+
+    Returns from a call, for n rows, with S the longest source of the batch and T the longest target:
+        ``source_ids`` (n, S), ``target_ids`` (n, T): int64, padded with the padding token;
+        ``source_mask``, ``target_mask``: same shapes, int64, 1 on tokens and 0 on padding;
+        ``index`` (n,): int64;
+        with words: ``source_span``, ``target_span`` (n, 2): int64, wordpieces [start, end) of the drawn words;
+        with mlm_probability > 0: ``source_masked_ids``, ``target_masked_ids`` and ``source_labels``,
+        ``target_labels``: int64, shapes as the ids; a label is the right id where it is to be predicted, else -100.
+
+    Raises:
+        ValueError: an argument is out of range, the tokenizer lacks a padding or mask token, or a row lacks words.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int,
+        words: bool = True,
+        mlm_probability: float = 0.15,
+        pad_to_multiple_of: int = 1,
+    ) -> None:
+        if seed < 0 or pad_to_multiple_of < 1:
+            raise ValueError(
+                f"expected seed of at least 0 and pad_to_multiple_of of at least 1, got {seed} and {pad_to_multiple_of}"
+            )
+        if not 0 <= mlm_probability < 1:
+            raise ValueError(f"expected mlm_probability in [0, 1), got {mlm_probability}; the paper's is 0.15")
+        if tokenizer.pad_token_id is None:
+            raise ValueError("expected a tokenizer with a padding token, got one without; set tokenizer.pad_token")
+        if mlm_probability and tokenizer.mask_token_id is None:
+            raise ValueError(
+                "expected a tokenizer with a mask token, got one without; set tokenizer.mask_token or leave masked "
+                "language modelling out with mlm_probability=0"
+            )
+        self.seed, self.words = seed, words
+        self.mlm_probability, self.pad_to_multiple_of = mlm_probability, pad_to_multiple_of
+        self._pad_id, self._mask_id = tokenizer.pad_token_id, tokenizer.mask_token_id
+        self._special = np.zeros(len(tokenizer), dtype=bool)
+        self._special[tokenizer.all_special_ids] = True
+        self._ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        batch: dict[str, Tensor] = {"index": torch.tensor([item["index"] for item in items])}
+        for side in SIDES:
+            ids = [item[f"{side}_ids"] for item in items]
+            batch[f"{side}_ids"] = self._pad(ids, self._pad_id)
+            batch[f"{side}_mask"] = self._pad([np.ones_like(row) for row in ids], 0)
+        generators = [self._generator(item) for item in items]
+        # The word is drawn before the masks, and always: masks do not change with the level of training.
+        draws = [generator.random() for generator in generators]
+        if self.words:
+            pairs = np.stack([_pick(item, draw) for item, draw in zip(items, draws, strict=True)])
+            batch["source_span"] = torch.from_numpy(pairs[:, :2].astype(np.int64))
+            batch["target_span"] = torch.from_numpy(pairs[:, 2:].astype(np.int64))
+        if self.mlm_probability:
+            for side in SIDES:
+                masked = [self._mask(item[f"{side}_ids"], g) for item, g in zip(items, generators, strict=True)]
+                batch[f"{side}_masked_ids"] = self._pad([ids for ids, _ in masked], self._pad_id)
+                batch[f"{side}_labels"] = self._pad([labels for _, labels in masked], IGNORED)
+        return batch
+
+    def _generator(self, item: dict[str, Any]) -> np.random.Generator:
+        # Philox is counter-based (Salmon et al. 2011): key and counter name the row's own stream. The lowest counter
+        # word is left to the stream itself.
+        return np.random.Generator(np.random.Philox(key=(self.seed, item["epoch"]), counter=(0, 0, 0, item["index"])))
+
+    def _mask(self, ids: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        chosen, kind, other = generator.random((3, len(ids)))
+        predicted = (chosen < self.mlm_probability) & ~self._special[ids]
+        random_ids = self._ordinary[(other * len(self._ordinary)).astype(np.int64)]
+        replaced = np.where(kind < 0.8, self._mask_id, np.where(kind < 0.9, random_ids, ids))
+        return np.where(predicted, replaced, ids), np.where(predicted, ids, IGNORED)
+
+    def _pad(self, rows: Sequence[np.ndarray], value: int) -> Tensor:
+        longest = max(len(row) for row in rows)
+        longest += -longest % self.pad_to_multiple_of
+        padded = np.full((len(rows), longest), value, dtype=np.int64)
+        for i, row in enumerate(rows):
+            padded[i, : len(row)] = row
+        return torch.from_numpy(padded)
+
+
+def _pick(item: dict[str, Any], draw: float) -> np.ndarray:
+    pairs = item["word_pairs"]
+    if not len(pairs):
+        raise ValueError(
+            f"expected a word pair in every row, got none in row {item['index']}; "
+            "make the dataset with require_words=True, or the collator with words=False"
+        )
+    return pairs[int(draw * len(pairs))]

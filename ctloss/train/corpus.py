@@ -1,0 +1,343 @@
+"""Parallel text: readers of line-aligned files, TSV files and the embedded corpus, all giving ParallelSentence."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+Span = tuple[int, int]
+WordPair = tuple[Span, Span]
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+class CorpusError(ValueError):
+    """A corpus file is not what its format promises; the message names the file and the line."""
+
+
+@dataclass(frozen=True)
+class ParallelSentence:
+    """A sentence and its translation.
+
+    Attributes:
+        source: the sentence in ``source_language``.
+        target: its translation in ``target_language``.
+        source_language: two- or three-letter code, optionally with a region (``"en"``, ``"pt-br"``).
+        target_language: likewise.
+        words: pairs of character spans (start, end), end exclusive, of words that translate each other; None where
+            nothing is known about the words.
+    """
+
+    source: str
+    target: str
+    source_language: str
+    target_language: str
+    words: tuple[WordPair, ...] | None = None
+
+
+class Sentences(Iterable[ParallelSentence]):
+    """Parallel sentences that can be read any number of times, each time from the start and in the same order.
+
+    Example:
+        >>> pair = ParallelSentence("a dog", "un chien", "en", "fr")
+        >>> corpus = Sentences(lambda: iter([pair]))
+        >>> list(corpus) == list(corpus) == [pair]
+        True
+        >>> len(list(corpus + corpus))
+        2
+    """
+
+    def __init__(self, read: Callable[[], Iterator[ParallelSentence]]) -> None:
+        self._read = read
+
+    def __iter__(self) -> Iterator[ParallelSentence]:
+        return self._read()
+
+    def __add__(self, other: Iterable[ParallelSentence]) -> Sentences:
+        def both() -> Iterator[ParallelSentence]:
+            yield from self
+            yield from other
+
+        return Sentences(both)
+
+
+def find_lines(prefix: str | Path) -> dict[str, Path]:
+    """Finds the files PREFIX.LANGUAGE of a line-aligned corpus.
+
+    Args:
+        prefix: path up to the dot before the language code: ``data/corpus`` for data/corpus.en, data/corpus.fr.
+
+    Returns:
+        Path by language code, sorted by code.
+
+    Raises:
+        CorpusError: fewer than two such files exist.
+    """
+    prefix = Path(prefix)
+    files = {
+        path.name[len(prefix.name) + 1 :]: path
+        for path in sorted(prefix.parent.glob(f"{glob_escape(prefix.name)}.*"))
+        if is_language(path.name[len(prefix.name) + 1 :])
+    }
+    if len(files) < 2:
+        raise CorpusError(
+            f"{prefix}: expected at least two files {prefix}.LANGUAGE (such as {prefix}.en and {prefix}.fr), "
+            f"got {', '.join(str(path) for path in files.values()) or 'none'}; "
+            "give the common part of the names, without the dot and the language code"
+        )
+    return files
+
+
+def glob_escape(name: str) -> str:
+    """Returns a file name as a glob pattern that matches it alone."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def is_language(code: str) -> bool:
+    """Tells whether a string looks like a language code: ``fr``, ``ast``, ``pt-BR``, ``zh_Hant``.
+
+    Example:
+        >>> [is_language(code) for code in ("fr", "pt-br", "gz", "tokens")]
+        [True, True, False, False]
+    """
+    primary, _, region = code.replace("_", "-").partition("-")
+    letters = primary.isascii() and primary.isalpha() and primary.islower() and 2 <= len(primary) <= 3
+    return (
+        letters
+        and primary not in {"gz", "bz", "xz", "zip", "txt", "tsv", "csv", "tmp", "bak", "ids"}
+        and (not region or region.isalnum())
+    )
+
+
+def read_lines(files: Mapping[str, str | Path], *, pivot: str = "en", lowercase: bool = False) -> Sentences:
+    """Reads line-aligned files, in which line i of every file says the same: the pivot with every other language.
+
+    The languages come one after the other in the mapping's order, each from its first line to its last. Lines end with
+    LF or CRLF; texts are NFC, stripped. An empty line is given as an empty text (a build counts and leaves it out), so
+    that line numbers keep their meaning for word alignments.
+
+    Args:
+        files: path by language code.
+        pivot: the language paired with each of the others; it is the source.
+        lowercase: lower-case both sides, as the paper does.
+
+    Returns:
+        Sentences; a file that is not UTF-8 is refused when the reading comes to the line.
+
+    Raises:
+        CorpusError: the pivot or a second language is missing, a file cannot be read, or the line counts differ.
+    """
+    if pivot not in files or len(files) < 2:
+        raise CorpusError(
+            f"expected files of {pivot!r} and of at least one other language, got languages {sorted(files)}; "
+            "add the missing files or choose another pivot"
+        )
+    paths = {language: Path(path) for language, path in files.items()}
+    counts = {language: count_lines(path) for language, path in paths.items()}
+    for language, count in counts.items():
+        if count != counts[pivot]:
+            shorter, longer = sorted((pivot, language), key=counts.__getitem__)
+            raise CorpusError(
+                f"{paths[longer]}, line {counts[shorter] + 1}: no such line in {paths[shorter]}; expected files with "
+                f"equal numbers of lines, got {counts[longer]} and {counts[shorter]}; align them line by line"
+            )
+
+    def read() -> Iterator[ParallelSentence]:
+        for language, path in paths.items():
+            if language != pivot:
+                for (_, source), (_, target) in zip(decoded_lines(paths[pivot]), decoded_lines(path), strict=True):
+                    yield _sentence(source, target, pivot, language, lowercase)
+
+    return Sentences(read)
+
+
+def read_tsv(path: str | Path, source_language: str, target_language: str, *, lowercase: bool = False) -> Sentences:
+    """Reads a file of lines ``source TAB target``; texts are NFC, stripped.
+
+    Args:
+        path: the file.
+        source_language: language code of the first column.
+        target_language: language code of the second column.
+        lowercase: lower-case both sides, as the paper does.
+
+    Returns:
+        Sentences; a line without exactly two columns, or not UTF-8, is refused when the reading comes to it.
+
+    Raises:
+        CorpusError: the file cannot be read.
+    """
+    path = Path(path)
+    count_lines(path)
+
+    def read() -> Iterator[ParallelSentence]:
+        for number, line in decoded_lines(path):
+            columns = line.split("\t")
+            if len(columns) != 2:
+                raise CorpusError(
+                    f"{path}, line {number}: expected two columns, source TAB target, got {len(columns)}: "
+                    f"{line[:80]!r}; leave exactly one tab in each line"
+                )
+            yield _sentence(columns[0], columns[1], source_language, target_language, lowercase)
+
+    return Sentences(read)
+
+
+def read_embedded(
+    split: Split, *, languages: Iterable[str] | None = None, pivot: str = "en", lowercase: bool = False
+) -> Sentences:
+    """Reads the corpus that comes with the package, with its gold word pairs: the pivot with every other language.
+
+    Args:
+        split: ``"train"``, ``"validation"`` or ``"test"``; no sentence is in two of them.
+        languages: languages to pair with the pivot (default: all of the corpus).
+        pivot: the source language.
+        lowercase: lower-case both sides, as the paper does.
+
+    Raises:
+        CorpusError: an unknown split or language.
+    """
+    from .embedded import LANGUAGES, sentences
+
+    if split not in SPLITS:
+        raise CorpusError(f"expected a split out of {', '.join(SPLITS)}, got {split!r}; choose one of them")
+    others = [language for language in (languages or LANGUAGES) if language != pivot]
+    for language in (pivot, *others):
+        if language not in LANGUAGES:
+            raise CorpusError(
+                f"expected languages out of {', '.join(LANGUAGES)}, got {language!r}; "
+                "the embedded corpus has no others: give files of your own for them"
+            )
+
+    def read() -> Iterator[ParallelSentence]:
+        for language in others:
+            for item in sentences(split):
+                if pivot in item.texts and language in item.texts:
+                    words = tuple(
+                        (spans[pivot], spans[language])
+                        for spans in item.words.values()
+                        if pivot in spans and language in spans
+                    )
+                    pair = ParallelSentence(item.texts[pivot], item.texts[language], pivot, language, words)
+                    yield replace(pair, source=lower(pair.source), target=lower(pair.target)) if lowercase else pair
+
+    return Sentences(read)
+
+
+def take_split(
+    corpus: Iterable[ParallelSentence], split: Split, *, validation: float = 0.01, test: float = 0.01, seed: int = 0
+) -> Sentences:
+    """Takes one of three disjoint parts of a corpus, decided by a hash of the source sentence and the seed.
+
+    Every translation of a sentence falls in the same part, whatever the order or the rest of the corpus.
+
+    Args:
+        corpus: parallel sentences, readable more than once.
+        split: which part.
+        validation: expected share of the validation part.
+        test: expected share of the test part.
+        seed: another seed, another split.
+
+    Example:
+        >>> corpus = [ParallelSentence(f"dog {i}", f"chien {i}", "en", "fr") for i in range(100)]
+        >>> parts = [list(take_split(corpus, s, validation=0.2, test=0.2)) for s in ("train", "validation", "test")]
+        >>> sorted(sum(parts, []), key=corpus.index) == corpus and all(parts)
+        True
+    """
+    if not (validation >= 0 and test >= 0 and validation + test < 1):
+        raise ValueError(
+            f"expected shares of validation and test that leave some of the corpus for training, got {validation} and "
+            f"{test}; lower them"
+        )
+
+    def read() -> Iterator[ParallelSentence]:
+        for sentence in corpus:
+            share = stable_hash("split", str(seed), text_key(sentence.source)) / 2**64
+            part = "test" if share < test else "validation" if share < test + validation else "train"
+            if part == split:
+                yield sentence
+
+    return Sentences(read)
+
+
+def lower(text: str) -> str:
+    """Lower-cases a text without changing its length, so that character spans stay valid.
+
+    Example:
+        >>> lower("Ein İgel"), len(lower("İ"))
+        ('ein İgel', 1)
+    """
+    lowered = text.lower()
+    if len(lowered) == len(text):
+        return lowered
+    return "".join(small if len(small := c.lower()) == 1 else c for c in text)
+
+
+def text_key(text: str) -> str:
+    """Returns what two texts must share to count as the same text: NFKC, case folded, runs of space as one.
+
+    Example:
+        >>> text_key(" Le  CHIEN") == text_key("le chien")
+        True
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def stable_hash(*parts: str) -> int:
+    """Returns a 64-bit hash of some texts that is the same in every process and on every machine.
+
+    Example:
+        >>> stable_hash("ab", "c") != stable_hash("a", "bc")
+        True
+    """
+    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def count_lines(path: Path) -> int:
+    """Counts the lines of a file; a last line without its LF counts too.
+
+    Raises:
+        CorpusError: the file cannot be read.
+    """
+    count, last = 0, b"\n"
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                count += chunk.count(b"\n")
+                last = chunk[-1:]
+    except OSError as error:
+        raise CorpusError(f"{path}: expected a readable text file, got {error.strerror}; check the path") from error
+    return count + (last != b"\n")
+
+
+def decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields (line number from 1, text in NFC without its line end) of a UTF-8 file; a byte order mark is left out.
+
+    Only LF ends a line: str.splitlines would also cut at U+2028 and others, and lose the alignment of lines.
+
+    Raises:
+        CorpusError: a line that is not UTF-8.
+    """
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise CorpusError(
+                    f"{path}, line {number}: expected UTF-8, got byte 0x{raw[error.start]:02x} at position "
+                    f"{error.start} of the line; convert the file to UTF-8"
+                ) from error
+            yield number, unicodedata.normalize("NFC", text.removesuffix("\n").removesuffix("\r"))
+
+
+def _sentence(
+    source: str, target: str, source_language: str, target_language: str, lowercase: bool
+) -> ParallelSentence:
+    source, target = source.strip(), target.strip()
+    if lowercase:
+        source, target = lower(source), lower(target)
+    return ParallelSentence(source, target, source_language, target_language)

@@ -1,0 +1,193 @@
+"""Word translations from a lexicon, found in parallel sentences."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from .corpus import CorpusError, ParallelSentence, Span, WordPair, count_lines, decoded_lines, is_language
+from .words import word_spans
+
+Entry = tuple[str, ...]
+Translations = dict[tuple[str, str], dict[Entry, set[Entry]]]
+
+
+class Lexicon:
+    """Translations of words; finds the pairs of them that a sentence and its translation hold.
+
+    An entry is kept as the case-folded words it consists of (characters, in languages written without spaces), so
+    entries of several words are found too. A sentence is cut into entries from left to right, the longest first: 上 is
+    not found in 晚上 when the lexicon has 晚上. Forms are matched as they stand; nothing is inflected.
+
+    Example:
+        >>> lexicon = Lexicon.from_entries("en", "fr", [("house", "maison"), ("house", "domicile"), ("dog", "chien")])
+        >>> sentence = ParallelSentence("The dog is in the house.", "Le chien est dans la maison.", "en", "fr")
+        >>> [(sentence.source[slice(*a)], sentence.target[slice(*b)]) for a, b in lexicon.word_pairs(sentence)]
+        [('dog', 'chien'), ('house', 'maison')]
+    """
+
+    def __init__(self, translations: Translations) -> None:
+        self._translations = translations
+        self._longest: dict[str, dict[str, int]] = {}
+        self._entries: dict[str, set[Entry]] = {}
+        for (source_language, target_language), table in translations.items():
+            self._note(source_language, table)
+            self._note(target_language, (entry for targets in table.values() for entry in targets))
+
+    @classmethod
+    def from_entries(cls, source_language: str, target_language: str, pairs: Iterable[tuple[str, str]]) -> Lexicon:
+        """Makes a lexicon of one language pair out of (word, translation) pairs."""
+        table: dict[Entry, set[Entry]] = {}
+        for source, target in pairs:
+            _add(table, _entry(source, source_language), _entry(target, target_language))
+        return cls({(source_language, target_language): table})
+
+    @classmethod
+    def read_tsv(cls, path: str | Path, source_language: str, target_language: str) -> Lexicon:
+        """Reads lines ``word TAB translation``; either may hold several variants parted by commas.
+
+        Raises:
+            CorpusError: the file cannot be read, is not UTF-8, or a line has not exactly two columns.
+        """
+        path = Path(path)
+        count_lines(path)
+        pairs: list[tuple[str, str]] = []
+        for number, line in decoded_lines(path):
+            columns = line.split("\t")
+            if len(columns) != 2:
+                raise CorpusError(
+                    f"{path}, line {number}: expected two columns, word TAB translation, got {len(columns)}: "
+                    f"{line[:80]!r}; leave exactly one tab in each line"
+                )
+            pairs.extend((a, b) for a in _variants(columns[0]) for b in _variants(columns[1]))
+        return cls.from_entries(source_language, target_language, pairs)
+
+    @classmethod
+    def read_lines(cls, files: Mapping[str, str | Path]) -> Lexicon:
+        """Reads line-aligned word lists, one a language: line i of each names the same meaning.
+
+        Args:
+            files: path by language code (find_lexicon_lines finds them in a folder). A line may hold several variants
+                parted by commas.
+
+        Raises:
+            CorpusError: fewer than two files, one cannot be read or is not UTF-8, or their line counts differ.
+        """
+        if len(files) < 2:
+            raise CorpusError(f"expected word lists of at least two languages, got {sorted(files)}; add the others")
+        columns = {}
+        for language, path in files.items():
+            count_lines(Path(path))
+            columns[language] = [
+                [_entry(variant, language) for variant in _variants(line)] for _, line in decoded_lines(Path(path))
+            ]
+        first = next(iter(columns))
+        for language, lines in columns.items():
+            if len(lines) != len(columns[first]):
+                raise CorpusError(
+                    f"{files[language]}, line {min(len(lines), len(columns[first])) + 1}: expected as many lines as "
+                    f"{files[first]}, got {len(lines)} and {len(columns[first])}; align the lists line by line"
+                )
+        translations: Translations = {}
+        for source_language, sources in columns.items():
+            for target_language, targets in columns.items():
+                if source_language != target_language:
+                    table = translations[source_language, target_language] = {}
+                    for source_variants, target_variants in zip(sources, targets, strict=True):
+                        for source in source_variants:
+                            for target in target_variants:
+                                _add(table, source, target)
+        return cls(translations)
+
+    def __len__(self) -> int:
+        """Number of (word, translation) pairs over all language pairs and directions."""
+        return sum(len(targets) for table in self._translations.values() for targets in table.values())
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the entries, the same for lexicons that say the same."""
+        digest = hashlib.blake2b(b"lexicon", digest_size=16)
+        for languages, table in sorted(self._translations.items()):
+            for source, targets in sorted(table.items()):
+                digest.update(repr((languages, source, sorted(targets))).encode())
+        return digest.hexdigest()
+
+    def word_pairs(self, sentence: ParallelSentence) -> list[WordPair]:
+        """Returns the character spans of the entries that stand in the source and have a translation in the target.
+
+        An entry with translations at several places, or several entries with one translation, give every such pair.
+        """
+        languages = (sentence.source_language, sentence.target_language)
+        table = self._translations.get(languages)
+        if not table:
+            return []
+        sources = list(self._segments(sentence.source, languages[0]))
+        if not any(entry in table for entry, _ in sources):
+            return []
+        targets: dict[Entry, list[Span]] = {}
+        for entry, span in self._segments(sentence.target, languages[1]):
+            targets.setdefault(entry, []).append(span)
+        return [
+            (source_span, target_span)
+            for source, source_span in sources
+            for target in table.get(source, set()) & targets.keys()
+            for target_span in targets[target]
+        ]
+
+    def _segments(self, text: str, language: str) -> Iterator[tuple[Entry, Span]]:
+        longest, entries = self._longest.get(language, {}), self._entries.get(language, set())
+        spans = word_spans(text, language)
+        folded = [text[start:end].casefold() for start, end in spans]
+        i = 0
+        while i < len(spans):
+            for size in range(min(longest.get(folded[i], 0), len(spans) - i), 0, -1):
+                entry = tuple(folded[i : i + size])
+                if entry in entries:
+                    yield entry, (spans[i][0], spans[i + size - 1][1])
+                    i += size
+                    break
+            else:
+                i += 1
+
+    def _note(self, language: str, entries: Iterable[Entry]) -> None:
+        longest, known = self._longest.setdefault(language, {}), self._entries.setdefault(language, set())
+        for entry in entries:
+            known.add(entry)
+            longest[entry[0]] = max(longest.get(entry[0], 0), len(entry))
+
+
+def find_lexicon_lines(folder: str | Path) -> dict[str, Path]:
+    """Finds line-aligned word lists in a folder: LANGUAGE.txt, LANGUAGE_anything.txt or anything.LANGUAGE.
+
+    Raises:
+        CorpusError: fewer than two languages, or two files of one language.
+    """
+    folder = Path(folder)
+    files: dict[str, Path] = {}
+    for path in sorted(folder.glob("*")):
+        code = path.stem.partition("_")[0] if path.suffix == ".txt" else path.suffix[1:]
+        if path.is_file() and is_language(code):
+            if code in files:
+                raise CorpusError(
+                    f"{folder}: expected one word list a language, got {files[code].name} and {path.name}; remove one"
+                )
+            files[code] = path
+    if len(files) < 2:
+        raise CorpusError(
+            f"{folder}: expected word lists of at least two languages (en.txt, fr.txt, ...), "
+            f"got {', '.join(path.name for path in files.values()) or 'none'}; add the others, or give a TSV"
+        )
+    return files
+
+
+def _variants(field: str) -> list[str]:
+    return [variant for part in field.replace("，", ",").split(",") if (variant := part.strip())]
+
+
+def _entry(word: str, language: str) -> Entry:
+    return tuple(word[start:end].casefold() for start, end in word_spans(word, language))
+
+
+def _add(table: dict[Entry, set[Entry]], source: Entry, target: Entry) -> None:
+    if source and target:
+        table.setdefault(source, set()).add(target)

@@ -1,0 +1,194 @@
+"""Which rows form which batch: length buckets without false negatives, the same after every restart."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class BatchPlan:
+    """The batches of every epoch, as pure functions of (seed, epoch).
+
+    An epoch shuffles the rows, cuts them into windows of ``window`` batches, sorts each window by length and fills
+    batches in that order, so that rows of like length meet (little padding) and yet other rows meet in every epoch.
+    No batch holds one text twice, on either side: such a row would be a false negative. A row whose text is in the
+    batch already waits for the next batch that can take it. Last, the batches are shuffled.
+
+    Every epoch has the same number of batches, ``len(plan)``, so that step k of a run is known to be batch
+    ``k % len(plan)`` of epoch ``k // len(plan)``. The number is that of epoch 0: rows that fill no whole batch at the
+    end of an epoch are left out of it, as are batches beyond the number; an epoch that comes out short repeats its
+    first batches. All batches have ``batch_size`` rows.
+
+    Args:
+        lengths: wordpieces of source and target, (rows, 2) or (rows,) integers.
+        keys: hashes of source and target text, (rows, 2) integers; equal texts have equal hashes.
+        batch_size: rows a batch.
+        seed: at least 0.
+        window: batches a window; 1 gives random batches, more give less padding.
+
+    Raises:
+        ValueError: a shape or value is not as above, or not even one batch can be filled.
+
+    Example:
+        >>> plan = BatchPlan(np.arange(10), np.arange(20).reshape(10, 2), batch_size=4, seed=0)
+        >>> len(plan), sorted(len(set(batch)) for batch in plan.epoch(0))
+        (2, [4, 4])
+        >>> bool((plan.batch(epoch=3, number=1) == plan.epoch(3)[1]).all())
+        True
+    """
+
+    def __init__(self, lengths: np.ndarray, keys: np.ndarray, *, batch_size: int, seed: int, window: int = 64) -> None:
+        lengths, keys = np.asarray(lengths), np.asarray(keys)
+        if keys.ndim != 2 or keys.shape[1] != 2 or len(lengths) != len(keys):
+            raise ValueError(
+                f"expected keys of shape (rows, 2) and as many lengths, got shapes {keys.shape} and {lengths.shape}"
+            )
+        if batch_size < 2:
+            raise ValueError(
+                f"expected a batch_size of at least 2 (a row's negatives are the others), got {batch_size}"
+            )
+        if seed < 0 or window < 1:
+            raise ValueError(f"expected a seed of at least 0 and a window of at least 1, got {seed} and {window}")
+        self.batch_size, self.seed, self.window = batch_size, seed, window
+        self._lengths = lengths.sum(axis=1) if lengths.ndim == 2 else lengths
+        # Small consecutive integers instead of hashes: quicker to compare in the loop below.
+        self._keys = np.unique(keys, return_inverse=True)[1].reshape(keys.shape)
+        self._number = len(self._fill(0))
+        if not self._number:
+            raise ValueError(
+                f"expected enough rows with distinct texts for a batch of {batch_size}, got {len(keys)} rows with "
+                f"{len(np.unique(keys))} distinct texts; lower batch_size or give more sentence pairs"
+            )
+        self._cached: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return self._number
+
+    def batch(self, epoch: int, number: int) -> np.ndarray:
+        """Returns the row indices of a batch of an epoch, (batch_size,) int64."""
+        return self.epoch(epoch)[number]
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Returns the batches of an epoch, (len(plan), batch_size) int64 row indices."""
+        if self._cached is None or self._cached[0] != epoch:
+            batches = self._fill(epoch)
+            order = self._generator(epoch, stream=1).permutation(len(batches))
+            self._cached = (epoch, batches[np.resize(order, self._number)])
+        return self._cached[1]
+
+    def _generator(self, epoch: int, stream: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence([self.seed, epoch, stream]))
+
+    def _fill(self, epoch: int) -> np.ndarray:
+        order = self._generator(epoch, stream=0).permutation(len(self._lengths))
+        windows = np.arange(len(order)) // (self.window * self.batch_size)
+        order = order[np.lexsort((self._lengths[order], windows))]
+        filler = _Filler(self._keys, self.batch_size)
+        for row in order.tolist():
+            filler.add(row)
+        return np.array(filler.finish(), dtype=np.int64).reshape(-1, self.batch_size)
+
+
+class _Filler:
+    """Fills batches with rows in the order given, save where a text would stand in a batch twice."""
+
+    def __init__(self, keys: np.ndarray, batch_size: int) -> None:
+        self._keys: list[list[int]] = keys.tolist()
+        self._batch_size = batch_size
+        self._batches: list[list[int]] = []
+        self._batch: list[int] = []
+        self._texts: set[int] = set()
+        self._waiting: deque[int] = deque()
+
+    def add(self, row: int) -> None:
+        if not self._place(row):
+            self._waiting.append(row)
+        elif not self._batch:
+            # A bounded look at those who wait: a text that a large share of the corpus repeats must not cost a pass
+            # over all its rows for every batch.
+            self._retry(min(len(self._waiting), self._batch_size))
+
+    def finish(self) -> list[list[int]]:
+        """Returns the full batches, after those who wait had their last chances."""
+        full = -1
+        while full < len(self._batches):
+            full = len(self._batches)
+            self._retry(len(self._waiting))
+        return self._batches
+
+    def _retry(self, rows: int) -> None:
+        for _ in range(rows):
+            row = self._waiting.popleft()
+            if not self._place(row):
+                self._waiting.append(row)
+
+    def _place(self, row: int) -> bool:
+        source, target = self._keys[row]
+        if source in self._texts or target in self._texts:
+            return False
+        self._batch.append(row)
+        self._texts.update((source, target))
+        if len(self._batch) == self._batch_size:
+            self._batches.append(self._batch)
+            self._batch, self._texts = [], set()
+        return True
+
+
+class PlanSampler(Sampler[list[tuple[int, int]]]):
+    """A plan's batches as a DataLoader's ``batch_sampler``, starting at any step.
+
+    Yields lists of (epoch, index), the keys of WPSDataset. In a run of several processes each takes batches rank,
+    rank + world_size, ... of the epoch; batches beyond the last multiple of world_size are left out, so that every
+    process has as many.
+
+    Args:
+        plan: the batches.
+        rank: this process's number, from 0.
+        world_size: number of processes.
+
+    Attributes:
+        batch_size: rows a batch, on each process.
+        drop_last: True: all batches are full.
+
+    Raises:
+        ValueError: rank is not below world_size, or there are fewer batches than processes.
+
+    Example:
+        >>> plan = BatchPlan(np.arange(8), np.arange(16).reshape(8, 2), batch_size=4, seed=0)
+        >>> sampler = PlanSampler(plan)
+        >>> first, second = list(sampler)
+        >>> sampler.set_epoch(0, start=1)
+        >>> list(sampler) == [second]
+        True
+    """
+
+    drop_last = True
+
+    def __init__(self, plan: BatchPlan, *, rank: int = 0, world_size: int = 1) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"expected a rank from 0 to below world_size, got {rank} of {world_size}")
+        if len(plan) < world_size:
+            raise ValueError(
+                f"expected at least a batch for each of {world_size} processes, got {len(plan)} batches of "
+                f"{plan.batch_size}; lower the batch size or the number of processes"
+            )
+        self.plan, self.rank, self.world_size = plan, rank, world_size
+        self.batch_size = plan.batch_size
+        self._epoch, self._start = 0, 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Chooses the epoch of the next iteration, and how many of this process's batches it leaves out."""
+        self._epoch, self._start = epoch, start
+
+    def __len__(self) -> int:
+        """This process's batches in an epoch."""
+        return len(self.plan) // self.world_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self._start, len(self)):
+            rows = self.plan.batch(self._epoch, step * self.world_size + self.rank)
+            yield [(self._epoch, int(row)) for row in rows]

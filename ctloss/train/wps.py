@@ -1,0 +1,310 @@
+"""Word positioned samples (WPS), built in advance: parallel sentences as wordpieces, with the spans of word pairs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .corpus import ParallelSentence, Span, WordPair, stable_hash, text_key
+from .spans import require_fast, wordpiece_span
+from .words import is_stop_word, occurs_once
+
+if TYPE_CHECKING:
+    import pyarrow
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase
+
+# Part of every fingerprint: builds by another version of this file's rules are not reused.
+FORMAT = 1
+ARROW_NAME, MANIFEST_NAME = "wps.arrow", "manifest.json"
+# Large enough for the tokenizer's batching to pay, small enough to stay in cache and to show progress.
+CHUNK = 2048
+
+
+class WordSource(Protocol):
+    """Where word pairs come from: Lexicon, GoldWords, CooccurrenceAligner or anything like them."""
+
+    def fingerprint(self) -> str:
+        """Returns a string that differs whenever word_pairs may answer differently."""
+
+    def word_pairs(self, sentence: ParallelSentence) -> Sequence[WordPair]:
+        """Returns pairs of character spans of words that translate each other."""
+
+
+@dataclass
+class WPSCounts:
+    """What a build kept, and what it skipped and why.
+
+    Attributes:
+        sentences: sentence pairs read.
+        rows: sentence pairs kept.
+        rows_with_words: rows with at least one word pair.
+        word_pairs: word pairs in all rows.
+        skipped_sentences: by reason: ``empty`` (a side without text), ``duplicate`` (both texts seen before in these
+            languages), ``too long`` (more wordpieces than allowed on either side).
+        skipped_words: of the word pairs proposed for the kept rows, by reason: ``stop word``, ``not unique`` (a word
+            occurs again in its sentence), ``ambiguous`` (several translations remain of a word), ``span not verified``
+            (no run of known wordpieces covers exactly the word).
+        languages: rows, rows with words and word pairs by language pair, such as ``"en-fr"``.
+    """
+
+    sentences: int = 0
+    rows: int = 0
+    rows_with_words: int = 0
+    word_pairs: int = 0
+    skipped_sentences: dict[str, int] = field(default_factory=dict)
+    skipped_words: dict[str, int] = field(default_factory=dict)
+    languages: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Returns a summary of a few lines."""
+
+        def reasons(counts: dict[str, int]) -> str:
+            return ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count) or "none"
+
+        lines = [
+            f"{self.rows:,} of {self.sentences:,} sentence pairs kept (skipped: {reasons(self.skipped_sentences)})",
+            f"{self.rows_with_words:,} of them with words, {self.word_pairs:,} word pairs "
+            f"(skipped: {reasons(self.skipped_words)})",
+        ]
+        for name, c in self.languages.items():
+            lines.append(f"{name}: {c['rows']:,} rows, {c['rows_with_words']:,} with words, {c['word_pairs']:,} pairs")
+        return "\n".join(lines)
+
+
+def build_wps(
+    pairs: Iterable[ParallelSentence],
+    tokenizer: PreTrainedTokenizerBase,
+    source_of_words: WordSource,
+    *,
+    folder: str | Path,
+    max_length: int = 128,
+    progress: bool = True,
+) -> WPSCounts:
+    """Builds the word positioned samples of a corpus in a folder, or reuses them if they are there already.
+
+    A word pair is used where each of its words occurs exactly once in its sentence and is no stop word, and a run of
+    wordpieces covers exactly its characters on both sides (Chen et al. 2022, section 2.3). Sentence pairs without a
+    word pair are kept for sentence-level training.
+
+    ``folder/wps.arrow`` (Arrow IPC, memory-mapped when read) holds a row for each kept sentence pair: source, target
+    (texts); source_language, target_language; source_ids, target_ids (with special tokens); word_pairs (lists of
+    source start, source end, target start, target end: positions in the ids, end exclusive); source_words,
+    target_words (their texts, case folded); word_types (a hash of languages and words, see held_out);
+    source_key, target_key (hashes of the normalised texts). ``folder/manifest.json`` holds the counts and the
+    fingerprint of tokenizer, corpus, word source and options: an equal fingerprint means the build is reused. Both are
+    written beside their place and then moved, the manifest last; only one process may build in a folder at a time.
+
+    Args:
+        pairs: the corpus; read twice (an iterator is first read into memory).
+        tokenizer: a fast tokenizer.
+        source_of_words: proposes the word pairs.
+        folder: where the samples go; made if missing.
+        max_length: most wordpieces of a side, special tokens included.
+        progress: show a progress bar.
+
+    Returns:
+        What was kept and skipped.
+
+    Raises:
+        CorpusError: from reading the corpus.
+        TypeError: the tokenizer is not a fast one.
+        ValueError: nothing is left of the corpus, or max_length leaves no room for words.
+    """
+    require_fast(tokenizer)
+    if max_length < 3:
+        raise ValueError(
+            f"expected max_length of at least 3 (two special tokens and a word), got {max_length}; raise it"
+        )
+    if isinstance(pairs, Iterator):
+        pairs = list(pairs)
+    folder = Path(folder)
+    fingerprint, total = _fingerprint(pairs, tokenizer, source_of_words, max_length)
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest["fingerprint"] == fingerprint:
+        return WPSCounts(**manifest["counts"])
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    builder = _Builder(tokenizer, source_of_words, max_length)
+    unfinished = folder / f"{ARROW_NAME}.tmp"
+    try:
+        _write(unfinished, builder, pairs, total, progress)
+        if not builder.counts.rows:
+            raise ValueError(
+                f"expected sentence pairs to train on, got none out of {total} "
+                f"(skipped: {builder.counts.skipped_sentences}); check the corpus, or raise max_length={max_length}"
+            )
+        os.replace(unfinished, folder / ARROW_NAME)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    document = {"format": FORMAT, "fingerprint": fingerprint, "counts": asdict(builder.counts)}
+    unfinished = folder / f"{MANIFEST_NAME}.tmp"
+    unfinished.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    os.replace(unfinished, folder / MANIFEST_NAME)
+    return builder.counts
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any] | None:
+    """Returns the manifest of a finished build, or None where there is none (or an unreadable or foreign one)."""
+    folder = Path(folder)
+    try:
+        document = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    finished = isinstance(document, dict) and document.get("format") == FORMAT and (folder / ARROW_NAME).is_file()
+    return document if finished else None
+
+
+def word_type(source_language: str, source_word: str, target_language: str, target_word: str) -> int:
+    """Returns the 64-bit hash that stands for a word translation, whatever the case and the sentence."""
+    return stable_hash(source_language, source_word.casefold(), target_language, target_word.casefold())
+
+
+def _fingerprint(
+    pairs: Iterable[ParallelSentence], tokenizer: PreTrainedTokenizerBase, source_of_words: WordSource, max_length: int
+) -> tuple[str, int]:
+    digest, total = hashlib.blake2b(digest_size=16), 0
+    for sentence in pairs:
+        digest.update(repr(sentence).encode())
+        total += 1
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    digest.update(repr((FORMAT, source_of_words.fingerprint(), max_length)).encode())
+    return digest.hexdigest(), total
+
+
+def _schema() -> pyarrow.Schema:
+    import pyarrow as pa
+
+    ids = pa.list_(pa.int32())
+    return pa.schema(
+        {
+            "source": pa.string(),
+            "target": pa.string(),
+            "source_language": pa.string(),
+            "target_language": pa.string(),
+            "source_ids": ids,
+            "target_ids": ids,
+            "word_pairs": pa.list_(pa.list_(pa.int32(), 4)),
+            "source_words": pa.list_(pa.string()),
+            "target_words": pa.list_(pa.string()),
+            "word_types": pa.list_(pa.uint64()),
+            "source_key": pa.uint64(),
+            "target_key": pa.uint64(),
+        }
+    )
+
+
+def _write(path: Path, builder: _Builder, pairs: Iterable[ParallelSentence], total: int, progress: bool) -> None:
+    import pyarrow as pa
+    from tqdm.auto import tqdm
+
+    schema, sentences = _schema(), iter(pairs)
+    with (
+        path.open("wb") as file,
+        pa.ipc.new_file(file, schema) as writer,
+        tqdm(total=total, desc="word positioned samples", unit=" pairs", disable=not progress) as bar,
+    ):
+        while chunk := list(islice(sentences, CHUNK)):
+            if rows := builder.rows(chunk):
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
+            bar.update(len(chunk))
+
+
+class _Builder:
+    """Turns sentence pairs into rows, and counts."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source_of_words: WordSource, max_length: int) -> None:
+        self.counts = WPSCounts()
+        self._tokenizer = tokenizer
+        self._source_of_words = source_of_words
+        self._max_length = max_length
+        self._seen: set[int] = set()
+        self._skipped_sentences = dict.fromkeys(("empty", "duplicate", "too long"), 0)
+        self._skipped_words = dict.fromkeys(("stop word", "not unique", "ambiguous", "span not verified"), 0)
+        self.counts.skipped_sentences, self.counts.skipped_words = self._skipped_sentences, self._skipped_words
+
+    def rows(self, sentences: Sequence[ParallelSentence]) -> list[dict[str, Any]]:
+        """Returns the rows of the sentence pairs that are kept."""
+        self.counts.sentences += len(sentences)
+        fresh = [(sentence, keys) for sentence in sentences if (keys := self._keys(sentence)) is not None]
+        if not fresh:
+            return []
+        texts = [sentence.source for sentence, _ in fresh] + [sentence.target for sentence, _ in fresh]
+        encodings = self._tokenizer(texts, truncation=False, padding=False, verbose=False).encodings
+        rows = []
+        for i, (sentence, (source_key, target_key)) in enumerate(fresh):
+            source, target = encodings[i], encodings[len(fresh) + i]
+            if max(len(source), len(target)) > self._max_length:
+                self._skipped_sentences["too long"] += 1
+                continue
+            row = asdict(sentence) | {"source_ids": source.ids, "target_ids": target.ids}
+            row |= {"source_key": source_key, "target_key": target_key} | self._words(sentence, source, target)
+            del row["words"]
+            rows.append(row)
+            self._count(sentence, len(row["word_pairs"]))
+        return rows
+
+    def _keys(self, sentence: ParallelSentence) -> tuple[int, int] | None:
+        source, target = text_key(sentence.source), text_key(sentence.target)
+        if not source or not target:
+            self._skipped_sentences["empty"] += 1
+            return None
+        pair = stable_hash(sentence.source_language, source, sentence.target_language, target)
+        if pair in self._seen:
+            self._skipped_sentences["duplicate"] += 1
+            return None
+        self._seen.add(pair)
+        return stable_hash(source), stable_hash(target)
+
+    def _words(self, sentence: ParallelSentence, source: Encoding, target: Encoding) -> dict[str, list]:
+        unknown = self._tokenizer.unk_token_id
+        kept: dict[str, list] = {"word_pairs": [], "source_words": [], "target_words": [], "word_types": []}
+        usable = []
+        for a, b in dict.fromkeys(self._source_of_words.word_pairs(sentence)):
+            reason = _refusal(sentence.source, a, sentence.source_language) or _refusal(
+                sentence.target, b, sentence.target_language
+            )
+            if reason:
+                self._skipped_words[reason] += 1
+            else:
+                usable.append((a, b))
+        source_uses, target_uses = Counter(a for a, _ in usable), Counter(b for _, b in usable)
+        for a, b in usable:
+            if source_uses[a] > 1 or target_uses[b] > 1:
+                self._skipped_words["ambiguous"] += 1
+                continue
+            source_span = wordpiece_span(source, sentence.source, a, unknown)
+            target_span = wordpiece_span(target, sentence.target, b, unknown)
+            if source_span is None or target_span is None:
+                self._skipped_words["span not verified"] += 1
+                continue
+            words = sentence.source[slice(*a)].casefold(), sentence.target[slice(*b)].casefold()
+            kept["word_pairs"].append([*source_span, *target_span])
+            kept["source_words"].append(words[0])
+            kept["target_words"].append(words[1])
+            kept["word_types"].append(word_type(sentence.source_language, words[0], sentence.target_language, words[1]))
+        return kept
+
+    def _count(self, sentence: ParallelSentence, word_pairs: int) -> None:
+        name = f"{sentence.source_language}-{sentence.target_language}"
+        language = self.counts.languages.setdefault(name, {"rows": 0, "rows_with_words": 0, "word_pairs": 0})
+        self.counts.rows += 1
+        self.counts.rows_with_words += word_pairs > 0
+        self.counts.word_pairs += word_pairs
+        language["rows"] += 1
+        language["rows_with_words"] += word_pairs > 0
+        language["word_pairs"] += word_pairs
+
+
+def _refusal(text: str, word: Span, language: str) -> str | None:
+    if is_stop_word(text[slice(*word)], language):
+        return "stop word"
+    return None if occurs_once(text, word, language) else "not unique"
