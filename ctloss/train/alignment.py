@@ -9,7 +9,8 @@ from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
-from .corpus import CorpusError, ParallelSentence, Sentences, Span, WordPair, count_lines, decoded_lines
+from .corpus import ParallelSentence, Sentences, Span, WordPair
+from .textfiles import CorpusError, count_lines, decoded_lines
 from .words import word_spans
 
 

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from .corpus import CorpusError, ParallelSentence, Span, WordPair, count_lines, decoded_lines, is_language
+from .corpus import ParallelSentence, Span, WordPair
+from .textfiles import CorpusError, count_lines, decoded_lines, is_language
 from .words import word_spans
 
 Entry = tuple[str, ...]

@@ -12,8 +12,9 @@ from torch.utils.data import Sampler
 class BatchPlan:
     """The batches of every epoch, as pure functions of (seed, epoch).
 
-    An epoch shuffles the rows, cuts them into windows of ``window`` batches, sorts each window by length and fills
-    batches in that order, so that rows of like length meet (little padding) and yet other rows meet in every epoch.
+    An epoch shuffles the rows, cuts them into windows of ``window`` batches, sorts each window by source length, then
+    by target length, and fills batches in that order, so that rows of like lengths meet (little padding) and yet other
+    rows meet in every epoch.
     No batch holds one text twice, on either side: such a row would be a false negative. A row whose text is in the
     batch already waits for the next batch that can take it. Last, the batches are shuffled.
 
@@ -23,7 +24,7 @@ class BatchPlan:
     first batches. All batches have ``batch_size`` rows.
 
     Args:
-        lengths: wordpieces of source and target, (rows, 2) or (rows,) integers.
+        lengths: wordpieces of source and target, (rows, 2) integers.
         keys: hashes of source and target text, (rows, 2) integers; equal texts have equal hashes.
         batch_size: rows a batch.
         seed: at least 0.
@@ -33,18 +34,18 @@ class BatchPlan:
         ValueError: a shape or value is not as above, or not even one batch can be filled.
 
     Example:
-        >>> plan = BatchPlan(np.arange(10), np.arange(20).reshape(10, 2), batch_size=4, seed=0)
+        >>> plan = BatchPlan(np.ones((10, 2)), np.arange(20).reshape(10, 2), batch_size=4, seed=0)
         >>> len(plan), sorted(len(set(batch)) for batch in plan.epoch(0))
         (2, [4, 4])
         >>> bool((plan.batch(epoch=3, number=1) == plan.epoch(3)[1]).all())
         True
     """
 
-    def __init__(self, lengths: np.ndarray, keys: np.ndarray, *, batch_size: int, seed: int, window: int = 64) -> None:
+    def __init__(self, lengths: np.ndarray, keys: np.ndarray, *, batch_size: int, seed: int, window: int = 128) -> None:
         lengths, keys = np.asarray(lengths), np.asarray(keys)
-        if keys.ndim != 2 or keys.shape[1] != 2 or len(lengths) != len(keys):
+        if keys.ndim != 2 or keys.shape[1] != 2 or lengths.shape != keys.shape:
             raise ValueError(
-                f"expected keys of shape (rows, 2) and as many lengths, got shapes {keys.shape} and {lengths.shape}"
+                f"expected lengths and keys of shape (rows, 2), got shapes {lengths.shape} and {keys.shape}"
             )
         if batch_size < 2:
             raise ValueError(
@@ -53,7 +54,7 @@ class BatchPlan:
         if seed < 0 or window < 1:
             raise ValueError(f"expected a seed of at least 0 and a window of at least 1, got {seed} and {window}")
         self.batch_size, self.seed, self.window = batch_size, seed, window
-        self._lengths = lengths.sum(axis=1) if lengths.ndim == 2 else lengths
+        self._lengths = lengths
         # Small consecutive integers instead of hashes: quicker to compare in the loop below.
         self._keys = np.unique(keys, return_inverse=True)[1].reshape(keys.shape)
         self._number = len(self._fill(0))
@@ -86,7 +87,10 @@ class BatchPlan:
     def _fill(self, epoch: int) -> np.ndarray:
         order = self._generator(epoch, stream=0).permutation(len(self._lengths))
         windows = np.arange(len(order)) // (self.window * self.batch_size)
-        order = order[np.lexsort((self._lengths[order], windows))]
+        source, target = self._lengths[order].T
+        # Target lengths rise and fall in turn, so that a batch across two source lengths does not join a window's
+        # longest targets with its shortest.
+        order = order[np.lexsort((np.where(source % 2, target, -target), source, windows))]
         filler = _Filler(self._keys, self.batch_size)
         for row in order.tolist():
             filler.add(row)
@@ -158,7 +162,7 @@ class PlanSampler(Sampler[list[tuple[int, int]]]):
         ValueError: rank is not below world_size, or there are fewer batches than processes.
 
     Example:
-        >>> plan = BatchPlan(np.arange(8), np.arange(16).reshape(8, 2), batch_size=4, seed=0)
+        >>> plan = BatchPlan(np.ones((8, 2)), np.arange(16).reshape(8, 2), batch_size=4, seed=0)
         >>> sampler = PlanSampler(plan)
         >>> first, second = list(sampler)
         >>> sampler.set_epoch(0, start=1)
