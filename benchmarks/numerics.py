@@ -1,0 +1,92 @@
+"""Gradient error against φ: what is left of each implementation's gradient once a batch is well trained."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from benchmarks import batches, environment
+from benchmarks.exact import errors, exact
+from benchmarks.peers import PairLoss
+from benchmarks.providers import DTYPES, Case
+from benchmarks.sweep import offered
+
+PHIS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12, 1e-16, 1e-20, 1e-28, 1e-36)
+MODES = ("float32", "bfloat16", "autocast", "float16")
+SEEDS = 3
+FLOAT16_SCALE = 32768.0
+PROVIDERS = (
+    "ctloss", "eager", "compile", "cross_entropy", "logsumexp", "naive", "lightly", "open_clip", "sentence-transformers",
+    "metric-learning",
+)  # fmt: skip
+
+
+def _under_autocast(call: PairLoss, device: str) -> PairLoss:
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(device.partition(":")[0], dtype=torch.bfloat16):
+            return call(x, y)
+
+    return run
+
+
+def measure(case: Case, mode: str, phi: float, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Errors of each provider that offers the case, medians over a few batches of mean φ.
+
+    Args:
+        case: its temperature is replaced by the one that gives φ.
+        mode: a dtype of the inputs, or "autocast": float32 inputs under bfloat16 autocast. float16 gradients are taken
+            of 32768 times the loss, as under a gradient scaler.
+        phi: geometric mean of the rows' φ.
+        names: keys of PROVIDERS.
+
+    Returns:
+        By provider: gradient_error, value_error, temperature.
+    """
+    found: dict[str, list[dict[str, float]]] = {}
+    loss, negatives = case.parts
+    dtype = DTYPES["float32" if mode == "autocast" else mode]
+    for seed in range(SEEDS):
+        x, y = batches.trained(case.n, case.d, dtype=dtype, device=case.device, seed=seed)
+        temperature = batches.temperature_for(x, y, phi, negatives)
+        here = Case(case.loss, case.n, case.d, case.dtype, case.device, temperature)
+        truth = exact(x, y, loss=loss, negatives=negatives, temperature=temperature)
+        calls, _ = offered(names, here, float("inf"))
+        for name, call in calls.items():
+            used = _under_autocast(call, case.device) if mode == "autocast" else call
+            scale = FLOAT16_SCALE if mode == "float16" else 1.0
+            with contextlib.suppress(RuntimeError):
+                found.setdefault(name, []).append(
+                    {**errors(used, x, y, truth, scale=scale), "temperature": temperature}
+                )
+    return {
+        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in found.items()
+    }
+
+
+def run(
+    losses: Sequence[str],
+    names: Sequence[str],
+    *,
+    device: str,
+    n: int = 32,
+    d: int = 256,
+    phis: Sequence[float] = PHIS,
+    modes: Sequence[str] = MODES,
+) -> list[dict[str, object]]:
+    """A row for each loss, mode, φ and provider."""
+    rows: list[dict[str, object]] = []
+    for loss in losses:
+        for mode in modes:
+            case = Case(loss, n, d, "float32" if mode == "autocast" else mode, device)
+            for phi in phis:
+                shared = {**asdict(case), "mode": mode, "phi": phi, **environment.describe(device)}
+                for name, errors_found in measure(case, mode, phi, names).items():
+                    rows.append({"provider": name, **shared, **errors_found})
+            print(f"{loss} {mode}: {len(phis)} values of φ", file=sys.stderr, flush=True)
+    return rows

@@ -1,0 +1,204 @@
+"""The loss classes of other libraries, taken from their files alone.
+
+The libraries' packages import torchvision, lightning and more when they are imported as a whole. Here the one file a
+loss lives in is run, its package's ``__init__`` is not, and what the file imports but its loss never calls is stood in
+for. ``sys.modules`` is left as it was found.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PairLoss = Callable[[Tensor, Tensor], Tensor]
+"""A loss of raw rows x and y, both (n, d), mean over the 2n rows."""
+
+
+class PeerMissing(ImportError):
+    """Another library is absent, too old, or laid out otherwise than expected."""
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of an installed distribution, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _module(name: str, *, path: Path | None = None, contents: Mapping[str, object] | None = None) -> ModuleType:
+    module = ModuleType(name)
+    if path is not None:
+        module.__path__ = [str(path)]
+    for key, value in (contents or {}).items():
+        setattr(module, key, value)
+    return module
+
+
+@contextmanager
+def _apart(package: str) -> Iterator[None]:
+    """Forget every module of a package for a while, then put back what was there."""
+
+    def own() -> list[str]:
+        return [name for name in sys.modules if name == package or name.startswith(package + ".")]
+
+    before = {name: sys.modules.pop(name) for name in own()}
+    try:
+        yield
+    finally:
+        for name in own():
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def load(
+    distribution: str,
+    module: str,
+    name: str,
+    *,
+    oldest: str = "0",
+    bare: tuple[str, ...] = (),
+    stand_ins: Mapping[str, Mapping[str, object]] | None = None,
+) -> Callable[..., Callable[..., Tensor]]:
+    """A class out of one module of an installed distribution.
+
+    Args:
+        distribution: name on the package index.
+        module: dotted name of the file the class is in.
+        name: the class.
+        oldest: the first version that will do.
+        bare: packages whose ``__init__`` is skipped; their other files stay importable.
+        stand_ins: modules replaced by the given names.
+
+    Returns:
+        The class.
+
+    Raises:
+        PeerMissing: if it cannot be had, with the reason and what to install.
+    """
+    advice = "install the pinned versions with: pip install --no-deps -r tests/peers.txt"
+    found = installed_version(distribution)
+    if found is None:
+        raise PeerMissing(f"expected {distribution}, found no such installed package; {advice}")
+    if _release(found) < _release(oldest):
+        raise PeerMissing(f"expected {distribution} >= {oldest}, found {found}; {advice}")
+    root = Path(str(importlib.metadata.distribution(distribution).locate_file("")))
+    with _apart(module.partition(".")[0]):
+        for package in bare:
+            sys.modules[package] = _module(package, path=root.joinpath(*package.split(".")))
+        for replaced, contents in (stand_ins or {}).items():
+            sys.modules[replaced] = _module(replaced, contents=contents)
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, OSError) as error:
+            raise PeerMissing(f"expected {name} in {module} of {distribution} {found}, got {error!r}; {advice}") from error
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+@lru_cache
+def _lightly(module: str, name: str) -> Callable[..., Callable[..., Tensor]]:
+    return load(
+        "lightly",
+        f"lightly.loss.{module}",
+        name,
+        oldest="1.6",
+        bare=("lightly", "lightly.loss", "lightly.utils", "lightly.models", "lightly.models.modules"),
+        # Used by the memory bank of more than one process alone, and it imports torchvision.
+        stand_ins={"lightly.models.utils": {}},
+    )
+
+
+def lightly_ntxent(temperature: float) -> PairLoss:
+    """lightly's ``NTXentLoss``: infoNCE, negatives of both languages."""
+    return _lightly("ntx_ent_loss", "NTXentLoss")(temperature=temperature)
+
+
+def lightly_dcl(temperature: float) -> PairLoss:
+    """lightly's ``DCLLoss``: CZ-NCE, negatives of both languages (so from 1.6 on)."""
+    return _lightly("dcl_loss", "DCLLoss")(temperature=temperature)
+
+
+@lru_cache
+def _clip_loss() -> Callable[..., Callable[..., Tensor]]:
+    return load("open_clip_torch", "open_clip.loss", "ClipLoss", bare=("open_clip",))
+
+
+def open_clip(temperature: float) -> PairLoss:
+    """open_clip's ``ClipLoss`` on normalised rows: infoNCE, negatives of the other language."""
+    loss = _clip_loss()()
+
+    def clip(x: Tensor, y: Tensor) -> Tensor:
+        return loss(F.normalize(x, dim=1), F.normalize(y, dim=1), 1 / temperature)
+
+    return clip
+
+
+def _cosines(a: Tensor, b: Tensor) -> Tensor:
+    return torch.mm(F.normalize(a, p=2, dim=-1), F.normalize(b, p=2, dim=-1).T)
+
+
+@lru_cache
+def _multiple_negatives() -> Callable[..., Callable[..., Tensor]]:
+    package = "sentence_transformers"
+    unused: dict[str, object] = {"all_gather_with_grad": None, "get_rank": None, "similarity_fct_name": None}
+    return load(
+        "sentence-transformers",
+        f"{package}.sentence_transformer.losses.multiple_negatives_ranking",
+        "MultipleNegativesRankingLoss",
+        bare=(package, f"{package}.sentence_transformer", f"{package}.sentence_transformer.losses"),
+        stand_ins={
+            f"{package}.base": {},
+            f"{package}.base.losses": {},
+            f"{package}.base.losses.merged_forward": {"embed_columns": None},
+            f"{package}.sentence_transformer.model": {"SentenceTransformer": object},
+            # The package's own cos_sim: rows through F.normalize, then one product.
+            f"{package}.util": {"cos_sim": _cosines, **unused},
+        },
+    )
+
+
+def sentence_transformers(temperature: float) -> PairLoss:
+    """sentence-transformers' ``MultipleNegativesRankingLoss``, symmetric: infoNCE, negatives of the other language."""
+    loss = _multiple_negatives()(
+        None, scale=1 / temperature, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction"
+    )
+
+    def ranking(x: Tensor, y: Tensor) -> Tensor:
+        return loss.compute_loss_from_embeddings([x, y], None)  # type: ignore[attr-defined]
+
+    return ranking
+
+
+@lru_cache
+def _metric_learning() -> Callable[..., Callable[..., Tensor]]:
+    package = "pytorch_metric_learning"
+    return load(
+        "pytorch-metric-learning",
+        f"{package}.losses.ntxent_loss",
+        "NTXentLoss",
+        bare=(package, f"{package}.losses", f"{package}.utils"),
+    )
+
+
+def metric_learning(temperature: float) -> PairLoss:
+    """pytorch-metric-learning's ``NTXentLoss``: infoNCE, negatives of both languages; memory grows with n³."""
+    loss = _metric_learning()(temperature=temperature)
+
+    def ntxent(x: Tensor, y: Tensor) -> Tensor:
+        return loss(torch.cat((x, y)), torch.arange(len(x), device=x.device).repeat(2))
+
+    return ntxent

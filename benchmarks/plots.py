@@ -1,0 +1,177 @@
+"""The README's figures, drawn from the tables of results."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.results import read_csv
+
+matplotlib.use("Agg")
+
+EAGER_FORMS = ("eager", "cross_entropy", "logsumexp")
+STYLES: Mapping[str, tuple[str, str]] = {
+    "ctloss": ("#c1121f", "o"),
+    "ctloss-torch": ("#c1121f", "o"),
+    "ctloss-triton": ("#f77f00", "s"),
+    "eager": ("#1d3557", "^"),
+    "compile": ("#457b9d", "v"),
+    "cross_entropy": ("#1d3557", "^"),
+    "logsumexp": ("#6d597a", "x"),
+    "naive": ("#8d99ae", "P"),
+    "lightly": ("#2a9d8f", "D"),
+    "open_clip": ("#606c38", "<"),
+    "sentence-transformers": ("#bc6c25", ">"),
+    "metric-learning": ("#b5838d", "*"),
+}
+Series = dict[str, list[tuple[float, float]]]
+
+
+def _drawn(rows: Sequence[Mapping[str, str]], column: str) -> list[Mapping[str, str]]:
+    return [row for row in rows if row.get(column) and row["provider"] in STYLES]
+
+
+def _lines(axes: Axes, series: Series) -> None:
+    for name in STYLES:
+        if name in series:
+            colour, marker = STYLES[name]
+            own = name.startswith("ctloss")
+            points = sorted(series[name])
+            axes.plot(
+                *zip(*points, strict=True),
+                color=colour,
+                marker=marker,
+                markersize=4,
+                linewidth=2.2 if own else 1.1,
+                zorder=3 if own else 2,
+                label=name,
+            )
+
+
+def _panels(rows: Sequence[Mapping[str, str]], across: str, down: str) -> tuple[Figure, dict[tuple[str, str], Axes]]:
+    columns, lines = (list(dict.fromkeys(row[key] for row in rows)) for key in (across, down))
+    figure = Figure(figsize=(4.2 * len(columns) + 1.8, 3.1 * len(lines) + 0.4), layout="constrained")
+    grid = figure.subplots(len(lines), len(columns), squeeze=False, sharex=True)
+    axes = {(a, b): grid[i][j] for i, b in enumerate(lines) for j, a in enumerate(columns)}
+    for (a, b), one in axes.items():
+        one.set_title(f"{b}, {a}", fontsize=10)
+        one.grid(alpha=0.3)
+        one.set_xscale("log")
+        one.set_yscale("log")
+    return figure, axes
+
+
+def _finish(figure: Figure, axes: Mapping[tuple[str, str], Axes], title: str, x: str, y: str, path: Path) -> None:
+    handles: dict[str, object] = {}
+    for one in axes.values():
+        handles |= {label: handle for handle, label in zip(*one.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(handles.values()), list(handles), loc="outside right center", fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel(x, fontsize=9)
+    figure.supylabel(y, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    figure.savefig(unfinished, dpi=130, format=path.suffix[1:])
+    unfinished.replace(path)
+
+
+def time_ratios(rows: Sequence[Mapping[str, str]], which: str = "forward+backward") -> list[dict[str, str]]:
+    """Each row of a sweep with ``ratio``: its time over that of the fastest eager form of the same case.
+
+    On the CPU with one thread the time is the thread's CPU time, otherwise the wall clock's.
+    """
+    keys = ("loss", "n", "d", "dtype", "device", "threads")
+
+    def seconds(row: Mapping[str, str]) -> float:
+        quiet = row["threads"] == "1" and row["device_kind"] == "cpu"
+        return float(row["cpu_s" if quiet else "wall_s"])
+
+    timed = [row for row in rows if row["pass"] == which and row.get("wall_s")]
+    best: dict[tuple[str, ...], float] = defaultdict(lambda: math.inf)
+    for row in timed:
+        if row["provider"] in EAGER_FORMS:
+            case = tuple(row[key] for key in keys)
+            best[case] = min(best[case], seconds(row))
+    return [{**row, "ratio": str(seconds(row) / best[tuple(row[key] for key in keys)])} for row in timed]
+
+
+def draw_times(source: Path, target: Path) -> None:
+    """Time against the best eager form, by n: a panel for each loss and dtype, at the first d."""
+    rows = _drawn(time_ratios(read_csv(source)), "ratio")
+    rows = [row for row in rows if row["d"] == rows[0]["d"]]
+    figure, panels = _panels(rows, "dtype", "loss")
+    for (dtype, loss), axes in panels.items():
+        series: Series = defaultdict(list)
+        for row in rows:
+            if (row["dtype"], row["loss"]) == (dtype, loss) and row["provider"] not in ("cross_entropy", "logsumexp"):
+                series[row["provider"]].append((float(row["n"]), float(row["ratio"])))
+        _lines(axes, series)
+        axes.axhline(1, color="black", linewidth=0.8)
+    title = f"Forward and backward, d = {rows[0]['d']}, {rows[0]['device']}, {rows[0]['threads']} thread(s)"
+    _finish(figure, panels, title, "pairs n", "time / best eager form", target)
+
+
+def draw_memory(source: Path, target: Path) -> None:
+    """Peak memory beyond the inputs, by n: a panel for each loss and dtype."""
+    rows = _drawn(read_csv(source), "peak_bytes")
+    rows = [row for row in rows if row["d"] == rows[0]["d"]]
+    figure, panels = _panels(rows, "dtype", "loss")
+    for (dtype, loss), axes in panels.items():
+        series: Series = defaultdict(list)
+        for row in rows:
+            if (row["dtype"], row["loss"]) == (dtype, loss) and float(row["peak_bytes"]) > 0:
+                series[row["provider"]].append((float(row["n"]), float(row["peak_bytes"]) / 2**20))
+        _lines(axes, series)
+    title = f"Peak memory of forward and backward beyond the inputs, d = {rows[0]['d']}"
+    _finish(figure, panels, title, "pairs n", "MiB", target)
+
+
+def draw_numerics(source: Path, target: Path) -> None:
+    """Gradient error against φ by implementation of infoNCE, float32 and bfloat16.
+
+    Errors are drawn between 1e-8 and 10; NaN is drawn at the top.
+    """
+    rows = [row for row in _drawn(read_csv(source), "gradient_error") if row["mode"] in ("float32", "bfloat16")]
+    rows = [row for row in rows if row["loss"].startswith("info")]
+    figure, panels = _panels(rows, "mode", "loss")
+    for (mode, loss), axes in panels.items():
+        series: Series = defaultdict(list)
+        for row in rows:
+            if (row["mode"], row["loss"]) == (mode, loss) and row["provider"] != "eager":
+                error = float(row["gradient_error"])
+                series[row["provider"]].append((float(row["phi"]), min(max(error, 1e-8), 10) if error == error else 10))
+        _lines(axes, series)
+        axes.set_ylim(1e-8, 20)
+        axes.invert_xaxis()
+    title = f"Error of the gradient on trained batches (n = {rows[0]['n']}, d = {rows[0]['d']})"
+    _finish(figure, panels, title, "φ: share of the negatives over the positive's", "‖g − g_ref‖ / ‖g_ref‖", target)
+
+
+FIGURES = {"sweep": ("time", draw_times), "memory": ("memory", draw_memory), "numerics": ("numerics", draw_numerics)}
+
+
+def draw_all(results: Path, figures: Path, device_kind: str) -> list[Path]:
+    """Draw a figure from each table that is there.
+
+    Args:
+        results: folder of ``sweep-cpu.csv`` and the like.
+        figures: where the pictures go.
+        device_kind: "cpu" or "cuda".
+
+    Returns:
+        The files written.
+    """
+    written = []
+    for table, (picture, draw) in FIGURES.items():
+        source = results / f"{table}-{device_kind}.csv"
+        if source.is_file():
+            target = figures / f"{picture}-{device_kind}.png"
+            draw(source, target)
+            written.append(target)
+    return written
