@@ -1,0 +1,108 @@
+"""Tile shapes and number formats of the block kernels: a pure function of what is computed and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ..problem import Problem
+
+Products = Literal["ieee", "tf32x3", "tf32"]
+
+# Vectors over rows are padded to a multiple of this, so that a tile's loads of them need no mask; tiles divide it.
+ROW_PADDING = 128
+INTERPRETER = 0
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """How the kernels of one call are compiled.
+
+    Attributes:
+        block: side of the square tiles of logits and weights.
+        depth: columns of the embeddings multiplied at a time.
+        num_warps: warps of a program that computes logits or weights.
+        num_stages: loads in flight in those kernels' loops.
+        group: rows of tiles swept together, for their operands to meet in the L2 cache.
+        products: how float32 operands of logits are multiplied (half-precision operands are multiplied exactly).
+        promote: sum every ``depth`` columns apart before adding them to the total.
+        rescale: whether the inputs' exponents can leave the range that products of raw rows are safe in.
+        weight_dtype: what blocks of weights are stored as.
+        weight_products: how weights and embeddings are multiplied.
+        gemm_rows, gemm_columns, gemm_depth, gemm_warps, gemm_stages: the tile of that product.
+    """
+
+    block: int
+    depth: int
+    num_warps: int
+    num_stages: int
+    group: int
+    products: Products
+    promote: bool
+    rescale: bool
+    weight_dtype: torch.dtype
+    weight_products: Products
+    gemm_rows: int
+    gemm_columns: int
+    gemm_depth: int
+    gemm_warps: int
+    gemm_stages: int
+
+    def __post_init__(self) -> None:
+        """Hold the relations that the kernels rely on when they load without masks."""
+        if ROW_PADDING % self.block or self.block % self.gemm_rows or self.block % self.gemm_depth:
+            raise ValueError(
+                f"expected block to divide {ROW_PADDING} and to be a multiple of gemm_rows and gemm_depth, got {self}"
+            )
+
+    @property
+    def rounds_weights(self) -> bool:
+        """Whether weights are stored in float32 with no more digits than one tf32 product keeps."""
+        return self.weight_dtype == torch.float32 and self.weight_products == "tf32"
+
+
+def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> BlockConfig:
+    """The configuration for n pairs of d columns on compute capability ``arch`` (90 for 9.0; 0: Triton's interpreter).
+
+    Formats. Half-precision embeddings go to the tensor cores as they are. Beside normalised bfloat16 rows W is
+    bfloat16: the projection removes what its rounding does along the row. float16 rows have 11 significant bits and
+    W a range of exponents that float16 lacks: W is float32 rounded to tf32's 11 bits, a product exact in tf32.
+    Without the projection nothing removes W's rounding, so W is float32 in three tf32 products. float32 embeddings
+    keep float32 weights, and both products follow ``precision``.
+
+    >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 2**28)
+    >>> choose(4096, 768, torch.bfloat16, 90, problem).block
+    128
+    """
+    half = dtype in (torch.bfloat16, torch.float16)
+    products: Products = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[problem.precision]  # type: ignore[assignment]
+    weight_dtype, weight_products = torch.float32, products
+    if half:
+        weight_products = "tf32" if problem.normalize else "tf32x3"
+        if problem.normalize and dtype == torch.bfloat16:
+            weight_dtype = torch.bfloat16
+    rescale = problem.normalize and dtype != torch.float16
+    if arch == INTERPRETER:
+        tile = {"block": 32, "depth": 32, "num_warps": 4, "num_stages": 1}
+    elif half:
+        tile = {"block": 128, "depth": 64, "num_warps": 8, "num_stages": 3}
+    else:
+        tile = {"block": 64, "depth": 32, "num_warps": 4, "num_stages": 2}
+    if arch == INTERPRETER:
+        gemm = {"gemm_rows": 32, "gemm_columns": 32, "gemm_depth": 32, "gemm_warps": 4, "gemm_stages": 1}
+    elif weight_dtype == torch.bfloat16:
+        gemm = {"gemm_rows": 128, "gemm_columns": 128, "gemm_depth": 64, "gemm_warps": 8, "gemm_stages": 3}
+    else:
+        gemm = {"gemm_rows": 64, "gemm_columns": 64, "gemm_depth": 32, "gemm_warps": 4, "gemm_stages": 2}
+    return BlockConfig(
+        **tile,
+        **gemm,
+        group=8,
+        products=products,
+        promote=not half,
+        rescale=rescale,
+        weight_dtype=weight_dtype,
+        weight_products=weight_products,
+    )
