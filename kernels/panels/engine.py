@@ -1,0 +1,269 @@
+"""The torch path behind one protocol: what can run, what would run, forward and backward, tensors in and out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..problem import Problem
+from . import denominators
+from .denominators import SCALE_BITS, Denominators, is_normal, optimistic_shift, softplus
+from .gradient import accumulate
+from .layout import Layout, layout
+from .logits import Logits, base2_scale
+from .products import ExactProducts
+from .rows import Rows, accumulation_dtype, prepare, project, row_exponents, times_power_of_two
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def unsupported(dtype: torch.dtype, device_type: str, n: int, d: int, problem: Problem) -> str | None:
+    """Why this path cannot run, or ``None``.
+
+    Example:
+        >>> unsupported(torch.float32, "cpu", 2, 1, Problem("cz_nce", "both", True, "mean", "highest", 1 << 28))
+    """
+    if dtype not in DTYPES:
+        return f"the torch path takes {', '.join(str(t).removeprefix('torch.') for t in DTYPES)}, not {dtype}"
+    if device_type == "mps":
+        return "the torch path forms row statistics in float64, which mps lacks"
+    return None
+
+
+def describe(dtype: torch.dtype, device_type: str, n: int, d: int, problem: Problem) -> dict[str, object]:
+    """The configuration that would run.
+
+    Example:
+        >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 1 << 28)
+        >>> describe(torch.float32, "cpu", 512, 256, problem)["panel height"]
+        256
+    """
+    plan = _layout(n, d, dtype, device_type, problem)
+    return {
+        "accumulated in": str(accumulation_dtype(dtype)).removeprefix("torch."),
+        "products": "float32 or better at every precision setting",
+        "panel height": plan.height,
+        "panels": sum(1 for _ in plan.panels()),
+        "logits": "kept for the gradient" if plan.keep else "formed again for the gradient",
+        "maximum": "none, guarded by their range" if device_type == "cpu" else "running",
+    }
+
+
+def stats_shape(n: int, d: int, problem: Problem) -> tuple[int, ...]:
+    """Shape of ``stats``: lse, z and tilt of all rows if the gradient is formed later, else whether rows were rescaled.
+
+    Example:
+        >>> stats_shape(4, 8, Problem("cz_nce", "both", True, "none", "highest", 1 << 28))
+        (3, 8)
+    """
+    return (1,) if holds_gradient(problem) else (3, 2 * n)
+
+
+def holds_gradient(problem: Problem) -> bool:
+    """Whether the forward forms the gradient: one upstream number for all rows can be multiplied in afterwards.
+
+    Example:
+        >>> holds_gradient(Problem("cz_nce", "both", True, "mean", "highest", 1 << 28))
+        True
+    """
+    return problem.reduction != "none"
+
+
+def forward(
+    x: Tensor,
+    y: Tensor,
+    temperature: float | Tensor,
+    problem: Problem,
+    *,
+    need_x: bool,
+    need_y: bool,
+    need_temperature: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Row losses of Chen et al. 2022 (arXiv 2202.13083), eqs. (1) and (4), and with them the gradient of their sum.
+
+    Args:
+        x: ``(n, d)`` anchors.
+        y: ``(n, d)`` translations, the same dtype and device.
+        temperature: a positive float, or a 0-d tensor, which is read only on the CPU.
+        problem: the loss call's options.
+        need_x: hold the gradient of x, if the reduction allows.
+        need_y: the same for y.
+        need_temperature: the same for the temperature.
+
+    Returns:
+        ``(rows, stats, held_x, held_y, held_temperature)``: ``(2n,)`` row losses, statistics for the backward, and
+        gradients times ``2nτ · 2^30``, empty where not needed; float32, or float64 for float64 inputs.
+
+    Example:
+        >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 1 << 28)
+        >>> eye = torch.eye(2)
+        >>> forward(eye, eye, 1.0, problem, need_x=False, need_y=False, need_temperature=False)[0]
+        tensor([-0.3069, -0.3069, -0.3069, -0.3069])
+    """
+    n, d = x.shape
+    plan = _layout(n, d, x.dtype, x.device.type, problem)
+    held = holds_gradient(problem)
+    with ExactProducts(x.device.type):
+        rows = prepare(x, y, problem.normalize)
+        logits = Logits(rows.stacked, n, plan.symmetric, base2_scale(temperature))
+        found = _denominators(logits, plan, problem, keep=held and (need_x or need_y), tilt=need_temperature)
+        grad_x = grad_y = None
+        if held and (need_x or need_y):
+            grad_x, grad_y = accumulate(
+                logits,
+                plan,
+                found.weight,
+                per_sum=found.per_sum,
+                lse=found.lse,
+                shift=found.shift,
+                kept=found.kept,
+                need_x=need_x,
+                need_y=need_y,
+            )
+            _project(grad_x, grad_y, rows, n)
+    empty = rows.stacked.new_empty(0)
+    slope = empty
+    if held:
+        stats = found.z.new_full((1,), float(rows.exponents is not None))
+        if found.tilt is not None:
+            slope = (found.weight * found.tilt).sum().neg_()
+    else:
+        stats = torch.stack((found.lse, found.z, torch.zeros_like(found.z) if found.tilt is None else found.tilt))
+    return found.rows, stats, empty if grad_x is None else grad_x, empty.clone() if grad_y is None else grad_y, slope
+
+
+def backward(
+    upstream: Tensor,
+    x: Tensor,
+    y: Tensor,
+    temperature: float | Tensor,
+    stats: Tensor,
+    held_x: Tensor,
+    held_y: Tensor,
+    held_temperature: Tensor,
+    problem: Problem,
+    *,
+    need_x: bool,
+    need_y: bool,
+    need_temperature: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of the reduced loss times ``upstream``.
+
+    Args:
+        upstream: ``()`` for mean and sum, ``(2n,)`` for none.
+        x: as in the forward.
+        y: as in the forward.
+        temperature: as in the forward.
+        stats: from the forward.
+        held_x: from the forward.
+        held_y: from the forward.
+        held_temperature: from the forward.
+        problem: as in the forward.
+        need_x: return the gradient of x.
+        need_y: return the gradient of y.
+        need_temperature: return the gradient of the temperature.
+
+    Returns:
+        ``(grad_x, grad_y, grad_temperature)`` in the dtypes of x, y and stats; ``None`` where not needed.
+    """
+    if not holds_gradient(problem):
+        return _backward_by_row(
+            upstream, x, y, temperature, stats, problem, need_x=need_x, need_y=need_y, need_temperature=need_temperature
+        )
+    tau = float(temperature) if x.device.type == "cpu" else temperature
+    factor = upstream * (2.0**-SCALE_BITS / (2 * x.shape[0] if problem.reduction == "mean" else 1) / tau)
+    # Off the CPU the flag is not read back: multiplying by 2^0 costs less than waiting.
+    rescaled = problem.normalize and (x.device.type != "cpu" or stats.item() != 0)
+    gradients: list[Tensor | None] = []
+    for need, raw, held in ((need_x, x, held_x), (need_y, y, held_y)):
+        if not need:
+            gradients.append(None)
+        elif rescaled:
+            exponents = row_exponents(raw)
+            half = torch.trunc(exponents * 0.5)
+            scaled = (held * torch.exp2(half)).mul_(factor).mul_(torch.exp2(exponents - half))
+            gradients.append(scaled.to(raw.dtype))
+        else:
+            gradients.append((held * factor).to(raw.dtype))
+    return gradients[0], gradients[1], held_temperature * factor if need_temperature else None
+
+
+def _backward_by_row(
+    upstream: Tensor,
+    x: Tensor,
+    y: Tensor,
+    temperature: float | Tensor,
+    stats: Tensor,
+    problem: Problem,
+    *,
+    need_x: bool,
+    need_y: bool,
+    need_temperature: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    n, d = x.shape
+    tau = float(temperature) if x.device.type == "cpu" else temperature
+    lse, z, tilt = stats.unbind()
+    weight = (
+        torch.exp(-softplus(-z.double())) if problem.loss == "info_nce" else torch.ones_like(z, dtype=torch.float64)
+    )
+    weight = (weight + 0 * z) * upstream
+    slope = -(weight * tilt).sum().to(stats.dtype) / tau if need_temperature else None
+    if not (need_x or need_y):
+        return None, None, slope
+    # The largest weight becomes 2^30, whatever the upstream gradient's scale.
+    largest = weight.abs().amax()
+    bits = torch.where((largest > 0) & torch.isfinite(largest), torch.floor(torch.log2(largest)), 0.0)
+    weight = times_power_of_two(weight, SCALE_BITS - bits).to(stats.dtype)
+    with ExactProducts(x.device.type):
+        rows = prepare(x, y, problem.normalize)
+        plan = _layout(n, d, x.dtype, x.device.type, problem)
+        logits = Logits(rows.stacked, n, plan.symmetric, base2_scale(temperature))
+        per_sum, shift = _per_sum(logits, weight, lse, problem)
+        grad_x, grad_y = accumulate(
+            logits, plan, weight, per_sum=per_sum, lse=lse, shift=shift, kept=None, need_x=need_x, need_y=need_y
+        )
+        _project(grad_x, grad_y, rows, n)
+    exponents = (bits - SCALE_BITS).to(stats.dtype)
+    gradients: list[Tensor | None] = []
+    for side, gradient in enumerate((grad_x, grad_y)):
+        if gradient is not None:
+            power = exponents if rows.exponents is None else rows.exponents[side * n : (side + 1) * n] + exponents
+            gradient = (times_power_of_two(gradient, power) / tau).to(x.dtype)
+        gradients.append(gradient)
+    return gradients[0], gradients[1], slope
+
+
+def _layout(n: int, d: int, dtype: torch.dtype, device_type: str, problem: Problem) -> Layout:
+    return layout(n, d, dtype, device_type, problem)
+
+
+def _denominators(logits: Logits, plan: Layout, problem: Problem, *, keep: bool, tilt: bool) -> Denominators:
+    if logits.rows.device.type == "cpu":
+        shift = optimistic_shift(logits.scale, problem.normalize)
+        if shift is not None:
+            found = denominators.optimistic(logits, plan, problem.loss, shift, keep=keep and plan.keep, tilt=tilt)
+            if found is not None:
+                return found
+    return denominators.running(logits, plan, problem.loss, keep=keep and plan.keep, tilt=tilt)
+
+
+def _per_sum(logits: Logits, weight: Tensor, lse: Tensor, problem: Problem) -> tuple[Tensor | None, float]:
+    """Weights over sums of plain exponentials, where all of those are normal numbers."""
+    shift = optimistic_shift(logits.scale, problem.normalize) if weight.device.type == "cpu" else None
+    if shift is None:
+        return None, 0.0
+    total = torch.exp2(lse - shift)
+    per_sum = weight / total
+    sizes = torch.where(weight == 0, 1.0, per_sum.abs())
+    return (per_sum, shift) if is_normal(torch.stack((total, sizes))) else (None, 0.0)
+
+
+def _project(grad_x: Tensor | None, grad_y: Tensor | None, rows: Rows, n: int) -> None:
+    if rows.norms is None:
+        return
+    for gradient, units, norms in (
+        (grad_x, rows.stacked[:n], rows.norms[:n]),
+        (grad_y, rows.stacked[n:], rows.norms[n:]),
+    ):
+        if gradient is not None:
+            project(gradient, units, norms)

@@ -1,0 +1,153 @@
+"""The batch's rows as the products need them: stacked, in the accumulation dtype, of unit length if asked.
+
+A row is divided by its norm in the accumulation dtype, so half-precision rows are never rounded after normalising.
+Squares of entries beyond 2^±60 leave float32's range: a row whose largest entry lies outside 2^±30 is first multiplied
+by an exact power of two, and its gradient afterwards by the same power.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LARGEST_EXPONENT = 30
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Stacked rows ``Z = [x; y]`` and what undoes their scaling.
+
+    Attributes:
+        stacked: ``(2n, d)`` in the accumulation dtype; unit or zero rows if normalised.
+        norms: ``(2n, 1)`` lengths of the rescaled rows, infinite for a zero row; ``None`` if not normalised.
+        exponents: ``(2n, 1)`` powers of two the raw rows were multiplied by; ``None`` if none was.
+    """
+
+    stacked: Tensor
+    norms: Tensor | None
+    exponents: Tensor | None
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything narrower.
+
+    Example:
+        >>> accumulation_dtype(torch.bfloat16)
+        torch.float32
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def prepare(x: Tensor, y: Tensor, normalize: bool) -> Rows:
+    """Stack the rows, and normalise them if asked.
+
+    On the CPU one read of the norms' range tells whether any row needs rescaling; elsewhere nothing is read back and
+    every row goes through the rescaling, most with the power 0. A row with a NaN or an infinity becomes a row of NaN.
+
+    Args:
+        x: ``(n, d)``.
+        y: ``(n, d)``.
+        normalize: divide each row by its norm.
+
+    Returns:
+        The :class:`Rows`.
+
+    Example:
+        >>> rows = prepare(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.0]]), True)
+        >>> rows.stacked
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    stacked = torch.cat((x, y)).to(accumulation_dtype(x.dtype))
+    on_cpu = stacked.device.type == "cpu"
+    if not normalize:
+        if on_cpu:
+            least, most = torch.aminmax(stacked)
+            if math.isfinite(least.item()) and math.isfinite(most.item()):
+                return Rows(stacked, None, None)
+        return Rows(stacked.add_(_largest(stacked).mul_(0)), None, None)
+    norms = torch.linalg.vector_norm(stacked, dim=1, keepdim=True)
+    if on_cpu:
+        least, most = torch.aminmax(norms)
+        if least.item() >= 2.0**-LARGEST_EXPONENT and most.item() <= 2.0**LARGEST_EXPONENT:
+            return Rows(stacked.div_(norms), norms, None)
+    exponents = _rescaling(_largest(stacked))
+    stacked = times_power_of_two(stacked, exponents)
+    norms = torch.linalg.vector_norm(stacked, dim=1, keepdim=True)
+    norms = norms.masked_fill(norms == 0, math.inf)
+    return Rows(stacked.div_(norms), norms, exponents)
+
+
+def row_exponents(rows: Tensor) -> Tensor:
+    """The powers of two that :func:`prepare` multiplies raw rows by when it rescales.
+
+    Args:
+        rows: ``(n, d)`` raw rows.
+
+    Returns:
+        ``(n, 1)`` whole numbers in the accumulation dtype; NaN for a row that is not finite.
+
+    Example:
+        >>> row_exponents(torch.tensor([[1.0, 2.0], [2.0**-40, 0.0]])).flatten()
+        tensor([ 0., 39.])
+    """
+    return _rescaling(_largest(rows.to(accumulation_dtype(rows.dtype))))
+
+
+def times_power_of_two(tensor: Tensor, exponents: Tensor | float) -> Tensor:
+    """``tensor · 2^exponents`` in place, exact wherever the result is a normal number.
+
+    The power is applied in two halves: 2^150, say, is no float32 although it may bring one into range.
+
+    Args:
+        tensor: modified in place.
+        exponents: whole numbers, a tensor that broadcasts or one number.
+
+    Returns:
+        ``tensor``.
+
+    Example:
+        >>> times_power_of_two(torch.tensor([2.0**-140]), 140)
+        tensor([1.])
+    """
+    if isinstance(exponents, Tensor):
+        half = torch.trunc(exponents * 0.5)
+        return tensor.mul_(torch.exp2(half)).mul_(torch.exp2(exponents - half))
+    half_number = int(exponents) // 2
+    return tensor.mul_(2.0**half_number).mul_(2.0 ** (exponents - half_number))
+
+
+def project(gradient: Tensor, units: Tensor, norms: Tensor) -> Tensor:
+    """Carry a gradient with respect to unit rows through the normalisation, in place.
+
+    ``(g − ⟨g, u⟩ u) / r`` row by row; the radial coefficient is taken from the very accumulator it is removed from.
+
+    Args:
+        gradient: ``(n, d)``, modified in place.
+        units: ``(n, d)`` unit rows.
+        norms: ``(n, 1)``.
+
+    Returns:
+        ``gradient``.
+
+    Example:
+        >>> project(torch.tensor([[5.0, 1.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0]]))
+        tensor([[0.0000, 0.5000]])
+    """
+    radial = torch.linalg.vecdot(gradient, units).unsqueeze(1)
+    return gradient.addcmul_(units, radial, value=-1).div_(norms)
+
+
+def _largest(rows: Tensor) -> Tensor:
+    least, most = torch.aminmax(rows, dim=1, keepdim=True)
+    return torch.maximum(most, -least)
+
+
+def _rescaling(largest: Tensor) -> Tensor:
+    exponents = torch.frexp(largest).exponent.to(largest.dtype)
+    within = (exponents.abs() <= LARGEST_EXPONENT) | (largest == 0)
+    exponents = torch.where(within, 0.0, -exponents)
+    return torch.where(torch.isfinite(largest), exponents, math.nan)
