@@ -1,0 +1,14 @@
+"""Pretraining with ctloss: parallel text in, an aligned multilingual encoder out.
+
+``python -m ctloss.train`` runs it from the command line, :func:`pretrain` from Python:
+
+    from ctloss.train import pretrain, tiny
+
+    pretrain(tiny().override(batch_size=32), "runs/tiny")
+"""
+
+from .encoder import CCEEncoder
+from .recipe import Recipe, RecipeError, paper, tiny
+from .run import Results, pretrain
+
+__all__ = ["CCEEncoder", "Recipe", "RecipeError", "Results", "paper", "pretrain", "tiny"]

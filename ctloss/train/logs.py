@@ -1,0 +1,70 @@
+"""What a run says while it goes: a progress bar with one line a report, and a file of JSON lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from .checkpoint import write_atomically
+
+SHOWN = {
+    "loss": "loss",
+    "contrastive": "contrastive",
+    "mlm": "mlm",
+    "z_mean": "mean z",
+    "z_min": "min z",
+    "learning_rate": "rate",
+    "pairs_per_second": "pairs/s",
+}
+
+
+class JSONLines(TrainerCallback):
+    """Appends every report to a file, one JSON object a line.
+
+    A resumed run first drops the lines after the step that it resumes from, so that the file reads like that of an
+    unbroken run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Drops what a killed run reported after its last checkpoint."""
+        if state.is_world_process_zero and self._path.exists():
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+            write_atomically(self._path, "".join(line + "\n" for line in lines if _step(line) <= state.global_step))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Appends one report."""
+        if state.is_world_process_zero and logs is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class ProgressLines(ProgressCallback):
+    """Trainer's progress bar; a report is one short line above it."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Shows the losses of a training report, or everything that was measured on the validation pairs."""
+        if state.is_world_process_zero and self.training_bar is not None and logs is not None:
+            chosen = {label: logs[name] for name, label in SHOWN.items() if name in logs}
+            chosen.update({_words(name): value for name, value in logs.items() if name.startswith("eval_")})
+            if chosen:
+                report = "  ".join(f"{label} {value:.4g}" for label, value in chosen.items())
+                self.training_bar.write(f"step {state.global_step:>6}  {report}")
+
+
+def _words(name: str) -> str:
+    return name.removeprefix("eval_").replace("_", " ")
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        # A kill in the middle of a write leaves half a line, always the last.
+        return float("inf")

@@ -1,0 +1,121 @@
+"""The objectives L_multi_1 and L_multi_2: a contrastive loss plus α times masked language modelling."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import ctloss
+
+from .encoder import CCEEncoder
+
+# Below this φ, 1 - softmax rounds to 0 in float32: rows whose infoNCE would lose its gradient if computed that way.
+SATURATED = math.log(6e-8)
+
+
+class Objective(nn.Module):
+    """An encoder with its training loss, Chen et al. 2022, eq. (3) with infoNCE and eq. (7) with CZ-NCE:
+
+        L = L_contrastive + α · L_MLM,
+
+    where L_contrastive is the batch mean, eq. (2), over the CCE vectors of clean text, in float32 whatever the
+    autocast, and L_MLM the mean of both languages' cross-entropies over the masked copies. Logits are formed at the
+    masked positions alone, and with α = 0 the masked copies are not read.
+
+    Args:
+        encoder: the CCE encoder.
+        loss: ``"cz_nce"`` or ``"info_nce"``.
+        temperature: of the contrastive loss.
+        negatives: ``"both"`` or ``"cross"``, see :func:`ctloss.cz_nce`.
+        alpha: weight of L_MLM.
+    """
+
+    # Trainer: the loss is a mean over the batch and takes no token counts.
+    accepts_loss_kwargs = False
+
+    def __init__(
+        self, encoder: CCEEncoder, *, loss: str, temperature: float, negatives: str = "both", alpha: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.loss = loss
+        self.temperature = temperature
+        self.negatives = negatives
+        self.alpha = alpha
+
+    def forward(
+        self,
+        source_ids: Tensor,
+        source_mask: Tensor,
+        target_ids: Tensor,
+        target_mask: Tensor,
+        source_span: Tensor | None = None,
+        target_span: Tensor | None = None,
+        source_masked_ids: Tensor | None = None,
+        target_masked_ids: Tensor | None = None,
+        source_labels: Tensor | None = None,
+        target_labels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Computes the objective of one batch of n pairs.
+
+        Args:
+            source_ids, target_ids: wordpieces, (n, length), each side with its own length.
+            source_mask, target_mask: 1 at tokens and 0 at padding.
+            source_span, target_span: the words' positions, (n, 2), end exclusive; needed at both levels.
+            source_masked_ids, target_masked_ids: copies with masked wordpieces; needed with α > 0.
+            source_labels, target_labels: the wordpieces to predict, -100 elsewhere; needed with α > 0.
+
+        Returns:
+            Float32 scalars: ``loss``, and detached ``contrastive``, ``mlm`` (with α > 0), ``z_mean``, ``z_min`` and
+            ``saturated``, the share of rows with φ = exp(z) < 6e-8.
+        """
+        pad = self.encoder.backbone.config.pad_token_id
+        ids, mask = _stack(source_ids, target_ids, pad), _stack(source_mask, target_mask, 0)
+        spans = None if source_span is None or target_span is None else torch.cat([source_span, target_span])
+        x, y = self.encoder(ids, mask, spans).chunk(2)
+        rows = self._rows(x, y)
+        loss = contrastive = rows.mean()
+        measured = {"contrastive": contrastive.detach(), **self._margins(rows.detach())}
+        if self.alpha > 0:
+            if source_masked_ids is None or target_masked_ids is None or source_labels is None or target_labels is None:
+                raise ValueError("alpha above 0 needs masked copies and labels of both sides; the batch has none")
+            masked = _stack(source_masked_ids, target_masked_ids, pad)
+            mlm = self._mlm(masked, mask, _stack(source_labels, target_labels, -100))
+            loss = contrastive + self.alpha * mlm
+            measured["mlm"] = mlm.detach()
+        return {"loss": loss, **measured}
+
+    def _rows(self, x: Tensor, y: Tensor) -> Tensor:
+        function = ctloss.cz_nce if self.loss == "cz_nce" else ctloss.info_nce
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, y, temperature=self.temperature, negatives=self.negatives, reduction="none")
+
+    def _margins(self, rows: Tensor) -> dict[str, Tensor]:
+        # infoNCE's rows are softplus(z); its inverse is written so that neither end overflows.
+        if self.loss == "cz_nce":
+            z = rows
+        else:
+            rows = rows.clamp_min(torch.finfo(rows.dtype).tiny)
+            z = rows + torch.log(-torch.expm1(-rows))
+        return {"z_mean": z.mean(), "z_min": z.min(), "saturated": (z < SATURATED).float().mean()}
+
+    def _mlm(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        _, states = self.encoder.first_and_last(ids, mask)
+        chosen = labels != -100
+        logits = self.encoder.mlm_logits(states[chosen])
+        losses = functional.cross_entropy(logits.float(), labels[chosen], reduction="none")
+        is_target = (torch.arange(len(ids), device=ids.device) >= len(ids) // 2).unsqueeze(1).expand_as(chosen)[chosen]
+        return sum(_mean(losses[side]) for side in (~is_target, is_target)) / 2  # type: ignore[return-value]
+
+
+def _mean(values: Tensor) -> Tensor:
+    # A side without a masked wordpiece has nothing to predict: 0, and a gradient of 0, rather than NaN.
+    return values.sum() / max(len(values), 1)
+
+
+def _stack(source: Tensor, target: Tensor, fill: int) -> Tensor:
+    length = max(source.shape[1], target.shape[1])
+    return torch.cat([functional.pad(side, (0, length - side.shape[1]), value=fill) for side in (source, target)])

@@ -1,0 +1,193 @@
+"""From a recipe's corpus to word positioned samples: three parts that share no sentence, and where words come from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .alignment import GoldWords, with_alignments
+from .cooccurrence import CooccurrenceAligner
+from .corpus import (
+    SPLITS,
+    CorpusError,
+    ParallelSentence,
+    Sentences,
+    Split,
+    find_lines,
+    read_embedded,
+    read_lines,
+    read_tsv,
+    stable_hash,
+    take_split,
+    text_key,
+)
+from .lexicon import Lexicon, find_lexicon_lines
+from .recipe import Data
+from .wps import WordSource, WPSCounts, build_wps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The parts of a corpus and the source of its word pairs.
+
+    Attributes:
+        parts: training, validation and test sentences; no text of the latter two is in the first.
+        words: proposes the word pairs.
+    """
+
+    parts: dict[Split, Sentences]
+    words: WordSource
+
+
+def read_corpus(data: Data, *, evaluation_pairs: int, seed: int) -> Corpus:
+    """Reads what a recipe names as its corpus and parts it.
+
+    Validation and test sentences are those of the files that the recipe names for them. Otherwise they are taken out
+    of the corpus by a hash of the source sentence: about one and a half times ``evaluation_pairs`` of the smallest
+    language pair, at most a tenth of it.
+
+    Args:
+        data: the recipe's data.
+        evaluation_pairs: sentence pairs a language pair that validation and test should have.
+        seed: another seed takes other sentences out.
+
+    Raises:
+        CorpusError: a file is not what its format promises, or languages are missing.
+    """
+    if data.corpus == (EMBEDDED,):
+        _only_embedded(data)
+        parts = {split: read_embedded(split, languages=data.languages or None, pivot=_pivot(data)) for split in SPLITS}
+        return Corpus({**parts, "train": limited(parts["train"], data.max_pairs)}, GoldWords())
+    pairs = _with_words(_language_pairs(data.corpus, data.languages), data.alignments)
+    everything = joined(pairs)
+    smallest = min(sum(1 for _ in pair) for pair in pairs)
+    share = min(0.1, 1.5 * evaluation_pairs / max(1, smallest))
+    shares = {"validation": 0.0 if data.validation else share, "test": 0.0 if data.test else share}
+    given: dict[Split, str | None] = {"validation": data.validation, "test": data.test}
+    parts = {}
+    for split, path in given.items():
+        parts[split] = (
+            joined(_language_pairs((path,), data.languages)) if path else take_split(everything, split, **shares, seed=seed)
+        )
+    training = take_split(everything, "train", **shares, seed=seed)
+    parts["train"] = limited(without(training, [*parts["validation"], *parts["test"]]), data.max_pairs)
+    return Corpus(parts, _word_source(data, parts["train"]))
+
+
+def build_samples(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, folder: Path, *, max_length: int, progress: bool
+) -> dict[Split, WPSCounts]:
+    """Builds the word positioned samples of every part in its own folder, or finds them there; returns the counts."""
+    return {
+        split: build_wps(
+            corpus.parts[split],
+            tokenizer,
+            corpus.words,
+            folder=folder / split,
+            max_length=max_length,
+            progress=progress and split == "train",
+        )
+        for split in SPLITS
+    }
+
+
+def texts(sentences: Iterable[ParallelSentence]) -> Iterator[str]:
+    """Yields both sides of every sentence pair."""
+    for sentence in sentences:
+        yield sentence.source
+        yield sentence.target
+
+
+def joined(parts: list[Sentences]) -> Sentences:
+    """Returns the sentences of several corpora, one after the other."""
+    return Sentences(lambda: (sentence for part in parts for sentence in part))
+
+
+def without(sentences: Sentences, held: Iterable[ParallelSentence]) -> Sentences:
+    """Returns the sentences neither side of which is a text of the held-out ones, case and spacing aside."""
+    known = {stable_hash(text_key(text)) for text in texts(held)}
+
+    def fresh(sentence: ParallelSentence) -> bool:
+        return not {stable_hash(text_key(text)) for text in (sentence.source, sentence.target)} & known
+
+    return Sentences(lambda: filter(fresh, sentences))
+
+
+def limited(sentences: Sentences, most: int | None) -> Sentences:
+    """Returns at most so many sentence pairs, those whose texts have the smallest hashes; all of them for None."""
+    if most is None:
+        return sentences
+
+    def place(sentence: ParallelSentence) -> int:
+        return stable_hash("limited", sentence.source, sentence.target_language, sentence.target)
+
+    smallest = sorted(map(place, sentences))[:most]
+    return Sentences(lambda: (sentence for sentence in sentences if smallest and place(sentence) <= smallest[-1]))
+
+
+def _pivot(data: Data) -> str:
+    return data.languages[0] if data.languages else "en"
+
+
+def _only_embedded(data: Data) -> None:
+    for name in ("validation", "test", "lexicon", "alignments"):
+        if getattr(data, name):
+            raise CorpusError(
+                f"{name}: expected nothing with the embedded corpus, which has its own parts and word pairs, "
+                f"got {getattr(data, name)!r}; leave it out, or name a corpus"
+            )
+
+
+def _language_pairs(names: tuple[str, ...], languages: tuple[str, ...]) -> list[Sentences]:
+    tables = [name for name in names if name.endswith(".tsv")]
+    if tables and len(tables) == len(names):
+        return [read_tsv(name, *_columns(name, languages if len(names) == 1 else ())) for name in names]
+    if len(names) != 1:
+        raise CorpusError(
+            f"corpus: expected one prefix of line-aligned files, or files that all end in .tsv, got {', '.join(names)}; "
+            "give either"
+        )
+    files = {code: Path(f"{names[0]}.{code}") for code in languages} if languages else find_lines(names[0])
+    pivot = languages[0] if languages else "en" if "en" in files else next(iter(files))
+    return [
+        read_lines({pivot: files[pivot], code: path}, pivot=pivot) for code, path in files.items() if code != pivot
+    ]
+
+
+def _columns(name: str, languages: tuple[str, ...]) -> tuple[str, str]:
+    if len(languages) == 2:
+        return languages[0], languages[1]
+    match = re.search(r"([a-z]{2,3})-([a-z]{2,3})\.tsv$", Path(name).name)
+    if not match:
+        raise CorpusError(
+            f"{name}: expected a name that ends in the languages of its columns, like en-fr.tsv; rename the file, or "
+            "give it alone with --languages en fr"
+        )
+    return match[1], match[2]
+
+
+def _with_words(pairs: list[Sentences], alignments: tuple[str, ...]) -> list[Sentences]:
+    if alignments and len(alignments) != len(pairs):
+        raise CorpusError(
+            f"alignments: expected a file for each of the {len(pairs)} language pairs, in their order, "
+            f"got {len(alignments)}; add or drop some"
+        )
+    return [with_alignments(pair, path) for pair, path in zip(pairs, alignments, strict=True)] if alignments else pairs
+
+
+def _word_source(data: Data, training: Sentences) -> WordSource:
+    if data.alignments:
+        return GoldWords()
+    if data.lexicon is None:
+        return CooccurrenceAligner(training)
+    if Path(data.lexicon).is_dir():
+        return Lexicon.read_lines(find_lexicon_lines(data.lexicon))
+    return Lexicon.read_tsv(data.lexicon, *_columns(data.lexicon, data.languages))

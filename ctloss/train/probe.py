@@ -1,0 +1,157 @@
+"""Runs an encoder over held-out pairs: its sentence and word vectors, and what they retrieve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .encoder import CCEEncoder
+from .measures import centred, random_pair_cosine, retrieval_accuracy
+
+Row = Mapping[str, Any]
+Span = tuple[int, int]
+
+
+@torch.no_grad()
+def embed(
+    encoder: CCEEncoder, sentences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]], *, batch: int = 128
+) -> tuple[Tensor, list[Tensor]]:
+    """Pools sentences and any number of words of each, without the head, in float32, dropout off.
+
+    Args:
+        encoder: the CCE encoder; it is left in the mode it was in.
+        sentences: wordpieces of each sentence, special tokens included.
+        spans: of each sentence the words' (start, end), end exclusive; possibly none.
+        batch: sentences at a time, taken in the order of their lengths.
+
+    Returns:
+        Sentence vectors (m, H), and for each sentence its word vectors (number of spans, H); on the CPU.
+    """
+    was_training = encoder.training
+    encoder.eval()
+    device = next(encoder.parameters()).device
+    pad = encoder.backbone.config.pad_token_id
+    pooled: list[Tensor] = [torch.empty(0)] * len(sentences)
+    words: list[Tensor] = [torch.empty(0)] * len(sentences)
+    order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
+    for start in range(0, len(order), batch):
+        part = order[start : start + batch]
+        longest = len(sentences[part[-1]])
+        ids = torch.full((len(part), longest), pad)
+        for row, i in enumerate(part):
+            ids[row, : len(sentences[i])] = torch.tensor(sentences[i])
+        lengths = torch.tensor([len(sentences[i]) for i in part])
+        mask = (torch.arange(longest) < lengths.unsqueeze(1)).long()
+        states = encoder.first_and_last(ids.to(device), mask.to(device))[0].cpu()
+        for row, i in enumerate(part):
+            pooled[i] = states[row, : len(sentences[i])].mean(dim=0)
+            vectors = [states[row, first:last].mean(dim=0) for first, last in spans[i]]
+            words[i] = torch.stack(vectors) if vectors else states.new_empty(0, states.shape[2])
+    encoder.train(was_training)
+    return torch.stack(pooled), words
+
+
+def by_languages(rows: Sequence[Row], most: int) -> dict[str, list[Row]]:
+    """Groups rows by language pair (``"en-fr"``), at most so many each, leaving out rows that repeat a sentence."""
+    groups: dict[str, list[Row]] = {}
+    seen: dict[str, set[tuple[str, str]]] = {}
+    for row in rows:
+        name = f"{row['source_language']}-{row['target_language']}"
+        group, known = groups.setdefault(name, []), seen.setdefault(name, set())
+        sides = {("source", row["source"].casefold()), ("target", row["target"].casefold())}
+        if len(group) < most and not sides & known:
+            group.append(row)
+            known |= sides
+    return groups
+
+
+class Probe:
+    """Measures an encoder on held-out sentence pairs and their words.
+
+    Sentence retrieval: for each sentence the nearest of the other side's, by cosine. Word retrieval: a word form is
+    the mean of its vectors over the sentences; each form with a held-out translation looks for the nearest of all the
+    other side's forms, and any translation seen in the sentences is right. Both ways, as they are and with each side's
+    mean taken out (centred).
+
+    Args:
+        rows: word positioned samples, see :func:`ctloss.train.wps.build_wps`.
+        most: sentence pairs a language pair at most.
+        is_held_out: tells of the numbers in a row's ``word_types`` which were kept out of training, as booleans.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], *, most: int, is_held_out: Callable[[Sequence[int]], Iterable[bool]]
+    ) -> None:
+        self._groups = {name: group for name, group in by_languages(rows, most).items() if len(group) >= 2}
+        self._is_held_out = is_held_out
+        self._spans: dict[tuple[int, ...], dict[Span, int]] = {}
+        for group in self._groups.values():
+            for row in group:
+                for side, offset in (("source", 0), ("target", 2)):
+                    numbered = self._spans.setdefault(tuple(row[f"{side}_ids"]), {})
+                    for pair in row["word_pairs"]:
+                        numbered.setdefault((pair[offset], pair[offset + 1]), len(numbered))
+
+    def __call__(self, encoder: CCEEncoder) -> dict[str, dict[str, float]]:
+        """Returns the measures of each language pair, and their means under ``"mean"``."""
+        sentences = list(self._spans)
+        pooled, words = embed(encoder, sentences, [list(self._spans[ids]) for ids in sentences])
+        number = {ids: i for i, ids in enumerate(sentences)}
+        measured = {}
+        for name, group in self._groups.items():
+            x, y = (pooled[[number[tuple(row[f"{side}_ids"])] for row in group]] for side in ("source", "target"))
+            measured[name] = _both("sentence", x, y, None, None) | {
+                "random_pair_cosine": random_pair_cosine(x, y),
+                "random_pair_cosine_centred": random_pair_cosine(centred(x), centred(y)),
+            }
+            measured[name] |= self._words(group, lambda ids, span: words[number[ids]][self._spans[ids][span]])
+        names = dict.fromkeys(key for values in measured.values() for key in values)
+        mean = {key: _mean([values[key] for values in measured.values() if key in values]) for key in names}
+        return {**measured, "mean": mean}
+
+    def _words(self, group: Sequence[Row], vector: Any) -> dict[str, float]:
+        sums: tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]] = ({}, {})
+        gold: set[tuple[str, str]] = set()
+        asked: set[tuple[str, str]] = set()
+        for row in group:
+            source_ids, target_ids = tuple(row["source_ids"]), tuple(row["target_ids"])
+            held = self._is_held_out(row["word_types"])
+            found = zip(row["word_pairs"], row["source_words"], row["target_words"], held, strict=True)
+            for (a, b, c, d), source, target, is_held_out in found:
+                sums[0].setdefault(source, []).append(vector(source_ids, (a, b)))
+                sums[1].setdefault(target, []).append(vector(target_ids, (c, d)))
+                gold.add((source, target))
+                if is_held_out:
+                    asked.add((source, target))
+        if not asked:
+            return {}
+        forms = tuple({form: i for i, form in enumerate(side)} for side in sums)
+        x, y = (torch.stack([torch.stack(found).mean(dim=0) for found in side.values()]) for side in sums)
+        right: tuple[dict[int, set[int]], dict[int, set[int]]] = ({}, {})
+        for source, target in sorted(asked):
+            right[0][forms[0][source]] = set()
+            right[1][forms[1][target]] = set()
+        for source, target in gold:
+            i, j = forms[0][source], forms[1][target]
+            right[0].get(i, set()).add(j)
+            right[1].get(j, set()).add(i)
+        return _both("word", x, y, right[0], right[1])
+
+
+def _both(
+    name: str, x: Tensor, y: Tensor, forth: dict[int, set[int]] | None, back: dict[int, set[int]] | None
+) -> dict[str, float]:
+    measured = {}
+    for suffix, a, b in (("", x, y), ("_centred", centred(x), centred(y))):
+        for way, queries, candidates, right in (("forth", a, b, forth), ("back", b, a, back)):
+            asked = queries if right is None else queries[list(right)]
+            gold = None if right is None else list(right.values())
+            measured[f"{name}_{way}{suffix}"] = retrieval_accuracy(asked, candidates, gold)
+    return measured
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,279 @@
+"""What a pretraining run is: its data, encoder, objective, optimisation and bookkeeping, in one frozen value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+
+class RecipeError(ValueError):
+    """A recipe asks for something that cannot be run; the message says what was expected and what was given."""
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    """Returns a dataclass field that also carries what the command line shows of it."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+def require(condition: bool, name: str, expected: str, got: object, hint: str) -> None:
+    """Raises RecipeError unless the condition holds, in the one form that every recipe error has."""
+    if not condition:
+        raise RecipeError(f"{name}: expected {expected}, got {got!r}; {hint}")
+
+
+class Group:
+    """Base of a recipe's parts: refuses a value outside a field's choices, and numbers that are not finite."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):  # type: ignore[arg-type]
+            value, choices = getattr(self, item.name), item.metadata["choices"]
+            if choices:
+                require(value in choices, item.name, "one of " + ", ".join(choices), value, "choose one of them")
+            if isinstance(value, float):
+                require(math.isfinite(value), item.name, "a finite number", value, "give one")
+        self.check()
+
+    def check(self) -> None:
+        """Raises RecipeError for values that make no sense together."""
+
+    def at_least(self, least: float, *names: str) -> None:
+        """Raises RecipeError for the first of the named fields that is set and below ``least``."""
+        for name in names:
+            value = getattr(self, name)
+            require(value is None or value >= least, name, f"at least {least}", value, "raise it")
+
+    def positive(self, *names: str) -> None:
+        """Raises RecipeError for the first of the named fields that is set and not above zero."""
+        for name in names:
+            value = getattr(self, name)
+            require(value is None or value > 0, name, "a number above 0", value, "raise it")
+
+    def fraction(self, *names: str) -> None:
+        """Raises RecipeError for the first of the named fields outside [0, 1)."""
+        for name in names:
+            value = getattr(self, name)
+            require(0 <= value < 1, name, "a number from 0 up to but not including 1", value, "give a share")
+
+
+@dataclass(frozen=True)
+class Data(Group):
+    """Which parallel text is read, and what becomes a training pair."""
+
+    corpus: tuple[str, ...] = option(
+        ("embedded",),
+        "'embedded', or the prefix of line-aligned files (PREFIX.en PREFIX.fr ..., with --languages), "
+        "or TSV files named like en-fr.tsv (or one TSV with --languages)",
+    )
+    languages: tuple[str, ...] = option(
+        (), "languages of the corpus; the first is paired with each of the others (default: all, English first)"
+    )
+    validation: str | None = option(
+        None, "prefix or TSV of the validation pairs (default: taken out of the corpus by a hash of the sentence)"
+    )
+    test: str | None = option(None, "prefix or TSV of the test pairs (default: as for --validation)")
+    lexicon: str | None = option(
+        None, "word-translation lexicon: a TSV, or a folder of line-aligned files (default: align by co-occurrence)"
+    )
+    alignments: tuple[str, ...] = option(
+        (), "word alignments of the corpus in Pharaoh form (i-j ...), one file a language pair"
+    )
+    max_length: int = option(128, "longest sentence in wordpieces, [CLS] and [SEP] included; longer pairs are skipped")
+    max_pairs: int | None = option(None, "at most so many training pairs, drawn by a hash of the sentence")
+    held_out_words: float = option(
+        0.1, "share of the word translations never used as a training positive, on which word retrieval is measured"
+    )
+
+    def check(self) -> None:
+        require(bool(self.corpus), "corpus", "'embedded', a prefix or TSV files", self.corpus, "name one")
+        require(
+            len(self.languages) != 1, "languages", "none, or at least two", self.languages, "add the other languages"
+        )
+        require(
+            len(set(self.languages)) == len(self.languages), "languages", "distinct codes", self.languages, "drop one"
+        )
+        require(
+            not (self.lexicon and self.alignments),
+            "alignments",
+            "either a lexicon or alignments",
+            "both",
+            "drop --lexicon or --alignments",
+        )
+        self.at_least(4, "max_length")
+        self.at_least(1, "max_pairs")
+        self.fraction("held_out_words")
+
+
+@dataclass(frozen=True)
+class EncoderChoice(Group):
+    """Which encoder is trained: one from Hugging Face, or a small BERT made for the corpus."""
+
+    encoder: str = option("small", "'small' (a BERT of the sizes below), or a Hugging Face encoder by name or folder")
+    layers: int = option(2, "small encoder: transformer layers")
+    hidden: int = option(128, "small encoder: width")
+    heads: int = option(2, "small encoder: attention heads")
+    vocabulary: int = option(8000, "small encoder: wordpieces, trained on the corpus")
+    dropout: float = option(0.1, "dropout of the encoder (small encoder only)")
+    lower_case: bool = option(True, "lower-case the text")
+
+    def check(self) -> None:
+        require(bool(self.encoder), "encoder", "'small', a name or a folder", self.encoder, "name one")
+        self.at_least(1, "layers", "hidden", "heads")
+        self.at_least(100, "vocabulary")
+        require(self.hidden % self.heads == 0, "hidden", f"a multiple of heads={self.heads}", self.hidden, "change one")
+        self.fraction("dropout")
+
+
+@dataclass(frozen=True)
+class ObjectiveChoice(Group):
+    """What is minimised: Chen et al. 2022, eq. (3) with infoNCE or eq. (7) with CZ-NCE."""
+
+    loss: str = option("cz_nce", "contrastive loss: eq. (4) or eq. (1)", ("cz_nce", "info_nce"))
+    levels: str = option("multi", "what is contrasted: sentence and word vectors, or the sentence's", ("multi", "sentence"))
+    head: bool = option(True, "two-layer head between the encoder's vectors and the loss (used in training alone)")
+    temperature: float = option(0.07, "temperature of the contrastive loss")
+    negatives: str = option("both", "negatives of a row: both languages' other rows, or the other language's", ("both", "cross"))
+    alpha: float = option(0.1, "weight of masked language modelling; 0 leaves it out, with its cost")
+    mlm_probability: float = option(0.15, "share of the wordpieces to be predicted (of them 80 % masked, 10 % random)")
+
+    def check(self) -> None:
+        self.positive("temperature")
+        self.at_least(0, "alpha")
+        self.fraction("mlm_probability")
+        require(
+            self.alpha == 0 or self.mlm_probability > 0,
+            "mlm_probability",
+            "a share above 0 when alpha is above 0",
+            self.mlm_probability,
+            "raise it, or set alpha to 0",
+        )
+
+
+@dataclass(frozen=True)
+class Optimisation(Group):
+    """How it is minimised."""
+
+    optimizer: str = option("adamw", "optimizer", ("adamw", "adam"))
+    learning_rate: float = option(2e-3, "peak learning rate")
+    weight_decay: float = option(0.01, "decoupled weight decay of matrices (adamw only)")
+    schedule: str = option(
+        "linear",
+        "learning rate over the run: warmup then linear decay to 0; x 0.1 at 1/3, 2/3 and 5/6; or constant",
+        ("linear", "thirds", "constant"),
+    )
+    warmup: float = option(0.06, "share of the steps over which the learning rate rises from 0")
+    clip: float = option(1.0, "largest norm of the gradient; 0 leaves it as it is")
+    batch_size: int = option(64, "pairs a batch, on each process")
+    epochs: int = option(1, "passes over the training pairs")
+    max_steps: int | None = option(None, "stop after so many steps, whatever the epochs")
+
+    def check(self) -> None:
+        self.positive("learning_rate")
+        self.at_least(0, "weight_decay", "clip")
+        self.fraction("warmup")
+        self.at_least(1, "epochs", "max_steps")
+        require(
+            self.batch_size >= 2, "batch_size", "at least 2", self.batch_size, "a row's negatives are the other rows"
+        )
+
+
+@dataclass(frozen=True)
+class Bookkeeping(Group):
+    """Seeds, precision, and how often the run reports and saves."""
+
+    seed: int = option(2021, "seed of weights, batches, draws, masks and dropout")
+    precision: str = option("auto", "autocast: bf16 where the device has it, or always one", ("auto", "fp32", "bf16"))
+    log_every: int = option(25, "steps between lines of the log")
+    evaluate_every: int = option(250, "steps between retrieval measures on the validation pairs")
+    checkpoint_every: int = option(250, "steps between checkpoints")
+    keep_checkpoints: int = option(2, "checkpoints kept")
+    evaluation_pairs: int = option(500, "most sentence pairs a language pair in validation, and in test")
+    pictured_words: int = option(12, "meanings in the t-SNE picture; 0 draws none")
+
+    def check(self) -> None:
+        self.at_least(0, "seed", "pictured_words")
+        self.at_least(1, "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints")
+        self.at_least(2, "evaluation_pairs")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A pretraining run.
+
+    Attributes:
+        name: what the run is called in its output folder and model card.
+        data, encoder, objective, optimisation, bookkeeping: its parts.
+
+    Example:
+        >>> tiny().override(batch_size=32).optimisation.batch_size
+        32
+        >>> tiny().override(batch_size=1)
+        Traceback (most recent call last):
+        ...
+        ctloss.train.recipe.RecipeError: batch_size: expected at least 2, got 1; a row's negatives are the other rows
+    """
+
+    name: str
+    data: Data = Data()
+    encoder: EncoderChoice = EncoderChoice()
+    objective: ObjectiveChoice = ObjectiveChoice()
+    optimisation: Optimisation = Optimisation()
+    bookkeeping: Bookkeeping = Bookkeeping()
+
+    @staticmethod
+    def groups() -> dict[str, type[Group]]:
+        """Returns the parts by name, in the order in which help and model card show them."""
+        return {
+            "data": Data,
+            "encoder": EncoderChoice,
+            "objective": ObjectiveChoice,
+            "optimisation": Optimisation,
+            "bookkeeping": Bookkeeping,
+        }
+
+    def override(self, **values: Any) -> Recipe:
+        """Returns the recipe with the named fields of its parts replaced.
+
+        Raises:
+            RecipeError: no part has a field of that name, or the value is refused.
+        """
+        parts: dict[str, Any] = {}
+        for part, group in self.groups().items():
+            known = {item.name for item in fields(group)}  # type: ignore[arg-type]
+            chosen = {name: values.pop(name) for name in list(values) if name in known}
+            if chosen:
+                parts[part] = replace(getattr(self, part), **chosen)
+        if values:
+            names = [item.name for group in self.groups().values() for item in fields(group)]  # type: ignore[arg-type]
+            raise RecipeError(f"recipe: expected fields among {', '.join(names)}, got {', '.join(values)}")
+        return replace(self, **parts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the recipe as nested dictionaries that JSON can hold."""
+        return {
+            key: {name: list(item) if isinstance(item, tuple) else item for name, item in value.items()}
+            if isinstance(value, Mapping)
+            else value
+            for key, value in asdict(self).items()
+        }
+
+
+def tiny() -> Recipe:
+    """The default run: the embedded corpus and a BERT of 2 layers × 128 from random weights, minutes on two CPU cores."""
+    return Recipe("tiny", objective=ObjectiveChoice(alpha=0.0))
+
+
+def paper() -> Recipe:
+    """The run of Chen et al. 2022: mBERT, τ 0.07, α 0.1, batch 64, Adam at 2e-6 falling × 0.1 at 1/3, 2/3 and 5/6."""
+    return Recipe(
+        "paper",
+        encoder=EncoderChoice(encoder="bert-base-multilingual-cased"),
+        optimisation=Optimisation(
+            optimizer="adam", learning_rate=2e-6, weight_decay=0.0, schedule="thirds", warmup=0.0, clip=0.0
+        ),
+        bookkeeping=Bookkeeping(log_every=100, evaluate_every=5000, checkpoint_every=5000),
+    )
+
+
+RECIPES = {"tiny": tiny, "paper": paper}

@@ -1,0 +1,307 @@
+"""A pretraining run from recipe to output folder."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .checkpoint import checkpoints, remove_incomplete, write_atomically
+from .collator import Collator
+from .corpus import Split
+from .dataset import WPSDataset, held_out
+from .encoder import CCEEncoder, load_backbone, random_backbone, small_backbone
+from .objective import Objective
+from .prepare import Corpus, build_samples, read_corpus, texts
+from .probe import Probe
+from .recipe import Recipe, RecipeError
+from .report import Measured, draw_words, model_card, table
+from .sampler import BatchPlan
+from .tokenizer import load_tokenizer, train_wordpiece
+from .wps import ARROW_NAME, WPSCounts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RUN_FILE, RESULTS_FILE, CARD_FILE, PICTURE_FILE = "run.json", "results.json", "README.md", "words.png"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run measured.
+
+    Attributes:
+        stages: measures by stage (``"before"``, ``"after"``, and ``"random"`` beside a given encoder), language pair
+            (and ``"mean"``) and name.
+        facts: steps, seconds and the like.
+    """
+
+    stages: dict[str, dict[str, dict[str, float]]]
+    facts: dict[str, Any]
+
+
+def pretrain(recipe: Recipe, output: Path | str | None = None, *, resume: bool = False) -> Results:
+    """Pretrains an encoder as a recipe says (Chen et al. 2022, eq. (3) or (7)).
+
+    The output folder then holds the encoder and its tokenizer as Hugging Face writes them, the head
+    (``cce_head.safetensors``), the model card (``README.md``), the results (``results.json``), the picture of its
+    words (``words.png``), the log (``metrics.jsonl``, ``tensorboard``), the samples (``data``) and the last
+    checkpoints. On the CPU, a run that was killed and resumed ends with the weights of an unbroken one, bit for bit, and
+    two runs of one recipe give the same numbers, given the same machine and number of threads.
+
+    Args:
+        recipe: the run, see :func:`tiny` and :func:`paper`.
+        output: folder for everything; ``runs/NAME`` by default.
+        resume: go on with the run in the folder, from its last whole checkpoint. A finished run is left as it is.
+
+    Returns:
+        What was measured before and after.
+
+    Raises:
+        RecipeError: the recipe cannot be run, or the folder holds something else than this run.
+        CorpusError: a corpus file is not what its format promises.
+    """
+    from accelerate import PartialState
+
+    folder = Path(output) if output is not None else Path("runs") / recipe.name
+    process = PartialState(cpu=not torch.cuda.is_available())
+    claim = folder / RUN_FILE
+    if process.is_main_process:
+        claim_folder(folder, recipe, resume=resume)
+    process.wait_for_everyone()
+    if (folder / RESULTS_FILE).is_file() and claim.is_file():
+        document = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+        return Results(document["stages"], document["facts"])
+    return _Run(recipe, folder, process).finish()
+
+
+def claim_folder(folder: Path, recipe: Recipe, *, resume: bool) -> None:
+    """Makes the output folder this run's own, or makes sure that it is, and removes what a kill left half-written.
+
+    Raises:
+        RecipeError: the folder holds another run, this one without ``resume``, or files that are no run's.
+    """
+    claim = folder / RUN_FILE
+    wanted = json.loads(json.dumps(recipe.as_dict()))
+    if not claim.is_file():
+        if folder.is_dir() and any(path.name != RUN_FILE + ".partial" for path in folder.iterdir()):
+            raise RecipeError(
+                f"output: expected a new or empty folder, or that of a run, got {folder} with other files in it; "
+                "name another with --output"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(claim, json.dumps(wanted, indent=2) + "\n")
+        return
+    found = json.loads(claim.read_text(encoding="utf-8"))
+    if found != wanted:
+        changed = _differences(found, wanted)
+        raise RecipeError(
+            f"output: expected a folder of this run, got {folder}, which holds another ({changed}); "
+            "name another with --output, or give the recipe of the run that is there"
+        )
+    if not resume:
+        raise RecipeError(
+            f"output: expected a new folder, got {folder}, which holds this very run; "
+            "add --resume to go on with it, or name another with --output"
+        )
+    remove_incomplete(folder / "checkpoints")
+    remove_incomplete(folder)
+
+
+class _Run:
+    def __init__(self, recipe: Recipe, folder: Path, process: Any) -> None:
+        self.recipe, self.folder, self.process = recipe, folder, process
+        self.started = time.perf_counter()
+        data, bookkeeping = recipe.data, recipe.bookkeeping
+        self.corpus = read_corpus(data, evaluation_pairs=bookkeeping.evaluation_pairs, seed=bookkeeping.seed)
+        self.tokenizer = make_tokenizer(recipe, self.corpus)
+        self.counts = self._build()
+        self.encoder, self.random = self._encoders()
+        self.say(
+            f"encoder: {sum(p.numel() for p in self.encoder.backbone.parameters()):,} parameters "
+            f"({type(self.encoder.backbone).__name__}); vocabulary of {len(self.tokenizer):,} wordpieces"
+        )
+        self.test_rows = self._rows("test")
+        self.test = self._probe(self.test_rows)
+
+    def say(self, text: str) -> None:
+        """Prints on the main process alone."""
+        if self.process.is_main_process:
+            print(text, file=sys.stderr, flush=True)
+
+    def finish(self) -> Results:
+        """Measures, trains, measures again, and writes what a run leaves."""
+        stages: dict[str, Measured] = {}
+        if self.random is not None:
+            stages["random"] = self.test(self.random)
+        stages["before"] = self.test(self.encoder)
+        before = _copy(self.encoder)
+        steps, seconds = self._train()
+        stages["after"] = self.test(self.encoder)
+        self.process.wait_for_everyone()
+        facts = {
+            "steps": steps,
+            "seconds of training since the last start": round(seconds, 1),
+            "seconds in all since the last start": 0.0,
+            "processes": self.process.num_processes,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+        results = Results({name: {k: dict(v) for k, v in stage.items()} for name, stage in stages.items()}, facts)
+        if self.process.is_main_process:
+            self._write(results, before)
+        self.process.wait_for_everyone()
+        return results
+
+    def _build(self) -> dict[Split, WPSCounts]:
+        with self.process.main_process_first():
+            counts = build_samples(
+                self.corpus,
+                self.tokenizer,
+                self.folder / "data",
+                max_length=self.recipe.data.max_length,
+                progress=self.process.is_main_process,
+            )
+        for split, count in counts.items():
+            self.say(f"{split}: {count}")
+        return counts
+
+    def _encoders(self) -> tuple[CCEEncoder, CCEEncoder | None]:
+        recipe = self.recipe
+        choice, objective = recipe.encoder, recipe.objective
+        torch.manual_seed(recipe.bookkeeping.seed)
+        if choice.encoder == "small":
+            backbone = small_backbone(
+                vocabulary=len(self.tokenizer),
+                layers=choice.layers,
+                hidden=choice.hidden,
+                heads=choice.heads,
+                dropout=choice.dropout,
+                max_length=recipe.data.max_length,
+                pad=self.tokenizer.pad_token_id,
+                mlm=objective.alpha > 0,
+            )
+            return CCEEncoder(backbone, levels=objective.levels, head=objective.head), None
+        backbone = load_backbone(choice.encoder, mlm=objective.alpha > 0)
+        encoder = CCEEncoder(backbone, levels=objective.levels, head=objective.head)
+        return encoder, CCEEncoder(random_backbone(backbone), levels="sentence", head=False)
+
+    def _rows(self, split: Split) -> list[dict[str, Any]]:
+        import pyarrow as pa
+
+        with pa.memory_map(str(self.folder / "data" / split / ARROW_NAME)) as file:
+            return pa.ipc.open_file(file).read_all().to_pylist()
+
+    def _probe(self, rows: list[dict[str, Any]]) -> Probe:
+        share, seed = self.recipe.data.held_out_words, self.recipe.bookkeeping.seed
+
+        def is_held_out(types: Any) -> Any:
+            import numpy as np
+
+            return held_out(np.asarray(types, dtype=np.uint64), share, seed) if share else [True] * len(types)
+
+        return Probe(rows, most=self.recipe.bookkeeping.evaluation_pairs, is_held_out=is_held_out)
+
+    def _train(self) -> tuple[int, float]:
+        from .trainer import PretrainingTrainer
+
+        recipe, seed = self.recipe, self.recipe.bookkeeping.seed
+        objective = recipe.objective
+        rows = WPSDataset(
+            self.folder / "data" / "train",
+            require_words=objective.levels == "multi",
+            held_out_share=recipe.data.held_out_words,
+            held_out_seed=seed,
+        )
+        plan = BatchPlan(rows.lengths, rows.keys, batch_size=recipe.optimisation.batch_size, seed=seed)
+        validation = self._probe(self._rows("validation"))
+        trainer = PretrainingTrainer(
+            Objective(
+                self.encoder,
+                loss=objective.loss,
+                temperature=objective.temperature,
+                negatives=objective.negatives,
+                alpha=objective.alpha,
+            ),
+            recipe,
+            self.folder,
+            rows=rows,
+            plan=plan,
+            collate=Collator(
+                self.tokenizer,
+                seed=seed,
+                words=objective.levels == "multi",
+                mlm_probability=objective.mlm_probability if objective.alpha > 0 else 0.0,
+            ),
+            tokenizer=self.tokenizer,
+            measure=lambda encoder: validation(encoder)["mean"],
+        )
+        world = self.process.num_processes
+        self.say(
+            f"training: {len(rows):,} rows, {len(plan) // world:,} batches of {recipe.optimisation.batch_size} an epoch, "
+            f"{'bfloat16 autocast' if trainer.args.bf16 else 'float32'}, {world} process{'es' if world > 1 else ''}"
+        )
+        if world > 1:
+            self.say(f"each of the {world} processes has its own negatives: they are not shared between processes")
+        started = time.perf_counter()
+        steps = trainer.run(checkpoints(self.folder / "checkpoints"))
+        return steps, time.perf_counter() - started
+
+    def _write(self, results: Results, before: CCEEncoder) -> None:
+        bookkeeping = self.recipe.bookkeeping
+        self.encoder.save(self.folder)
+        self.tokenizer.save_pretrained(self.folder)
+        if bookkeeping.pictured_words:
+            encoders = {"before": before, "after": self.encoder}
+            drawn = draw_words(
+                encoders,
+                self.test_rows,
+                self.folder / PICTURE_FILE,
+                meanings=bookkeeping.pictured_words,
+                seed=bookkeeping.seed,
+            )
+            self.say(f"picture: {self.folder / PICTURE_FILE}" if drawn else "picture: too few word pairs to draw")
+        results.facts["seconds in all since the last start"] = round(time.perf_counter() - self.started, 1)
+        counts = "\n".join(f"{split}: {count}" for split, count in self.counts.items())
+        write_atomically(self.folder / CARD_FILE, model_card(self.recipe, results.stages, counts, results.facts))
+        document = {"recipe": self.recipe.as_dict(), "stages": results.stages, "facts": results.facts}
+        # Written last: its presence says that the run is finished.
+        write_atomically(self.folder / RESULTS_FILE, json.dumps(document, indent=2) + "\n")
+        self.say("\n" + table(results.stages) + f"\n\nencoder, model card and results: {self.folder}")
+
+
+def make_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
+    """Returns the encoder's tokenizer, or one trained on the training sentences for the small encoder."""
+    choice = recipe.encoder
+    if choice.encoder != "small":
+        return load_tokenizer(choice.encoder, lower_case=choice.lower_case)
+    return train_wordpiece(
+        texts(corpus.parts["train"]),
+        vocabulary=choice.vocabulary,
+        lower_case=choice.lower_case,
+        max_length=recipe.data.max_length,
+    )
+
+
+def _copy(encoder: CCEEncoder) -> CCEEncoder:
+    import copy
+
+    return copy.deepcopy(encoder)
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    pairs = []
+    for group in wanted:
+        old, new = found.get(group), wanted[group]
+        if isinstance(new, dict) and isinstance(old, dict):
+            pairs += [f"{key} {old.get(key)!r} there, {new[key]!r} here" for key in new if old.get(key) != new[key]]
+        elif old != new:
+            pairs.append(f"{group} {old!r} there, {new!r} here")
+    return ", ".join(pairs)
