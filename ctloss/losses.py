@@ -42,7 +42,7 @@ class _Refused(torch.autograd.Function):
 
 def _reference(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Problem, form: str) -> Tensor:
     if isinstance(temperature, Tensor) and temperature.device.type == "cpu" and not torch.compiler.is_compiling():
-        checks.positive(float(temperature))
+        checks.positive(float(temperature.detach()))
     if form == "ratio":
         x, y = _OnceDifferentiable.apply(x), _OnceDifferentiable.apply(y)
         if isinstance(temperature, Tensor):

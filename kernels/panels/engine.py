@@ -122,7 +122,7 @@ def forward(
             )
             _project(grad_x, grad_y, rows, n)
     empty = rows.stacked.new_empty(0)
-    slope = empty
+    slope = empty.clone()
     if held:
         stats = found.z.new_full((1,), float(rows.exponents is not None))
         if found.tilt is not None:
