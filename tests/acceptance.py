@@ -67,9 +67,7 @@ def truth(case: Case, x: Tensor, y: Tensor, upstream: Tensor) -> Truth:
 
 def answer(case: Case, impl: str, device: str = "cpu") -> tuple[Tensor, list[Tensor | None]]:
     """Run the public function on the case; the loss and the gradients of x, y and the temperature."""
-    x, y = (rows.to(device) for rows in case.embeddings())
-    if device == "cpu":
-        x, y = case.embeddings()
+    x, y = case.embeddings(device)
     before = x.clone(), y.clone()
     x.requires_grad_(case.need[0])
     y.requires_grad_(case.need[1])

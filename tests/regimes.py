@@ -33,10 +33,10 @@ class Case:
     upstream: float = 1.0
     seed: int = 0
 
-    def embeddings(self) -> tuple[Tensor, Tensor]:
+    def embeddings(self, device: str = "cpu") -> tuple[Tensor, Tensor]:
         """x and y, rounded to the case's dtype, laid out with its strides."""
-        x, y = _float64(self)
-        return _laid_out(x.to(self.dtype), self.strides), _laid_out(y.to(self.dtype), self.strides)
+        x, y = (rows.to(self.dtype).to(device) for rows in _float64(self))
+        return _laid_out(x, self.strides), _laid_out(y, self.strides)
 
     def upstream_gradient(self) -> Tensor:
         """What the loss's gradient is multiplied by: a number, or one of either sign for every row."""
@@ -90,11 +90,11 @@ def _laid_out(rows: Tensor, strides: str) -> Tensor:
     if strides == "transposed":
         return rows.T.contiguous().T
     if strides == "padded":
-        wide = torch.full((n, d + 3), math.nan, dtype=rows.dtype)
+        wide = rows.new_full((n, d + 3), math.nan)
         wide[:, 1 : d + 1] = rows
         return wide[:, 1 : d + 1]
     if strides == "every other":
-        wide = torch.full((2 * n, 2 * d), math.nan, dtype=rows.dtype)
+        wide = rows.new_full((2 * n, 2 * d), math.nan)
         wide[::2, ::2] = rows
         return wide[::2, ::2]
     return rows.contiguous()
