@@ -85,15 +85,11 @@ def optimistic(
 ) -> Denominators | None:
     """Sum plain exponentials, panel by panel; ``None`` if they left the range of normal numbers."""
     count, panels = 2 * layout.n, _Scratch(logits, layout, keep)
-    statistics = logits.rows.new_zeros((4, count))
+    statistics = logits.rows.stacked.new_zeros((4, count))
     positive, total, phi, per_sum = statistics.unbind()
     moment = torch.zeros_like(total) if tilt else None
-    positive_logits = torch.empty_like(total[: layout.n])
     for panel in layout.panels():
         entries = logits.fill(panel, panels.next())
-        positives = logits.positives(panel, entries)
-        if positives is not None:
-            positive_logits[panel.start : panel.stop] = positives
         unshifted = panels.second(entries).copy_(entries) if tilt else None
         if shift:
             entries.sub_(shift)
@@ -102,8 +98,8 @@ def optimistic(
         if moment is not None and unshifted is not None:
             unshifted.mul_(entries)
             _add_sums(moment, unshifted, panel.start, panel.stop, panel.mirror - panel.first, panel.mirror)
-    both_ways = positive_logits.repeat(2)
-    torch.exp2(both_ways - shift, out=positive)
+    both_ways = logits.positive.repeat(2)
+    positive.copy_(torch.exp2(both_ways - shift))
     torch.div(total, positive, out=phi)
     per_sum.copy_(total + positive if loss == "info_nce" else total).reciprocal_().mul_(2.0**SCALE_BITS)
     if not is_normal(statistics):
@@ -124,15 +120,11 @@ def optimistic(
 def running(logits: Logits, layout: Layout, loss: str, *, keep: bool, tilt: bool) -> Denominators:
     """Sum exponentials relative to every row's running maximum."""
     count, panels = 2 * layout.n, _Scratch(logits, layout, keep)
-    total = logits.rows.new_zeros(count)
+    total = logits.rows.stacked.new_zeros(count)
     moment = torch.zeros_like(total) if tilt else None
     maximum = torch.full_like(total, EXCLUDED)
-    positive_logits = torch.empty_like(total[: layout.n])
     for panel in layout.panels():
         entries = logits.fill(panel, panels.next())
-        positives = logits.positives(panel, entries)
-        if positives is not None:
-            positive_logits[panel.start : panel.stop] = positives
         logits.exclude(panel, entries, EXCLUDED)
         mirrored = entries[:, panel.mirror - panel.first :]
         for part, rows, dim in (
@@ -149,9 +141,9 @@ def running(logits: Logits, layout: Layout, loss: str, *, keep: bool, tilt: bool
             if moment is not None:
                 exponentials.mul_(part)
                 moment[rows] = moment[rows] * shrink + exponentials.sum(dim)
-    both_ways = positive_logits.repeat(2)
+    both_ways = logits.positive.repeat(2)
     lse = torch.log2(total).double() + maximum.double()
-    z = (lse - both_ways.double()) * LN2
+    z = (lse - both_ways) * LN2
     info = loss == "info_nce"
     weight = torch.exp(SCALE_BITS * LN2 - softplus(-z)) if info else torch.full_like(z, 2.0**SCALE_BITS)
     return Denominators(
@@ -182,7 +174,7 @@ class _Scratch:
     """Memory for one panel at a time, or for each its own if panels are kept."""
 
     def __init__(self, logits: Logits, layout: Layout, keep: bool) -> None:
-        self.rows = logits.rows
+        self.rows = logits.rows.stacked
         self.sizes = iter([panel.height * (2 * layout.n - panel.first) for panel in layout.panels()])
         self.kept: list[Tensor] | None = [] if keep else None
         self.largest = layout.height * (2 * layout.n if layout.symmetric else layout.n)

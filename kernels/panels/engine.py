@@ -105,7 +105,7 @@ def forward(
     held = holds_gradient(problem)
     with ExactProducts(x.device.type):
         rows = prepare(x, y, problem.normalize)
-        logits = Logits(rows.stacked, n, plan.symmetric, base2_scale(temperature))
+        logits = Logits(rows, n, plan.symmetric, base2_scale(temperature))
         found = _denominators(logits, plan, problem, keep=held and (need_x or need_y), tilt=need_temperature)
         grad_x = grad_y = None
         if held and (need_x or need_y):
@@ -217,7 +217,7 @@ def _backward_by_row(
     with ExactProducts(x.device.type):
         rows = prepare(x, y, problem.normalize)
         plan = _layout(n, d, x.dtype, x.device.type, problem)
-        logits = Logits(rows.stacked, n, plan.symmetric, base2_scale(temperature))
+        logits = Logits(rows, n, plan.symmetric, base2_scale(temperature))
         per_sum, shift = _per_sum(logits, weight, lse, problem)
         grad_x, grad_y = accumulate(
             logits, plan, weight, per_sum=per_sum, lse=lse, shift=shift, kept=None, need_x=need_x, need_y=need_y
@@ -238,7 +238,7 @@ def _layout(n: int, d: int, dtype: torch.dtype, device_type: str, problem: Probl
 
 
 def _denominators(logits: Logits, plan: Layout, problem: Problem, *, keep: bool, tilt: bool) -> Denominators:
-    if logits.rows.device.type == "cpu":
+    if logits.rows.stacked.device.type == "cpu":
         shift = optimistic_shift(logits.scale, problem.normalize)
         if shift is not None:
             found = denominators.optimistic(logits, plan, problem.loss, shift, keep=keep and plan.keep, tilt=tilt)

@@ -82,7 +82,7 @@ def accumulate(
     Returns:
         Two ``(n, d)`` tensors, ``None`` where not needed.
     """
-    n, rows = logits.n, logits.rows
+    n, rows = logits.n, logits.rows.stacked
     grad_x = rows.new_zeros((n, rows.shape[1])) if need_x else None
     grad_y = rows.new_zeros((n, rows.shape[1])) if need_y else None
     largest = layout.height * (2 * n if layout.symmetric else n)

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from .layout import Panel
+from .rows import Rows
+
+CHUNK = 64
 
 LOG2E = math.log2(math.e)
 LN2 = math.log(2.0)
@@ -16,49 +19,76 @@ LN2 = math.log(2.0)
 
 @dataclass(frozen=True)
 class Logits:
-    """What a panel of logits is formed from.
+    """What panels of logits are formed from.
 
     Attributes:
-        rows: ``(2n, d)`` stacked rows.
+        rows: the prepared rows.
         n: pairs.
         symmetric: negatives of both languages; a row is then no negative of itself.
         scale: ``log2(e) / τ``, a number, or a 0-d tensor where τ lives on the device.
     """
 
-    rows: Tensor
+    rows: Rows
     n: int
     symmetric: bool
     scale: float | Tensor
 
-    def fill(self, panel: Panel, out: Tensor) -> Tensor:
-        """Write the panel's logits, all pairs included.
+    @property
+    def positive(self) -> Tensor:
+        """``(n,)`` base-2 logits of the pairs, float64."""
+        return self.rows.positive * self.scale
+
+    def form(self, left: slice, right: slice, out: Tensor) -> Tensor:
+        """Write the logits of some rows against others.
+
+        Few rows are multiplied in float64. Otherwise 64 columns at a time are, because a product's rounding error
+        grows with what it has summed so far: for rows of unit length and cosine near 1 this divides it by about three.
+
+        Args:
+            left: stacked rows.
+            right: stacked rows.
+            out: matrix to write.
+
+        Returns:
+            ``out``.
+        """
+        alpha = 1.0 if isinstance(self.scale, Tensor) else self.scale
+        if self.rows.precise is not None:
+            precise = self.rows.precise
+            out.copy_(torch.mm(precise[left], precise[right].t()).mul_(self.scale))
+            return out
+        tall, wide = self.rows.stacked[left], self.rows.stacked[right].t()
+        for start in range(0, tall.shape[1], CHUNK):
+            part = slice(start, start + CHUNK)
+            torch.addmm(out, tall[:, part], wide[part], beta=int(start > 0), alpha=alpha, out=out)
+        return out.mul_(self.scale) if isinstance(self.scale, Tensor) else out
+
+    def fill(self, panel: Panel, scratch: Tensor) -> Tensor:
+        """Write a panel's logits, all pairs included.
 
         Args:
             panel: which rows and columns.
-            out: at least ``height · (2n - first)`` elements of scratch.
+            scratch: at least ``height · (2n - first)`` elements.
 
         Returns:
-            ``(height, 2n - first)`` view of ``out``.
+            ``(height, 2n - first)`` view of ``scratch``.
         """
         width = 2 * self.n - panel.first
-        logits = out[: panel.height * width].view(panel.height, width)
-        left, right = self.rows[panel.start : panel.stop], self.rows[panel.first :].t()
-        if isinstance(self.scale, Tensor):
-            return torch.mm(left, right, out=logits).mul_(self.scale)
-        return torch.addmm(logits, left, right, beta=0, alpha=self.scale, out=logits)
+        out = scratch[: panel.height * width].view(panel.height, width)
+        return self.form(slice(panel.start, panel.stop), slice(panel.first, None), out)
 
-    def positives(self, panel: Panel, logits: Tensor) -> Tensor | None:
+    def positives(self, panel: Panel, entries: Tensor) -> Tensor | None:
         """The panel's positive pairs ``(i, i + n)`` as a view of length ``height``; ``None`` for y's rows."""
         if panel.start >= self.n:
             return None
         offset = panel.start + self.n - panel.first
-        return logits[:, offset : offset + panel.height].diagonal()
+        return entries[:, offset : offset + panel.height].diagonal()
 
-    def exclude(self, panel: Panel, logits: Tensor, value: float) -> None:
+    def exclude(self, panel: Panel, entries: Tensor, value: float) -> None:
         """Overwrite what is no negative, a row's own entry and its positive's, with ``value``."""
         if self.symmetric:
-            logits[:, : panel.height].diagonal().fill_(value)
-        positives = self.positives(panel, logits)
+            entries[:, : panel.height].diagonal().fill_(value)
+        positives = self.positives(panel, entries)
         if positives is not None:
             positives.fill_(value)
 

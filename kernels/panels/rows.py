@@ -8,25 +8,33 @@ by an exact power of two, and its gradient afterwards by the same power.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 LARGEST_EXPONENT = 30
+FEW_ROWS = 64
+BLOCK_ENTRIES = 1 << 18
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Stacked rows ``Z = [x; y]`` and what undoes their scaling.
+    """Stacked rows ``Z = [x; y]``, what undoes their scaling, and the positives' similarities.
 
     Attributes:
         stacked: ``(2n, d)`` in the accumulation dtype; unit or zero rows if normalised.
+        precise: the same in float64 for batches of few rows, where a logit's rounding is not averaged away over many
+            negatives; else ``None``.
+        positive: ``(n,)`` similarities of the pairs, float64.
         norms: ``(2n, 1)`` lengths of the rescaled rows, infinite for a zero row; ``None`` if not normalised.
         exponents: ``(2n, 1)`` powers of two the raw rows were multiplied by; ``None`` if none was.
     """
 
     stacked: Tensor
+    precise: Tensor | None
+    positive: Tensor
     norms: Tensor | None
     exponents: Tensor | None
 
@@ -42,7 +50,10 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def prepare(x: Tensor, y: Tensor, normalize: bool) -> Rows:
-    """Stack the rows, and normalise them if asked.
+    """Stack the rows, normalise them if asked, and multiply the pairs.
+
+    All of it is done in float64, a few hundred thousand entries at a time, because errors here do not average out: a
+    norm's error shifts a whole row of logits, and a positive's stands alone against the sum over negatives.
 
     On the CPU one read of the norms' range tells whether any row needs rescaling; elsewhere nothing is read back and
     every row goes through the rescaling, most with the power 0. A row with a NaN or an infinity becomes a row of NaN.
@@ -61,24 +72,64 @@ def prepare(x: Tensor, y: Tensor, normalize: bool) -> Rows:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    stacked = torch.cat((x, y)).to(accumulation_dtype(x.dtype))
-    on_cpu = stacked.device.type == "cpu"
-    if not normalize:
-        if on_cpu:
-            least, most = torch.aminmax(stacked)
-            if math.isfinite(least.item()) and math.isfinite(most.item()):
-                return Rows(stacked, None, None)
-        return Rows(stacked.add_(_largest(stacked).mul_(0)), None, None)
-    norms = torch.linalg.vector_norm(stacked, dim=1, keepdim=True)
-    if on_cpu:
-        least, most = torch.aminmax(norms)
-        if least.item() >= 2.0**-LARGEST_EXPONENT and most.item() <= 2.0**LARGEST_EXPONENT:
-            return Rows(stacked.div_(norms), norms, None)
-    exponents = _rescaling(_largest(stacked))
-    stacked = times_power_of_two(stacked, exponents)
-    norms = torch.linalg.vector_norm(stacked, dim=1, keepdim=True)
-    norms = norms.masked_fill(norms == 0, math.inf)
-    return Rows(stacked.div_(norms), norms, exponents)
+    n, d = x.shape
+    dtype = accumulation_dtype(x.dtype)
+    block = max(1, BLOCK_ENTRIES // d)
+    if n <= block:
+        precise, positive, norms, exponents = _prepare_block(x, y, normalize)
+        few = 2 * n <= FEW_ROWS
+        precise = precise.view(2 * n, d)
+        return Rows(
+            precise.to(dtype),
+            precise if few else None,
+            positive,
+            None if norms is None else norms.view(2 * n, 1).to(dtype),
+            None if exponents is None else exponents.view(2 * n, 1).to(dtype),
+        )
+    stacked = torch.empty((2, n, d), dtype=dtype, device=x.device)
+    positive = torch.empty(n, dtype=torch.float64, device=x.device)
+    norms = torch.empty((2, n, 1), dtype=dtype, device=x.device)
+    exponents = torch.zeros_like(norms)
+    rescaled = False
+    for start in range(0, n, block):
+        part = slice(start, min(start + block, n))
+        block_rows, positive[part], block_norms, block_exponents = _prepare_block(x[part], y[part], normalize)
+        stacked[:, part] = block_rows
+        if block_norms is not None:
+            norms[:, part] = block_norms
+        if block_exponents is not None:
+            exponents[:, part] = block_exponents
+            rescaled = True
+    return Rows(
+        stacked.view(2 * n, d),
+        None,
+        positive,
+        norms.view(2 * n, 1) if normalize else None,
+        exponents.view(2 * n, 1) if rescaled else None,
+    )
+
+
+def _prepare_block(x: Tensor, y: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Rows ``(2, b, d)``, the pairs' similarities, norms and exponents ``(2, b, 1)``, all float64."""
+    rows = torch.stack((x, y)).double()
+    on_cpu = rows.device.type == "cpu"
+    norms = exponents = None
+    if normalize:
+        norms = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
+        if not (on_cpu and _within(norms, 2.0**-LARGEST_EXPONENT, 2.0**LARGEST_EXPONENT)):
+            exponents = _rescaling(_largest(rows))
+            times_power_of_two(rows, exponents)
+            norms = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
+            norms.masked_fill_(norms == 0, math.inf)
+        rows.div_(norms)
+    elif not (on_cpu and _within(rows, -sys.float_info.max, sys.float_info.max)):
+        rows.add_(_largest(rows).mul_(0))
+    return rows, torch.linalg.vecdot(rows[0], rows[1]), norms, exponents
+
+
+def _within(tensor: Tensor, low: float, high: float) -> bool:
+    least, most = torch.aminmax(tensor)
+    return least.item() >= low and most.item() <= high
 
 
 def row_exponents(rows: Tensor) -> Tensor:
@@ -142,7 +193,7 @@ def project(gradient: Tensor, units: Tensor, norms: Tensor) -> Tensor:
 
 
 def _largest(rows: Tensor) -> Tensor:
-    least, most = torch.aminmax(rows, dim=1, keepdim=True)
+    least, most = torch.aminmax(rows, dim=-1, keepdim=True)
     return torch.maximum(most, -least)
 
 
