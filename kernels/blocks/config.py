@@ -101,7 +101,7 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
         **gemm,
         group=8,
         products=products,
-        promote=not half,
+        promote=True,
         rescale=rescale,
         weight_dtype=weight_dtype,
         weight_products=weight_products,

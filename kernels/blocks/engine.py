@@ -1,7 +1,7 @@
 """The Triton path's entry points: value and statistics in the forward, gradients recomputed in the backward.
 
 No N x N matrix is stored: logits live in tiles, weights in panels of a bounded workspace. Nothing is read back to the
-host, so that calls can be captured in a CUDA graph, and every sum has a fixed order, so that results repeat bit for bit.
+host, so that calls can be captured in a CUDA graph, and every sum has a fixed order, so that results repeat exactly.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def unsupported(dtype: torch.dtype, device_type: str, n: int, d: int, problem: P
             return "Triton's interpreter computes bfloat16 wrongly; use float32 or float16 there"
         return None
     if device_type != "cuda":
-        return f"the Triton path needs CUDA tensors (or TRITON_INTERPRET=1 set before Triton is imported), got {device_type} ones"
+        needed = "CUDA tensors (or TRITON_INTERPRET=1 in the environment before Triton is imported)"
+        return f"the Triton path needs {needed}, got {device_type} ones"
     if torch.version.hip is not None:
         return "the Triton path's configurations are for NVIDIA GPUs, and this is a ROCm build of torch"
     if _arch() < OLDEST_ARCH:
@@ -97,13 +98,15 @@ def forward(
     with _on(x):
         chosen = config.choose(n, d, x.dtype, _arch(), problem)
         saved = torch.zeros(stats.shape(n), dtype=torch.float32, device=x.device)
-        saved[stats.PEAK] = launch.LOWEST.value
+        saved[stats.PEAK] = stats.LOWEST
         if problem.normalize:
-            for side, rows in enumerate((x, y)):
-                launch.norms(rows, saved[stats.SCALE, side], saved[stats.INVERSE, side], chosen)
+            for side, source in enumerate((x, y)):
+                launch.norms(
+                    source, saved[stats.SCALE, side], saved[stats.INVERSE, side], saved[stats.RESIDUE, side], chosen
+                )
         rows = _rows(x, y, temperature, saved, problem)
-        positive = torch.empty(schedule.padded_rows(n), dtype=torch.float32, device=x.device)
-        launch.positives(rows, positive, chosen)
+        positive = torch.empty(n, dtype=torch.float64, device=x.device)
+        launch.positives(rows, positive)
         planes = 3 if need_temperature else 2
         running = saved[stats.PEAK : stats.PEAK + planes]
         size = schedule.forward_panel(n, chosen.block, planes, problem.workspace)
@@ -161,6 +164,7 @@ def _rows(x: Tensor, y: Tensor, temperature: float | Tensor, saved: Tensor, prob
     return Rows(
         sides=(x, y),
         inverse=saved[stats.INVERSE],
+        residue=saved[stats.RESIDUE],
         scale=saved[stats.SCALE],
         rescaled=(saved[stats.SCALE] != 1).any().int(),
         rate=rate,

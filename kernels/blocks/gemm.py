@@ -39,10 +39,7 @@ def weigh(
         # Past the end the weights are 0 and a finite row must stand beside them: the last one, again.
         kept = tl.minimum(inner, num_rows - 1)
         pointers = rows_ptr + kept.to(tl.int64)[:, None] * stride_r + columns.to(tl.int64)[None, :] * stride_c
-        if EVEN:
-            rows = tl.load(pointers)
-        else:
-            rows = tl.load(pointers, mask=(columns < width)[None, :], other=0.0)
+        rows = tl.load(pointers) if EVEN else tl.load(pointers, mask=(columns < width)[None, :], other=0.0)
         if SCALED:
             rows = (rows.to(tl.float32) * tl.load(scale_ptr + inner)[:, None]).to(rows.dtype)
         total = tl.dot(weight, rows.to(weight.dtype), total, input_precision=PRECISION)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import triton
 from torch import Tensor
 
 from .config import BlockConfig
 from .finish import finish_gradient
 from .gemm import add_weighed
-from .lse import LOWEST, block_lse, fold_slots
+from .lse import block_lse, fold_slots
 from .norms import positive_logits, row_norms
 from .schedule import Panel
 from .weights import block_weights
@@ -26,7 +25,8 @@ class Rows:
 
     Attributes:
         sides: x and y, (n, d).
-        inverse: inverse norms (2, padded rows).
+        inverse: inverse norms (2, padded rows), rounded to float32.
+        residue: what that rounding left.
         scale: powers of two (2, padded rows).
         rescaled: int32 scalar, whether any power differs from 1.
         rate: float32 scalar, log2(e)/τ.
@@ -35,6 +35,7 @@ class Rows:
 
     sides: tuple[Tensor, Tensor]
     inverse: Tensor
+    residue: Tensor
     scale: Tensor
     rescaled: Tensor
     rate: Tensor
@@ -51,13 +52,14 @@ def interpreted() -> bool:
     return not isinstance(block_lse, triton.runtime.JITFunction)
 
 
-def norms(rows: Tensor, scale: Tensor, inverse: Tensor, config: BlockConfig) -> None:
+def norms(rows: Tensor, scale: Tensor, inverse: Tensor, residue: Tensor, config: BlockConfig) -> None:
     """Fill one side's powers of two and inverse norms, the padding included."""
     n, d = rows.shape
     row_norms[(triton.cdiv(scale.numel(), NORM_ROWS),)](
         rows,
         scale,
         inverse,
+        residue,
         n,
         scale.numel(),
         d,
@@ -70,25 +72,28 @@ def norms(rows: Tensor, scale: Tensor, inverse: Tensor, config: BlockConfig) -> 
     )
 
 
-def positives(rows: Rows, positive: Tensor, config: BlockConfig) -> None:
-    """Fill the pairs' logits, in units of log 2."""
+def positives(rows: Rows, positive: Tensor) -> None:
+    """Fill the pairs' logits (n,), float64."""
     (x, y), (n, d) = rows.sides, rows.shape
-    positive_logits[(triton.cdiv(n, config.block),)](
+    positive_logits[(triton.cdiv(n, NORM_ROWS),)](
         x,
         y,
         rows.inverse[0],
         rows.inverse[1],
+        rows.residue[0],
+        rows.residue[1],
         rows.scale[0],
         rows.scale[1],
-        rows.rescaled,
         rows.rate,
         positive,
         n,
         d,
         *x.stride(),
         *y.stride(),
+        BLOCK=NORM_ROWS,
+        DEPTH=NORM_DEPTH,
         NORMALIZE=rows.normalize,
-        **_product_options(d, config),
+        num_warps=4,
     )
 
 
@@ -246,6 +251,8 @@ def _operands(rows: Rows, panel: Panel) -> tuple[Tensor, ...]:
         rows.sides[b][panel.b_start : panel.b_stop],
         rows.inverse[a, panel.a_start :],
         rows.inverse[b, panel.b_start :],
+        rows.residue[a, panel.a_start :],
+        rows.residue[b, panel.b_start :],
         rows.scale[a, panel.a_start :],
         rows.scale[b, panel.b_start :],
         rows.rescaled,

@@ -10,20 +10,28 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from . import stats
 from .tiles import tile_at, tile_product
 
-# Stands for "no logit yet": finite, so that a difference of two of them is 0 and not NaN.
-LOWEST = tl.constexpr(-3.0e38)
+LOWEST = tl.constexpr(stats.LOWEST)
 
 
 @triton.jit
-def logits(product, a_inverse, b_inverse, rate_ptr, index_a, index_b, NORMALIZE: tl.constexpr):
-    """Dot products to logits in units of log 2: times log2(e)/τ and, for cosines, the inverse norms."""
+def logits(product, a_inverse, b_inverse, a_residue, b_residue, rate_ptr, index_a, index_b, NORMALIZE: tl.constexpr):
+    """Dot products to logits in units of log 2, less their ceiling: rate (cos - 1) for cosines, rate dot else.
+
+    At small τ the roundings of a cosine near 1, of its two factors and of its product, would each weigh 1/τ. So inverse
+    norms come in two parts, the first product's error is kept, and 1 is subtracted inside a fused multiply-add.
+    """
     rate = tl.load(rate_ptr)
     if NORMALIZE:
-        rows = tl.load(a_inverse + index_a) * rate
-        columns = tl.load(b_inverse + index_b)
-        return product * rows[:, None] * columns[None, :]
+        row = tl.load(a_inverse + index_a)[:, None]
+        column = tl.load(b_inverse + index_b)[None, :]
+        part = product * row
+        residue = tl.fma(product, tl.load(a_residue + index_a)[:, None], tl.fma(product, row, -part))
+        below = tl.fma(part, column, -1.0)
+        below = tl.fma(part, tl.load(b_residue + index_b)[None, :], below)
+        return tl.fma(residue, column, below) * rate
     return product * rate
 
 
@@ -47,6 +55,8 @@ def block_lse(
     b_ptr,
     a_inverse,
     b_inverse,
+    a_residue,
+    b_residue,
     a_scale,
     b_scale,
     rescaled_ptr,
@@ -108,7 +118,7 @@ def block_lse(
         PROMOTE,
         PRECISION,
     )
-    logit = logits(product, a_inverse, b_inverse, rate_ptr, index_a, index_b, NORMALIZE)
+    logit = logits(product, a_inverse, b_inverse, a_residue, b_residue, rate_ptr, index_a, index_b, NORMALIZE)
     offset = (a - b) * BLOCK + excluded
     edge = (a * BLOCK + BLOCK > num_a) | (b * BLOCK + BLOCK > num_b)
     if edge | ((offset > -BLOCK) & (offset < BLOCK)):
@@ -143,7 +153,7 @@ def fold_slots(
     if MOMENT:
         moment = tl.load(moment_ptr + index, mask=mask, other=0.0)
     source = slots_ptr + index
-    for _ in range(0, num_slots):
+    for _ in range(num_slots):
         slot_peak = tl.load(source, mask=mask, other=LOWEST)
         slot_total = tl.load(source + slots_plane, mask=mask, other=0.0)
         higher = tl.maximum(peak, slot_peak)

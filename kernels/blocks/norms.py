@@ -5,8 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .lse import logits
-from .tiles import load_rows, tile_product
+from .tiles import load_rows
 
 # Squares and products of entries within 2^±30 are far from float32's ends, whatever the width.
 ORDINARY = tl.constexpr(30)
@@ -17,6 +16,7 @@ def row_norms(
     rows_ptr,
     scale_ptr,
     inverse_ptr,
+    residue_ptr,
     num_rows,
     padded_rows,
     width,
@@ -26,7 +26,7 @@ def row_norms(
     DEPTH: tl.constexpr,
     RESCALE: tl.constexpr,
 ):
-    """The exact power of two a row is multiplied by (1 for ordinary rows), and 1/|row| after it.
+    """The exact power of two a row is multiplied by (1 for ordinary rows), and 1/|row| after it, in two float32 parts.
 
     A row of zeros has inverse 0, which makes its cosines and its gradient 0; so have the rows that pad the vector.
     """
@@ -50,9 +50,11 @@ def row_norms(
         entries = load_rows(rows, start + offsets, width, stride_c, False).to(tl.float32) * scale[:, None]
         entries = entries.to(tl.float64)
         square += tl.sum(entries * entries, 1)
-    inverse = tl.where(square == 0, 0.0, 1.0 / tl.sqrt(square)).to(tl.float32)
+    exact = tl.where(live & (square != 0), 1.0 / tl.sqrt(square), 0.0)
+    inverse = exact.to(tl.float32)
     tl.store(scale_ptr + index, scale, mask=index < padded_rows)
-    tl.store(inverse_ptr + index, tl.where(live, inverse, 0.0), mask=index < padded_rows)
+    tl.store(inverse_ptr + index, inverse, mask=index < padded_rows)
+    tl.store(residue_ptr + index, (exact - inverse).to(tl.float32), mask=index < padded_rows)
 
 
 @triton.jit
@@ -61,9 +63,10 @@ def positive_logits(
     y_ptr,
     x_inverse,
     y_inverse,
+    x_residue,
+    y_residue,
     x_scale,
     y_scale,
-    rescaled_ptr,
     rate_ptr,
     positive_ptr,
     num_rows,
@@ -74,39 +77,23 @@ def positive_logits(
     stride_yc,
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
-    EVEN: tl.constexpr,
     NORMALIZE: tl.constexpr,
-    RESCALE: tl.constexpr,
-    PROMOTE: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
-    """Each pair's logit in units of log 2: the diagonal of a tile formed exactly as the negatives' tiles are.
-
-    The same instructions in the same order leave the same rounding in s+ as in the negatives' logits (tensor cores
-    truncate, always towards zero), and where they are nearly equal it cancels in lse - s+.
-    """
+    """Each pair's logit in units of log 2, less its ceiling, all in float64."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    product = tile_product(
-        x_ptr,
-        y_ptr,
-        x_scale,
-        y_scale,
-        rescaled_ptr,
-        index,
-        index,
-        num_rows,
-        num_rows,
-        width,
-        stride_xr,
-        stride_xc,
-        stride_yr,
-        stride_yc,
-        DEPTH,
-        EVEN,
-        RESCALE,
-        PROMOTE,
-        PRECISION,
-    )
-    logit = logits(product, x_inverse, y_inverse, rate_ptr, index, index, NORMALIZE)
-    diagonal = tl.where(index[:, None] == index[None, :], logit, 0.0)
-    tl.store(positive_ptr + index, tl.sum(diagonal, 1), mask=index < num_rows)
+    live = index < num_rows
+    row = tl.minimum(index, num_rows - 1).to(tl.int64)
+    offsets = tl.arange(0, DEPTH)
+    dot = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, width, DEPTH):
+        x = load_rows(x_ptr + row * stride_xr, start + offsets, width, stride_xc, False).to(tl.float64)
+        y = load_rows(y_ptr + row * stride_yr, start + offsets, width, stride_yc, False).to(tl.float64)
+        dot += tl.sum(x * y, 1)
+    rate = tl.load(rate_ptr).to(tl.float64)
+    if NORMALIZE:
+        x_factor = tl.load(x_inverse + index).to(tl.float64) + tl.load(x_residue + index).to(tl.float64)
+        y_factor = tl.load(y_inverse + index).to(tl.float64) + tl.load(y_residue + index).to(tl.float64)
+        x_factor *= tl.load(x_scale + index).to(tl.float64)
+        y_factor *= tl.load(y_scale + index).to(tl.float64)
+        dot = dot * x_factor * y_factor - 1.0
+    tl.store(positive_ptr + index, dot * rate, mask=live)

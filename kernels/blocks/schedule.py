@@ -1,7 +1,7 @@
 """Which blocks of the similarity matrix are computed, in what order, within how much memory.
 
-Every loss is a list of rectangular blocks: both languages' negatives are the blocks (x, x), (y, y) and (x, y), cross-only
-negatives are (x, y) alone. In each the pair of equal positions is left out: a row itself, or its positive. Blocks are
+Every loss is a list of rectangular blocks: both languages' negatives are (x, x), (y, y) and (x, y), cross-only ones
+(x, y) alone. In each the pair of equal positions is left out: a row itself, or its positive. Blocks are
 cut into panels whose temporary memory fits the workspace.
 """
 

@@ -16,30 +16,31 @@ from ..problem import Problem
 from .schedule import padded_rows
 
 # Planes of the saved statistics, each (2, padded rows): x's rows, y's rows.
-LOSS, PEAK, TOTAL, MOMENT, INVERSE, SCALE = range(6)
+LOSS, PEAK, TOTAL, MOMENT, INVERSE, RESIDUE, SCALE = range(7)
 LN2 = math.log(2)
+# The peak of no logits at all: finite, so that a difference of two of them is 0 and not NaN.
+LOWEST = -3.0e38
 
 
 def shape(n: int) -> tuple[int, int, int]:
     """The statistics' shape for n pairs: plane, side, row.
 
     >>> shape(100)
-    (6, 2, 128)
+    (7, 2, 128)
     """
-    return 6, 2, padded_rows(n)
+    return 7, 2, padded_rows(n)
 
 
 def log_phi(stats: Tensor, positive: Tensor, n: int) -> Tensor:
-    """z_i = lse_i - s_i,p(i) in float64 (2, n), NaN where the positive's logit is not finite."""
-    positive = positive[:n].double()
-    z = (stats[PEAK, :, :n] - positive) * LN2 + stats[TOTAL, :, :n].double().log()
-    return torch.where(positive.isfinite() & z.isfinite(), z, math.nan)
+    """z_i = lse_i - s_i,p(i) in float64 (2, n), NaN where a logit is not finite."""
+    z = (stats[PEAK, :, :n] - positive[:n]) * LN2 + stats[TOTAL, :, :n].double().log()
+    return torch.where(z.isfinite(), z, math.nan)
 
 
 def spread(stats: Tensor, positive: Tensor, n: int) -> Tensor:
     """Σ_j P_ij s_ij - s_i,p(i) in float64 (2, n): how far the row's mean negative lies above its positive."""
     mean = stats[MOMENT, :, :n].double() / stats[TOTAL, :, :n].double()
-    return (stats[PEAK, :, :n] - positive[:n].double() + mean) * LN2
+    return (stats[PEAK, :, :n] - positive[:n] + mean) * LN2
 
 
 def row_losses(z: Tensor, problem: Problem) -> Tensor:
@@ -48,7 +49,7 @@ def row_losses(z: Tensor, problem: Problem) -> Tensor:
 
 
 def row_weights(stats: Tensor, upstream: Tensor, n: int, problem: Problem) -> tuple[Tensor, Tensor]:
-    """∂(upstream · loss)/∂z_i as ``weights · 2^exponent``: float64 (2, n) of size at most about 1, and a float64 scalar.
+    """∂(upstream · loss)/∂z_i as ``weights · 2^exponent``, in float64: (2, n) of size at most about 1, and a scalar.
 
     For infoNCE the weight is sigmoid(z), taken as exp(-softplus(-z)); trained batches have all of them tiny, so their
     common power of two is set apart.

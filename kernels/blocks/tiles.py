@@ -10,8 +10,8 @@ import triton.language as tl
 def tile_at(program, tiles_m, tiles_n, TRIANGLE: tl.constexpr, GROUP: tl.constexpr):
     """The tile (a, b) a program computes.
 
-    The whole ``tiles_m x tiles_n`` rectangle, or with TRIANGLE the tiles a <= b of a square, folded without a gap onto a
-    rectangle half as high: row i of the fold holds row i of the triangle and, in what is left, row T - 1 - i
+    The whole ``tiles_m x tiles_n`` rectangle, or with TRIANGLE the tiles a <= b of a square, folded without a gap onto
+    a rectangle half as high: row i of the fold holds row i of the triangle and, in what is left, row T - 1 - i
     (T - i when T is odd). Either way GROUP rows of the rectangle are swept together so that their operands meet in L2.
     """
     if TRIANGLE:

@@ -24,6 +24,8 @@ def block_weights(
     b_ptr,
     a_inverse,
     b_inverse,
+    a_residue,
+    b_residue,
     a_scale,
     b_scale,
     rescaled_ptr,
@@ -84,7 +86,7 @@ def block_weights(
         PROMOTE,
         PRECISION,
     )
-    logit = logits(product, a_inverse, b_inverse, rate_ptr, index_a, index_b, NORMALIZE)
+    logit = logits(product, a_inverse, b_inverse, a_residue, b_residue, rate_ptr, index_a, index_b, NORMALIZE)
     by_row = tl.exp2(logit - tl.load(a_peak + index_a)[:, None]) * tl.load(a_coefficient + index_a)[:, None]
     by_column = tl.exp2(logit - tl.load(b_peak + index_b)[None, :]) * tl.load(b_coefficient + index_b)[None, :]
     weight = by_row + by_column

@@ -1,0 +1,237 @@
+"""Compile every Triton kernel for GPUs that need not be there: registers, spills, shared memory, tensor-core use.
+
+    python -m benchmarks.aot --arch 80 90 100
+
+The launches that the path would make are recorded, with the types and divisibilities that Triton specialises them for,
+and compiled ahead of time by the compiler that Triton ships. Shared memory that a device lacks is no error to the
+compiler, only to a launch, so it is compared with the device's limit here. Must run without TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import triton
+from ctloss.kernels.blocks import engine, launch
+from ctloss.kernels.problem import Problem
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+KERNELS = (
+    "row_norms",
+    "positive_logits",
+    "block_lse",
+    "fold_slots",
+    "block_weights",
+    "add_weighed",
+    "finish_gradient",
+)
+# Bytes of shared memory that one block may ask for, by compute capability.
+SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
+RESERVED_SHARED = 1024
+REGISTERS, THREADS = 65536, 2048
+TRITON_TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int32: "i32",
+}
+TENSOR_CORE = {"wgmma": r"\bwgmma\.mma_async", "tcgen05": r"\btcgen05\.mma", "mma": r"\bmma\.sync"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch as Triton would specialise it."""
+
+    kernel: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    aligned: tuple[int, ...]
+    options: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What became of a launch on one architecture."""
+
+    kernel: str
+    arch: int
+    case: str
+    registers: int
+    spilled: int
+    shared: int
+    shared_limit: int
+    blocks_per_sm: int
+    tensor_core: str
+
+    @property
+    def sound(self) -> bool:
+        """No register was spilled and the device has the shared memory."""
+        return self.spilled == 0 and self.shared <= self.shared_limit
+
+
+class Recorder:
+    """Stands in for a kernel: notes its launches and computes nothing."""
+
+    def __init__(self, kernel: triton.runtime.JITFunction, launches: list[Launch]) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Recorder:
+        return self
+
+    def __call__(self, *args: object, **options: Any) -> None:
+        """Classify the arguments as Triton's launcher does."""
+        names = self.kernel.arg_names
+        given = dict(zip(names, args, strict=False)) | {k: v for k, v in options.items() if k in names}
+        signature, constants, aligned = [], [], []
+        constexprs = {p.name for p in self.kernel.params if p.is_constexpr}
+        for position, name in enumerate(names):
+            value = given[name]
+            if name in constexprs or (isinstance(value, int) and value == 1):
+                signature.append((name, "constexpr"))
+                constants.append((name, value))
+                continue
+            if isinstance(value, torch.Tensor):
+                signature.append((name, "*" + TRITON_TYPES[value.dtype]))
+                divisible = value.data_ptr() % 16 == 0
+            else:
+                assert isinstance(value, int)
+                signature.append((name, "i32" if value < 2**31 else "i64"))
+                divisible = value % 16 == 0
+            if divisible:
+                aligned.append(position)
+        compile_options = tuple(sorted((k, v) for k, v in options.items() if k not in names))
+        self.launches.append(
+            Launch(self.kernel.__name__, tuple(signature), tuple(constants), tuple(aligned), compile_options)
+        )
+
+
+@contextlib.contextmanager
+def recording(arch: int) -> Iterator[list[Launch]]:
+    """Record launches instead of making them, with the configuration of ``arch``."""
+    launches: list[Launch] = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patch.object(engine, "_arch", lambda: arch))
+        for name in KERNELS:
+            stack.enter_context(patch.object(launch, name, Recorder(getattr(launch, name), launches)))
+        yield launches
+
+
+def launches_of(arch: int, n: int, d: int, dtype: torch.dtype, problem: Problem) -> list[Launch]:
+    """The distinct launches of one forward and backward, temperature's gradient included."""
+    x, y = torch.zeros(n, d, dtype=dtype), torch.zeros(n, d, dtype=dtype)
+    need = {"need_x": True, "need_y": True, "need_temperature": True}
+    with recording(arch) as launches:
+        _, saved, *held = engine.forward(x, y, 0.07, problem, **need)
+        engine.forward(x, y, 0.07, problem, **(need | {"need_temperature": False}))
+        engine.backward(torch.ones(()), x, y, 0.07, saved, *held, problem, **need)
+    return list(dict.fromkeys(launches))
+
+
+def compile_launch(recorded: Launch, arch: int, case: str) -> Compiled:
+    """Compile a launch for an architecture and read what the assembler reports."""
+    source = ASTSource(
+        fn=getattr(launch, recorded.kernel),
+        signature=dict(recorded.signature),
+        constexprs=dict(recorded.constants),
+        attrs={(position,): [["tt.divisibility", 16]] for position in recorded.aligned},
+    )
+    log = io.StringIO()
+    with knobs.compilation.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(log):
+        # A kernel found in the cache would leave no report.
+        knobs.compilation.always_compile = True
+        knobs.nvidia.dump_ptxas_log = True
+        kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(recorded.options))
+    report = log.getvalue()
+    registers = int(_found(r"Used (\d+) registers", report))
+    spilled = int(_found(r"(\d+) bytes spill stores", report)) + int(_found(r"(\d+) bytes spill loads", report))
+    shared, threads = kernel.metadata.shared, 32 * kernel.metadata.num_warps
+    used = {name: len(re.findall(pattern, kernel.asm["ptx"])) for name, pattern in TENSOR_CORE.items()}
+    return Compiled(
+        kernel=recorded.kernel,
+        arch=arch,
+        case=case,
+        registers=registers,
+        spilled=spilled,
+        shared=shared,
+        shared_limit=SHARED_LIMIT[arch],
+        blocks_per_sm=min(
+            REGISTERS // (-(-registers // 8) * 8 * threads),
+            (SHARED_LIMIT[arch] + RESERVED_SHARED) // (shared + RESERVED_SHARED),
+            THREADS // threads,
+        ),
+        tensor_core=" ".join(f"{name}:{count}" for name, count in used.items() if count) or "none",
+    )
+
+
+def _found(pattern: str, report: str) -> str:
+    match = re.search(pattern, report)
+    if match is None:
+        raise RuntimeError(f"expected {pattern!r} in the assembler's report, got: {report[:2000]}")
+    return match.group(1)
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A kind of call whose configuration is shipped: the inputs' dtype and the options that change the kernels."""
+
+    dtype: torch.dtype
+    normalize: bool
+    precision: str
+    d: int
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{dtype} d={self.d} {'cosine' if self.normalize else 'dot'} {self.precision}"
+
+
+# Halves have one precision; 768 columns are aligned and whole tiles, 75 neither.
+SHIPPED = [
+    Shipped(dtype, normalize, precision, d)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32)
+    for normalize in (True, False)
+    for precision in (("highest", "high", "medium") if dtype == torch.float32 else ("highest",))
+    for d in (768, 75)
+]
+
+
+def compile_shipped(shipped: Shipped, arch: int, seen: set[tuple[Launch, int]], n: int = 1000) -> Iterator[Compiled]:
+    """Compile the launches of a call, but for those in ``seen``, which it adds to."""
+    problem = Problem("cz_nce", "both", shipped.normalize, "mean", shipped.precision, 2**28)  # type: ignore[arg-type]
+    for recorded in launches_of(arch, n, shipped.d, shipped.dtype, problem):
+        if (recorded, arch) not in seen:
+            seen.add((recorded, arch))
+            yield compile_launch(recorded, arch, str(shipped))
+
+
+def main() -> int:
+    """Print a line for every kernel; the exit status is 1 if one spills or asks for too much shared memory."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], choices=sorted(SHARED_LIMIT))
+    parser.add_argument("--only", default="", help="compile the calls whose description contains this text")
+    options = parser.parse_args()
+    print(f"triton {triton.__version__}")
+    names = [field.name for field in fields(Compiled)]
+    print("\t".join(names))
+    seen: set[tuple[Launch, int]] = set()
+    sound = True
+    for shipped in (s for s in SHIPPED if options.only in str(s)):
+        for arch in options.arch:
+            for compiled in compile_shipped(shipped, arch, seen):
+                print("\t".join(str(getattr(compiled, name)) for name in names), flush=True)
+                sound &= compiled.sound
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
