@@ -76,6 +76,8 @@ class Entry:
 def _parse_cell(cell: str, names: list[str]) -> dict[str, Form]:
     values = cell.split("|")
     if not names:
+        if cell == "-":
+            return {}
         return {name: Form.parse(text) for name, text in (value.split("=") for value in values)}
     if len(values) != len(names):
         raise ValueError(f"expected {len(names)} forms {names}, got {len(values)} in {cell!r}")

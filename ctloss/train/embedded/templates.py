@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from .tables import LANGUAGES, Entry, Form, concept_tables, function_words
 
-_SLOT = re.compile(r"\{(\w+)(?:([.!])(\w+))?(?:@(\w+))?\}")
+_SLOT = re.compile(r"\{(\w+)(?:([.!])([\w.]+))?(?:@(\w+))?\}")
 _ARABIC_LETTER = re.compile("[\u0621-\u064a]")
 
 
