@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import doctest
 import importlib
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
+
+import ctloss
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,19 +27,18 @@ def modules_with_examples() -> list[str]:
 
 @pytest.mark.parametrize("module", modules_with_examples())
 def test_examples(module: str) -> None:
-    outcome = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
+    outcome = doctest.testmod(
+        importlib.import_module(module), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    )
     assert outcome.attempted > 0
     assert outcome.failed == 0
 
 
 def test_public_functions_have_examples() -> None:
-    import ctloss
-
     finder = doctest.DocTestFinder(recurse=False)
-    without = [
-        name
-        for name in ctloss.__all__
-        if callable(getattr(ctloss, name))
-        and not any(test.examples for test in finder.find(getattr(ctloss, name), name))
-    ]
+    public = {name: getattr(ctloss, name) for name in ctloss.__all__}
+    # A dataclass is shown in the example of the function that returns it.
+    called = {name: value for name, value in public.items() if callable(value) and not is_dataclass(value)}
+    without = [name for name, value in called.items() if not any(test.examples for test in finder.find(value, name))]
+    assert called
     assert without == []

@@ -140,8 +140,11 @@ def test_training_extra_is_used() -> None:
 
 
 def test_benchmarks_use_public_names() -> None:
-    """Benchmarks time what users call; the float64 definitions they measure errors against are the one exception."""
-    for path in sorted((ROOT / "benchmarks").rglob("*.py")):
+    """Benchmarks time what users call and measure errors against the float64 definitions.
+
+    Only the ahead-of-time compilation, which is about the kernels themselves, looks inside.
+    """
+    for path in sorted(set((ROOT / "benchmarks").rglob("*.py")) - {ROOT / "benchmarks" / "aot.py"}):
         module, package = module_name(path)
         ours = [name for name in imported(path.read_text(encoding="utf-8"), module, package) if below(name, "ctloss")]
         hidden = [
