@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from functools import cache
+from functools import cache, lru_cache
 
 from .corpus import Span
 
@@ -22,6 +22,7 @@ def primary(language: str) -> str:
     return language.replace("_", "-").partition("-")[0].lower()
 
 
+@cache
 def is_unspaced(language: str) -> bool:
     """Tells whether a language is written without spaces between words."""
     return primary(language) in UNSPACED
@@ -72,6 +73,7 @@ def stop_words(language: str) -> frozenset[str]:
     return frozenset(word.casefold() for word in stopwordsiso.stopwords(code))
 
 
+@lru_cache(maxsize=1 << 16)
 def is_stop_word(word: str, language: str) -> bool:
     """Tells whether a word is on its language's list, or consists of such words alone.
 

@@ -238,16 +238,31 @@ class _Builder:
         if not fresh:
             return []
         texts = [sentence.source for sentence, _ in fresh] + [sentence.target for sentence, _ in fresh]
-        encodings = self._tokenizer(texts, truncation=False, padding=False, verbose=False).encodings
+        encodings = self._tokenizer(
+            texts,
+            truncation=False,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        ).encodings
         rows = []
         for i, (sentence, (source_key, target_key)) in enumerate(fresh):
             source, target = encodings[i], encodings[len(fresh) + i]
             if max(len(source), len(target)) > self._max_length:
                 self._skipped_sentences["too long"] += 1
                 continue
-            row = asdict(sentence) | {"source_ids": source.ids, "target_ids": target.ids}
-            row |= {"source_key": source_key, "target_key": target_key} | self._words(sentence, source, target)
-            del row["words"]
+            row = {
+                "source": sentence.source,
+                "target": sentence.target,
+                "source_language": sentence.source_language,
+                "target_language": sentence.target_language,
+                "source_ids": source.ids,
+                "target_ids": target.ids,
+                "source_key": source_key,
+                "target_key": target_key,
+                **self._words(sentence, source, target),
+            }
             rows.append(row)
             self._count(sentence, len(row["word_pairs"]))
         return rows
