@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -90,13 +92,13 @@ def test_unequal_line_counts_name_file_and_line(tmp_path: Path) -> None:
 def test_bad_utf8_names_file_and_line(tmp_path: Path, reader: str) -> None:
     bad = b"a\tb\nc\td\xff\n"
     files = write(tmp_path, en="a\nb\n", fr=bad)
+    readers: dict[str, Callable[[], object]] = {
+        "lines": lambda: list(read_lines(files)),
+        "tsv": lambda: list(read_tsv(files["fr"], "en", "fr")),
+        "lexicon": lambda: Lexicon.read_tsv(files["fr"], "en", "fr"),
+    }
     with pytest.raises(CorpusError, match=r"corpus\.fr, line 2: expected UTF-8, got byte 0xff at position 3"):
-        if reader == "lines":
-            list(read_lines(files))
-        elif reader == "tsv":
-            list(read_tsv(files["fr"], "en", "fr"))
-        else:
-            Lexicon.read_tsv(files["fr"], "en", "fr")
+        readers[reader]()
 
 
 @pytest.mark.parametrize(("line", "columns"), [("a b", 1), ("a\tb\tc", 3), ("", 1)])
@@ -118,7 +120,7 @@ def test_missing_file_and_missing_pivot_are_refused(tmp_path: Path) -> None:
 def test_splits_partition_the_corpus_and_keep_a_sentence_together(pairs: list[tuple[str, str]], seed: int) -> None:
     corpus = parallel(pairs) + parallel(pairs, target="de")
     parts = {split: list(take_split(corpus, split, validation=0.2, test=0.2, seed=seed)) for split in SPLITS}
-    assert sorted(map(repr, sum(parts.values(), []))) == sorted(map(repr, corpus))
+    assert sorted(map(repr, chain(*parts.values()))) == sorted(map(repr, corpus))
     keys = [{text_key(sentence.source) for sentence in part} for part in parts.values()]
     assert sum(map(len, keys)) == len(set().union(*keys))
 
@@ -128,8 +130,8 @@ def test_embedded_corpus_carries_words_that_lie_in_its_texts() -> None:
         assert sentence.source_language == "en"
         assert sentence.source == sentence.source.lower()
         for source, target in words_of(sentence, GoldWords().word_pairs(sentence)):
-            assert source and source.strip() == source
-            assert target and target.strip() == target
+            for word in (source, target):
+                assert len(word) == len(word.strip()) > 0
     with pytest.raises(CorpusError, match="got 'xx'"):
         read_embedded("train", languages=["xx"])
 

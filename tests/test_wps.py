@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def test_refusals(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         build(tmp_path, object(), parallel(ENGLISH_FRENCH))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected sentence pairs to train on, got none out of 1"):
         build(tmp_path, tokenizer, parallel([("", "chien")]))
-    with pytest.raises(ValueError, match="expected max_length of at least 3 .*, got 2"):
+    with pytest.raises(ValueError, match=r"expected max_length of at least 3 .*, got 2"):
         build(tmp_path, tokenizer, parallel(ENGLISH_FRENCH), max_length=2)
     build(tmp_path, tokenizer, parallel([("A cat", "Un chat")]))
     with pytest.raises(ValueError, match="expected rows with word pairs"):
@@ -257,8 +258,8 @@ def test_real_sentences_with_the_lexicon(tmp_path: Path) -> None:
     corpus = [
         sentence
         for language in ("ar", "es", "fr", "ru", "zh")
-        for _, sentence in zip(
-            range(1500), read_tsv(data / "tatoeba-train" / f"en-{language}.tsv", "en", language, lowercase=True)
+        for sentence in islice(
+            read_tsv(data / "tatoeba-train" / f"en-{language}.tsv", "en", language, lowercase=True), 1500
         )
     ]
     tokenizer = wordpiece_tokenizer((text for s in corpus for text in (s.source, s.target)), vocabulary=8000)
