@@ -17,9 +17,9 @@ from benchmarks import memory, numerics, plots, providers, sweep
 from benchmarks.results import Row, write_csv
 
 EPILOG = """
-Files: RESULTS/sweep-DEVICE.csv, memory-DEVICE.csv, numerics-DEVICE.csv; pictures time-, memory- and numerics-DEVICE.png.
-Times are medians of interleaved samples in one process; cpu_s is the calling thread's CPU time. Errors are against
-float64 on the same rounded inputs: gradient_error = |g - g_ref| / |g_ref|. Peak memory is taken in a fresh process each.
+Files: RESULTS/sweep-DEVICE.csv, memory-DEVICE.csv and numerics-DEVICE.csv, a picture of each beside the figures. Times
+are medians of interleaved samples in one process; cpu_s is the calling thread's CPU time. Errors are against float64 on
+the same rounded inputs: gradient_error = |g - g_ref| / |g_ref|. Peak memory is taken in a fresh process each.
 
 Providers:
 """
@@ -49,10 +49,22 @@ def parser() -> argparse.ArgumentParser:
         help="default: all, a few minutes on two cores")  # fmt: skip
     add("--n", type=int, nargs="+", metavar="N", help="pairs in a batch (default: 32 128 512 2048)")
     add("--d", type=int, nargs="+", metavar="D", help="dimensions (default: 256)")
-    add("--dtype", nargs="+", choices=tuple(providers.DTYPES), default=["float32", "bfloat16"], help="default: float32 bfloat16")
+    add(
+        "--dtype",
+        nargs="+",
+        choices=tuple(providers.DTYPES),
+        default=["float32", "bfloat16"],
+        help="default: float32 bfloat16",
+    )
     add("--loss", nargs="+", choices=tuple(providers.LOSSES), help="default: cz-both info-both info-cross")
-    add("--providers", nargs="+", choices=tuple(providers.PROVIDERS), metavar="NAME", help="default: all (listed below)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:INDEX (default: %(default)s)")
+    add(
+        "--providers", nargs="+", choices=tuple(providers.PROVIDERS), metavar="NAME", help="default: all (listed below)"
+    )
+    add(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda or cuda:INDEX (default: %(default)s)",
+    )
     add("--threads", type=int, default=1, help="CPU threads (default: 1)")
     add("--temperature", type=float, default=0.07, help="default: 0.07")
     add("--seconds", type=float, help="for each case and pass, shared by the providers (default: 2, quick: 0.2)")

@@ -75,7 +75,7 @@ def cross_entropy(loss: str, negatives: str, temperature: float) -> PairLoss | N
 
 
 def logsumexp(loss: str, negatives: str, temperature: float) -> PairLoss | None:
-    """infoNCE as log Σ exp over positive and negatives less the positive's logit; None for CZ-NCE, whose eager form it is."""
+    """infoNCE as log Σ exp over positive and negatives less the positive's logit; None for the other losses."""
     if loss != "info_nce" or negatives != "both":
         return None
 

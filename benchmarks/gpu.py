@@ -1,8 +1,8 @@
 """One command for a bare CUDA machine: correctness, checkers, ceilings, times; one JSON and one Markdown table.
 
-``bash benchmarks/gpu.sh [--output FOLDER]``. Each part runs in a process of its own under a time limit; what one fails at
-is recorded and the next goes on. The results are written after every part. ``--dry`` runs every part on the CPU under
-Triton's interpreter at tiny sizes.
+``bash benchmarks/gpu.sh [--output FOLDER]``. Each part runs in a process of its own under a time limit; what one fails
+at is recorded and the next goes on. The results are written after every part. ``--dry`` runs all on the CPU
+under Triton's interpreter at tiny sizes.
 """
 
 from __future__ import annotations
@@ -153,7 +153,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="bash benchmarks/gpu.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="default: benchmarks/results")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "benchmarks" / "results", help="default: benchmarks/results"
+    )
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything (default: 8)")
     parser.add_argument("--parts", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--dry", action="store_true", help="on the CPU, under Triton's interpreter, at tiny sizes")

@@ -10,7 +10,9 @@ TIMED = ("small", "large", "precisions", "compiled")
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in line) + " |" for line in lines
+    )
 
 
 def _number(value: object, digits: str = ".3g") -> str:
@@ -50,7 +52,10 @@ def _plain(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     return _table(
         columns,
-        [[_number(value, ".4g") if isinstance(value := row.get(key, ""), float) else value for key in columns] for row in rows],
+        [
+            [_number(value, ".4g") if isinstance(value := row.get(key, ""), float) else value for key in columns]
+            for row in rows
+        ],
     )
 
 

@@ -22,7 +22,7 @@ MODES = ("float32", "bfloat16", "autocast", "float16")
 SEEDS = 3
 FLOAT16_SCALE = 32768.0
 PROVIDERS = (
-    "ctloss", "eager", "compile", "cross_entropy", "logsumexp", "naive", "lightly", "open_clip", "sentence-transformers",
+    "ctloss", "eager", "cross_entropy", "logsumexp", "naive", "lightly", "open_clip", "sentence-transformers",
     "metric-learning",
 )  # fmt: skip
 
@@ -64,9 +64,7 @@ def measure(case: Case, mode: str, phi: float, names: Sequence[str]) -> dict[str
                 found.setdefault(name, []).append(
                     {**errors(used, x, y, truth, scale=scale), "temperature": temperature}
                 )
-    return {
-        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in found.items()
-    }
+    return {name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in found.items()}
 
 
 def run(

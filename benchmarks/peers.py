@@ -102,7 +102,9 @@ def load(
         try:
             return getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, OSError) as error:
-            raise PeerMissing(f"expected {name} in {module} of {distribution} {found}, got {error!r}; {advice}") from error
+            raise PeerMissing(
+                f"expected {name} in {module} of {distribution} {found}, got {error!r}; {advice}"
+            ) from error
 
 
 def _release(version: str) -> tuple[int, ...]:

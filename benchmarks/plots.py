@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -68,7 +69,7 @@ def _panels(rows: Sequence[Mapping[str, str]], across: str, down: str) -> tuple[
 
 
 def _finish(figure: Figure, axes: Mapping[tuple[str, str], Axes], title: str, x: str, y: str, path: Path) -> None:
-    handles: dict[str, object] = {}
+    handles: dict[str, Artist] = {}
     for one in axes.values():
         handles |= {label: handle for handle, label in zip(*one.get_legend_handles_labels(), strict=True)}
     figure.legend(list(handles.values()), list(handles), loc="outside right center", fontsize=8, frameon=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import ctloss
 from benchmarks import forms, peers
 from benchmarks.peers import PairLoss, PeerMissing
 
@@ -25,7 +26,7 @@ DTYPES = {
 }
 
 
-class NotOffered(Exception):  # noqa: N818
+class NotOffered(Exception):
     """This provider does not compute this case; the text says why."""
 
 
@@ -66,10 +67,8 @@ def ours(impl: str, precision: str = "highest") -> Build:
     """Our own loss by the named path."""
 
     def build(case: Case) -> PairLoss:
-        import ctloss
-
         name, negatives = case.parts
-        function = ctloss.cz_nce if name == "cz_nce" else ctloss.info_nce
+        function: Callable[..., Tensor] = ctloss.cz_nce if name == "cz_nce" else ctloss.info_nce
 
         def call(x: Tensor, y: Tensor) -> Tensor:
             return function(x, y, temperature=case.temperature, negatives=negatives, precision=precision, impl=impl)
@@ -130,7 +129,7 @@ PROVIDERS = {
         Provider("eager", "best eager form: cross_entropy, or logsumexp for CZ-NCE, on one masked matrix",
                  _form(forms.eager), _square(6)),
         Provider("compile", "torch.compile of eager", _compiled, _square(6)),
-        Provider("cross_entropy", "cross_entropy on concatenated blocks of logits", _form(forms.cross_entropy), _square(6)),
+        Provider("cross_entropy", "cross_entropy on joined blocks of logits", _form(forms.cross_entropy), _square(6)),
         Provider("logsumexp", "lse - s+ by autograd", _form(forms.logsumexp), _square(6)),
         Provider("naive", "exp, sum, log of the ratio", _form(forms.naive), _square(8)),
         Provider("lightly", "NTXentLoss, DCLLoss", _lightly, _square(12)),
@@ -162,5 +161,7 @@ def build(name: str, case: Case, memory_limit: float = float("inf")) -> PairLoss
     provider = PROVIDERS[name]
     needed = provider.row_bytes(case.n)
     if needed > memory_limit:
-        raise NotOffered(f"would need about {needed / 2**30:.0f} GiB, more than the {memory_limit / 2**30:.0f} GiB allowed")
+        raise NotOffered(
+            f"would need about {needed / 2**30:.0f} GiB, more than the {memory_limit / 2**30:.0f} GiB allowed"
+        )
     return provider.build(case)

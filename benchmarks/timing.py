@@ -16,7 +16,7 @@ MOST_ROUNDS = 200
 
 @dataclass(frozen=True)
 class Timing:
-    """Medians in seconds a call: by the wall clock (CUDA: by events on the stream) and of the calling thread's CPU time."""
+    """Medians in seconds a call: by the wall clock (on CUDA by events) and of the calling thread's CPU time."""
 
     wall: float
     cpu: float
