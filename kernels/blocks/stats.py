@@ -10,7 +10,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from ..problem import Problem
 from .schedule import padded_rows
@@ -43,9 +42,14 @@ def spread(stats: Tensor, positive: Tensor, n: int) -> Tensor:
     return (stats[PEAK, :, :n] - positive[:n] + mean) * LN2
 
 
+def _softplus(z: Tensor) -> Tensor:
+    """log(1 + e^z), with full relative precision down to e^z itself."""
+    return z.clamp_min(0) + z.abs().neg().exp().log1p()
+
+
 def row_losses(z: Tensor, problem: Problem) -> Tensor:
     """The row losses, equation (5) or (1) of Chen et al. 2022, from z = log φ."""
-    return z if problem.loss == "cz_nce" else softplus(z, threshold=math.inf)
+    return z if problem.loss == "cz_nce" else _softplus(z)
 
 
 def row_weights(stats: Tensor, upstream: Tensor, n: int, problem: Problem) -> tuple[Tensor, Tensor]:
@@ -55,7 +59,7 @@ def row_weights(stats: Tensor, upstream: Tensor, n: int, problem: Problem) -> tu
     common power of two is set apart.
     """
     z = stats[LOSS, :, :n].double()
-    log_weight = torch.zeros_like(z) if problem.loss == "cz_nce" else -softplus(-z, threshold=math.inf) / LN2
+    log_weight = torch.zeros_like(z) if problem.loss == "cz_nce" else -_softplus(-z) / LN2
     factor = upstream.double()
     if problem.reduction == "mean":
         factor = factor / (2 * n)

@@ -1,0 +1,231 @@
+"""The Triton path: under Triton's interpreter on a CPU, where bfloat16 is out of its reach; compiled on a GPU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from acceptance import answer, check
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from regimes import REGIMES, Case, cases
+
+import ctloss
+from ctloss.kernels.blocks import engine
+from ctloss.kernels.problem import Problem
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16) if ON_GPU else (torch.float32, torch.float16)
+
+# Around whole tiles and runs of 128 rows, widths that leave every remainder, more columns than a tile is deep.
+LARGER = [
+    Case("random", 129, 160, negatives="both"),
+    Case("trained", 200, 96, loss="info_nce", exponent=-12.0, reduction="sum"),
+    Case("collapsed", 257, 33, negatives="cross", temperature=0.02),
+    Case("hard", 150, 70, dtype=torch.float16, reduction="none", need=(True, True, True)),
+    Case("big", 131, 65, normalize=False, negatives="cross", loss="info_nce", strides="padded"),
+    Case("scaled", 300, 47, need=(True, True, True), strides="transposed"),
+]
+
+
+@given(cases(max_n=48, max_d=160, dtypes=DTYPES))
+def test_acceptance(case: Case) -> None:
+    check(case, "triton", DEVICE)
+
+
+@pytest.mark.parametrize("case", LARGER, ids=lambda case: f"{case.regime}-{case.n}x{case.d}")
+def test_acceptance_larger(case: Case) -> None:
+    check(case, "triton", DEVICE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("negatives", ["both", "cross"])
+def test_small_workspace(dtype: torch.dtype, negatives: str, small_workspace: None) -> None:
+    """Several panels a side; half precision then finishes one run of rows after the other."""
+    case = Case("random", 300, 640, dtype=dtype, negatives=negatives, need=(True, True, True))
+    description = engine.describe(dtype, DEVICE, case.n, case.d, problem(negatives=negatives, workspace=1 << 20))
+    assert description["backward_shared"] == (dtype == torch.float32)
+    assert description["backward_panel"] < 384
+    check(case, "triton", DEVICE)
+
+
+@pytest.fixture
+def small_workspace() -> object:
+    limit = ctloss.get_workspace_limit()
+    ctloss.set_workspace_limit(1 << 20)
+    yield
+    ctloss.set_workspace_limit(limit)
+
+
+def problem(**options: object) -> Problem:
+    defaults = Problem("cz_nce", "both", True, "mean", "highest", 1 << 28)
+    return replace(defaults, **options)
+
+
+@pytest.mark.parametrize("case", [Case("random", 37, 50), LARGER[3]], ids=["float32", "float16"])
+def test_repeats_bit_for_bit(case: Case) -> None:
+    case = replace(case, need=(True, True, True))
+    first, gradients = answer(case, "triton", DEVICE)
+    for _ in range(2):
+        again, repeated = answer(case, "triton", DEVICE)
+        assert torch.equal(first, again)
+        assert all(torch.equal(a, b) for a, b in zip(gradients, repeated, strict=True))
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_reads_nothing_unwritten(regime: str, poisoned: None) -> None:
+    normalize = regime != "big"
+    for negatives in ("both", "cross"):
+        check(Case(regime, 35, 21, normalize=normalize, negatives=negatives, need=(True, True, True)), "triton", DEVICE)
+
+
+@pytest.mark.parametrize(
+    "need", [(True, False, False), (False, True, False), (False, False, True), (False, True, True)]
+)
+@pytest.mark.parametrize("negatives", ["both", "cross"])
+def test_a_gradient_does_not_depend_on_the_others_asked_for(need: tuple[bool, bool, bool], negatives: str) -> None:
+    case = Case("random", 33, 20, negatives=negatives, need=(True, True, True))
+    _, every = answer(case, "triton", DEVICE)
+    _, some = answer(replace(case, need=need), "triton", DEVICE)
+    for asked, full, part in zip(need, every, some, strict=True):
+        assert (part is None) == (not asked)
+        assert part is None or torch.equal(part, full)
+
+
+def test_row_losses_without_gradients() -> None:
+    case = Case("random", 20, 12, reduction="none")
+    x, y = (rows.to(DEVICE) for rows in case.embeddings())
+    with torch.no_grad():
+        losses = ctloss.cz_nce(x, y, reduction="none", impl="triton")
+    expected = ctloss.reference.row_losses(x, y, loss="cz_nce", temperature=0.07, negatives="both", normalize=True)
+    assert losses.shape == (40,)
+    assert not losses.requires_grad
+    torch.testing.assert_close(losses.double(), expected.double(), rtol=0, atol=1e-5)
+
+
+def test_temperature_tensor_is_the_number() -> None:
+    x, y = (rows.to(DEVICE) for rows in Case("random", 17, 9).embeddings())
+    options = {"problem": problem(), "need_x": True, "need_y": True, "need_temperature": True}
+    by_number = engine.forward(x, y, 0.05, **options)
+    by_tensor = engine.forward(x, y, torch.tensor(0.05, dtype=torch.float64, device=DEVICE), **options)
+    assert torch.equal(by_number[0], by_tensor[0])
+
+
+@pytest.mark.parametrize("value", [0.0, -0.07, math.nan])
+def test_temperature_refused_on_the_device_gives_nan(value: float) -> None:
+    """A value that is not read back shows as NaN in every result."""
+    x, y = (rows.to(DEVICE) for rows in Case("random", 9, 8).embeddings())
+    tau = torch.tensor(value, device=DEVICE)
+    needs = {"need_x": True, "need_y": True, "need_temperature": True}
+    rows, saved, *held = engine.forward(x, y, tau, problem(), **needs)
+    assert rows.isnan().all()
+    upstream = torch.ones((), device=DEVICE)
+    for gradient in engine.backward(upstream, x, y, tau, saved, *held, problem(), **needs):
+        assert gradient is not None
+        assert gradient.isnan().all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("loss", ["cz_nce", "info_nce"])
+def test_not_finite_in_gives_nan_out(bad: float, normalize: bool, loss: str) -> None:
+    x, y = (rows.to(DEVICE) for rows in Case("random", 40, 20).embeddings())
+    x[3, 7] = bad
+    x.requires_grad_()
+    value = getattr(ctloss, loss)(x, y, normalize=normalize, impl="triton")
+    value.backward()
+    assert value.isnan()
+    assert x.grad is not None
+    assert x.grad[3].isnan().any()
+
+
+def test_rows_of_zeros_have_no_gradient() -> None:
+    x, y = (rows.to(DEVICE).requires_grad_() for rows in Case("zeros", 12, 7).embeddings())
+    ctloss.cz_nce(x, y, impl="triton").backward()
+    assert x.grad is not None
+    assert y.grad is not None
+    assert (x.grad[0] == 0).all()
+    assert (y.grad[-1] == 0).all()
+    assert x.grad[1:].any(dim=1).all()
+
+
+def test_upstream_of_zero() -> None:
+    x, y = (rows.to(DEVICE).requires_grad_() for rows in Case("random", 12, 7).embeddings())
+    (ctloss.info_nce(x, y, impl="triton") * 0).backward()
+    assert x.grad is not None
+    assert (x.grad == 0).all()
+
+
+@pytest.mark.parametrize("exponent", [-140, -100, 100, 120])
+def test_rows_of_any_scale(exponent: int) -> None:
+    """Cosines, and so values, do not notice a power of two, down to subnormal numbers and up to the largest."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randint(-8, 9, (2, 20, 12), generator=generator).float().to(DEVICE)
+    plain = ctloss.cz_nce(x, y, impl="triton", reduction="none")
+    scaled = ctloss.cz_nce((x.double() * 2.0**exponent).float(), y, impl="triton", reduction="none")
+    torch.testing.assert_close(plain, scaled, rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=30)
+@given(n=st.integers(2, 100_000), d=st.integers(1, 4096), workspace=st.integers(20, 34).map(lambda bits: 1 << bits))
+def test_describe(n: int, d: int, workspace: int) -> None:
+    description = engine.describe(DTYPES[1], DEVICE, n, d, problem(workspace=workspace))
+    assert description["forward_panel"] % 128 == 0
+    assert description["backward_panel"] % 128 == 0
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_lower_precisions_run(precision: str) -> None:
+    """Their tables belong to a GPU; the interpreter multiplies exactly whatever it is asked for."""
+    x, y = (rows.to(DEVICE).requires_grad_() for rows in Case("random", 40, 33).embeddings())
+    exact = ctloss.cz_nce(x, y, impl="triton")
+    value = ctloss.cz_nce(x, y, impl="triton", precision=precision)
+    assert abs(value.item() - exact.item()) < (2e-2 if precision == "medium" else 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "reason"),
+    [(torch.float64, DEVICE, "float64"), (torch.float32, "cpu" if ON_GPU else "cuda", "tensors")],
+)
+def test_unsupported_says_why(dtype: torch.dtype, device: str, reason: str) -> None:
+    why = engine.unsupported(dtype, device, 8, 8, problem())
+    assert why is not None
+    assert reason in why
+
+
+@pytest.mark.skipif(ON_GPU, reason="about the interpreter")
+def test_unsupported_bfloat16_under_the_interpreter() -> None:
+    why = engine.unsupported(torch.bfloat16, "cpu", 8, 8, problem())
+    assert why is not None
+    assert "bfloat16" in why
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_captured_in_a_graph(dtype: torch.dtype) -> None:
+    """Replays follow the inputs: nothing was read back while capturing."""
+    x, y = (rows.to(DEVICE).requires_grad_() for rows in Case("random", 300, 96, dtype=dtype).embeddings())
+    tau = torch.tensor(0.07, device=DEVICE, requires_grad=True)
+
+    def step() -> tuple[torch.Tensor, ...]:
+        loss = ctloss.cz_nce(x, y, temperature=tau, impl="triton")
+        return loss.detach(), *torch.autograd.grad(loss, (x, y, tau))
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        x.copy_(torch.randn_like(x))
+        tau.fill_(0.1)
+    graph.replay()
+    for replayed, eager in zip(captured, step(), strict=True):
+        assert torch.equal(replayed, eager)
