@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
-from . import denominators
+from . import denominators, dense
 from .denominators import SCALE_BITS, Denominators, is_normal, optimistic_shift, softplus
 from .gradient import accumulate
 from .layout import Layout, layout
-from .logits import Logits, base2_scale
+from .logits import Logits, base2_scale, needs_double
 from .products import ExactProducts
 from .rows import Rows, accumulation_dtype, prepare, project, row_exponents, times_power_of_two
 
@@ -35,16 +35,15 @@ def describe(dtype: torch.dtype, device_type: str, n: int, d: int, problem: Prob
 
     Example:
         >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 1 << 28)
-        >>> describe(torch.float32, "cpu", 512, 256, problem)["panel height"]
-        256
+        >>> describe(torch.float32, "cpu", 512, 256, problem)["logits"]
+        '4 panels of 256 rows'
     """
     plan = _layout(n, d, dtype, device_type, problem)
     return {
         "accumulated in": str(accumulation_dtype(dtype)).removeprefix("torch."),
         "products": "float32 or better at every precision setting",
-        "panel height": plan.height,
-        "panels": sum(1 for _ in plan.panels()),
-        "logits": "kept for the gradient" if plan.keep else "formed again for the gradient",
+        "logits": "one square" if plan.dense else f"{sum(1 for _ in plan.panels())} panels of {plan.height} rows",
+        "gradient": "from logits kept" if plan.keep else "from logits formed again",
         "maximum": "none, guarded by their range" if device_type == "cpu" else "running",
     }
 
@@ -105,22 +104,16 @@ def forward(
     held = holds_gradient(problem)
     with ExactProducts(x.device.type):
         rows = prepare(x, y, problem.normalize)
-        logits = Logits(rows, n, plan.symmetric, base2_scale(temperature))
-        found = _denominators(logits, plan, problem, keep=held and (need_x or need_y), tilt=need_temperature)
-        grad_x = grad_y = None
-        if held and (need_x or need_y):
-            grad_x, grad_y = accumulate(
-                logits,
-                plan,
-                found.weight,
-                per_sum=found.per_sum,
-                lse=found.lse,
-                shift=found.shift,
-                kept=found.kept,
-                need_x=need_x,
-                need_y=need_y,
-            )
-            _project(grad_x, grad_y, rows, n)
+        logits = Logits(rows, n, plan.symmetric, base2_scale(temperature), double=needs_double(n, problem.reduction))
+        found, grad_x, grad_y = _solve(
+            logits,
+            plan,
+            problem,
+            tilt=need_temperature,
+            need_x=need_x and held,
+            need_y=need_y and held,
+        )
+        _project(grad_x, grad_y, rows, n)
     empty = rows.stacked.new_empty(0)
     slope = empty.clone()
     if held:
@@ -217,7 +210,7 @@ def _backward_by_row(
     with ExactProducts(x.device.type):
         rows = prepare(x, y, problem.normalize)
         plan = _layout(n, d, x.dtype, x.device.type, problem)
-        logits = Logits(rows, n, plan.symmetric, base2_scale(temperature))
+        logits = Logits(rows, n, plan.symmetric, base2_scale(temperature), double=needs_double(n, "sum"))
         per_sum, shift = _per_sum(logits, weight, lse, problem)
         grad_x, grad_y = accumulate(
             logits, plan, weight, per_sum=per_sum, lse=lse, shift=shift, kept=None, need_x=need_x, need_y=need_y
@@ -237,19 +230,49 @@ def _layout(n: int, d: int, dtype: torch.dtype, device_type: str, problem: Probl
     return layout(n, d, dtype, device_type, problem)
 
 
-def _denominators(logits: Logits, plan: Layout, problem: Problem, *, keep: bool, tilt: bool) -> Denominators:
-    if logits.rows.stacked.device.type == "cpu":
-        shift = optimistic_shift(logits.scale, problem.normalize)
-        if shift is not None:
-            found = denominators.optimistic(logits, plan, problem.loss, shift, keep=keep and plan.keep, tilt=tilt)
-            if found is not None:
-                return found
-    return denominators.running(logits, plan, problem.loss, keep=keep and plan.keep, tilt=tilt)
+def _solve(
+    logits: Logits, plan: Layout, problem: Problem, *, tilt: bool, need_x: bool, need_y: bool
+) -> tuple[Denominators, Tensor | None, Tensor | None]:
+    """Statistics and gradients before normalisation is undone: all at once, else optimistically, else carefully."""
+    loss, keep = problem.loss, plan.keep and (need_x or need_y)
+    shift = _shift(logits, problem)
+    if shift is not None and plan.dense:
+        solved = dense.solve(logits, loss, shift, tilt=tilt, need_x=need_x, need_y=need_y)
+        if solved is not None:
+            return solved
+    found = None
+    if shift is not None and not plan.dense:
+        found = denominators.optimistic(logits, plan, loss, shift, keep=keep, tilt=tilt)
+    if found is None:
+        found = denominators.running(logits, plan, loss, keep=keep, tilt=tilt)
+    if not (need_x or need_y):
+        return found, None, None
+    grad_x, grad_y = accumulate(
+        logits,
+        plan,
+        found.weight,
+        per_sum=found.per_sum,
+        lse=found.lse,
+        shift=found.shift,
+        kept=found.kept,
+        need_x=need_x,
+        need_y=need_y,
+    )
+    return found, grad_x, grad_y
+
+
+def _shift(logits: Logits, problem: Problem) -> float | None:
+    """The optimistic pass's shift; ``None`` where it must not be tried."""
+    if logits.rows.stacked.device.type != "cpu":
+        return None
+    shift = optimistic_shift(logits.scale, problem.normalize)
+    # Exponentials that a shift pushes below the normal numbers count after all if zero rows zero every other term.
+    return None if shift and logits.rows.exponents is not None else shift
 
 
 def _per_sum(logits: Logits, weight: Tensor, lse: Tensor, problem: Problem) -> tuple[Tensor | None, float]:
     """Weights over sums of plain exponentials, where all of those are normal numbers."""
-    shift = optimistic_shift(logits.scale, problem.normalize) if weight.device.type == "cpu" else None
+    shift = _shift(logits, problem)
     if shift is None:
         return None, 0.0
     total = torch.exp2(lse - shift)

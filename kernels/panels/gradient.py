@@ -13,6 +13,7 @@ from torch import Tensor
 from .denominators import EXCLUDED
 from .layout import Layout, Panel
 from .logits import Logits
+from .products import add_product
 
 
 def panel_weights(
@@ -111,10 +112,10 @@ def _add_products(
 ) -> None:
     own, base = (grad_x, 0) if panel.start < n else (grad_y, n)
     if own is not None:
-        own[panel.start - base : panel.stop - base].addmm_(entries, rows[panel.first :])
+        add_product(own[panel.start - base : panel.stop - base], entries, rows[panel.first :])
     source = rows[panel.start : panel.stop]
     for target, begin, end in ((grad_x, 0, n), (grad_y, n, 2 * n)):
         low = max(begin, panel.mirror)
         if target is not None and low < end:
             mirrored = entries[:, low - panel.first : end - panel.first]
-            target[low - begin : end - begin].addmm_(mirrored.t(), source)
+            add_product(target[low - begin : end - begin], mirrored.t(), source)

@@ -52,8 +52,8 @@ class Layout:
         n: pairs.
         symmetric: negatives of both languages.
         height: most rows of a panel.
+        dense: try all logits at once, square, before any panels.
         keep: hold every panel from the forward until the gradient is formed, instead of forming it twice.
-
     """
 
     n: int
@@ -105,5 +105,5 @@ def layout(n: int, d: int, dtype: torch.dtype, device_type: str, problem: Proble
     height = max(SHORTEST, min(tallest, n, spare // (2 * width)))
     candidate = Layout(n, symmetric, height, keep=True, dense=False)
     keep = problem.reduction != "none" and candidate.entries + 2 * height * width <= spare
-    dense = device_type == "cpu" and width <= DENSE_ROWS and 2 * width * width <= spare
+    dense = device_type == "cpu" and width <= DENSE_ROWS and 3 * width * width <= spare
     return Layout(n, symmetric, height, keep, dense)

@@ -2,15 +2,42 @@
 
 ``torch.set_float32_matmul_precision("medium")`` and the tf32 switches let float32 products be formed from bfloat16 or
 tf32 factors, on a CPU through oneDNN. Logits rounded that way are off by up to 1e-2 / temperature.
+
+A product's rounding error grows with what it has summed so far, in proportion where the terms are alike: rows of a
+collapsed batch. Summed in chunks it stays several times smaller, at next to no cost in time.
 """
 
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Any
 
 import torch
+from torch import Tensor
+
+CHUNK = 128
 
 _BACKENDS = {"cpu": "mkldnn", "cuda": "cuda"}
+
+
+def add_product(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """``out += left @ right`` in place, 128 terms of every sum at a time.
+
+    Args:
+        out: ``(m, d)``.
+        left: ``(m, k)``.
+        right: ``(k, d)``.
+
+    Returns:
+        ``out``.
+
+    Example:
+        >>> add_product(torch.zeros(1, 1), torch.ones(1, 300), torch.ones(300, 1))
+        tensor([[300.]])
+    """
+    for start in range(0, right.shape[0], CHUNK):
+        out.addmm_(left[:, start : start + CHUNK], right[start : start + CHUNK])
+    return out
 
 
 class ExactProducts:
@@ -30,7 +57,7 @@ class ExactProducts:
 
     def __init__(self, device_type: str) -> None:
         name = _BACKENDS.get(device_type)
-        self._setting = getattr(getattr(torch.backends, name), "matmul", None) if name is not None else None
+        self._setting: Any = getattr(getattr(torch.backends, name), "matmul", None) if name is not None else None
         # Before torch 2.9 one legacy setting governed every backend.
         self._legacy = name is not None and not hasattr(self._setting, "fp32_precision")
         self._former: str | None = None

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 LARGEST_EXPONENT = 30
-FEW_ROWS = 64
 BLOCK_ENTRIES = 1 << 18
 
 
@@ -25,15 +24,12 @@ class Rows:
 
     Attributes:
         stacked: ``(2n, d)`` in the accumulation dtype; unit or zero rows if normalised.
-        precise: the same in float64 for batches of few rows, where a logit's rounding is not averaged away over many
-            negatives; else ``None``.
         positive: ``(n,)`` similarities of the pairs, float64.
         norms: ``(2n, 1)`` lengths of the rescaled rows, infinite for a zero row; ``None`` if not normalised.
         exponents: ``(2n, 1)`` powers of two the raw rows were multiplied by; ``None`` if none was.
     """
 
     stacked: Tensor
-    precise: Tensor | None
     positive: Tensor
     norms: Tensor | None
     exponents: Tensor | None
@@ -76,12 +72,9 @@ def prepare(x: Tensor, y: Tensor, normalize: bool) -> Rows:
     dtype = accumulation_dtype(x.dtype)
     block = max(1, BLOCK_ENTRIES // d)
     if n <= block:
-        precise, positive, norms, exponents = _prepare_block(x, y, normalize)
-        few = 2 * n <= FEW_ROWS
-        precise = precise.view(2 * n, d)
+        rows, positive, norms, exponents = _prepare_block(x, y, normalize)
         return Rows(
-            precise.to(dtype),
-            precise if few else None,
+            rows.view(2 * n, d).to(dtype),
             positive,
             None if norms is None else norms.view(2 * n, 1).to(dtype),
             None if exponents is None else exponents.view(2 * n, 1).to(dtype),
@@ -102,7 +95,6 @@ def prepare(x: Tensor, y: Tensor, normalize: bool) -> Rows:
             rescaled = True
     return Rows(
         stacked.view(2 * n, d),
-        None,
         positive,
         norms.view(2 * n, 1) if normalize else None,
         exponents.view(2 * n, 1) if rescaled else None,
