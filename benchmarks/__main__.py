@@ -25,14 +25,17 @@ Providers:
 """
 EPILOG += "\n".join(f"  {provider.name:22} {provider.about}" for provider in providers.PROVIDERS.values())
 
-DEFAULTS: dict[str, dict[str, list[int]]] = {
+SIZES: dict[str, dict[str, list[int]]] = {
     "sweep": {"n": [32, 128, 512, 2048], "d": [256]},
-    "memory": {"n": [512, 2048, 4096], "d": [256]},
+    "memory": {"n": [512, 2048, 8192], "d": [256]},
 }
 QUICK: dict[str, dict[str, list[int]]] = {
-    "sweep": {"n": [32, 128, 256], "d": [128]},
+    "sweep": {"n": [32, 128], "d": [128]},
     "memory": {"n": [256, 512], "d": [128]},
 }
+# A process for each measurement is slow, and memory hardly depends on the rest.
+LOSSES = {"sweep": ["cz-both", "info-both", "info-cross"], "memory": ["info-both"]}
+KINDS = {"sweep": ["float32", "bfloat16"], "memory": ["float32"]}
 MEMORY_PROVIDERS = ("ctloss-torch", "ctloss-triton", "eager", "lightly", "open_clip", "sentence-transformers")
 
 
@@ -47,16 +50,21 @@ def parser() -> argparse.ArgumentParser:
     add = options.add_argument
     add("what", nargs="?", default="all", choices=("all", "sweep", "memory", "numerics", "plot"),
         help="default: all, a few minutes on two cores")  # fmt: skip
-    add("--n", type=int, nargs="+", metavar="N", help="pairs in a batch (default: 32 128 512 2048)")
-    add("--d", type=int, nargs="+", metavar="D", help="dimensions (default: 256)")
     add(
-        "--dtype",
+        "--n",
+        type=int,
         nargs="+",
-        choices=tuple(providers.DTYPES),
-        default=["float32", "bfloat16"],
-        help="default: float32 bfloat16",
+        metavar="N",
+        help="pairs in a batch (default: 32 128 512 2048; of memory 512 2048 8192)",
     )
-    add("--loss", nargs="+", choices=tuple(providers.LOSSES), help="default: cz-both info-both info-cross")
+    add("--d", type=int, nargs="+", metavar="D", help="dimensions (default: 256)")
+    add("--dtype", nargs="+", choices=tuple(providers.DTYPES), help="default: float32 bfloat16; of memory float32")
+    add(
+        "--loss",
+        nargs="+",
+        choices=tuple(providers.LOSSES),
+        help="default: cz-both info-both info-cross; of memory info-both",
+    )
     add(
         "--providers", nargs="+", choices=tuple(providers.PROVIDERS), metavar="NAME", help="default: all (listed below)"
     )
@@ -67,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--threads", type=int, default=1, help="CPU threads (default: 1)")
     add("--temperature", type=float, default=0.07, help="default: 0.07")
-    add("--seconds", type=float, help="for each case and pass, shared by the providers (default: 2, quick: 0.2)")
+    add("--seconds", type=float, help="for each case and pass, shared by the providers (default: 1, quick: 0.2)")
     add("--quick", action="store_true", help="smaller sizes and fewer samples: under a minute or so")
     add("--output", type=Path, default=Path("benchmarks/results"), metavar="RESULTS", help="default: %(default)s")
     add("--figures", type=Path, default=Path("docs/figures"), help="default: %(default)s")
@@ -99,16 +107,16 @@ def memory_limit(device: str) -> float:
 
 def grid(options: argparse.Namespace, table: str, names: tuple[str, ...]) -> sweep.Grid:
     """The sweep that the options ask for."""
-    sizes = (QUICK if options.quick else DEFAULTS)[table]
+    sizes = (QUICK if options.quick else SIZES)[table]
     return sweep.Grid(
         n=options.n or sizes["n"],
         d=options.d or sizes["d"],
-        dtypes=options.dtype,
-        losses=options.loss or ["cz-both", "info-both", "info-cross"],
+        dtypes=options.dtype or KINDS[table],
+        losses=options.loss or LOSSES[table],
         providers=options.providers or names,
         device=options.device,
         temperature=options.temperature,
-        seconds=options.seconds or (0.2 if options.quick else 2.0),
+        seconds=options.seconds or (0.2 if options.quick else 1.0),
         memory_limit=memory_limit(options.device),
     )
 

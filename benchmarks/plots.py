@@ -149,8 +149,10 @@ def draw_numerics(source: Path, target: Path) -> None:
                 series[row["provider"]].append((float(row["phi"]), min(max(error, 1e-8), 10) if error == error else 10))
         _lines(axes, series)
         axes.set_ylim(1e-8, 20)
-        axes.invert_xaxis()
-    title = f"Error of the gradient on trained batches (n = {rows[0]['n']}, d = {rows[0]['d']})"
+    # The panels share this axis; training goes to the right.
+    next(iter(panels.values())).invert_xaxis()
+    shape = f"n = {rows[0]['n']}, d = {rows[0]['d']}"
+    title = f"Error of the gradient on trained batches ({shape}); NaN and all above 10 drawn at 10"
     _finish(figure, panels, title, "φ: share of the negatives over the positive's", "‖g − g_ref‖ / ‖g_ref‖", target)
 
 
