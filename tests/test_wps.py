@@ -147,6 +147,7 @@ def test_an_interrupted_build_leaves_nothing_that_counts(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(tmp_path, tokenizer, parallel(ENGLISH_FRENCH[:2]))
+    (tmp_path / f"{wps.ARROW_NAME}.tmp").write_bytes(b"left by a killed process")
 
     def killed(source: object, target: object) -> None:
         raise KeyboardInterrupt

@@ -27,8 +27,8 @@ class CooccurrenceAligner:
     With c(a) the number of sentence pairs whose source holds word a, c(b) likewise for the target and c(a, b) for both,
     the Dice coefficient is 2 c(a, b) / (c(a) + c(b)). In a sentence pair, a and b are a word pair when each is the
     other's best by Dice in that sentence pair, c(a, b) ≥ ``least_count`` and Dice ≥ ``least_dice``. Stop words take no
-    part. In languages written without spaces, runs of up to three characters stand for words, the longer one first
-    among equals.
+    part. In languages written without spaces, runs of up to three characters without a stop word at an edge stand for
+    words, the longer one first among equals; where a word ends is a guess there, and a lexicon serves better.
 
     Args:
         sentences: parallel sentences to count in, of any number of language pairs; read twice.
@@ -105,17 +105,20 @@ class CooccurrenceAligner:
 
 
 def _candidates(text: str, language: str) -> dict[str, Span]:
-    spans = word_spans(text, language)
+    spans, stops = word_spans(text, language), stop_words(language)
     if is_unspaced(language):
+        # A run with a stop word at its edge is a word and its neighbour (我姐姐, "my sister") more often than a word.
+        edge = [text[start:end].casefold() in stops for start, end in spans]
         spans = [
             (spans[i][0], spans[j][1])
             for i in range(len(spans))
             for j in range(i, min(i + LONGEST_RUN, len(spans)))
             # Punctuation or a space between two characters ends the run.
             if spans[j][1] - spans[i][0] == sum(end - start for start, end in spans[i : j + 1])
+            and not edge[i]
+            and not edge[j]
         ]
     found: dict[str, Span] = {}
-    stops = stop_words(language)
     for start, end in spans:
         word = text[start:end].casefold()
         if word not in stops:

@@ -177,14 +177,13 @@ class WPSDataset(Dataset[dict[str, Any]]):
         positions = np.flatnonzero(chosen)
         # np.unique gives each type's first position, in the order of the hashes: an order that favours no row.
         _, first = np.unique(types[positions], return_index=True)
-        index_of = {int(row): index for index, row in enumerate(self._rows)}
         pairs = self._table["word_pairs"].combine_chunks()
         spans = pairs.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
         words = {side: self._table[f"{side}_words"].combine_chunks().flatten() for side in ("source", "target")}
         found: dict[tuple[str, str], list[HeldOutWord]] = {}
         taken: set[tuple[str, str, str, str]] = set()
         for position in positions[first]:
-            index = index_of[int(rows[position])]
+            index = int(np.searchsorted(self._rows, rows[position]))
             text = self.text(index)
             languages = text["source_language"], text["target_language"]
             source_word, target_word = words["source"][position].as_py(), words["target"][position].as_py()

@@ -56,14 +56,15 @@ class BatchPlan:
         self.batch_size, self.seed, self.window = batch_size, seed, window
         self._lengths = lengths
         # Small consecutive integers instead of hashes: quicker to compare in the loop below.
-        self._keys = np.unique(keys, return_inverse=True)[1].reshape(keys.shape)
-        self._number = len(self._fill(0))
+        self._keys = np.unique(keys, return_inverse=True)[1].reshape(keys.shape).astype(np.int64)
+        batches = self._fill(0)
+        self._number = len(batches)
         if not self._number:
             raise ValueError(
                 f"expected enough rows with distinct texts for a batch of {batch_size}, got {len(keys)} rows with "
                 f"{len(np.unique(keys))} distinct texts; lower batch_size or give more sentence pairs"
             )
-        self._cached: tuple[int, np.ndarray] | None = None
+        self._cached = (0, self._shuffled(batches, 0))
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -75,11 +76,13 @@ class BatchPlan:
 
     def epoch(self, epoch: int) -> np.ndarray:
         """Returns the batches of an epoch, (len(plan), batch_size) int64 row indices."""
-        if self._cached is None or self._cached[0] != epoch:
-            batches = self._fill(epoch)
-            order = self._generator(epoch, stream=1).permutation(len(batches))
-            self._cached = (epoch, batches[np.resize(order, self._number)])
+        if self._cached[0] != epoch:
+            self._cached = (epoch, self._shuffled(self._fill(epoch), epoch))
         return self._cached[1]
+
+    def _shuffled(self, batches: np.ndarray, epoch: int) -> np.ndarray:
+        order = self._generator(epoch, stream=1).permutation(len(batches))
+        return batches[np.resize(order, self._number)]
 
     def _generator(self, epoch: int, stream: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence([self.seed, epoch, stream]))
@@ -92,7 +95,7 @@ class BatchPlan:
         # longest targets with its shortest.
         order = order[np.lexsort((np.where(source % 2, target, -target), source, windows))]
         filler = _Filler(self._keys, self.batch_size)
-        for row in order.tolist():
+        for row in memoryview(order):
             filler.add(row)
         return np.array(filler.finish(), dtype=np.int64).reshape(-1, self.batch_size)
 
@@ -101,9 +104,10 @@ class _Filler:
     """Fills batches with rows in the order given, save where a text would stand in a batch twice."""
 
     def __init__(self, keys: np.ndarray, batch_size: int) -> None:
-        self._keys: list[list[int]] = keys.tolist()
+        # Memory views give Python integers, which are quick to compare, without a copy of millions of them.
+        self._sources, self._targets = (memoryview(np.ascontiguousarray(keys[:, side])) for side in (0, 1))
         self._batch_size = batch_size
-        self._batches: list[list[int]] = []
+        self._batches: list[np.ndarray] = []
         self._batch: list[int] = []
         self._texts: set[int] = set()
         self._waiting: deque[int] = deque()
@@ -116,7 +120,7 @@ class _Filler:
             # over all its rows for every batch.
             self._retry(min(len(self._waiting), self._batch_size))
 
-    def finish(self) -> list[list[int]]:
+    def finish(self) -> list[np.ndarray]:
         """Returns the full batches, after those who wait had their last chances."""
         full = -1
         while full < len(self._batches):
@@ -131,13 +135,13 @@ class _Filler:
                 self._waiting.append(row)
 
     def _place(self, row: int) -> bool:
-        source, target = self._keys[row]
+        source, target = self._sources[row], self._targets[row]
         if source in self._texts or target in self._texts:
             return False
         self._batch.append(row)
         self._texts.update((source, target))
         if len(self._batch) == self._batch_size:
-            self._batches.append(self._batch)
+            self._batches.append(np.array(self._batch))
             self._batch, self._texts = [], set()
         return True
 
