@@ -95,7 +95,7 @@ class BatchPlan:
         # longest targets with its shortest.
         order = order[np.lexsort((np.where(source % 2, target, -target), source, windows))]
         filler = _Filler(self._keys, self.batch_size)
-        for row in memoryview(order):
+        for row in order.data:
             filler.add(row)
         return np.array(filler.finish(), dtype=np.int64).reshape(-1, self.batch_size)
 
@@ -105,7 +105,7 @@ class _Filler:
 
     def __init__(self, keys: np.ndarray, batch_size: int) -> None:
         # Memory views give Python integers, which are quick to compare, without a copy of millions of them.
-        self._sources, self._targets = (memoryview(np.ascontiguousarray(keys[:, side])) for side in (0, 1))
+        self._sources, self._targets = (np.ascontiguousarray(keys[:, side]).data for side in (0, 1))
         self._batch_size = batch_size
         self._batches: list[np.ndarray] = []
         self._batch: list[int] = []
