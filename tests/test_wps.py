@@ -191,7 +191,6 @@ def test_dataset_gives_rows_and_leaves_those_without_words_out(
             assert item["word_pairs"].tolist() == row["word_pairs"]
             assert dataset.lengths[index].tolist() == [len(row["source_ids"]), len(row["target_ids"])]
             assert dataset.text(index)["target"] == row["target"]
-            assert dataset.languages()[index] == ("en", "fr")
 
 
 def test_equal_texts_have_equal_keys(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -202,33 +201,25 @@ def test_equal_texts_have_equal_keys(tmp_path: Path, tokenizer: PreTrainedTokeni
     assert len(np.unique(keys)) == 4
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_held_out_words_never_train(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
     corpus = parallel(ENGLISH_FRENCH) + parallel([("Red letter", "Lettre rouge"), ("My house", "Ma maison")])
     build(tmp_path, tokenizer, corpus)
-    dataset = WPSDataset(tmp_path, held_out_share=0.4, held_out_seed=seed)
-    rows = rows_of(tmp_path)
-    held = dataset.held_out_words()
-    names = {(word.source_word, word.target_word) for word in held}
-    assert names
-    assert len(names) == len(held)
-    for index, row in enumerate(rows):
-        pairs = zip(row["source_words"], row["target_words"], row["word_pairs"], strict=True)
-        expected = [span for *word, span in pairs if tuple(word) not in names]
-        assert dataset[index]["word_pairs"].tolist() == expected
-    for word in held:
-        row = rows[word.index]
-        assert tokenizer.decode(row["source_ids"][slice(*word.source_span)]) == word.source_word
-        assert tokenizer.decode(row["target_ids"][slice(*word.target_span)]) == word.target_word.replace("è", "e")
-    assert len(dataset.held_out_words(limit=1)) == 1
-
-
-def test_held_out_words_have_one_right_answer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    entries = [("house", "maison"), ("house", "jardin"), ("garden", "jardin")]
-    corpus = parallel([("House", "Maison"), ("House", "Jardin"), ("Garden", "Jardin")])
-    build(tmp_path, tokenizer, corpus, Lexicon.from_entries("en", "fr", entries))
-    held = WPSDataset(tmp_path, held_out_share=0.999).held_out_words()
-    assert len({word.source_word for word in held}) == len({word.target_word for word in held}) == len(held)
+    every = WPSDataset(tmp_path, held_out_share=0.4, held_out_seed=seed)
+    trained = WPSDataset(tmp_path, require_words=True, held_out_share=0.4, held_out_seed=seed)
+    kept, left_out = set(), set()
+    with_words = []
+    for index, row in enumerate(rows_of(tmp_path)):
+        out = held_out(np.array(row["word_types"], dtype=np.uint64), 0.4, seed)
+        expected = [span for span, is_out in zip(row["word_pairs"], out, strict=True) if not is_out]
+        assert every[index]["word_pairs"].tolist() == expected
+        if expected:
+            with_words.append(row["source"])
+        for source, target, is_out in zip(row["source_words"], row["target_words"], out, strict=True):
+            (left_out if is_out else kept).add((source, target))
+    assert left_out
+    assert not left_out & kept, "a translation is held out in every sentence or in none"
+    assert [trained.text(index)["source"] for index in range(len(trained))] == with_words
 
 
 @given(st.integers(0, 2**32), st.floats(0, 0.99))

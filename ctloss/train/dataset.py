@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,32 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from .corpus import Span, stable_hash
+from .corpus import stable_hash
 from .wps import ARROW_NAME, read_manifest
 
 if TYPE_CHECKING:
     import pyarrow
-
-
-@dataclass(frozen=True)
-class HeldOutWord:
-    """A word translation that is never a training positive, where it stands in a row.
-
-    Attributes:
-        index: index of the row in its dataset.
-        source_span: wordpieces of the source word, positions in the row's source_ids, end exclusive.
-        target_span: likewise in target_ids.
-        source_word: the source word, case folded.
-        target_word: the target word, case folded.
-        languages: source and target language.
-    """
-
-    index: int
-    source_span: Span
-    target_span: Span
-    source_word: str
-    target_word: str
-    languages: tuple[str, str]
 
 
 def held_out(word_types: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -152,49 +130,6 @@ class WPSDataset(Dataset[dict[str, Any]]):
         batch, offset = self._locate(self._rows[index])
         names = ("source", "target", "source_language", "target_language")
         return {name: batch.column(name)[offset].as_py() for name in names}
-
-    def languages(self) -> list[tuple[str, str]]:
-        """Returns source and target language of every row."""
-        columns = [self._table[f"{side}_language"].to_pylist() for side in ("source", "target")]
-        return [(columns[0][row], columns[1][row]) for row in self._rows]
-
-    def held_out_words(self, limit: int | None = None) -> list[HeldOutWord]:
-        """Finds the held-out word translations, each where it first stands, for word-translation retrieval.
-
-        Of the translations that share a language pair and a source word, or a target word, only one is taken, so that
-        every query has one right answer.
-
-        Args:
-            limit: at most so many a language pair, those with the smallest hashes.
-
-        Returns:
-            In the order of language pair, then hash.
-        """
-        if not self.held_out_share:
-            return []
-        types, rows = self._flat("word_types"), self._parents()
-        chosen = np.isin(rows, self._rows) & held_out(types, self.held_out_share, self.held_out_seed)
-        positions = np.flatnonzero(chosen)
-        # np.unique gives each type's first position, in the order of the hashes: an order that favours no row.
-        _, first = np.unique(types[positions], return_index=True)
-        pairs = self._table["word_pairs"].combine_chunks()
-        spans = pairs.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
-        words = {side: self._table[f"{side}_words"].combine_chunks().flatten() for side in ("source", "target")}
-        found: dict[tuple[str, str], list[HeldOutWord]] = {}
-        taken: set[tuple[str, str, str, str]] = set()
-        for position in positions[first]:
-            index = int(np.searchsorted(self._rows, rows[position]))
-            text = self.text(index)
-            languages = text["source_language"], text["target_language"]
-            source_word, target_word = words["source"][position].as_py(), words["target"][position].as_py()
-            names = {(*languages, "source", source_word), (*languages, "target", target_word)}
-            group = found.setdefault(languages, [])
-            if names & taken or (limit is not None and len(group) >= limit):
-                continue
-            taken |= names
-            s0, s1, t0, t1 = map(int, spans[position])
-            group.append(HeldOutWord(index, (s0, s1), (t0, t1), source_word, target_word, languages))
-        return [word for languages in sorted(found) for word in found[languages]]
 
     @cached_property
     def _table(self) -> pyarrow.Table:
