@@ -62,6 +62,11 @@ class BlockConfig:
         """Whether weights are stored in float32 with no more digits than one tf32 product keeps."""
         return self.weight_dtype == torch.float32 and self.weight_products == "tf32"
 
+    @property
+    def promotes_weights(self) -> bool:
+        """Whether sums over rows are broken up as ``promote`` breaks up sums over columns; bfloat16 has no use for it."""
+        return self.weight_dtype == torch.float32
+
 
 def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> BlockConfig:
     """The configuration for n pairs of d columns on compute capability ``arch`` (90 for 9.0; 0: Triton's interpreter).
@@ -95,7 +100,9 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
     elif weight_dtype == torch.bfloat16:
         gemm = {"gemm_rows": 128, "gemm_columns": 128, "gemm_depth": 64, "gemm_warps": 8, "gemm_stages": 3}
     else:
-        gemm = {"gemm_rows": 64, "gemm_columns": 64, "gemm_depth": 32, "gemm_warps": 4, "gemm_stages": 2}
+        # Without tensor cores both operands pass through registers: a larger tile spills.
+        rows = 32 if weight_products == "ieee" else 64
+        gemm = {"gemm_rows": rows, "gemm_columns": 64, "gemm_depth": 32, "gemm_warps": 4, "gemm_stages": 2}
     return BlockConfig(
         **tile,
         **gemm,

@@ -25,6 +25,7 @@ def weigh(
     EVEN: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     SCALED: tl.constexpr,
+    PROMOTE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Sum over rows of W[index, row] row[columns], or with TRANSPOSED of W[row, index] row[columns]."""
@@ -42,7 +43,11 @@ def weigh(
         rows = tl.load(pointers) if EVEN else tl.load(pointers, mask=(columns < width)[None, :], other=0.0)
         if SCALED:
             rows = (rows.to(tl.float32) * tl.load(scale_ptr + inner)[:, None]).to(rows.dtype)
-        total = tl.dot(weight, rows.to(weight.dtype), total, input_precision=PRECISION)
+        rows = rows.to(weight.dtype)
+        if PROMOTE:
+            total = tl.fma(tl.dot(weight, rows, input_precision=PRECISION), 1.0, total)
+        else:
+            total = tl.dot(weight, rows, total, input_precision=PRECISION)
     return total
 
 
@@ -69,6 +74,7 @@ def add_weighed(
     EVEN: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     RESCALE: tl.constexpr,
+    PROMOTE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """out += W rows (or W^T rows), a float32 accumulator tile that this program alone touches."""
@@ -93,6 +99,7 @@ def add_weighed(
                 EVEN,
                 TRANSPOSED,
                 True,
+                PROMOTE,
                 PRECISION,
             )
         else:
@@ -112,6 +119,7 @@ def add_weighed(
                 EVEN,
                 TRANSPOSED,
                 False,
+                PROMOTE,
                 PRECISION,
             )
     else:
@@ -131,6 +139,7 @@ def add_weighed(
             EVEN,
             TRANSPOSED,
             False,
+            PROMOTE,
             PRECISION,
         )
     target = out_ptr + index.to(tl.int64)[:, None] * out_pitch + columns[None, :]

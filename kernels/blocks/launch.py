@@ -210,6 +210,7 @@ def add_gradient(
         EVEN=d % config.gemm_columns == 0,
         TRANSPOSED=transposed,
         RESCALE=config.rescale,
+        PROMOTE=config.promotes_weights,
         PRECISION=config.weight_products,
         num_warps=config.gemm_warps,
         num_stages=config.gemm_stages,

@@ -14,6 +14,16 @@ from . import stats
 from .tiles import tile_at, tile_product
 
 LOWEST = tl.constexpr(stats.LOWEST)
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def multiply_add(x, y, z):
+    """x y + z, rounded once."""
+    if INTERPRETED:
+        # The interpreter's tl.fma rounds the product too.
+        return (x.to(tl.float64) * y.to(tl.float64) + z).to(tl.float32)
+    return tl.fma(x, y, z)
 
 
 @triton.jit
@@ -28,10 +38,10 @@ def logits(product, a_inverse, b_inverse, a_residue, b_residue, rate_ptr, index_
         row = tl.load(a_inverse + index_a)[:, None]
         column = tl.load(b_inverse + index_b)[None, :]
         part = product * row
-        residue = tl.fma(product, tl.load(a_residue + index_a)[:, None], tl.fma(product, row, -part))
-        below = tl.fma(part, column, -1.0)
-        below = tl.fma(part, tl.load(b_residue + index_b)[None, :], below)
-        return tl.fma(residue, column, below) * rate
+        residue = multiply_add(product, tl.load(a_residue + index_a)[:, None], multiply_add(product, row, -part))
+        below = multiply_add(part, column, -1.0)
+        below = multiply_add(part, tl.load(b_residue + index_b)[None, :], below)
+        return multiply_add(residue, column, below) * rate
     return product * rate
 
 

@@ -71,6 +71,6 @@ def row_weights(stats: Tensor, upstream: Tensor, n: int, problem: Problem) -> tu
 
 
 def temperature_gradient(stats: Tensor, weights: Tensor, exponent: Tensor, rate: Tensor, n: int) -> Tensor:
-    """-(1/τ) Σ_i v_i (Σ_j P_ij s_ij - s_i,p(i)) in float32, v_i the weights; ``rate`` is log2(e)/τ."""
+    """-(1/τ) Σ_i v_i (Σ_j P_ij s_ij - s_i,p(i)) in float64, v_i the weights; ``rate`` is log2(e)/τ."""
     slope = (weights * stats[MOMENT, :, :n].double()).sum()
-    return (-slope * torch.exp2(exponent) * rate * LN2).float()
+    return -slope * torch.exp2(exponent) * rate * LN2

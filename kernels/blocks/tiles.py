@@ -75,7 +75,8 @@ def sum_products(
             a = (a.to(tl.float32) * scale_a[:, None]).to(a.dtype)
             b = (b.to(tl.float32) * scale_b[:, None]).to(b.dtype)
         if PROMOTE:
-            product += tl.dot(a, b.T, input_precision=PRECISION)
+            # Written as a sum, the compiler would fold it into one long chain.
+            product = tl.fma(tl.dot(a, b.T, input_precision=PRECISION), 1.0, product)
         else:
             product = tl.dot(a, b.T, product, input_precision=PRECISION)
     return product

@@ -1,0 +1,154 @@
+"""The block kernels' configuration, the order of their tiles, and the panels that bound their memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import FrozenInstanceError, replace
+from itertools import product
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctloss.kernels.blocks import schedule
+from ctloss.kernels.blocks.config import INTERPRETER, BlockConfig, choose
+from ctloss.kernels.blocks.tiles import tile_at
+from ctloss.kernels.problem import Problem
+
+PROBLEM = Problem("cz_nce", "both", True, "mean", "highest", 1 << 28)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def configuration(dtype: torch.dtype, arch: int = 90, **options: object) -> BlockConfig:
+    return choose(4096, 768, dtype, arch, replace(PROBLEM, **options))
+
+
+def test_bfloat16_on_hopper() -> None:
+    chosen = configuration(torch.bfloat16)
+    assert (chosen.block, chosen.depth, chosen.num_warps, chosen.num_stages) == (128, 64, 8, 3)
+    assert chosen.weight_dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("precision", "products"), [("highest", "ieee"), ("high", "tf32x3"), ("medium", "tf32")])
+def test_precision_is_explicit_for_float32(precision: str, products: str) -> None:
+    """The kernels name their arithmetic, so no global switch for TF32 reaches them."""
+    chosen = configuration(torch.float32, precision=precision)
+    assert (chosen.products, chosen.weight_products) == (products, products)
+    assert chosen.weight_dtype == torch.float32
+
+
+def test_weights_keep_what_nothing_removes_the_rounding_of() -> None:
+    assert configuration(torch.bfloat16, normalize=False).weight_products == "tf32x3"
+    assert configuration(torch.float16, normalize=False).weight_products == "tf32x3"
+    assert not configuration(torch.float16, normalize=False).rounds_weights
+    assert configuration(torch.float16).rounds_weights
+    assert not configuration(torch.bfloat16).rounds_weights
+
+
+def test_rescaling_only_where_exponents_ask_for_it() -> None:
+    assert configuration(torch.bfloat16).rescale
+    assert configuration(torch.float32).rescale
+    assert not configuration(torch.float16).rescale
+    assert not configuration(torch.float32, normalize=False).rescale
+
+
+@pytest.mark.parametrize("arch", [INTERPRETER, 80, 90, 100])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_pure_function_of_its_arguments(dtype: torch.dtype, arch: int) -> None:
+    assert configuration(dtype, arch) == configuration(dtype, arch)
+
+
+def test_frozen_and_checked() -> None:
+    chosen = configuration(torch.float32)
+    with pytest.raises(FrozenInstanceError):
+        chosen.block = 32  # type: ignore[misc]
+    with pytest.raises(ValueError, match="expected block to divide 128"):
+        replace(chosen, block=96)
+    with pytest.raises(ValueError, match="multiple of gemm_rows"):
+        replace(chosen, gemm_rows=2 * chosen.block)
+
+
+@triton.jit
+def list_tiles(out, tiles_m, tiles_n, TRIANGLE: tl.constexpr, GROUP: tl.constexpr):  # type: ignore[no-untyped-def]
+    program = tl.program_id(0)
+    a, b = tile_at(program, tiles_m, tiles_n, TRIANGLE, GROUP)
+    tl.store(out + 2 * program, a)
+    tl.store(out + 2 * program + 1, b)
+
+
+def visited(tiles_m: int, tiles_n: int, triangle: bool, group: int) -> Counter[tuple[int, ...]]:
+    programs = tiles_m * (tiles_m + 1) // 2 if triangle else tiles_m * tiles_n
+    out = torch.full((programs, 2), -1, dtype=torch.int32, device=DEVICE)
+    list_tiles[(programs,)](out, tiles_m, tiles_n, TRIANGLE=triangle, GROUP=group)
+    return Counter(tuple(tile) for tile in out.tolist())
+
+
+@pytest.mark.parametrize("group", [1, 3, 8])
+@pytest.mark.parametrize("tiles", [1, 2, 3, 4, 5, 8, 9])
+def test_triangle_is_visited_once(tiles: int, group: int) -> None:
+    expected = {(a, b) for a in range(tiles) for b in range(a, tiles)}
+    assert visited(tiles, tiles, True, group) == Counter(expected)
+
+
+@pytest.mark.parametrize(("tiles_m", "tiles_n", "group"), [(1, 1, 8), (3, 5, 2), (9, 2, 4), (2, 9, 8)])
+def test_rectangle_is_visited_once(tiles_m: int, tiles_n: int, group: int) -> None:
+    assert visited(tiles_m, tiles_n, False, group) == Counter(product(range(tiles_m), range(tiles_n)))
+
+
+def served(panels: list[schedule.Panel], n: int, both_sides: bool) -> Counter[tuple[int, int]]:
+    """How often each ordered pair of the 2n rows is served, pairs that a panel leaves out not counted."""
+    found: Counter[tuple[int, int]] = Counter()
+    for panel in panels:
+        for i in range(panel.a_start, panel.a_stop):
+            for j in range(panel.b_start, panel.b_stop):
+                if (j - panel.b_start) - (i - panel.a_start) == panel.excluded:
+                    continue
+                row, column = panel.a * n + i, panel.b * n + j
+                found[row, column] += 1
+                if both_sides and not panel.diagonal:
+                    found[column, row] += 1
+    return found
+
+
+@pytest.mark.parametrize("negatives", ["both", "cross"])
+@pytest.mark.parametrize("n", [5, 128, 150])
+def test_panels_serve_every_negative_once(n: int, negatives: str) -> None:
+    problem = replace(PROBLEM, negatives=negatives)
+    expected = {
+        (i, j)
+        for i in range(2 * n)
+        for j in range(2 * n)
+        if i % n != j % n and (negatives == "both" or i // n != j // n)
+    }
+    assert served(list(schedule.unordered_panels(n, 128, problem)), n, both_sides=True) == Counter(expected)
+    runs = [
+        panel
+        for side in (schedule.X, schedule.Y)
+        for rows in schedule.ranges(n, 128)
+        for panel in schedule.row_panels(n, 256, side, rows, problem)
+    ]
+    assert served(runs, n, both_sides=False) == Counter(expected)
+
+
+@given(
+    n=st.integers(2, 2**20),
+    d=st.integers(1, 1024),
+    weight_bytes=st.sampled_from([2, 4]),
+    in_place=st.booleans(),
+    sides=st.sampled_from([1, 2]),
+    workspace=st.integers(2**20, 2**34),
+)
+def test_plans_stay_within_the_workspace(
+    n: int, d: int, weight_bytes: int, in_place: bool, sides: int, workspace: int
+) -> None:
+    plan = schedule.plan_backward(n, d, weight_bytes, in_place, sides, workspace)
+    sums = (0 if in_place else sides * n * d * 4) if plan.shared else plan.size * d * 4
+    assert plan.size % 128 == 0
+    assert plan.size**2 * weight_bytes + sums <= workspace
+    for planes, block in product((2, 3), (32, 64, 128)):
+        size = schedule.forward_panel(n, block, planes, workspace)
+        assert 2 * planes * size * (size // block) * 4 <= workspace
