@@ -116,6 +116,9 @@ def concept_tables() -> dict[str, Entry]:
             if entry.id in entries:
                 raise ValueError(f"{kind}.tsv: concept {entry.id!r} is already in {entries[entry.id].kind}.tsv")
             entries[entry.id] = entry
+    # Templates name concepts and classes in one list.
+    if both := {entry.kind for entry in entries.values()} & set(entries):
+        raise ValueError(f"expected concept ids to differ from table names, got {sorted(both)}")
     return entries
 
 

@@ -121,13 +121,15 @@ def _admitted(spec: str, position: int, frames: dict[str, tuple[str | Piece, ...
         for piece in frame
         if isinstance(piece, Piece) and piece.position == position and piece.agrees_with is None
     ]
-    return tuple(
+    named = [
         entry
         for entry in tables.values()
-        if {entry.id, entry.kind} & included
-        and not {entry.id, entry.kind} & excluded
-        and all(entry.form(language, form) for language, form in asked)
-    )
+        if {entry.id, entry.kind} & included and not {entry.id, entry.kind} & excluded
+    ]
+    admitted = tuple(entry for entry in named if all(entry.form(language, form) for language, form in asked))
+    if lacking := [entry.id for entry in named if entry not in admitted and entry.id in included]:
+        raise ValueError(f"templates.txt: {lacking} named in {spec!r} lack a form that the frames ask for")
+    return admitted
 
 
 def _parse_template(block: str) -> Template:
