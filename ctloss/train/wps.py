@@ -91,7 +91,7 @@ def build_wps(
     """Builds the word positioned samples of a corpus in a folder, or reuses them if they are there already.
 
     A word pair is used where each of its words occurs exactly once in its sentence and is no stop word, and a run of
-    wordpieces covers exactly its characters on both sides (Chen et al. 2022, section 2.3). Sentence pairs without a
+    wordpieces covers exactly its characters on both sides (Chen et al. 2022). Sentence pairs without a
     word pair are kept for sentence-level training.
 
     ``folder/wps.arrow`` (Arrow IPC, memory-mapped when read) holds a row for each kept sentence pair: source, target
