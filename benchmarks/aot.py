@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import io
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -20,11 +21,12 @@ from unittest.mock import patch
 
 import torch
 import triton
-from ctloss.kernels.blocks import engine, launch
-from ctloss.kernels.problem import Problem
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from ctloss.kernels.blocks import engine, launch
+from ctloss.kernels.problem import Problem
 
 KERNELS = (
     "row_norms",
@@ -130,11 +132,11 @@ def recording(arch: int) -> Iterator[list[Launch]]:
 def launches_of(arch: int, n: int, d: int, dtype: torch.dtype, problem: Problem) -> list[Launch]:
     """The distinct launches of one forward and backward, temperature's gradient included."""
     x, y = torch.zeros(n, d, dtype=dtype), torch.zeros(n, d, dtype=dtype)
-    need = {"need_x": True, "need_y": True, "need_temperature": True}
+    options: dict[str, Any] = {"problem": problem, "need_x": True, "need_y": True, "need_temperature": True}
     with recording(arch) as launches:
-        _, saved, *held = engine.forward(x, y, 0.07, problem, **need)
-        engine.forward(x, y, 0.07, problem, **(need | {"need_temperature": False}))
-        engine.backward(torch.ones(()), x, y, 0.07, saved, *held, problem, **need)
+        _, saved, held_x, held_y, held_temperature = engine.forward(x, y, 0.07, **options)
+        engine.forward(x, y, 0.07, **(options | {"need_temperature": False}))
+        engine.backward(torch.ones(()), x, y, 0.07, saved, held_x, held_y, held_temperature, **options)
     return list(dict.fromkeys(launches))
 
 
@@ -218,14 +220,18 @@ def main() -> int:
     """Print a line for every kernel; the exit status is 1 if one spills or asks for too much shared memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], choices=sorted(SHARED_LIMIT))
-    parser.add_argument("--only", default="", help="compile the calls whose description contains this text")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="compile the calls whose description contains such a text"
+    )
     options = parser.parse_args()
-    print(f"triton {triton.__version__}")
+    if launch.interpreted():
+        parser.error("expected real kernels, got the interpreter's; unset TRITON_INTERPRET")
+    print(f"triton {triton.__version__}", file=sys.stderr)
     names = [field.name for field in fields(Compiled)]
     print("\t".join(names))
     seen: set[tuple[Launch, int]] = set()
     sound = True
-    for shipped in (s for s in SHIPPED if options.only in str(s)):
+    for shipped in (s for s in SHIPPED if any(text in str(s) for text in options.only)):
         for arch in options.arch:
             for compiled in compile_shipped(shipped, arch, seen):
                 print("\t".join(str(getattr(compiled, name)) for name in names), flush=True)

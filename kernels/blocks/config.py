@@ -64,7 +64,7 @@ class BlockConfig:
 
     @property
     def promotes_weights(self) -> bool:
-        """Whether sums over rows are broken up as ``promote`` breaks up sums over columns; bfloat16 has no use for it."""
+        """Whether sums over rows are broken up as ``promote`` breaks up sums over columns: beside float32 weights."""
         return self.weight_dtype == torch.float32
 
 
@@ -88,16 +88,18 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
         weight_products = "tf32" if problem.normalize else "tf32x3"
         if problem.normalize and dtype == torch.bfloat16:
             weight_dtype = torch.bfloat16
+    # Rows that do not begin at multiples of 16 bytes cannot be copied to shared memory past the registers.
+    aligned = d * dtype.itemsize % 16 == 0
     rescale = problem.normalize and dtype != torch.float16
     if arch == INTERPRETER:
         tile = {"block": 32, "depth": 32, "num_warps": 4, "num_stages": 1}
-    elif half:
+    elif half and aligned:
         tile = {"block": 128, "depth": 64, "num_warps": 8, "num_stages": 3}
     else:
         tile = {"block": 64, "depth": 32, "num_warps": 4, "num_stages": 2}
     if arch == INTERPRETER:
         gemm = {"gemm_rows": 32, "gemm_columns": 32, "gemm_depth": 32, "gemm_warps": 4, "gemm_stages": 1}
-    elif weight_dtype == torch.bfloat16:
+    elif weight_dtype == torch.bfloat16 and aligned:
         gemm = {"gemm_rows": 128, "gemm_columns": 128, "gemm_depth": 64, "gemm_warps": 8, "gemm_stages": 3}
     else:
         # Without tensor cores both operands pass through registers: a larger tile spills.

@@ -16,7 +16,7 @@ from .schedule import Panel
 from .weights import block_weights
 
 FOLD_ROWS = 128
-NORM_ROWS, NORM_DEPTH = 16, 128
+NORM_ROWS, NORM_DEPTH = 8, 128
 
 
 @dataclass(frozen=True)
