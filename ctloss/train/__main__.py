@@ -26,8 +26,10 @@ def parser() -> argparse.ArgumentParser:
     """Returns the parser: an option for each field of the recipe's parts, unset unless given."""
     top = argparse.ArgumentParser(
         prog="python -m ctloss.train",
-        description="Pretrain a multilingual encoder on parallel text with CZ-NCE or infoNCE at sentence and word level "
-        "(Chen et al. 2022, arXiv 2202.13083). Without options: the recipe 'tiny', minutes on two CPU cores.",
+        description="Pretrain a multilingual encoder on parallel text with CZ-NCE or infoNCE,\n"
+        "at sentence and word level (Chen et al. 2022, arXiv 2202.13083).\n"
+        "Without options: the recipe 'tiny', minutes on two CPU cores.",
+        usage="%(prog)s [--recipe {tiny,paper}] [--output FOLDER] [--resume] [options]",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+CHECKPOINTS = "checkpoints"
 MARKER = "complete.json"
 OPTIMIZER_TENSORS = "optimizer.safetensors"
 OPTIMIZER_SETTINGS = "optimizer.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ class CCEEncoder(nn.Module):
 
     def mlm_logits(self, states: Tensor) -> Tensor:
         """Returns the vocabulary's logits, (k, vocabulary), of k last hidden states (k, H)."""
-        model = self.backbone
+        model: Any = self.backbone
         if hasattr(model, "cls"):
             return model.cls(states)
         if hasattr(model, "lm_head"):
@@ -94,8 +94,13 @@ class CCEEncoder(nn.Module):
     def save(self, folder: Path) -> None:
         """Writes the backbone as Hugging Face does, and the head and settings beside it, into an existing folder."""
         from safetensors.torch import save_file
+        from transformers.utils import logging
 
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
         self.backbone.save_pretrained(folder)
+        if shown:
+            logging.enable_progress_bar()
         settings = {"levels": self.levels, "head": self.head is not None, "pooling": "avg-first-last"}
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         if self.head is not None:
@@ -152,7 +157,7 @@ def load_backbone(name: str, *, mlm: bool) -> PreTrainedModel:
 
     config = AutoConfig.from_pretrained(name)
     if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
-        raise ValueError(f"encoder: expected a transformer encoder, got {name!r} ({config.model_type}); choose another")
+        raise ValueError(f"expected a transformer encoder, got {name!r} ({config.model_type}); choose another")
     if not mlm:
         try:
             return AutoModel.from_pretrained(name, add_pooling_layer=False, dtype=torch.float32)
@@ -162,7 +167,7 @@ def load_backbone(name: str, *, mlm: bool) -> PreTrainedModel:
     known = ("cls", "lm_head", "predictions", "vocab_projector")
     if not (any(hasattr(model, part) for part in known) or (hasattr(model, "head") and hasattr(model, "decoder"))):
         raise ValueError(
-            f"encoder: expected an MLM head as in BERT, RoBERTa, ALBERT, DistilBERT or ModernBERT, got "
+            f"expected an MLM head as in BERT, RoBERTa, ALBERT, DistilBERT or ModernBERT, got "
             f"{type(model).__name__}; set alpha to 0 to train without masked language modelling"
         )
     return model

@@ -19,6 +19,11 @@ SHOWN = {
     "z_min": "min z",
     "learning_rate": "rate",
     "pairs_per_second": "pairs/s",
+    "eval_sentence_forth": "sentences →",
+    "eval_sentence_back": "sentences ←",
+    "eval_word_forth": "words →",
+    "eval_word_back": "words ←",
+    "eval_random_pair_cosine": "random-pair cosine",
 }
 
 
@@ -49,17 +54,12 @@ class ProgressLines(ProgressCallback):
     """Trainer's progress bar; a report is one short line above it."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Shows the losses of a training report, or everything that was measured on the validation pairs."""
+        """Shows the losses of a training report, or the retrieval accuracies on the validation pairs."""
         if state.is_world_process_zero and self.training_bar is not None and logs is not None:
             chosen = {label: logs[name] for name, label in SHOWN.items() if name in logs}
-            chosen.update({_words(name): value for name, value in logs.items() if name.startswith("eval_")})
             if chosen:
                 report = "  ".join(f"{label} {value:.4g}" for label, value in chosen.items())
                 self.training_bar.write(f"step {state.global_step:>6}  {report}")
-
-
-def _words(name: str) -> str:
-    return name.removeprefix("eval_").replace("_", " ")
 
 
 def _step(line: str) -> float:

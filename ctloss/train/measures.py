@@ -27,7 +27,9 @@ def nearest(queries: Tensor, candidates: Tensor, *, rows: int = 1024) -> Tensor:
         tensor([1])
     """
     unit = functional.normalize(candidates.float(), dim=1)
-    return torch.cat([(functional.normalize(part.float(), dim=1) @ unit.T).argmax(dim=1) for part in queries.split(rows)])
+    return torch.cat(
+        [(functional.normalize(part.float(), dim=1) @ unit.T).argmax(dim=1) for part in queries.split(rows)]
+    )
 
 
 def retrieval_accuracy(queries: Tensor, candidates: Tensor, gold: Sequence[set[int]] | None = None) -> float:

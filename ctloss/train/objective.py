@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,13 @@ class Objective(nn.Module):
     accepts_loss_kwargs = False
 
     def __init__(
-        self, encoder: CCEEncoder, *, loss: str, temperature: float, negatives: str = "both", alpha: float = 0.0
+        self,
+        encoder: CCEEncoder,
+        *,
+        loss: str,
+        temperature: float,
+        negatives: Literal["both", "cross"] = "both",
+        alpha: float = 0.0,
     ) -> None:
         super().__init__()
         self.encoder = encoder

@@ -75,7 +75,9 @@ def read_corpus(data: Data, *, evaluation_pairs: int, seed: int) -> Corpus:
     parts = {}
     for split, path in given.items():
         parts[split] = (
-            joined(_language_pairs((path,), data.languages)) if path else take_split(everything, split, **shares, seed=seed)
+            joined(_language_pairs((path,), data.languages))
+            if path
+            else take_split(everything, split, **shares, seed=seed)
         )
     training = take_split(everything, "train", **shares, seed=seed)
     parts["train"] = limited(without(training, [*parts["validation"], *parts["test"]]), data.max_pairs)
@@ -152,14 +154,12 @@ def _language_pairs(names: tuple[str, ...], languages: tuple[str, ...]) -> list[
         return [read_tsv(name, *_columns(name, languages if len(names) == 1 else ())) for name in names]
     if len(names) != 1:
         raise CorpusError(
-            f"corpus: expected one prefix of line-aligned files, or files that all end in .tsv, got {', '.join(names)}; "
-            "give either"
+            f"corpus: expected one prefix of line-aligned files, or files that all end in .tsv, got {', '.join(names)}"
+            "; give either"
         )
     files = {code: Path(f"{names[0]}.{code}") for code in languages} if languages else find_lines(names[0])
     pivot = languages[0] if languages else "en" if "en" in files else next(iter(files))
-    return [
-        read_lines({pivot: files[pivot], code: path}, pivot=pivot) for code, path in files.items() if code != pivot
-    ]
+    return [read_lines({pivot: files[pivot], code: path}, pivot=pivot) for code, path in files.items() if code != pivot]
 
 
 def _columns(name: str, languages: tuple[str, ...]) -> tuple[str, str]:

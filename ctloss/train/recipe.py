@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 class RecipeError(ValueError):
@@ -23,12 +24,36 @@ def require(condition: bool, name: str, expected: str, got: object, hint: str) -
         raise RecipeError(f"{name}: expected {expected}, got {got!r}; {hint}")
 
 
+def _fits(value: object, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, kind) for kind in get_args(hint))
+    if origin is tuple:
+        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    if origin is Literal or hint is str:
+        return isinstance(value, str)
+    if hint in (int, float):
+        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _kind(hint: Any) -> str:
+    names = {str: "text", int: "a whole number", float: "a number", bool: "True or False", type(None): "None"}
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(map(_kind, get_args(hint)))
+    return "a tuple of texts" if get_origin(hint) is tuple else names.get(hint, "text")
+
+
 class Group:
     """Base of a recipe's parts: refuses a value outside a field's choices, and numbers that are not finite."""
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
         for item in fields(self):  # type: ignore[arg-type]
             value, choices = getattr(self, item.name), item.metadata["choices"]
+            require(
+                _fits(value, hints[item.name]), item.name, _kind(hints[item.name]), value, "give a value of that kind"
+            )
             if choices:
                 require(value in choices, item.name, "one of " + ", ".join(choices), value, "choose one of them")
             if isinstance(value, float):
@@ -130,10 +155,14 @@ class ObjectiveChoice(Group):
     """What is minimised: Chen et al. 2022, eq. (3) with infoNCE or eq. (7) with CZ-NCE."""
 
     loss: str = option("cz_nce", "contrastive loss: eq. (4) or eq. (1)", ("cz_nce", "info_nce"))
-    levels: str = option("multi", "what is contrasted: sentence and word vectors, or the sentence's", ("multi", "sentence"))
+    levels: str = option(
+        "multi", "what is contrasted: sentence and word vectors, or the sentence's", ("multi", "sentence")
+    )
     head: bool = option(True, "two-layer head between the encoder's vectors and the loss (used in training alone)")
     temperature: float = option(0.07, "temperature of the contrastive loss")
-    negatives: str = option("both", "negatives of a row: both languages' other rows, or the other language's", ("both", "cross"))
+    negatives: Literal["both", "cross"] = option(
+        "both", "negatives of a row: both languages' other rows, or the other language's", ("both", "cross")
+    )
     alpha: float = option(0.1, "weight of masked language modelling; 0 leaves it out, with its cost")
     mlm_probability: float = option(0.15, "share of the wordpieces to be predicted (of them 80 % masked, 10 % random)")
 
@@ -260,7 +289,7 @@ class Recipe:
 
 
 def tiny() -> Recipe:
-    """The default run: the embedded corpus and a BERT of 2 layers × 128 from random weights, minutes on two CPU cores."""
+    """The default run: embedded corpus, a BERT of 2 layers × 128 from random weights, minutes on two CPU cores."""
     return Recipe("tiny", objective=ObjectiveChoice(alpha=0.0))
 
 

@@ -64,13 +64,13 @@ def model_card(recipe: Recipe, stages: Mapping[str, Measured], counts: str, fact
         "",
         "A sentence's vector is the mean over its tokens, [CLS] and [SEP] included, of the first layer's plus the last "
         "layer's hidden states (`hidden_states[1] + hidden_states[-1]`); a word's is the mean over its wordpieces. The "
-        "head of training is in `cce_head.safetensors`; `ctloss.train.CCEEncoder.load(\".\")` reads encoder and head. "
+        'head of training is in `cce_head.safetensors`; `ctloss.train.CCEEncoder.load(".")` reads encoder and head. '
         "A pooler, where the architecture has one, was not trained.",
         "",
         "## Results",
         "",
-        f"Held-out sentences, mean over {', '.join(languages)}. Retrieval is accuracy by cosine; the random-pair cosine "
-        "is that of sentences which do not translate each other. Centred: each side's mean taken out.",
+        f"Held-out sentences, mean over {', '.join(languages)}. Retrieval is accuracy by cosine; the random-pair "
+        "cosine is that of sentences which do not translate each other. Centred: each side's mean taken out.",
         "",
         table(stages),
         "",
@@ -111,7 +111,9 @@ def choose_words(rows: Sequence[Row], meanings: int) -> dict[str, dict[str, list
     return places
 
 
-def draw_words(encoders: Mapping[str, CCEEncoder], rows: Sequence[Row], path: Path, *, meanings: int, seed: int) -> bool:
+def draw_words(
+    encoders: Mapping[str, CCEEncoder], rows: Sequence[Row], path: Path, *, meanings: int, seed: int
+) -> bool:
     """Draws t-SNE pictures of word vectors, a panel an encoder: colours are meanings, markers languages.
 
     After Chen et al. 2022, poster, figure 3.
@@ -131,6 +133,7 @@ def draw_words(encoders: Mapping[str, CCEEncoder], rows: Sequence[Row], path: Pa
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.lines import Line2D
 
     places = [
         (word, language, ids, span)
@@ -155,9 +158,9 @@ def draw_words(encoders: Mapping[str, CCEEncoder], rows: Sequence[Row], path: Pa
             colour, marker = colours(words.index(word) % 20), markers[languages.index(language) % len(markers)]
             axis.scatter(*points[i], color=colour, marker=marker, s=22, linewidths=0)
         axis.set(title=title, xticks=[], yticks=[])
-    handles = [pyplot.Line2D([], [], color=colours(i % 20), marker="o", ls="", label=w) for i, w in enumerate(words)]
+    handles = [Line2D([], [], color=colours(i % 20), marker="o", ls="", label=w) for i, w in enumerate(words)]
     handles += [
-        pyplot.Line2D([], [], color="black", marker=markers[i % len(markers)], ls="", label=language)
+        Line2D([], [], color="black", marker=markers[i % len(markers)], ls="", label=language)
         for i, language in enumerate(languages)
     ]
     figure.legend(handles=handles, loc="center right", frameon=False, fontsize=8)

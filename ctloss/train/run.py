@@ -6,18 +6,21 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .checkpoint import checkpoints, remove_incomplete, write_atomically
+from .checkpoint import CHECKPOINTS, checkpoints, write_atomically
 from .collator import Collator
-from .corpus import Split
+from .corpus import CorpusError, Split
 from .dataset import WPSDataset, held_out
 from .encoder import CCEEncoder, load_backbone, random_backbone, small_backbone
 from .objective import Objective
+from .output import RESULTS_FILE, claim_folder
 from .prepare import Corpus, build_samples, read_corpus, texts
 from .probe import Probe
 from .recipe import Recipe, RecipeError
@@ -29,7 +32,7 @@ from .wps import ARROW_NAME, WPSCounts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RUN_FILE, RESULTS_FILE, CARD_FILE, PICTURE_FILE = "run.json", "results.json", "README.md", "words.png"
+CARD_FILE, PICTURE_FILE = "README.md", "words.png"
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ def pretrain(recipe: Recipe, output: Path | str | None = None, *, resume: bool =
     The output folder then holds the encoder and its tokenizer as Hugging Face writes them, the head
     (``cce_head.safetensors``), the model card (``README.md``), the results (``results.json``), the picture of its
     words (``words.png``), the log (``metrics.jsonl``, ``tensorboard``), the samples (``data``) and the last
-    checkpoints. On the CPU, a run that was killed and resumed ends with the weights of an unbroken one, bit for bit, and
-    two runs of one recipe give the same numbers, given the same machine and number of threads.
+    checkpoints. On the CPU, a run that was killed and resumed ends with the weights of an unbroken one, bit for bit,
+    and two runs of one recipe give the same numbers, given the same machine and number of threads.
 
     Args:
         recipe: the run, see :func:`tiny` and :func:`paper`.
@@ -71,47 +74,24 @@ def pretrain(recipe: Recipe, output: Path | str | None = None, *, resume: bool =
 
     folder = Path(output) if output is not None else Path("runs") / recipe.name
     process = PartialState(cpu=not torch.cuda.is_available())
-    claim = folder / RUN_FILE
     if process.is_main_process:
         claim_folder(folder, recipe, resume=resume)
     process.wait_for_everyone()
-    if (folder / RESULTS_FILE).is_file() and claim.is_file():
+    if (folder / RESULTS_FILE).is_file():
         document = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
         return Results(document["stages"], document["facts"])
     return _Run(recipe, folder, process).finish()
 
 
-def claim_folder(folder: Path, recipe: Recipe, *, resume: bool) -> None:
-    """Makes the output folder this run's own, or makes sure that it is, and removes what a kill left half-written.
-
-    Raises:
-        RecipeError: the folder holds another run, this one without ``resume``, or files that are no run's.
-    """
-    claim = folder / RUN_FILE
-    wanted = json.loads(json.dumps(recipe.as_dict()))
-    if not claim.is_file():
-        if folder.is_dir() and any(path.name != RUN_FILE + ".partial" for path in folder.iterdir()):
-            raise RecipeError(
-                f"output: expected a new or empty folder, or that of a run, got {folder} with other files in it; "
-                "name another with --output"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(claim, json.dumps(wanted, indent=2) + "\n")
-        return
-    found = json.loads(claim.read_text(encoding="utf-8"))
-    if found != wanted:
-        changed = _differences(found, wanted)
-        raise RecipeError(
-            f"output: expected a folder of this run, got {folder}, which holds another ({changed}); "
-            "name another with --output, or give the recipe of the run that is there"
-        )
-    if not resume:
-        raise RecipeError(
-            f"output: expected a new folder, got {folder}, which holds this very run; "
-            "add --resume to go on with it, or name another with --output"
-        )
-    remove_incomplete(folder / "checkpoints")
-    remove_incomplete(folder)
+@contextmanager
+def refused(name: str) -> Iterator[None]:
+    """Turns what a part of the run refuses about its input into a RecipeError that names the field concerned."""
+    try:
+        yield
+    except (CorpusError, RecipeError):
+        raise
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"{name}: {error}") from error
 
 
 class _Run:
@@ -120,9 +100,12 @@ class _Run:
         self.started = time.perf_counter()
         data, bookkeeping = recipe.data, recipe.bookkeeping
         self.corpus = read_corpus(data, evaluation_pairs=bookkeeping.evaluation_pairs, seed=bookkeeping.seed)
-        self.tokenizer = make_tokenizer(recipe, self.corpus)
-        self.counts = self._build()
-        self.encoder, self.random = self._encoders()
+        with refused("encoder"):
+            self.tokenizer = make_tokenizer(recipe, self.corpus)
+        with refused("corpus"):
+            self.counts = self._build()
+        with refused("encoder"):
+            self.encoder, self.random = self._encoders()
         self.say(
             f"encoder: {sum(p.numel() for p in self.encoder.backbone.parameters()):,} parameters "
             f"({type(self.encoder.backbone).__name__}); vocabulary of {len(self.tokenizer):,} wordpieces"
@@ -214,13 +197,14 @@ class _Run:
 
         recipe, seed = self.recipe, self.recipe.bookkeeping.seed
         objective = recipe.objective
-        rows = WPSDataset(
-            self.folder / "data" / "train",
-            require_words=objective.levels == "multi",
-            held_out_share=recipe.data.held_out_words,
-            held_out_seed=seed,
-        )
-        plan = BatchPlan(rows.lengths, rows.keys, batch_size=recipe.optimisation.batch_size, seed=seed)
+        with refused("corpus"):
+            rows = WPSDataset(
+                self.folder / "data" / "train",
+                require_words=objective.levels == "multi",
+                held_out_share=recipe.data.held_out_words,
+                held_out_seed=seed,
+            )
+            plan = BatchPlan(rows.lengths, rows.keys, batch_size=recipe.optimisation.batch_size, seed=seed)
         validation = self._probe(self._rows("validation"))
         trainer = PretrainingTrainer(
             Objective(
@@ -245,13 +229,13 @@ class _Run:
         )
         world = self.process.num_processes
         self.say(
-            f"training: {len(rows):,} rows, {len(plan) // world:,} batches of {recipe.optimisation.batch_size} an epoch, "
+            f"training: {len(rows):,} rows, {len(plan) // world:,} batches of {plan.batch_size} an epoch, "
             f"{'bfloat16 autocast' if trainer.args.bf16 else 'float32'}, {world} process{'es' if world > 1 else ''}"
         )
         if world > 1:
             self.say(f"each of the {world} processes has its own negatives: they are not shared between processes")
         started = time.perf_counter()
-        steps = trainer.run(checkpoints(self.folder / "checkpoints"))
+        steps = trainer.run(checkpoints(self.folder / CHECKPOINTS))
         return steps, time.perf_counter() - started
 
     def _write(self, results: Results, before: CCEEncoder) -> None:
@@ -294,14 +278,3 @@ def _copy(encoder: CCEEncoder) -> CCEEncoder:
     import copy
 
     return copy.deepcopy(encoder)
-
-
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    pairs = []
-    for group in wanted:
-        old, new = found.get(group), wanted[group]
-        if isinstance(new, dict) and isinstance(old, dict):
-            pairs += [f"{key} {old.get(key)!r} there, {new[key]!r} here" for key in new if old.get(key) != new[key]]
-        elif old != new:
-            pairs.append(f"{group} {old!r} there, {new!r} here")
-    return ", ".join(pairs)

@@ -34,7 +34,7 @@ def train_wordpiece(
         ['the', 'cat']
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-    from transformers import BertTokenizerFast
+    from transformers import BertTokenizer
 
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower_case, strip_accents=False)
@@ -54,7 +54,7 @@ def train_wordpiece(
         vocab_size=vocabulary, special_tokens=[*SPECIAL_TOKENS, *continuations], show_progress=False
     )
     tokenizer.train_from_iterator(distinct, trainer)
-    return BertTokenizerFast(
+    return BertTokenizer(
         vocab=tokenizer.get_vocab(), do_lower_case=lower_case, strip_accents=False, model_max_length=max_length
     )
 
@@ -74,12 +74,12 @@ def load_tokenizer(name: str, *, lower_case: bool) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
-            f"encoder: expected one with a fast tokenizer (word spans come from its offsets), got {name!r}, "
+            f"expected one with a fast tokenizer (word spans come from its offsets), got {name!r}, "
             "whose tokenizer is not; choose another encoder"
         )
     if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
         raise ValueError(
-            f"encoder: expected a tokenizer with padding and mask tokens, got {name!r}; choose a masked language model"
+            f"expected a tokenizer with padding and mask tokens, got {name!r}; choose a masked language model"
         )
     if lower_case:
         backend = tokenizer.backend_tokenizer

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from .checkpoint import checkpoint_folder, load_optimizer, remove_old, save_optimizer, writing_folder
+from .checkpoint import CHECKPOINTS, checkpoint_folder, load_optimizer, remove_old, save_optimizer, writing_folder
 from .dataset import WPSDataset
 from .encoder import CCEEncoder
 from .logs import JSONLines, ProgressLines
@@ -80,10 +80,13 @@ class PretrainingTrainer(Trainer):
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressLines())
         self._recipe = recipe
+        self._output = output
         self._plan = plan
         self._measure = measure
-        self._output = output
-        self._forget()
+        self._sums: dict[str, Tensor] = {}
+        self._z_min = torch.tensor(torch.inf)
+        self._steps = self._pairs = 0
+        self._since = time.perf_counter()
 
     def run(self, saved: Sequence[tuple[int, Path]]) -> int:
         """Trains to the end from the last of the (step, folder) checkpoints, or from the start; returns the steps."""
@@ -103,6 +106,8 @@ class PretrainingTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Seeds dropout for this step, then steps as Trainer does."""
+        if not self._steps:
+            self._since = time.perf_counter()
         place = np.random.SeedSequence([self.args.seed, self.state.global_step, self.args.process_index])
         torch.manual_seed(int(place.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         return super().training_step(model, inputs, num_items_in_batch)
@@ -162,7 +167,7 @@ class PretrainingTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.store_flos()
         if self.args.should_save:
-            root = Path(self.args.output_dir)
+            root = self._output / CHECKPOINTS
             with writing_folder(checkpoint_folder(root, self.state.global_step)) as folder:
                 self.save_state(folder)
             remove_old(root, keep=self._recipe.bookkeeping.keep_checkpoints)
@@ -184,10 +189,9 @@ class PretrainingTrainer(Trainer):
         """Nothing to restore: bfloat16 needs no loss scaling."""
 
     def _forget(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._sums = {}
         self._z_min = torch.tensor(torch.inf)
-        self._steps = 0
-        self._pairs = 0
+        self._steps = self._pairs = 0
         self._since = time.perf_counter()
 
 
@@ -195,7 +199,7 @@ def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
     """Returns Trainer's arguments for a recipe; checkpoints go to the folder ``checkpoints`` of the output."""
     optimisation, bookkeeping = recipe.optimisation, recipe.bookkeeping
     return TrainingArguments(
-        output_dir=str(output / "checkpoints"),
+        output_dir=str(output / CHECKPOINTS),
         per_device_train_batch_size=optimisation.batch_size,
         num_train_epochs=optimisation.epochs,
         max_steps=optimisation.max_steps or -1,
@@ -258,6 +262,6 @@ def learning_rate_factor(optimisation: Optimisation, steps: int) -> Callable[[in
 
 def _tensorboard(folder: Path) -> list[Any]:
     from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
+    from transformers.integrations.integration_utils import TensorBoardCallback
 
     return [TensorBoardCallback(SummaryWriter(str(folder)))]
