@@ -61,7 +61,7 @@ def _tests(folder: Path, dry: bool) -> Part:
         return Part("tests", [*command, "--collect-only", *files], 60, rows)
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", "8"]
-    return Part("tests", [*command, *files], 150, rows)
+    return Part("tests", [*command, *files], 130, rows)
 
 
 def _checker(tool: str, folder: Path, dry: bool) -> Part:
@@ -69,7 +69,7 @@ def _checker(tool: str, folder: Path, dry: bool) -> Part:
     checker = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if dry or checker is None:
         return Part(tool, [], 0, rows, "a dry run has no GPU" if dry else "compute-sanitizer is not on this machine")
-    measured = _measured("shapes", 60, folder, dry).command[:-1]
+    measured = _measured("checked", 60, folder, dry).command[:-1]
     return Part(tool, [checker, "--tool", tool, "--error-exitcode", "9", *measured, str(rows)], 60, rows)
 
 
@@ -78,15 +78,17 @@ def parts(folder: Path, dry: bool) -> list[Part]:
     return [
         _measured("ceilings", 30, folder, dry),
         _measured("shapes", 60, folder, dry),
-        _measured("repeats", 45, folder, dry),
         _measured("small", 60, folder, dry),
-        _measured("large", 120, folder, dry),
+        _measured("large", 100, folder, dry),
+        _measured("huge", 80, folder, dry),
         _tests(folder, dry),
-        _measured("graphs", 45, folder, dry),
-        _measured("precisions", 60, folder, dry),
-        _measured("compiled", 90, folder, dry),
+        _measured("repeats", 40, folder, dry),
         _checker("memcheck", folder, dry),
         _checker("racecheck", folder, dry),
+        _measured("graphs", 40, folder, dry),
+        _measured("precisions", 60, folder, dry),
+        _measured("compiled", 90, folder, dry),
+        _measured("widths", 40, folder, dry),
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-TIMED = ("small", "large", "precisions", "compiled")
+TIMED = ("small", "large", "huge", "precisions", "compiled", "widths")
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.results import read_csv
 
@@ -65,7 +66,18 @@ def _panels(rows: Sequence[Mapping[str, str]], across: str, down: str) -> tuple[
         one.grid(alpha=0.3)
         one.set_xscale("log")
         one.set_yscale("log")
+        one.tick_params(labelsize=8)
     return figure, axes
+
+
+def _plain_axes(axes: Axes, counts: Sequence[float]) -> None:
+    """Ticks at the measured n, and plain numbers on both axes."""
+    axes.set_xticks(sorted(set(counts)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _finish(figure: Figure, axes: Mapping[tuple[str, str], Axes], title: str, x: str, y: str, path: Path) -> None:
@@ -114,6 +126,7 @@ def draw_times(source: Path, target: Path) -> None:
                 series[row["provider"]].append((float(row["n"]), float(row["ratio"])))
         _lines(axes, series)
         axes.axhline(1, color="black", linewidth=0.8)
+        _plain_axes(axes, [float(row["n"]) for row in rows])
     title = f"Forward and backward, d = {rows[0]['d']}, {rows[0]['device']}, {rows[0]['threads']} thread(s)"
     _finish(figure, panels, title, "pairs n", "time / best eager form", target)
 
@@ -129,6 +142,7 @@ def draw_memory(source: Path, target: Path) -> None:
             if (row["dtype"], row["loss"]) == (dtype, loss) and float(row["peak_bytes"]) > 0:
                 series[row["provider"]].append((float(row["n"]), float(row["peak_bytes"]) / 2**20))
         _lines(axes, series)
+        _plain_axes(axes, [float(row["n"]) for row in rows])
     title = f"Peak memory of forward and backward beyond the inputs, d = {rows[0]['d']}"
     _finish(figure, panels, title, "pairs n", "MiB", target)
 
