@@ -20,6 +20,7 @@ from .rows import accumulation_dtype
 DENSE_ROWS = 256
 TALLEST = 256
 SHORTEST = 16
+TILE = 256
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ class Layout:
 def layout(n: int, d: int, dtype: torch.dtype, device_type: str, problem: Problem) -> Layout:
     """Choose the panels: a pure function of shape, dtype, device type and options.
 
-    The workspace holds the rows' copy in the accumulation dtype, two panels of scratch and, if they fit beside those,
-    all panels. Where even the shortest panels do not fit, they are used all the same.
+    The workspace holds the rows' copy in the accumulation dtype, two panels of scratch, the float64 tiles of row losses
+    returned one by one and, if they fit beside those, all panels. Where even the shortest panels do not fit, they are
+    used all the same.
 
     Args:
         n: pairs.
@@ -102,7 +104,9 @@ def layout(n: int, d: int, dtype: torch.dtype, device_type: str, problem: Proble
     spare = problem.workspace // item - 2 * n * d
     width = 2 * n if symmetric else n
     tallest = TALLEST if n >= 512 else 128
-    height = max(SHORTEST, min(tallest, n, spare // (2 * width)))
+    # Words of float64: a tile of logits and both its factors.
+    tile, factors = (2 * TILE, 2 * TILE * d) if problem.reduction == "none" else (0, 0)
+    height = max(SHORTEST, min(tallest, n, (spare - factors) // (2 * width + tile + 2 * (tile and d))))
     candidate = Layout(n, symmetric, height, keep=True, dense=False)
     keep = problem.reduction != "none" and candidate.entries + 2 * height * width <= spare
     dense = device_type == "cpu" and width <= DENSE_ROWS and 3 * width * width <= spare

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layout import Panel
+from .layout import TILE, Panel
 from .rows import Rows
 
 FEW_ROWS = 64
 CHUNK = 64
-WIDE = 1024
 
 LOG2E = math.log2(math.e)
 LN2 = math.log(2.0)
@@ -58,8 +57,8 @@ class Logits:
         rows = self.rows.stacked
         if self.double and rows.dtype != torch.float64:
             tall = rows[left].double()
-            for start in range(right.start, right.stop, WIDE):
-                wide = rows[start : min(start + WIDE, right.stop)].double().t()
+            for start in range(right.start, right.stop, TILE):
+                wide = rows[start : min(start + TILE, right.stop)].double().t()
                 first = start - right.start
                 out[:, first : first + wide.shape[1]] = torch.mm(tall, wide).mul_(self.scale)
             return out

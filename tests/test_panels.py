@@ -1,0 +1,306 @@
+"""The torch path: exact in every regime, within its workspace, the same answer whichever way it is computed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from acceptance import check
+from hypothesis import given
+from regimes import REGIMES, Case, cases
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+import ctloss
+from ctloss.kernels.panels import denominators, engine
+from ctloss.kernels.panels.layout import layout
+from ctloss.kernels.panels.products import ExactProducts
+from ctloss.kernels.panels.rows import prepare, row_exponents, times_power_of_two
+from ctloss.kernels.problem import Problem
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+ROOMY = Problem("cz_nce", "both", True, "mean", "highest", 256 << 20)
+
+
+def solve(
+    x: Tensor, y: Tensor, problem: Problem, tau: float | Tensor = 0.07, upstream: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Row losses and all gradients, straight from the engine."""
+    need = {"need_x": True, "need_y": True, "need_temperature": True}
+    rows, *saved = engine.forward(x, y, tau, problem, **need)
+    if upstream is None:
+        upstream = rows.new_ones(()) if engine.holds_gradient(problem) else torch.full_like(rows, 1 / len(rows))
+    grad_x, grad_y, slope = engine.backward(upstream, x, y, tau, *saved, problem, **need)
+    assert grad_x is not None
+    assert grad_y is not None
+    assert slope is not None
+    return rows, grad_x, grad_y, slope
+
+
+def assert_near(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], tolerance: float) -> None:
+    """Norm-wise agreement of every part of two answers."""
+    for one, other in zip(ours, theirs, strict=True):
+        scale = max(torch.linalg.vector_norm(other.double()).item(), 1e-300)
+        assert torch.linalg.vector_norm(one.double() - other.double()).item() <= tolerance * scale
+
+
+def pairs(n: int, d: int, dtype: torch.dtype = torch.float32, seed: int = 0, noise: float = 1.0) -> list[Tensor]:
+    """Rows and noisy copies of them."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    y = x + noise * torch.randn(n, d, generator=generator, dtype=torch.float64)
+    return [x.to(dtype), y.to(dtype)]
+
+
+@given(case=cases(max_n=300, max_d=800, dtypes=DTYPES))
+def test_within_the_derived_bounds_everywhere(case: Case) -> None:
+    check(case, "torch")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("n", [2, 33, 140])
+def test_every_regime_reads_no_unwritten_memory(regime: str, n: int, dtype: torch.dtype, poisoned: None) -> None:
+    for negatives in ("both", "cross"):
+        for reduction in ("mean", "none"):
+            for loss in ("cz_nce", "info_nce"):
+                check(
+                    Case(
+                        regime,
+                        n,
+                        48,
+                        dtype=dtype,
+                        loss=loss,
+                        negatives=negatives,
+                        normalize=regime != "big",
+                        reduction=reduction,
+                        need=(True, True, regime != "big"),
+                    ),
+                    "torch",
+                )
+
+
+@pytest.mark.parametrize("negatives", ["both", "cross"])
+@pytest.mark.parametrize("loss", ["cz_nce", "info_nce"])
+@pytest.mark.parametrize("n", [100, 300])
+def test_kept_recomputed_and_dense_agree(n: int, loss: str, negatives: str) -> None:
+    x, y = pairs(n, 40)
+    roomy = replace(ROOMY, loss=loss, negatives=negatives)
+    tight = replace(roomy, workspace=1)
+    middle = replace(roomy, workspace=4 * (2 * n * 40 + 2 * 2 * n * n + 6 * 128 * 2 * n))
+    plans = {layout(n, 40, x.dtype, "cpu", problem) for problem in (roomy, tight, middle)}
+    assert {plan.keep for plan in plans} == {True, False}
+    answers = [solve(x, y, problem) for problem in (roomy, tight, middle, replace(tight, reduction="none"))]
+    for answer in answers[1:]:
+        assert_near(answer, answers[0], 3e-6)
+
+
+@pytest.mark.parametrize("negatives", ["both", "cross"])
+@pytest.mark.parametrize("loss", ["cz_nce", "info_nce"])
+def test_optimistic_and_running_maximum_agree(loss: str, negatives: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = pairs(150, 30)
+    problem = replace(ROOMY, loss=loss, negatives=negatives)
+    plain = solve(x, y, problem), solve(x, y, replace(problem, reduction="none"))
+    monkeypatch.setattr(engine, "optimistic_shift", lambda scale, normalize: None)
+    careful = solve(x, y, problem), solve(x, y, replace(problem, reduction="none"))
+    for one, other in zip(plain, careful, strict=True):
+        assert_near(one, other, 3e-6)
+
+
+def test_the_optimistic_pass_declines_what_it_cannot_represent(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[int] = []
+    running = denominators.running
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        called.append(1)
+        return running(*args, **kwargs)
+
+    monkeypatch.setattr(denominators, "running", counted)
+    x, y = pairs(20, 16)
+    solve(x, y, replace(ROOMY, normalize=False), 1.0)
+    assert not called
+    for n in (20, 200):
+        x, y = pairs(n, 16)
+        solve(x * 20, y * 20, replace(ROOMY, normalize=False), 1.0)
+    assert len(called) == 2
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Most memory the allocator had handed out at any one time while the function ran."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept_alive = function()
+    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    assert changes
+    del kept_alive
+    return max(itertools.accumulate(change for _, change in changes))
+
+
+@pytest.mark.parametrize("limit", [1 << 20, 4 << 20, 16 << 20, 64 << 20])
+@pytest.mark.parametrize("tau", [0.07, 0.001])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("negatives", ["both", "cross"])
+def test_memory_stays_within_the_workspace(negatives: str, reduction: str, tau: float, limit: int) -> None:
+    n, d = 1200, 8
+    x, y = pairs(n, d)
+    problem = replace(ROOMY, loss="info_nce", workspace=limit, reduction=reduction, negatives=negatives)
+    need = {"need_x": True, "need_y": True, "need_temperature": True}
+    _, *saved = engine.forward(x, y, tau, problem, **need)
+    upstream = torch.ones(()) if reduction == "mean" else torch.ones(2 * n)
+    outputs_and_vectors = 2 * n * d * 4 + 24 * 2 * n * 8
+    allowed = limit + outputs_and_vectors
+    assert peak_bytes(lambda: engine.forward(x, y, tau, problem, **need)) <= allowed
+    assert peak_bytes(lambda: engine.backward(upstream, x, y, tau, *saved, problem, **need)) <= allowed
+    # The bound binds: all logits at once would not fit the smaller limits.
+    assert limit > 4 << 20 or 4 * n * n > limit
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [20, 150])
+def test_repeats_are_bitwise_equal_and_inputs_untouched(n: int, dtype: torch.dtype) -> None:
+    x, y = pairs(n, 24, dtype)
+    before = x.clone(), y.clone()
+    for reduction in ("mean", "none"):
+        problem = replace(ROOMY, reduction=reduction)
+        answers = [solve(x, y, problem) for _ in range(3)]
+        for answer in answers[1:]:
+            assert all(torch.equal(one, other) for one, other in zip(answer, answers[0], strict=True))
+    assert torch.equal(x, before[0])
+    assert torch.equal(y, before[1])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("negatives", ["both", "cross"])
+@pytest.mark.parametrize("n", [4, 140])
+def test_what_is_not_finite_gives_nan(n: int, negatives: str, normalize: bool, value: float) -> None:
+    x, y = pairs(n, 6)
+    y[1, 2] = value
+    for reduction in ("mean", "none"):
+        for loss in ("cz_nce", "info_nce"):
+            problem = replace(ROOMY, loss=loss, negatives=negatives, normalize=normalize, reduction=reduction)
+            rows, grad_x, grad_y, slope = solve(x, y, problem)
+            # The row itself, its positive, and every row that has it among its negatives.
+            touched = torch.ones(2 * n, dtype=torch.bool)
+            if negatives == "cross":
+                touched[n:] = False
+                touched[n + 1] = True
+            assert torch.equal(rows.isnan(), touched)
+            assert grad_x.isnan().any(dim=1).all()
+            assert grad_y[1].isnan().all()
+            assert slope.isnan()
+
+
+def test_zero_rows_have_cosine_zero_and_no_gradient() -> None:
+    x, y = pairs(3, 5)
+    x[0] = 0
+    rows, grad_x, grad_y, _ = solve(x, y, ROOMY, 1.0)
+    assert math.isclose(rows[0].item(), math.log(4), rel_tol=1e-6)
+    assert (grad_x[0] == 0).all()
+    assert torch.isfinite(grad_x).all()
+    assert torch.isfinite(grad_y).all()
+
+
+@pytest.mark.parametrize("exponent", [-110, -80, -40, 40, 80, 120])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_scaling_a_row_by_a_power_of_two_scales_its_gradient_back(exponent: int, reduction: str) -> None:
+    x, y = pairs(9, 12)
+    problem = replace(ROOMY, reduction=reduction)
+    # Upstream gradients that bring the scaled row's gradient back among the normal numbers.
+    size = 2.0 ** max(min(exponent, 60), -60)
+    upstream = torch.tensor(size) if reduction == "mean" else torch.full((18,), size)
+    _, plain, _, _ = solve(x, y, problem, upstream=upstream)
+    scaled = x.clone()
+    scaled[4] *= 2.0**exponent
+    rows, gradient, _, _ = solve(scaled, y, problem, upstream=upstream)
+    assert torch.equal(rows, solve(x, y, problem)[0])
+    exact = plain[4].double() * 2.0**-exponent
+    representable = exact.abs() < torch.finfo(torch.float32).max
+    error = torch.linalg.vector_norm((gradient[4].double() - exact)[representable])
+    assert error <= 1e-6 * torch.linalg.vector_norm(exact[representable])
+    others = [i for i in range(9) if i != 4]
+    torch.testing.assert_close(gradient[others], plain[others], rtol=1e-5, atol=1e-6 * size)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_vanishing_infonce_survives_under_a_large_upstream(reduction: str) -> None:
+    x = torch.tensor([[1.0, 0.0], [-1.0, 1e-3]])
+    y = torch.tensor([[1.0, 1e-2], [-1.0, 0.0]])
+    problem = replace(ROOMY, loss="info_nce", reduction=reduction)
+    tau = 2 / 82
+    huge = torch.tensor(1e30) if reduction == "mean" else torch.full((4,), 1e30 / 4)
+    rows, grad_x, _, _ = solve(x, y, problem, tau, upstream=huge)
+    assert 0 < rows.max().item() < 1e-34
+    expected = ctloss.reference.closed_form(
+        x, y, torch.full((4,), 0.25e30, dtype=torch.float64), loss="info_nce", temperature=tau
+    )
+    for ours, exact in zip(grad_x.double(), expected.x, strict=True):
+        assert torch.linalg.vector_norm(ours - exact) <= 2e-5 * torch.linalg.vector_norm(exact)
+        assert torch.linalg.vector_norm(exact) > 1e-10
+
+
+def test_a_process_that_allows_bfloat16_products_gets_float32_ones() -> None:
+    x, y = pairs(80, 64)
+    expected = solve(x, y, ROOMY)
+    former = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert all(torch.equal(one, other) for one, other in zip(solve(x, y, ROOMY), expected, strict=True))
+        assert torch.get_float32_matmul_precision() == "medium"
+        with pytest.raises(ValueError, match="inside"), ExactProducts("cpu"):
+            raise ValueError("inside")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(former)
+
+
+def test_any_part_of_the_gradient_alone_is_the_same() -> None:
+    for n in (12, 150):
+        for reduction in ("mean", "none"):
+            problem = replace(ROOMY, loss="info_nce", reduction=reduction)
+            x, y = pairs(n, 10)
+            _, *whole = solve(x, y, problem)
+            upstream = torch.ones(()) if reduction == "mean" else torch.full((2 * n,), 1 / (2 * n))
+            for need in itertools.product([True, False], repeat=3):
+                names = dict(zip(("need_x", "need_y", "need_temperature"), need, strict=True))
+                _, *saved = engine.forward(x, y, 0.07, problem, **names)
+                held = saved[1:]
+                assert [t.numel() > 0 for t in held] == [wanted and reduction == "mean" for wanted in need]
+                parts = engine.backward(upstream, x, y, 0.07, *saved, problem, **names)
+                for part, full, wanted in zip(parts, whole, need, strict=True):
+                    assert (part is not None) == wanted
+                    if part is not None:
+                        torch.testing.assert_close(part, full, rtol=1e-5, atol=1e-7)
+
+
+def test_powers_of_two_are_exact_and_rows_know_theirs() -> None:
+    tiny = torch.tensor([[2.0**-149], [2.0**127]])
+    exponents = row_exponents(tiny)
+    assert exponents.flatten().tolist() == [148.0, -128.0]
+    assert times_power_of_two(tiny.clone(), exponents).flatten().tolist() == [0.5, 0.5]
+    rows = prepare(tiny, tiny.flip(0), True)
+    assert rows.stacked.flatten().tolist() == [1.0] * 4
+    assert rows.positive.tolist() == [1.0, 1.0]
+
+
+def test_refuses_what_it_cannot_run() -> None:
+    assert engine.unsupported(torch.float32, "cpu", 2, 1, ROOMY) is None
+    assert "int64" in str(engine.unsupported(torch.int64, "cpu", 2, 1, ROOMY))
+    assert "float64" in str(engine.unsupported(torch.float32, "mps", 2, 1, ROOMY))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_statistics_have_the_promised_shape(reduction: str) -> None:
+    problem = replace(ROOMY, reduction=reduction)
+    for dtype, precise in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        x, y = pairs(6, 3, dtype)
+        rows, stats, *held = engine.forward(x, y, 0.1, problem, need_x=True, need_y=True, need_temperature=True)
+        assert stats.shape == engine.stats_shape(6, 3, problem)
+        assert {tensor.dtype for tensor in (rows, stats, *held)} == {precise}
+        storages = [tensor.untyped_storage().data_ptr() for tensor in (rows, stats, *held) if tensor.numel()]
+        assert len(set(storages)) == len(storages)
