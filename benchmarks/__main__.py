@@ -17,8 +17,8 @@ from benchmarks import memory, numerics, plots, providers, sweep
 from benchmarks.results import Row, write_csv
 
 EPILOG = """
-Files: RESULTS/sweep-DEVICE.csv, memory-DEVICE.csv and numerics-DEVICE.csv, a picture of each beside the figures. Times
-are medians of interleaved samples in one process; cpu_s is the calling thread's CPU time. Errors are against float64 on
+Files: RESULTS/sweep-DEVICE.csv, memory-DEVICE.csv, numerics-DEVICE.csv; FIGURES/speed.png, memory.png, numerics.png (of
+the CPU; speed-cuda.png and so on of a GPU). Times are medians of interleaved samples in one process; cpu_s is the calling thread's CPU time. Errors are against float64 on
 the same rounded inputs: gradient_error = |g - g_ref| / |g_ref|. Peak memory is taken in a fresh process each.
 
 Providers:

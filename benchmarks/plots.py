@@ -170,7 +170,7 @@ def draw_numerics(source: Path, target: Path) -> None:
     _finish(figure, panels, title, "φ: share of the negatives over the positive's", "‖g − g_ref‖ / ‖g_ref‖", target)
 
 
-FIGURES = {"sweep": ("time", draw_times), "memory": ("memory", draw_memory), "numerics": ("numerics", draw_numerics)}
+FIGURES = {"sweep": ("speed", draw_times), "memory": ("memory", draw_memory), "numerics": ("numerics", draw_numerics)}
 
 
 def draw_all(results: Path, figures: Path, device_kind: str) -> list[Path]:
@@ -188,7 +188,7 @@ def draw_all(results: Path, figures: Path, device_kind: str) -> list[Path]:
     for table, (picture, draw) in FIGURES.items():
         source = results / f"{table}-{device_kind}.csv"
         if source.is_file():
-            target = figures / f"{picture}-{device_kind}.png"
+            target = figures / (f"{picture}.png" if device_kind == "cpu" else f"{picture}-{device_kind}.png")
             draw(source, target)
             written.append(target)
     return written

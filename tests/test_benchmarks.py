@@ -41,7 +41,7 @@ def test_sweep_measures_every_provider(tmp_path: Path) -> None:
     measured = {(row["provider"], row["n"], row["pass"]) for row in rows if float(row["wall_s"]) > 0}
     assert measured == {(name, n, which) for name in names for n in "46" for which in ("forward", "forward+backward")}
     assert all(float(row["gradient_error"]) < 1e-5 for row in rows)
-    picture = tmp_path / "figures" / "time-cpu.png"
+    picture = tmp_path / "figures" / "speed.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -70,7 +70,7 @@ def test_numerics_shows_where_cross_entropy_loses_its_gradient(tmp_path: Path) -
     }
     assert worst["ctloss"] < 1e-4
     assert worst["cross_entropy"] > 0.1
-    assert (tmp_path / "figures" / "numerics-cpu.png").is_file()
+    assert (tmp_path / "figures" / "numerics.png").is_file()
 
 
 @pytest.mark.skipif(not memory.STATUS.is_file(), reason="peak memory on the CPU is read from /proc")
