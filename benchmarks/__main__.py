@@ -18,8 +18,9 @@ from benchmarks.results import Row, write_csv
 
 EPILOG = """
 Files: RESULTS/sweep-DEVICE.csv, memory-DEVICE.csv, numerics-DEVICE.csv; FIGURES/speed.png, memory.png, numerics.png (of
-the CPU; speed-cuda.png and so on of a GPU). Times are medians of interleaved samples in one process; cpu_s is the calling thread's CPU time. Errors are against float64 on
-the same rounded inputs: gradient_error = |g - g_ref| / |g_ref|. Peak memory is taken in a fresh process each.
+the CPU; speed-cuda.png and so on of a GPU). Times are medians of interleaved samples in one process; cpu_s is the
+calling thread's CPU time. Errors are against float64 on the same rounded inputs: gradient_error = |g - g_ref| / |g_ref|.
+Peak memory is taken in a fresh process each.
 
 Providers:
 """
