@@ -17,9 +17,9 @@ from benchmarks import memory, numerics, plots, providers, sweep
 from benchmarks.results import Row, write_csv
 
 EPILOG = """
-Files: RESULTS/sweep-DEVICE.csv, memory-DEVICE.csv, numerics-DEVICE.csv; FIGURES/speed.png, memory.png, numerics.png (of
-the CPU; speed-cuda.png and so on of a GPU). Times are medians of interleaved samples in one process; cpu_s is the
-calling thread's CPU time. Errors are against float64 on the same rounded inputs: gradient_error = |g - g_ref| / |g_ref|.
+Files: RESULTS/sweep-DEVICE.csv, memory-DEVICE.csv, numerics-DEVICE.csv; FIGURES/speed.png, memory.png, numerics.png
+(CPU), speed-cuda.png and so on (GPU). Times are medians of interleaved samples in one process; cpu_s is the
+calling thread's CPU time. Errors are against float64 on the same rounded inputs; of a gradient, |g - g_ref| / |g_ref|.
 Peak memory is taken in a fresh process each.
 
 Providers:
