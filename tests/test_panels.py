@@ -32,7 +32,8 @@ def solve(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Row losses and all gradients, straight from the engine."""
     need = {"need_x": True, "need_y": True, "need_temperature": True}
-    rows, *saved = engine.forward(x, y, tau, problem, **need)
+    rows, stats, held_x, held_y, held_temperature = engine.forward(x, y, tau, problem, **need)
+    saved = stats, held_x, held_y, held_temperature
     if upstream is None:
         upstream = rows.new_ones(()) if engine.holds_gradient(problem) else torch.full_like(rows, 1 / len(rows))
     grad_x, grad_y, slope = engine.backward(upstream, x, y, tau, *saved, problem, **need)
@@ -150,7 +151,7 @@ def test_memory_stays_within_the_workspace(negatives: str, reduction: str, tau: 
     x, y = pairs(n, d)
     problem = replace(ROOMY, loss="info_nce", workspace=limit, reduction=reduction, negatives=negatives)
     need = {"need_x": True, "need_y": True, "need_temperature": True}
-    _, *saved = engine.forward(x, y, tau, problem, **need)
+    saved = engine.forward(x, y, tau, problem, **need)[1:]
     upstream = torch.ones(()) if reduction == "mean" else torch.ones(2 * n)
     outputs_and_vectors = 2 * n * d * 4 + 24 * 2 * n * 8
     allowed = limit + outputs_and_vectors
@@ -268,7 +269,7 @@ def test_any_part_of_the_gradient_alone_is_the_same() -> None:
             upstream = torch.ones(()) if reduction == "mean" else torch.full((2 * n,), 1 / (2 * n))
             for need in itertools.product([True, False], repeat=3):
                 names = dict(zip(("need_x", "need_y", "need_temperature"), need, strict=True))
-                _, *saved = engine.forward(x, y, 0.07, problem, **names)
+                saved = engine.forward(x, y, 0.07, problem, **names)[1:]
                 held = saved[1:]
                 assert [t.numel() > 0 for t in held] == [wanted and reduction == "mean" for wanted in need]
                 parts = engine.backward(upstream, x, y, 0.07, *saved, problem, **names)

@@ -34,7 +34,7 @@ class Denominators:
     Attributes:
         z: log φ, in natural units.
         rows: the row losses.
-        lse: base-2 log-sum-exp over the negatives.
+        lse: base-2 log-sum-exp over the negatives, after the running pass.
         weight: ``2^30 · w_i``.
         per_sum: ``weight / Σ_j e_ij`` for exponentials ``e_ij`` under ``shift``; ``None`` after the running pass.
         shift: the constant subtracted from base-2 logits before exponentials were taken.
@@ -44,7 +44,7 @@ class Denominators:
 
     z: Tensor
     rows: Tensor
-    lse: Tensor
+    lse: Tensor | None
     weight: Tensor
     per_sum: Tensor | None
     shift: float
@@ -108,7 +108,7 @@ def optimistic(
     return Denominators(
         z=z,
         rows=torch.log1p(phi) if loss == "info_nce" else z,
-        lse=torch.log2(total).add_(shift),
+        lse=None,
         weight=per_sum * total,
         per_sum=per_sum,
         shift=shift,

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from .denominators import SCALE_BITS, Denominators, is_normal
 from .logits import LN2, Logits
+from .rows import remove_radial
 
 SCALE = 2.0**SCALE_BITS
+# Divided by a tensor in one call; a Python number would take two.
+_SCALE = torch.tensor(SCALE, device="cpu")
 
 
 def solve(
@@ -30,26 +33,21 @@ def solve(
         need_y: form the gradient of y's rows.
 
     Returns:
-        The statistics and both gradients as :func:`gradient.accumulate` gives them, or ``None`` if a statistic left the
-        normal numbers.
+        The statistics and both gradients times ``2nτ · 2^30``, or ``None`` if a statistic left the normal numbers.
     """
-    n, rows = logits.n, logits.rows.stacked
-    size = 2 * n if logits.symmetric else n
-    entries = logits.form(slice(0, size), slice(2 * n - size, 2 * n), rows.new_empty((size, size)))
+    n, symmetric, info = logits.n, logits.symmetric, loss == "info_nce"
+    entries = logits.square()
     unshifted = entries.clone() if tilt else None
     if shift:
         entries.sub_(shift)
     _excluded(entries.exp2_(), n).zero_()
-    statistics = rows.new_empty((4, 2 * n))
-    positive, total, phi, per_sum = statistics.unbind()
     pairs = logits.positive
+    statistics = entries.new_empty((4, 2 * n))
+    positive, total, phi, per_sum = statistics.unbind()
     positive.view(2, n).copy_(torch.exp2(pairs - shift if shift else pairs))
     _sums(entries, total, n)
     torch.div(total, positive, out=phi)
-    if loss == "info_nce":
-        torch.add(total, positive, out=per_sum).reciprocal_().mul_(SCALE)
-    else:
-        torch.reciprocal(total, out=per_sum).mul_(SCALE)
+    torch.div(_SCALE, torch.add(total, positive) if info else total, out=per_sum)
     if not is_normal(statistics):
         return None
     z = torch.log(phi)
@@ -59,22 +57,32 @@ def solve(
         moment = torch.empty_like(total)
         _sums(unshifted.mul_(entries), moment, n)
         moment.div_(total).sub_(pairs.repeat(2)).mul_(LN2)
-    rows_loss = torch.log1p(phi) if loss == "info_nce" else z
-    found = Denominators(z, rows_loss, torch.log2(total).add_(shift), weight, per_sum, shift, moment, None)
+    found = Denominators(z, torch.log1p(phi) if info else z, None, weight, per_sum, shift, moment, None)
     if not (need_x or need_y):
         return found, None, None
-    if logits.symmetric:
-        entries.mul_(per_sum.unsqueeze(1) + per_sum)
+    columns, rows = (per_sum, per_sum) if symmetric else (per_sum[n:], per_sum[:n])
+    entries.mul_(rows.unsqueeze(1) + columns)
+    if info:
+        _positives(entries, n).copy_(weight.view(2, n).sum(0).neg_())
     else:
-        entries.mul_(per_sum[:n].unsqueeze(1) + per_sum[n:])
-    _positives(entries, n).copy_(weight.view(2, n).sum(0).neg_())
-    if logits.symmetric:
-        grad_x = entries[:n] @ rows if need_x else None
-        grad_y = entries[n:] @ rows if need_y else None
-    else:
-        grad_x = entries @ rows[n:] if need_x else None
-        grad_y = entries.t() @ rows[:n] if need_y else None
-    return found, grad_x, grad_y
+        _positives(entries, n).fill_(-2 * SCALE)
+    return found, *_gradients(entries, logits, need_x, need_y)
+
+
+def _gradients(weights: Tensor, logits: Logits, need_x: bool, need_y: bool) -> tuple[Tensor | None, Tensor | None]:
+    n, rows, norms = logits.n, logits.rows.stacked, logits.rows.norms
+    x, y = rows.chunk(2)
+    if logits.symmetric and need_x and need_y and norms is not None:
+        # Both sides at once, parted by the division.
+        both = remove_radial(torch.mm(weights, rows), rows).view(2, n, -1)
+        lengths = norms.view(2, n, 1)
+        return both[0] / lengths[0], both[1] / lengths[1]
+    top, columns = (weights[:n], rows) if logits.symmetric else (weights, y)
+    bottom, others = (weights[n:], rows) if logits.symmetric else (weights.t(), x)
+    grad_x = torch.mm(top, columns) if need_x else None
+    grad_y = torch.mm(bottom, others) if need_y else None
+    logits.rows.project(grad_x, grad_y)
+    return grad_x, grad_y
 
 
 def _excluded(entries: Tensor, n: int) -> Tensor:

@@ -10,9 +10,9 @@ from . import denominators, dense
 from .denominators import SCALE_BITS, Denominators, is_normal, optimistic_shift, softplus
 from .gradient import accumulate
 from .layout import Layout, layout
-from .logits import Logits, base2_scale, needs_double
+from .logits import LN2, Logits, base2_scale, needs_double
 from .products import ExactProducts
-from .rows import Rows, accumulation_dtype, prepare, project, row_exponents, times_power_of_two
+from .rows import accumulation_dtype, prepare, row_exponents, times_power_of_two
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -113,16 +113,20 @@ def forward(
             need_x=need_x and held,
             need_y=need_y and held,
         )
-        _project(grad_x, grad_y, rows, n)
-    empty = rows.stacked.new_empty(0)
-    slope = empty.clone()
+    stacked = rows.stacked
     if held:
-        stats = found.z.new_full((1,), float(rows.exponents is not None))
-        if found.tilt is not None:
-            slope = (found.weight * found.tilt).sum().neg_()
+        stats = stacked.new_full((1,), float(rows.exponents is not None))
     else:
-        stats = torch.stack((found.lse, found.z, torch.zeros_like(found.z) if found.tilt is None else found.tilt))
-    return found.rows, stats, empty if grad_x is None else grad_x, empty.clone() if grad_y is None else grad_y, slope
+        tilt = torch.zeros_like(found.z) if found.tilt is None else found.tilt
+        stats = torch.stack((_lse(found, logits), found.z, tilt))
+    slope = None if found.tilt is None or not held else (found.weight * found.tilt).sum().neg_()
+    return (
+        found.rows,
+        stats,
+        stacked.new_empty(0) if grad_x is None else grad_x,
+        stacked.new_empty(0) if grad_y is None else grad_y,
+        stacked.new_empty(0) if slope is None else slope,
+    )
 
 
 def backward(
@@ -215,7 +219,7 @@ def _backward_by_row(
         grad_x, grad_y = accumulate(
             logits, plan, weight, per_sum=per_sum, lse=lse, shift=shift, kept=None, need_x=need_x, need_y=need_y
         )
-        _project(grad_x, grad_y, rows, n)
+        rows.project(grad_x, grad_y)
     exponents = (bits - SCALE_BITS).to(stats.dtype)
     gradients: list[Tensor | None] = []
     for side, gradient in enumerate((grad_x, grad_y)):
@@ -233,7 +237,7 @@ def _layout(n: int, d: int, dtype: torch.dtype, device_type: str, problem: Probl
 def _solve(
     logits: Logits, plan: Layout, problem: Problem, *, tilt: bool, need_x: bool, need_y: bool
 ) -> tuple[Denominators, Tensor | None, Tensor | None]:
-    """Statistics and gradients before normalisation is undone: all at once, else optimistically, else carefully."""
+    """Statistics and gradients: all at once, else optimistically, else carefully."""
     loss, keep = problem.loss, plan.keep and (need_x or need_y)
     shift = _shift(logits, problem)
     if shift is not None and plan.dense:
@@ -258,7 +262,15 @@ def _solve(
         need_x=need_x,
         need_y=need_y,
     )
+    logits.rows.project(grad_x, grad_y)
     return found, grad_x, grad_y
+
+
+def _lse(found: Denominators, logits: Logits) -> Tensor:
+    """Base-2 log-sum-exps over the negatives."""
+    if found.lse is not None:
+        return found.lse
+    return (found.z.double() / LN2 + logits.positive.repeat(2)).to(found.z.dtype)
 
 
 def _shift(logits: Logits, problem: Problem) -> float | None:
@@ -279,14 +291,3 @@ def _per_sum(logits: Logits, weight: Tensor, lse: Tensor, problem: Problem) -> t
     per_sum = weight / total
     sizes = torch.where(weight == 0, 1.0, per_sum.abs())
     return (per_sum, shift) if is_normal(torch.stack((total, sizes))) else (None, 0.0)
-
-
-def _project(grad_x: Tensor | None, grad_y: Tensor | None, rows: Rows, n: int) -> None:
-    if rows.norms is None:
-        return
-    for gradient, units, norms in (
-        (grad_x, rows.stacked[:n], rows.norms[:n]),
-        (grad_y, rows.stacked[n:], rows.norms[n:]),
-    ):
-        if gradient is not None:
-            project(gradient, units, norms)

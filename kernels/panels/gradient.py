@@ -24,7 +24,7 @@ def panel_weights(
     weight: Tensor,
     *,
     per_sum: Tensor | None,
-    lse: Tensor,
+    lse: Tensor | None,
 ) -> Tensor:
     """Turn a panel of exponentials (``per_sum`` given) or of logits into weights, in place.
 
@@ -46,6 +46,7 @@ def panel_weights(
         torch.add(per_sum[rows, None], per_sum[columns], out=scratch)
         entries.mul_(scratch)
     else:
+        assert lse is not None
         torch.sub(entries, lse[columns], out=scratch).exp2_().mul_(weight[columns])
         entries.sub_(lse[rows, None]).exp2_().mul_(weight[rows, None]).add_(scratch)
     positives = logits.positives(panel, entries)
@@ -61,7 +62,7 @@ def accumulate(
     weight: Tensor,
     *,
     per_sum: Tensor | None,
-    lse: Tensor,
+    lse: Tensor | None,
     shift: float,
     kept: list[Tensor] | None,
     need_x: bool,

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from .layout import TILE, Panel
-from .rows import Rows
+from .rows import FEW_ROWS, Rows
 
-FEW_ROWS = 64
 CHUNK = 64
 
 LOG2E = math.log2(math.e)
@@ -68,6 +67,15 @@ class Logits:
             part = slice(start, start + CHUNK)
             torch.addmm(out, tall[:, part], wide[part], beta=int(start > 0), alpha=alpha, out=out)
         return out.mul_(self.scale) if isinstance(self.scale, Tensor) else out
+
+    def square(self) -> Tensor:
+        """All logits: of the stacked rows with themselves if symmetric, else of x's rows with y's."""
+        if self.rows.precise is not None:
+            left, right = (self.rows.precise,) * 2 if self.symmetric else self.rows.precise.chunk(2)
+            return torch.mm(left, right.t()).mul_(self.scale).to(self.rows.stacked.dtype)
+        size = 2 * self.n if self.symmetric else self.n
+        out = self.rows.stacked.new_empty((size, size))
+        return self.form(slice(0, size), slice(2 * self.n - size, 2 * self.n), out)
 
     def fill(self, panel: Panel, scratch: Tensor) -> Tensor:
         """Write a panel's logits, all pairs included.

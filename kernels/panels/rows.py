@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 LARGEST_EXPONENT = 30
+FEW_ROWS = 64
 BLOCK_ENTRIES = 1 << 15
 
 
@@ -24,15 +25,25 @@ class Rows:
 
     Attributes:
         stacked: ``(2n, d)`` in the accumulation dtype; unit or zero rows if normalised.
+        precise: the same in float64 for batches of few rows, whose logits are formed in it; else ``None``.
         positive: ``(n,)`` similarities of the pairs, float64.
         norms: ``(2n, 1)`` lengths of the rescaled rows, infinite for a zero row; ``None`` if not normalised.
         exponents: ``(2n, 1)`` powers of two the raw rows were multiplied by; ``None`` if none was.
     """
 
     stacked: Tensor
+    precise: Tensor | None
     positive: Tensor
     norms: Tensor | None
     exponents: Tensor | None
+
+    def project(self, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
+        """Carry gradients of unit rows through the normalisation, in place: ``(g − ⟨g, u⟩ u) / |row|``."""
+        if self.norms is None:
+            return
+        for gradient, units, norms in zip((grad_x, grad_y), self.stacked.chunk(2), self.norms.chunk(2), strict=True):
+            if gradient is not None:
+                remove_radial(gradient, units).div_(norms)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -74,10 +85,11 @@ def prepare(x: Tensor, y: Tensor, normalize: bool) -> Rows:
     if n <= block:
         rows, positive, norms, exponents = _prepare_block(x, y, normalize)
         return Rows(
-            rows.view(2 * n, d).to(dtype),
+            rows.to(dtype),
+            rows if 2 * n <= FEW_ROWS else None,
             positive,
-            None if norms is None else norms.view(2 * n, 1).to(dtype),
-            None if exponents is None else exponents.view(2 * n, 1).to(dtype),
+            None if norms is None else norms.to(dtype),
+            None if exponents is None else exponents.to(dtype),
         )
     stacked = torch.empty((2, n, d), dtype=dtype, device=x.device)
     positive = torch.empty(n, dtype=torch.float64, device=x.device)
@@ -86,15 +98,16 @@ def prepare(x: Tensor, y: Tensor, normalize: bool) -> Rows:
     rescaled = False
     for start in range(0, n, block):
         part = slice(start, min(start + block, n))
-        block_rows, positive[part], block_norms, block_exponents = _prepare_block(x[part], y[part], normalize)
-        stacked[:, part] = block_rows
+        rows, positive[part], block_norms, block_exponents = _prepare_block(x[part], y[part], normalize)
+        stacked[:, part] = rows.view(2, -1, d)
         if block_norms is not None:
-            norms[:, part] = block_norms
+            norms[:, part] = block_norms.view(2, -1, 1)
         if block_exponents is not None:
-            exponents[:, part] = block_exponents
+            exponents[:, part] = block_exponents.view(2, -1, 1)
             rescaled = True
     return Rows(
         stacked.view(2 * n, d),
+        None,
         positive,
         norms.view(2 * n, 1) if normalize else None,
         exponents.view(2 * n, 1) if rescaled else None,
@@ -102,21 +115,21 @@ def prepare(x: Tensor, y: Tensor, normalize: bool) -> Rows:
 
 
 def _prepare_block(x: Tensor, y: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Rows ``(2, b, d)``, the pairs' similarities, norms and exponents ``(2, b, 1)``, all float64."""
-    rows = torch.stack((x, y)).double()
+    """Stacked rows, the pairs' similarities, norms and exponents, all float64."""
+    rows = torch.cat((x, y)).double()
     on_cpu = rows.device.type == "cpu"
     norms = exponents = None
     if normalize:
-        norms = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
+        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
         if not (on_cpu and _within(norms, 2.0**-LARGEST_EXPONENT, 2.0**LARGEST_EXPONENT)):
             exponents = _rescaling(_largest(rows))
             times_power_of_two(rows, exponents)
-            norms = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
+            norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
             norms.masked_fill_(norms == 0, math.inf)
         rows.div_(norms)
     elif not (on_cpu and _within(rows, -sys.float_info.max, sys.float_info.max)):
         rows.add_(_largest(rows).mul_(0))
-    return rows, torch.linalg.vecdot(rows[0], rows[1]), norms, exponents
+    return rows, torch.linalg.vecdot(*rows.chunk(2)), norms, exponents
 
 
 def _within(tensor: Tensor, low: float, high: float) -> bool:
@@ -163,25 +176,24 @@ def times_power_of_two(tensor: Tensor, exponents: Tensor | float) -> Tensor:
     return tensor.mul_(2.0**half_number).mul_(2.0 ** (exponents - half_number))
 
 
-def project(gradient: Tensor, units: Tensor, norms: Tensor) -> Tensor:
-    """Carry a gradient with respect to unit rows through the normalisation, in place.
+def remove_radial(gradient: Tensor, units: Tensor) -> Tensor:
+    """``g − ⟨g, u⟩ u`` row by row, in place; the coefficient is taken from the very accumulator it is removed from.
 
-    ``(g − ⟨g, u⟩ u) / r`` row by row; the radial coefficient is taken from the very accumulator it is removed from.
+    With the division by the row's norm that is the derivative of ``u = row / |row|``.
 
     Args:
-        gradient: ``(n, d)``, modified in place.
+        gradient: ``(n, d)`` with respect to unit rows, modified in place.
         units: ``(n, d)`` unit rows.
-        norms: ``(n, 1)``.
 
     Returns:
         ``gradient``.
 
     Example:
-        >>> project(torch.tensor([[5.0, 1.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0]]))
-        tensor([[0.0000, 0.5000]])
+        >>> remove_radial(torch.tensor([[5.0, 1.0]]), torch.tensor([[1.0, 0.0]]))
+        tensor([[0., 1.]])
     """
     radial = torch.linalg.vecdot(gradient, units).unsqueeze(1)
-    return gradient.addcmul_(units, radial, value=-1).div_(norms)
+    return gradient.addcmul_(units, radial, value=-1)
 
 
 def _largest(rows: Tensor) -> Tensor:
