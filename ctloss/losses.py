@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .dispatch import choose, describe
+from .dispatch import describe
 from .kernels.problem import Negatives, Precision, Problem, Reduction
 from .ops import NO_SECOND_DERIVATIVE, fused
 from .reference import row_losses
@@ -66,10 +66,9 @@ def _loss(
     loss: str, x: Tensor, y: Tensor, *, form: str, impl: str, temperature: float | Tensor, **options: Any
 ) -> Tensor:
     problem = describe(x, y, loss=loss, temperature=temperature, form=form, impl=impl, **options)
-    path, _ = choose(x, problem, impl)
-    if path == "reference":
+    if impl == "reference":
         return _reference(x, y, temperature, problem, form)
-    return fused(x, y, temperature, problem, form, path)
+    return fused(x, y, temperature, problem, form, impl)
 
 
 def cz_nce(

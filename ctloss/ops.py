@@ -1,4 +1,8 @@
-"""The fused paths as PyTorch operators: schemas, fakes and autograd; the paths themselves are imported by dispatch."""
+"""The fused paths as PyTorch operators: schemas, fakes and autograd.
+
+The path is chosen inside the operator: what the choice rests on (is Triton installed, which GPU is this) cannot be
+asked while ``torch.compile`` traces.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,11 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .dispatch import ENGINES
+from .dispatch import ENGINES, choose
 from .kernels.problem import Problem
 
 OPTIONS = (
-    "float tau, str loss, str negatives, bool normalize, str reduction, str form, str precision, str path, "
+    "float tau, str loss, str negatives, bool normalize, str reduction, str form, str precision, str impl, "
     "int workspace, bool need_x, bool need_y, bool need_temperature"
 )
 NO_SECOND_DERIVATIVE = (
@@ -83,7 +87,7 @@ def _contrastive(
     reduction: str,
     form: str,
     precision: str,
-    path: str,
+    impl: str,
     workspace: int,
     need_x: bool,
     need_y: bool,
@@ -91,7 +95,7 @@ def _contrastive(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     problem = problem_of(loss, negatives, normalize, reduction, precision, workspace)
     with _WithoutAutocast(x.device.type):
-        rows, stats, held_x, held_y, held_temperature = ENGINES[path].forward(
+        rows, stats, held_x, held_y, held_temperature = ENGINES[choose(x, problem, impl)[0]].forward(
             x,
             y,
             _temperature(temperature, tau),
@@ -114,14 +118,14 @@ def _contrastive_fake(
     reduction: str,
     form: str,
     precision: str,
-    path: str,
+    impl: str,
     workspace: int,
     need_x: bool,
     need_y: bool,
     need_temperature: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     problem = problem_of(loss, negatives, normalize, reduction, precision, workspace)
-    engine = ENGINES[path]
+    engine = ENGINES[choose(x, problem, impl)[0]]
     n, d = x.shape
     new = x.new_empty
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -151,7 +155,7 @@ def _contrastive_backward(
     reduction: str,
     form: str,
     precision: str,
-    path: str,
+    impl: str,
     workspace: int,
     need_x: bool,
     need_y: bool,
@@ -159,7 +163,7 @@ def _contrastive_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = problem_of(loss, negatives, normalize, reduction, precision, workspace)
     with _WithoutAutocast(x.device.type):
-        grad_x, grad_y, slope = ENGINES[path].backward(
+        grad_x, grad_y, slope = ENGINES[choose(x, problem, impl)[0]].backward(
             upstream,
             x,
             y,
@@ -230,7 +234,7 @@ torch.library.register_autograd("ctloss::contrastive", _differentiate, setup_con
 torch.library.register_autograd("ctloss::contrastive_backward", _refuse, lib=library)
 
 
-def fused(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Problem, form: str, path: str) -> Tensor:
+def fused(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Problem, form: str, impl: str) -> Tensor:
     """Call the operator for a checked problem.
 
     Args:
@@ -239,7 +243,7 @@ def fused(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Problem, f
         temperature: a float, or a tensor of one element.
         problem: the loss call's options.
         form: ``"log"`` or ``"ratio"``.
-        path: a key of :data:`ctloss.dispatch.ENGINES`.
+        impl: ``"auto"``, ``"torch"`` or ``"triton"``.
 
     Returns:
         The loss, attached to autograd.
@@ -262,7 +266,7 @@ def fused(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Problem, f
         problem.reduction,
         form,
         problem.precision,
-        path,
+        impl,
         problem.workspace,
         recording and x.requires_grad,
         recording and y.requires_grad,
