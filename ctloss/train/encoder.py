@@ -175,4 +175,7 @@ def load_backbone(name: str, *, mlm: bool) -> PreTrainedModel:
 
 def random_backbone(backbone: PreTrainedModel) -> PreTrainedModel:
     """Returns an encoder of the same kind and size with random weights (drawn from torch's generator)."""
-    return type(backbone)(backbone.config)
+    try:
+        return type(backbone)(backbone.config, add_pooling_layer=False)
+    except TypeError:
+        return type(backbone)(backbone.config)

@@ -1,0 +1,183 @@
+"""Training speed in pairs a second: ctloss.train's trainer beside sentence-transformers', in turns in one process.
+
+    python -m benchmarks.train_throughput
+
+Both train the same BERT (4 layers × 256) from the same weights on the same pairs of the embedded corpus: batch 64,
+fused AdamW, clipping at 1, no evaluation, checkpoint or log in between. sentence-transformers' loss is
+MultipleNegativesRankingLoss over its four directions, the nearest to infoNCE with both languages' negatives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.environment import describe
+
+# Memory is allocated and kernels are chosen during these.
+WARM_STEPS = 5
+PARTICIPANTS = ("ctloss fp32", "ctloss bf16", "sentence-transformers fp32", "sentence-transformers bf16")
+
+
+def timed_callback() -> Any:
+    """Returns a Trainer callback that notes when each step ended."""
+    from transformers import TrainerCallback
+
+    class StepTimes(TrainerCallback):
+        def __init__(self) -> None:
+            self.ends: list[float] = []
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.ends.append(time.perf_counter())
+
+        def seconds(self) -> float:
+            return self.ends[-1] - self.ends[WARM_STEPS - 1]
+
+    return StepTimes()
+
+
+def quiet(trainer: Any) -> None:
+    """Takes the progress bar off a trainer."""
+    from ctloss.train.logs import ProgressLines
+
+    trainer.pop_callback(ProgressLines)
+
+
+class Contest:
+    """The common ground: pairs, tokenizer and initial weights, in a folder."""
+
+    def __init__(self, folder: Path, *, pairs: int, batch: int, layers: int, hidden: int) -> None:
+        from ctloss.train import tiny
+        from ctloss.train.encoder import small_backbone
+        from ctloss.train.prepare import build_samples, read_corpus
+        from ctloss.train.run import make_tokenizer
+
+        self.folder, self.batch = folder, batch
+        self.recipe = tiny().override(
+            max_pairs=pairs, layers=layers, hidden=hidden, heads=hidden // 64, batch_size=batch, epochs=1,
+            levels="sentence", head=False, alpha=0.0, loss="info_nce", learning_rate=3e-4,
+            log_every=10**6, evaluate_every=10**6, checkpoint_every=10**6,
+        )  # fmt: skip
+        corpus = read_corpus(self.recipe.data, evaluation_pairs=10, seed=0)
+        self.pairs = [(sentence.source, sentence.target) for sentence in corpus.parts["train"]]
+        self.tokenizer = make_tokenizer(self.recipe, corpus)
+        build_samples(corpus, self.tokenizer, folder / "data", max_length=128, progress=False)
+        torch.manual_seed(0)
+        backbone = small_backbone(
+            vocabulary=len(self.tokenizer), layers=layers, hidden=hidden, heads=hidden // 64, dropout=0.1,
+            max_length=128, pad=self.tokenizer.pad_token_id, mlm=False,
+        )  # fmt: skip
+        backbone.save_pretrained(folder / "encoder")
+        self.tokenizer.save_pretrained(folder / "encoder")
+
+    def ours(self, steps: int, precision: str) -> float:
+        """Returns pairs a second of ctloss.train."""
+        from ctloss.train.collator import Collator
+        from ctloss.train.dataset import WPSDataset
+        from ctloss.train.encoder import CCEEncoder, load_backbone
+        from ctloss.train.objective import Objective
+        from ctloss.train.sampler import BatchPlan
+        from ctloss.train.trainer import PretrainingTrainer
+
+        recipe = self.recipe.override(max_steps=steps, precision=precision)
+        rows = WPSDataset(self.folder / "data" / "train")
+        encoder = CCEEncoder(load_backbone(str(self.folder / "encoder"), mlm=False), levels="sentence", head=False)
+        with tempfile.TemporaryDirectory() as output:
+            trainer = PretrainingTrainer(
+                Objective(encoder, loss="info_nce", temperature=recipe.objective.temperature),
+                recipe,
+                Path(output),
+                rows=rows,
+                plan=BatchPlan(rows.lengths, rows.keys, batch_size=self.batch, seed=0),
+                collate=Collator(self.tokenizer, seed=0, words=False, mlm_probability=0.0),
+                tokenizer=self.tokenizer,
+                measure=lambda encoder: {},
+            )
+            # The last step would save a checkpoint, which the other side does not.
+            trainer.args.save_strategy = "no"
+            trainer.args.eval_strategy = "no"
+            quiet(trainer)
+            times = timed_callback()
+            trainer.add_callback(times)
+            trainer.train()
+        return self.batch * (steps - WARM_STEPS) / float(times.seconds())
+
+    def theirs(self, steps: int, precision: str) -> float:
+        """Returns pairs a second of sentence-transformers' trainer."""
+        import datasets
+        from sentence_transformers import (
+            SentenceTransformer,
+            SentenceTransformerTrainer,
+            SentenceTransformerTrainingArguments,
+        )
+        from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+        model = SentenceTransformer(str(self.folder / "encoder"), device=None if torch.cuda.is_available() else "cpu")
+        loss = MultipleNegativesRankingLoss(
+            model, scale=1 / 0.07, directions=("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+        )
+        data = datasets.Dataset.from_dict(
+            {"anchor": [source for source, _ in self.pairs], "positive": [target for _, target in self.pairs]}
+        )
+        with tempfile.TemporaryDirectory() as output:
+            arguments = SentenceTransformerTrainingArguments(
+                output_dir=output, max_steps=steps, per_device_train_batch_size=self.batch, learning_rate=3e-4,
+                weight_decay=0.01, optim="adamw_torch_fused", bf16=precision == "bf16", disable_tqdm=True,
+                use_cpu=not torch.cuda.is_available(), save_strategy="no", logging_strategy="no", report_to="none",
+            )  # fmt: skip
+            times = timed_callback()
+            trainer = SentenceTransformerTrainer(
+                model=model, args=arguments, train_dataset=data, loss=loss, callbacks=[times]
+            )
+            trainer.train()
+        return self.batch * (steps - WARM_STEPS) / float(times.seconds())
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=30, help="steps a turn, the first five of them not timed")
+    parser.add_argument("--rounds", type=int, default=3, help="turns each takes; the medians are printed")
+    parser.add_argument("--pairs", type=int, default=6400, help="training pairs")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--hidden", type=int, default=256)
+    options = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with tempfile.TemporaryDirectory() as folder:
+        contest = Contest(
+            Path(folder), pairs=options.pairs, batch=options.batch_size, layers=options.layers, hidden=options.hidden
+        )
+        turns: dict[str, Callable[[], float]] = {
+            name: lambda side=side, precision=precision: side(options.steps, precision)  # type: ignore[misc]
+            for name in PARTICIPANTS
+            for side, precision in [
+                (contest.ours if name.startswith("ctloss") else contest.theirs, name.rpartition(" ")[2])
+            ]
+        }
+        speeds: dict[str, list[float]] = {name: [] for name in turns}
+        for _ in range(options.rounds):
+            for name, turn in turns.items():
+                speeds[name].append(turn())
+    medians = {name: statistics.median(found) for name, found in speeds.items()}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(", ".join(f"{key} {value}" for key, value in describe(device).items()))
+    for name, found in speeds.items():
+        print(f"{name:28} {medians[name]:8.1f} pairs/s   turns {' '.join(f'{value:.1f}' for value in found)}")
+    peer = medians["sentence-transformers fp32"]
+    print(f"ratio, both fp32: {medians['ctloss fp32'] / peer:.2f}")
+    print(f"ratio, both bf16: {medians['ctloss bf16'] / medians['sentence-transformers bf16']:.2f}")
+    print(f"ratio, ctloss bf16 to sentence-transformers as it comes (fp32): {medians['ctloss bf16'] / peer:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Measures against numbers worked out by hand and scikit-learn's; the probe on an encoder that needs no training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics.pairwise import cosine_similarity
+
+from ctloss.train import CCEEncoder
+from ctloss.train.encoder import small_backbone
+from ctloss.train.measures import centred, nearest, random_pair_cosine, retrieval_accuracy
+from ctloss.train.probe import Probe, by_languages, embed
+from ctloss.train.report import choose_words, table
+
+
+def test_retrieval_by_hand() -> None:
+    x = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+    y = torch.tensor([[3.0, 0.1], [5.0, 0.0], [0.2, 0.2]])
+    # cosines to y: row 0 is nearest to candidate 1, row 1 to candidate 2, row 2 to candidate 2.
+    assert nearest(x, y).tolist() == [1, 2, 2]
+    assert retrieval_accuracy(x, y) == pytest.approx(1 / 3)
+    assert retrieval_accuracy(x, y, [{1}, {0, 2}, {0}]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("rows", [7, 1000])
+def test_retrieval_agrees_with_scikit_learn(rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(83, 12, generator=generator)
+    y = x + 2 * torch.randn(83, 12, generator=generator)
+    cosines = cosine_similarity(x.numpy(), y.numpy())
+    assert nearest(x, y, rows=rows).tolist() == cosines.argmax(axis=1).tolist()
+    assert retrieval_accuracy(x, y) == pytest.approx(np.mean(cosines.argmax(axis=1) == np.arange(83)))
+
+
+def test_random_pair_cosine_is_the_mean_off_the_diagonal() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(31, 5, generator=generator) + 0.5, torch.randn(31, 5, generator=generator) + 0.5
+    cosines = cosine_similarity(x.numpy(), y.numpy())
+    expected = cosines[~np.eye(31, dtype=bool)].mean()
+    assert random_pair_cosine(x, y) == pytest.approx(expected, abs=1e-6)
+
+
+def test_centring_takes_a_common_direction_out() -> None:
+    generator = torch.Generator().manual_seed(2)
+    base = torch.randn(40, 8, generator=generator)
+    x, y = base + 50, base.clone()
+    y[:, 0] += 200
+    assert retrieval_accuracy(x, y) < 0.2
+    assert retrieval_accuracy(centred(x), centred(y)) == 1.0
+
+
+def encoder() -> CCEEncoder:
+    torch.manual_seed(0)
+    backbone = small_backbone(vocabulary=60, layers=1, hidden=16, heads=2, dropout=0.5, max_length=12, pad=0, mlm=False)
+    return CCEEncoder(backbone, levels="sentence", head=False)
+
+
+def row(i: int, target_language: str = "fr", **changes: Any) -> dict[str, Any]:
+    return {
+        "source": f"s{i}", "target": f"t{i}", "source_language": "en", "target_language": target_language,
+        "source_ids": [2, 10 + i, 11 + i, 3], "target_ids": [2, 10 + i, 11 + i, 3],
+        "word_pairs": [[1, 2, 1, 2]], "source_words": [f"w{i}"], "target_words": [f"m{i}"], "word_types": [i],
+    } | changes  # fmt: skip
+
+
+def test_embedding_does_not_depend_on_the_batch() -> None:
+    model = encoder().train()
+    sentences = [[2, *range(5, 5 + length), 3] for length in (4, 1, 7, 2, 2)]
+    spans = [[(1, 2), (2, 4)], [], [(1, 8)], [(1, 3)], [(0, 4)]]
+    together, words = embed(model, sentences, spans, batch=3)
+    alone, words_alone = embed(model, sentences, spans, batch=1)
+    torch.testing.assert_close(together, alone)
+    for a, b in zip(words, words_alone, strict=True):
+        torch.testing.assert_close(a, b)
+    assert [len(found) for found in words] == [2, 0, 1, 1, 1]
+    torch.testing.assert_close(words[4][0], together[4])
+    assert model.training
+
+
+def test_probe_finds_identical_sides_and_differs_by_languages() -> None:
+    rows = [row(i) for i in range(20)] + [row(i, "de", target_ids=[2, 50, 3]) for i in range(10)]
+    measured = Probe(rows, most=15, is_held_out=lambda types: [kind % 2 == 0 for kind in types])(encoder())
+    assert list(measured) == ["en-fr", "en-de", "mean"]
+    same = measured["en-fr"]
+    assert [same[f"{unit}_{way}"] for unit in ("sentence", "word") for way in ("forth", "back")] == [1.0] * 4
+    # All German sides are one vector, which tells the queries nothing apart.
+    chance = measured["en-de"]["sentence_forth"]
+    assert chance <= 0.3
+    assert measured["mean"]["sentence_forth"] == pytest.approx((1 + chance) / 2)
+
+
+def test_any_seen_translation_of_a_word_is_right() -> None:
+    shared = [row(0), row(1, source_words=["w0"], source_ids=[2, 10, 12, 3])]
+    measured = Probe(shared, most=9, is_held_out=lambda types: [True] * len(types))(encoder())["en-fr"]
+    assert measured["word_forth"] == 1.0
+
+
+def test_groups_leave_repeated_sentences_out() -> None:
+    rows = [row(0), row(1, source="S0"), row(2, target="t0"), row(3), row(4)]
+    assert [found["source"] for found in by_languages(rows, 2)["en-fr"]] == ["s0", "s3"]
+
+
+def test_picture_takes_words_of_most_languages() -> None:
+    rows = [row(0), row(0, "de"), row(1), row(1), row(1), row(2), row(2, "de"), row(2, "ru")]
+    chosen = choose_words(rows, 2)
+    assert list(chosen) == ["w2", "w0"]
+    assert sorted(chosen["w2"]) == ["de", "en", "fr", "ru"]
+
+
+def test_table_has_a_column_a_stage() -> None:
+    measured = {"mean": {"sentence_forth": 0.25, "sentence_forth_centred": 0.5}}
+    lines = table({"before": measured, "after": measured}).splitlines()
+    assert lines[0] == "|  | before | after | before, centred | after, centred |"
+    assert lines[2] == "| sentence retrieval, source → target | 0.250 | 0.250 | 0.500 | 0.500 |"
+    assert lines[3].endswith("| – | – | – | – |")

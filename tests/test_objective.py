@@ -1,0 +1,136 @@
+"""L_multi_1 and L_multi_2: their parts put together by hand, what α = 0 leaves out, and float32 under autocast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+import ctloss
+from ctloss.train import CCEEncoder
+from ctloss.train.encoder import small_backbone
+from ctloss.train.objective import Objective
+
+
+def objective(loss: str = "cz_nce", alpha: float = 0.1, levels: str = "multi", **options: Any) -> Objective:
+    torch.manual_seed(0)
+    backbone = small_backbone(
+        vocabulary=40, layers=2, hidden=16, heads=2, dropout=0.0, max_length=12, pad=0, mlm=alpha > 0
+    )
+    encoder = CCEEncoder(backbone, levels=levels, head=True)
+    return Objective(encoder, loss=loss, temperature=0.07, alpha=alpha, **options)
+
+
+def batch(seed: int = 0, n: int = 4) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for side, length in (("source", 6), ("target", 9)):
+        ids = torch.randint(5, 40, (n, length), generator=generator)
+        lengths = torch.randint(4, length + 1, (n, 1), generator=generator)
+        mask = (torch.arange(length) < lengths).long()
+        ids = ids * mask
+        chosen = (torch.rand(ids.shape, generator=generator) < 0.3) & mask.bool()
+        chosen[0, 1] = True
+        made |= {
+            f"{side}_ids": ids,
+            f"{side}_mask": mask,
+            f"{side}_span": torch.tensor([[1, 3]] * n),
+            f"{side}_masked_ids": torch.where(chosen, 4, ids),
+            f"{side}_labels": torch.where(chosen, ids, -100),
+        }
+    return made
+
+
+def vectors(model: Objective, made: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    x, y = (
+        model.encoder(made[f"{side}_ids"], made[f"{side}_mask"], made[f"{side}_span"]) for side in ("source", "target")
+    )
+    return x, y
+
+
+@pytest.mark.parametrize("loss", ["cz_nce", "info_nce"])
+@pytest.mark.parametrize("negatives", ["both", "cross"])
+def test_sum_of_contrastive_loss_and_weighted_mlm(loss: str, negatives: str) -> None:
+    model, made = objective(loss, alpha=0.3, negatives=negatives), batch()
+    measured = model(**made)
+    contrastive = getattr(ctloss, loss)(*vectors(model, made), temperature=0.07, negatives=negatives)
+    mlm = torch.tensor(0.0)
+    for side in ("source", "target"):
+        logits = model.encoder.backbone(
+            input_ids=made[f"{side}_masked_ids"], attention_mask=made[f"{side}_mask"]
+        ).logits
+        mlm = mlm + functional.cross_entropy(logits.flatten(0, 1), made[f"{side}_labels"].flatten()) / 2
+    torch.testing.assert_close(measured["contrastive"], contrastive)
+    torch.testing.assert_close(measured["mlm"], mlm)
+    torch.testing.assert_close(measured["loss"], contrastive + 0.3 * mlm)
+
+
+def test_margins_are_the_same_whichever_loss_reports_them() -> None:
+    cz, info = (objective(loss, alpha=0.0)(**batch()) for loss in ("cz_nce", "info_nce"))
+    rows = ctloss.cz_nce(*vectors(objective(alpha=0.0), batch()), reduction="none")
+    for measured in (cz, info):
+        torch.testing.assert_close(measured["z_mean"], rows.mean(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(measured["z_min"], rows.min(), rtol=1e-4, atol=1e-4)
+        assert measured["saturated"] == 0
+
+
+def test_saturated_rows_are_counted() -> None:
+    model = objective(alpha=0.0)
+    model.temperature = 1e-3
+    rows = ctloss.cz_nce(*vectors(model, batch()), temperature=1e-3, reduction="none")
+    expected = (rows.exp() < 6e-8).float().mean()
+    torch.testing.assert_close(model(**batch())["saturated"], expected)
+
+
+def test_without_alpha_masked_copies_are_not_read() -> None:
+    model, made = objective(alpha=0.0), batch()
+    clean = {name: value for name, value in made.items() if "masked" not in name and "labels" not in name}
+    assert "mlm" not in model(**clean)
+    assert torch.equal(model(**clean)["loss"], model(**made)["loss"])
+    with pytest.raises(ValueError, match="masked copies and labels of both sides"):
+        objective(alpha=0.1)(**clean)
+
+
+def test_contrastive_branch_sees_clean_text() -> None:
+    made = batch()
+    other = {**made, "source_masked_ids": torch.full_like(made["source_ids"], 4)}
+    model = objective(alpha=0.1)
+    assert torch.equal(model(**made)["contrastive"], model(**other)["contrastive"])
+    assert model(**made)["mlm"] != model(**other)["mlm"]
+
+
+def test_side_without_masked_wordpieces_adds_nothing() -> None:
+    made = batch()
+    made["target_labels"] = torch.full_like(made["target_labels"], -100)
+    measured = objective(alpha=0.1)(**made)
+    measured["loss"].backward()
+    logits = (
+        objective(alpha=0.1)
+        .encoder.backbone(input_ids=made["source_masked_ids"], attention_mask=made["source_mask"])
+        .logits
+    )
+    source = functional.cross_entropy(logits.flatten(0, 1), made["source_labels"].flatten())
+    torch.testing.assert_close(measured["mlm"], source.detach() / 2)
+
+
+def test_every_trained_parameter_gets_a_gradient() -> None:
+    for alpha in (0.0, 0.1):
+        model = objective(alpha=alpha)
+        model(**batch())["loss"].backward()
+        missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert missing == []
+
+
+def test_sentence_level_needs_no_words() -> None:
+    made = {name: value for name, value in batch().items() if "span" not in name}
+    assert objective(levels="sentence", alpha=0.0)(**made)["loss"].isfinite()
+
+
+def test_loss_is_float32_under_autocast() -> None:
+    model, made = objective(alpha=0.1), batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        measured = model(**made)
+    assert {value.dtype for value in measured.values()} == {torch.float32}
+    torch.testing.assert_close(measured["contrastive"], model(**made)["contrastive"], rtol=0.1, atol=0.1)
