@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layout import Layout
+from .layout import Layout, Panel
 from .logits import LN2, Logits
 
 SCALE_BITS = 30
@@ -94,10 +94,10 @@ def optimistic(
         if shift:
             entries.sub_(shift)
         logits.exclude(panel, entries.exp2_(), 0.0)
-        _add_sums(total, entries, panel.start, panel.stop, panel.mirror - panel.first, panel.mirror)
+        add_sums(total, entries, panel)
         if moment is not None and unshifted is not None:
             unshifted.mul_(entries)
-            _add_sums(moment, unshifted, panel.start, panel.stop, panel.mirror - panel.first, panel.mirror)
+            add_sums(moment, unshifted, panel)
     both_ways = logits.positive.repeat(2)
     positive.copy_(torch.exp2(both_ways - shift))
     torch.div(total, positive, out=phi)
@@ -164,10 +164,12 @@ def softplus(z: Tensor) -> Tensor:
     return torch.nn.functional.softplus(z, threshold=40)
 
 
-def _add_sums(total: Tensor, entries: Tensor, start: int, stop: int, offset: int, mirror: int) -> None:
-    total[start:stop] += entries.sum(1)
+def add_sums(total: Tensor, entries: Tensor, panel: Panel) -> None:
+    """Add a panel's row sums, and its column sums where it stands for its mirror image."""
+    total[panel.start : panel.stop] += entries.sum(1)
+    offset = panel.mirror - panel.first
     if offset < entries.shape[1]:
-        total[mirror:] += entries[:, offset:].sum(0)
+        total[panel.mirror :] += entries[:, offset:].sum(0)
 
 
 class _Scratch:

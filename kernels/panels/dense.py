@@ -71,16 +71,18 @@ def solve(
 
 def _gradients(weights: Tensor, logits: Logits, need_x: bool, need_y: bool) -> tuple[Tensor | None, Tensor | None]:
     n, rows, norms = logits.n, logits.rows.stacked, logits.rows.norms
-    x, y = rows.chunk(2)
+    centre = rows.mean(0)
+    centred = rows - centre
     if logits.symmetric and need_x and need_y and norms is not None:
         # Both sides at once, parted by the division.
-        both = remove_radial(torch.mm(weights, rows), rows).view(2, n, -1)
-        lengths = norms.view(2, n, 1)
+        both = torch.mm(weights, centred).addcmul_(weights.sum(1, keepdim=True), centre)
+        both, lengths = remove_radial(both, rows).view(2, n, -1), norms.view(2, n, 1)
         return both[0] / lengths[0], both[1] / lengths[1]
-    top, columns = (weights[:n], rows) if logits.symmetric else (weights, y)
-    bottom, others = (weights[n:], rows) if logits.symmetric else (weights.t(), x)
-    grad_x = torch.mm(top, columns) if need_x else None
-    grad_y = torch.mm(bottom, others) if need_y else None
+    x, y = centred.chunk(2)
+    top, columns = (weights[:n], centred) if logits.symmetric else (weights, y)
+    bottom, others = (weights[n:], centred) if logits.symmetric else (weights.t(), x)
+    grad_x = torch.mm(top, columns).addcmul_(top.sum(1, keepdim=True), centre) if need_x else None
+    grad_y = torch.mm(bottom, others).addcmul_(bottom.sum(1, keepdim=True), centre) if need_y else None
     logits.rows.project(grad_x, grad_y)
     return grad_x, grad_y
 

@@ -3,6 +3,9 @@
 Chen et al. 2022 (arXiv 2202.13083), eqs. (1) and (4), differentiated: with u the (unit) rows,
 ``dL/du_i ∝ Σ_j W_ij u_j − (w_i + w_p(i)) u_p(i)``. A row's own entry of W is zero and its positive's holds
 ``−(w_i + w_p(i))``, so that one product forms the whole sum.
+
+W's rows nearly sum to zero, so in a collapsed batch almost all of the product cancels, and its rounding with it stays.
+The rows are therefore centred: ``W Z = W (Z − 1 cᵀ) + (W 1) cᵀ`` with c their mean.
 """
 
 from __future__ import annotations
@@ -10,10 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .denominators import EXCLUDED
+from .denominators import EXCLUDED, add_sums
 from .layout import Layout, Panel
 from .logits import Logits
-from .products import add_product
 
 
 def panel_weights(
@@ -87,6 +89,9 @@ def accumulate(
     n, rows = logits.n, logits.rows.stacked
     grad_x = rows.new_zeros((n, rows.shape[1])) if need_x else None
     grad_y = rows.new_zeros((n, rows.shape[1])) if need_y else None
+    centre = rows.mean(0)
+    centred = rows - centre
+    sums = torch.zeros_like(weight)
     largest = layout.height * (2 * n if layout.symmetric else n)
     scratch = rows.new_empty(largest)
     again = rows.new_empty(largest) if kept is None else None
@@ -104,7 +109,11 @@ def accumulate(
                 entries.exp2_()
             logits.exclude(panel, entries, 0.0 if per_sum is not None else EXCLUDED)
         panel_weights(logits, panel, entries, scratch, weight, per_sum=per_sum, lse=lse)
-        _add_products(grad_x, grad_y, entries, rows, panel, n)
+        add_sums(sums, entries, panel)
+        _add_products(grad_x, grad_y, entries, centred, panel, n)
+    for gradient, own_sums in zip((grad_x, grad_y), sums.chunk(2), strict=True):
+        if gradient is not None:
+            gradient.addcmul_(own_sums.unsqueeze(1), centre)
     return grad_x, grad_y
 
 
@@ -113,10 +122,10 @@ def _add_products(
 ) -> None:
     own, base = (grad_x, 0) if panel.start < n else (grad_y, n)
     if own is not None:
-        add_product(own[panel.start - base : panel.stop - base], entries, rows[panel.first :])
+        own[panel.start - base : panel.stop - base].addmm_(entries, rows[panel.first :])
     source = rows[panel.start : panel.stop]
     for target, begin, end in ((grad_x, 0, n), (grad_y, n, 2 * n)):
         low = max(begin, panel.mirror)
         if target is not None and low < end:
             mirrored = entries[:, low - panel.first : end - panel.first]
-            add_product(target[low - begin : end - begin], mirrored.t(), source)
+            target[low - begin : end - begin].addmm_(mirrored.t(), source)

@@ -80,9 +80,9 @@ class Layout:
 def layout(n: int, d: int, dtype: torch.dtype, device_type: str, problem: Problem) -> Layout:
     """Choose the panels: a pure function of shape, dtype, device type and options.
 
-    The workspace holds the rows' copy in the accumulation dtype, two panels of scratch, the float64 tiles of row losses
-    returned one by one and, if they fit beside those, all panels. Where even the shortest panels do not fit, they are
-    used all the same.
+    The workspace holds two copies of the rows in the accumulation dtype, one centred, two panels of scratch, the float64
+    tiles of row losses returned one by one and, if they fit beside those, all panels. Where even the shortest panels do
+    not fit, they are used all the same.
 
     Args:
         n: pairs.
@@ -101,7 +101,7 @@ def layout(n: int, d: int, dtype: torch.dtype, device_type: str, problem: Proble
     """
     symmetric = problem.negatives == "both"
     item = accumulation_dtype(dtype).itemsize
-    spare = problem.workspace // item - 2 * n * d
+    spare = problem.workspace // item - 4 * n * d
     width = 2 * n if symmetric else n
     tallest = TALLEST if n >= 512 else 128
     # Words of float64: a tile of logits and both its factors.

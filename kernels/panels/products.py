@@ -2,9 +2,6 @@
 
 ``torch.set_float32_matmul_precision("medium")`` and the tf32 switches let float32 products be formed from bfloat16 or
 tf32 factors, on a CPU through oneDNN. Logits rounded that way are off by up to 1e-2 / temperature.
-
-A product's rounding error grows with what it has summed so far, in proportion where the terms are alike: rows of a
-collapsed batch. Summed in chunks it stays several times smaller, at next to no cost in time.
 """
 
 from __future__ import annotations
@@ -13,31 +10,8 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
-
-CHUNK = 128
 
 _BACKENDS = {"cpu": "mkldnn", "cuda": "cuda"}
-
-
-def add_product(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """``out += left @ right`` in place, 128 terms of every sum at a time.
-
-    Args:
-        out: ``(m, d)``.
-        left: ``(m, k)``.
-        right: ``(k, d)``.
-
-    Returns:
-        ``out``.
-
-    Example:
-        >>> add_product(torch.zeros(1, 1), torch.ones(1, 300), torch.ones(300, 1))
-        tensor([[300.]])
-    """
-    for start in range(0, right.shape[0], CHUNK):
-        out.addmm_(left[:, start : start + CHUNK], right[start : start + CHUNK])
-    return out
 
 
 class ExactProducts:
