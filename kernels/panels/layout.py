@@ -80,9 +80,9 @@ class Layout:
 def layout(n: int, d: int, dtype: torch.dtype, device_type: str, problem: Problem) -> Layout:
     """Choose the panels: a pure function of shape, dtype, device type and options.
 
-    The workspace holds two copies of the rows in the accumulation dtype, one centred, two panels of scratch, the float64
-    tiles of row losses returned one by one and, if they fit beside those, all panels. Where even the shortest panels do
-    not fit, they are used all the same.
+    The workspace holds two copies of the rows in the accumulation dtype, one centred, two panels of scratch,
+    the float64 tiles of row losses returned one by one and, if they fit beside those, all panels. Where even the
+    shortest panels do not fit, they are used all the same.
 
     Args:
         n: pairs.
