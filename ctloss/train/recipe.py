@@ -109,6 +109,9 @@ class Data(Group):
     held_out_words: float = option(
         0.1, "share of the word translations never used as a training positive, on which word retrieval is measured"
     )
+    only_with_words: bool = option(
+        False, "train on pairs with a word pair alone at sentence level too, so that both levels see the same pairs"
+    )
 
     def check(self) -> None:
         require(bool(self.corpus), "corpus", "'embedded', a prefix or TSV files", self.corpus, "name one")

@@ -200,7 +200,7 @@ class _Run:
         with refused("corpus"):
             rows = WPSDataset(
                 self.folder / "data" / "train",
-                require_words=objective.levels == "multi",
+                require_words=recipe.data.only_with_words or objective.levels == "multi",
                 held_out_share=recipe.data.held_out_words,
                 held_out_seed=seed,
             )
