@@ -25,7 +25,7 @@ def objective(loss: str = "cz_nce", alpha: float = 0.1, levels: str = "multi", *
 
 def batch(seed: int = 0, n: int = 4) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    made = {}
+    made: dict[str, torch.Tensor] = {}
     for side, length in (("source", 6), ("target", 9)):
         ids = torch.randint(5, 40, (n, length), generator=generator)
         lengths = torch.randint(4, length + 1, (n, 1), generator=generator)

@@ -117,7 +117,7 @@ def test_seeded_runs_agree(corpus: Path, unbroken: tuple[Path, Results], tmp_pat
     [
         ("objective", "module.Objective", "forward", 11, [4, 8]),
         ("checkpoint", "module", "write_atomically", 2, [4]),
-        ("run", "module", "write_atomically", 3, [16, 18]),
+        ("run", "module", "write_atomically", 2, [16, 18]),
     ],
     ids=["between checkpoints", "before a checkpoint's marker", "before the results"],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ class JSONLines(TrainerCallback):
 
 class ProgressLines(ProgressCallback):
     """Trainer's progress bar; a report is one short line above it."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Draws the bar, seldom where it goes into a file: there every drawing stays."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None and not sys.stderr.isatty():
+            self.training_bar.mininterval = 10.0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Shows the losses of a training report, or the retrieval accuracies on the validation pairs."""

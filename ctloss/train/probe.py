@@ -74,7 +74,7 @@ class Probe:
     Sentence retrieval: for each sentence the nearest of the other side's, by cosine. Word retrieval: a word form is
     the mean of its vectors over the sentences; each form with a held-out translation looks for the nearest of all the
     other side's forms, and any translation seen in the sentences is right. Both ways, as they are and with each side's
-    mean taken out (centred).
+    mean taken out (centred). ``word_queries`` counts the forms that looked, both ways.
 
     Args:
         rows: word positioned samples, see :func:`ctloss.train.wps.build_wps`.
@@ -138,7 +138,7 @@ class Probe:
             i, j = forms[0][source], forms[1][target]
             right[0].get(i, set()).add(j)
             right[1].get(j, set()).add(i)
-        return _both("word", x, y, right[0], right[1])
+        return {**_both("word", x, y, right[0], right[1]), "word_queries": float(len(right[0]) + len(right[1]))}
 
 
 def _both(
