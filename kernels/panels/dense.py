@@ -71,7 +71,7 @@ def solve(
 
 def _gradients(weights: Tensor, logits: Logits, need_x: bool, need_y: bool) -> tuple[Tensor | None, Tensor | None]:
     n, rows, norms = logits.n, logits.rows.stacked, logits.rows.norms
-    centre = rows.mean(0)
+    centre = logits.rows.centre()
     centred = rows - centre
     if logits.symmetric and need_x and need_y and norms is not None:
         # Both sides at once, parted by the division.

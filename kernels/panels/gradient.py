@@ -89,7 +89,7 @@ def accumulate(
     n, rows = logits.n, logits.rows.stacked
     grad_x = rows.new_zeros((n, rows.shape[1])) if need_x else None
     grad_y = rows.new_zeros((n, rows.shape[1])) if need_y else None
-    centre = rows.mean(0)
+    centre = logits.rows.centre()
     centred = rows - centre
     sums = torch.zeros_like(weight)
     largest = layout.height * (2 * n if layout.symmetric else n)

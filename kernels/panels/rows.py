@@ -37,6 +37,14 @@ class Rows:
     norms: Tensor | None
     exponents: Tensor | None
 
+    def centre(self) -> Tensor:
+        """The mean row where all rows are about as long, else zero: by it a zero row would gain a size of its own."""
+        mean = self.stacked.mean(0)
+        if self.norms is not None and self.exponents is None:
+            return mean
+        least, most = torch.aminmax(torch.linalg.vector_norm(self.stacked, dim=1))
+        return mean.mul_(2 * least > most)
+
     def project(self, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
         """Carry gradients of unit rows through the normalisation, in place: ``(g − ⟨g, u⟩ u) / |row|``."""
         if self.norms is None:
@@ -121,7 +129,9 @@ def _prepare_block(x: Tensor, y: Tensor, normalize: bool) -> tuple[Tensor, Tenso
     norms = exponents = None
     if normalize:
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        if not (on_cpu and _within(norms, 2.0**-LARGEST_EXPONENT, 2.0**LARGEST_EXPONENT)):
+        # Norms between these have their largest entry where row_exponents leaves it.
+        least, most = math.sqrt(rows.shape[1]) * 2.0 ** (1 - LARGEST_EXPONENT), 2.0 ** (LARGEST_EXPONENT - 1)
+        if not (on_cpu and _within(norms, least, most)):
             exponents = _rescaling(_largest(rows))
             times_power_of_two(rows, exponents)
             norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
