@@ -32,6 +32,7 @@ class BlockConfig:
         weight_dtype: what blocks of weights are stored as.
         weight_products: how weights and embeddings are multiplied.
         gemm_rows, gemm_columns, gemm_depth, gemm_warps, gemm_stages: the tile of that product.
+        row_block: rows that a program of the row-wise kernels (norms, positives, projection) takes.
     """
 
     block: int
@@ -49,6 +50,7 @@ class BlockConfig:
     gemm_depth: int
     gemm_warps: int
     gemm_stages: int
+    row_block: int
 
     def __post_init__(self) -> None:
         """Hold the relations that the kernels rely on when they load without masks."""
@@ -92,13 +94,13 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
     aligned = d * dtype.itemsize % 16 == 0
     rescale = problem.normalize and dtype != torch.float16
     if arch == INTERPRETER:
-        tile = {"block": 32, "depth": 32, "num_warps": 4, "num_stages": 1}
+        tile = {"block": 32, "depth": 64, "num_warps": 4, "num_stages": 1}
     elif half and aligned:
         tile = {"block": 128, "depth": 64, "num_warps": 8, "num_stages": 3}
     else:
         tile = {"block": 64, "depth": 32, "num_warps": 4, "num_stages": 2}
     if arch == INTERPRETER:
-        gemm = {"gemm_rows": 32, "gemm_columns": 32, "gemm_depth": 32, "gemm_warps": 4, "gemm_stages": 1}
+        gemm = {"gemm_rows": 32, "gemm_columns": 128, "gemm_depth": 32, "gemm_warps": 4, "gemm_stages": 1}
     elif weight_dtype == torch.bfloat16 and aligned:
         gemm = {"gemm_rows": 128, "gemm_columns": 128, "gemm_depth": 64, "gemm_warps": 8, "gemm_stages": 3}
     else:
@@ -114,4 +116,5 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
         rescale=rescale,
         weight_dtype=weight_dtype,
         weight_products=weight_products,
+        row_block=32 if arch == INTERPRETER else 8,
     )

@@ -106,7 +106,7 @@ def forward(
                 )
         rows = _rows(x, y, temperature, saved, problem)
         positive = torch.empty(n, dtype=torch.float64, device=x.device)
-        launch.positives(rows, positive)
+        launch.positives(rows, positive, chosen)
         planes = 3 if need_temperature else 2
         running = saved[stats.PEAK : stats.PEAK + planes]
         size = schedule.forward_panel(n, chosen.block, planes, problem.workspace)
@@ -212,7 +212,7 @@ def _gradients(
                 part = sums[panel.b][panel.b_start : panel.b_stop]
                 launch.add_gradient(block, rows, panel.a, panel.a_start, panel.a_stop, part, True, chosen)
         for side, gradient in gradients.items():
-            launch.finish(sums[side], rows, side, 0, n, pull, gain, gradient)
+            launch.finish(sums[side], rows, side, 0, n, pull, gain, gradient, chosen)
         return gradients
     for side, gradient in gradients.items():
         for start, stop in schedule.ranges(n, plan.size):
@@ -220,5 +220,5 @@ def _gradients(
             for panel in schedule.row_panels(n, plan.size, side, (start, stop), problem):
                 block = launch.panel_weights(rows, panel, coefficient, saved[stats.PEAK], memory, chosen)
                 launch.add_gradient(block, rows, panel.b, panel.b_start, panel.b_stop, run, False, chosen)
-            launch.finish(run, rows, side, start, stop, pull, gain, gradient)
+            launch.finish(run, rows, side, start, stop, pull, gain, gradient, chosen)
     return gradients

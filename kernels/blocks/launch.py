@@ -16,7 +16,7 @@ from .schedule import Panel
 from .weights import block_weights
 
 FOLD_ROWS = 128
-NORM_ROWS, NORM_DEPTH = 8, 128
+ROW_DEPTH = 128
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def interpreted() -> bool:
 def norms(rows: Tensor, scale: Tensor, inverse: Tensor, residue: Tensor, config: BlockConfig) -> None:
     """Fill one side's powers of two and inverse norms, the padding included."""
     n, d = rows.shape
-    row_norms[(triton.cdiv(scale.numel(), NORM_ROWS),)](
+    row_norms[(triton.cdiv(scale.numel(), config.row_block),)](
         rows,
         scale,
         inverse,
@@ -65,17 +65,17 @@ def norms(rows: Tensor, scale: Tensor, inverse: Tensor, residue: Tensor, config:
         d,
         rows.stride(0),
         rows.stride(1),
-        BLOCK=NORM_ROWS,
-        DEPTH=NORM_DEPTH,
+        BLOCK=config.row_block,
+        DEPTH=ROW_DEPTH,
         RESCALE=config.rescale,
         num_warps=4,
     )
 
 
-def positives(rows: Rows, positive: Tensor) -> None:
+def positives(rows: Rows, positive: Tensor, config: BlockConfig) -> None:
     """Fill the pairs' logits (n,), float64."""
     (x, y), (n, d) = rows.sides, rows.shape
-    positive_logits[(triton.cdiv(n, NORM_ROWS),)](
+    positive_logits[(triton.cdiv(n, config.row_block),)](
         x,
         y,
         rows.inverse[0],
@@ -90,8 +90,8 @@ def positives(rows: Rows, positive: Tensor) -> None:
         d,
         *x.stride(),
         *y.stride(),
-        BLOCK=NORM_ROWS,
-        DEPTH=NORM_DEPTH,
+        BLOCK=config.row_block,
+        DEPTH=ROW_DEPTH,
         NORMALIZE=rows.normalize,
         num_warps=4,
     )
@@ -218,12 +218,20 @@ def add_gradient(
 
 
 def finish(
-    sums: Tensor, rows: Rows, side: int, start: int, stop: int, pull: Tensor, gain: Tensor, gradient: Tensor
+    sums: Tensor,
+    rows: Rows,
+    side: int,
+    start: int,
+    stop: int,
+    pull: Tensor,
+    gain: Tensor,
+    gradient: Tensor,
+    config: BlockConfig,
 ) -> None:
     """Turn the sums of rows start:stop of one side into their gradient; ``gradient`` (n, d) may be the sums' memory."""
     own, other = rows.sides[side][start:stop], rows.sides[1 - side][start:stop]
     num_rows, d = own.shape
-    finish_gradient[(triton.cdiv(num_rows, NORM_ROWS),)](
+    finish_gradient[(triton.cdiv(num_rows, config.row_block),)](
         sums,
         own,
         other,
@@ -238,8 +246,8 @@ def finish(
         d,
         *own.stride(),
         *other.stride(),
-        BLOCK=NORM_ROWS,
-        DEPTH=NORM_DEPTH,
+        BLOCK=config.row_block,
+        DEPTH=ROW_DEPTH,
         NORMALIZE=rows.normalize,
         num_warps=4,
     )
