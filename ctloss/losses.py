@@ -58,8 +58,9 @@ def _reference(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Probl
         )
         if form == "ratio":
             rows = rows - rows.detach() + 1
-        loss = {"mean": rows.mean, "sum": rows.sum, "none": rows.clone}[problem.reduction]()
-        return loss.to(torch.promote_types(x.dtype, torch.float32))
+        if problem.reduction != "none":
+            rows = rows.mean() if problem.reduction == "mean" else rows.sum()
+        return rows.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _loss(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from . import checks
@@ -27,10 +28,7 @@ class _PairLoss(nn.Module):
         checks.option("reduction", reduction, checks.REDUCTIONS)
         checks.option("precision", precision, checks.PRECISIONS)
         checks.option("impl", impl, checks.IMPLS)
-        if isinstance(temperature, Tensor):
-            checks.temperature(temperature, temperature.device)
-        else:
-            checks.temperature(temperature, checks.torch.device("cpu"))
+        checks.temperature(temperature, temperature.device if isinstance(temperature, Tensor) else torch.device("cpu"))
         # A parameter is registered by the assignment itself, a plain tensor has to be named a buffer to move along.
         if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
             self.register_buffer("temperature", temperature)

@@ -253,13 +253,13 @@ def fused(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Problem, f
         >>> fused(torch.eye(2), torch.eye(2), 1.0, problem, "log", "torch")
         tensor(-1.2274)
     """
-    learnable = isinstance(temperature, Tensor)
+    learnable = temperature if isinstance(temperature, Tensor) else None
     recording = torch.is_grad_enabled()
     loss: Tensor = torch.ops.ctloss.contrastive(
         x,
         y,
-        temperature if learnable else None,
-        math.nan if learnable else float(temperature),
+        learnable,
+        float(temperature) if learnable is None else math.nan,
         problem.loss,
         problem.negatives,
         problem.normalize,
@@ -270,6 +270,6 @@ def fused(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Problem, f
         problem.workspace,
         recording and x.requires_grad,
         recording and y.requires_grad,
-        recording and learnable and temperature.requires_grad,
+        recording and learnable is not None and learnable.requires_grad,
     )[0]
     return loss

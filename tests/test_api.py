@@ -113,9 +113,7 @@ def test_opcheck(impl: str, reduction: str) -> None:
     x, y = batch(dtype=torch.float32)
     tau = torch.tensor(0.2, device=DEVICE, requires_grad=True)
     options = ("cz_nce", "both", True, reduction, "log", "highest", impl, 1 << 28)
-    torch.library.opcheck(
-        torch.ops.ctloss.contrastive.default, (x, y, tau, math.nan, *options, True, True, True), rtol=1e-4, atol=1e-5
-    )
+    torch.library.opcheck(torch.ops.ctloss.contrastive.default, (x, y, tau, math.nan, *options, True, True, True))
     torch.library.opcheck(
         torch.ops.ctloss.contrastive.default, (x, y.detach(), None, 0.1, *options, True, False, False)
     )

@@ -207,7 +207,8 @@ def test_held_out_words_never_train(tmp_path: Path, tokenizer: PreTrainedTokeniz
     build(tmp_path, tokenizer, corpus)
     every = WPSDataset(tmp_path, held_out_share=0.4, held_out_seed=seed)
     trained = WPSDataset(tmp_path, require_words=True, held_out_share=0.4, held_out_seed=seed)
-    kept, left_out = set(), set()
+    kept: set[tuple[str, str]] = set()
+    left_out: set[tuple[str, str]] = set()
     with_words = []
     for index, row in enumerate(rows_of(tmp_path)):
         out = held_out(np.array(row["word_types"], dtype=np.uint64), 0.4, seed)
