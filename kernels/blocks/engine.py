@@ -7,8 +7,10 @@ host, so that calls can be captured in a CUDA graph, and every sum has a fixed o
 from __future__ import annotations
 
 import math
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST_ARCH = 80
+OLDEST_TORCH, OLDEST_TRITON = (2, 11), (3, 6)
 LOG2_E = 1 / math.log(2)
 
 
@@ -30,8 +33,9 @@ def unsupported(dtype: torch.dtype, device_type: str, n: int, d: int, problem: P
     """Why this path cannot run on such inputs, or None if it can."""
     if dtype not in DTYPES:
         return f"the Triton path takes float32, float16 or bfloat16 embeddings, got {dtype}"
-    if find_spec("triton") is None:
-        return "triton is not installed (pip install 'ctloss[triton]')"
+    why_not = _software()
+    if why_not is not None:
+        return why_not
     from .launch import interpreted
 
     if interpreted():
@@ -47,6 +51,22 @@ def unsupported(dtype: torch.dtype, device_type: str, n: int, d: int, problem: P
         return "the Triton path's configurations are for NVIDIA GPUs, and this is a ROCm build of torch"
     if _arch() < OLDEST_ARCH:
         return f"the Triton path needs compute capability 8.0 or later, got {_arch() / 10}"
+    return None
+
+
+@cache
+def _software() -> str | None:
+    """What is missing or too old among the packages; asked before the kernels are imported, which need it."""
+    if find_spec("triton") is None:
+        return "triton is not installed (pip install 'ctloss[triton]')"
+    import triton
+
+    for name, found, oldest in (
+        ("torch", torch.__version__, OLDEST_TORCH),
+        ("triton", triton.__version__, OLDEST_TRITON),
+    ):
+        if tuple(int(part) for part in re.findall(r"\d+", found)[:2]) < oldest:
+            return f"the Triton path needs {name} {oldest[0]}.{oldest[1]} or later, found {found}"
     return None
 
 
