@@ -286,7 +286,7 @@ def test_powers_of_two_are_exact_and_rows_know_theirs() -> None:
     assert times_power_of_two(tiny.clone(), exponents).flatten().tolist() == [0.5, 0.5]
     rows = prepare(tiny, tiny.flip(0), True)
     assert rows.stacked.flatten().tolist() == [1.0] * 4
-    assert rows.positive.tolist() == [1.0, 1.0]
+    assert rows.similarities().tolist() == [1.0, 1.0]
 
 
 def test_refuses_what_it_cannot_run() -> None:

@@ -98,7 +98,7 @@ def optimistic(
         if moment is not None and unshifted is not None:
             unshifted.mul_(entries)
             add_sums(moment, unshifted, panel)
-    both_ways = logits.positive.repeat(2)
+    both_ways = logits.positive().repeat(2)
     positive.copy_(torch.exp2(both_ways - shift))
     torch.div(total, positive, out=phi)
     per_sum.copy_(total + positive if loss == "info_nce" else total).reciprocal_().mul_(2.0**SCALE_BITS)
@@ -141,7 +141,7 @@ def running(logits: Logits, layout: Layout, loss: str, *, keep: bool, tilt: bool
             if moment is not None:
                 exponentials.mul_(part)
                 moment[rows] = moment[rows] * shrink + exponentials.sum(dim)
-    both_ways = logits.positive.repeat(2)
+    both_ways = logits.positive().repeat(2)
     lse = torch.log2(total).double() + maximum.double()
     z = (lse - both_ways) * LN2
     info = loss == "info_nce"

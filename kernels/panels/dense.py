@@ -1,8 +1,8 @@
 """All logits at once, square: the short path for small batches, where calls into PyTorch cost more than arithmetic.
 
 The formulas are the optimistic pass's and the panels' gradient, written for few calls: one product forms the logits,
-one strided view reaches every excluded pair and another every positive, one reading back guards the range, and the
-positive's term of the gradient is an entry of the weights.
+one strided view reaches every excluded pair and another every positive, one or two readings back guard the range, and
+the positive's term of the gradient is an entry of the weights.
 """
 
 from __future__ import annotations
@@ -36,37 +36,41 @@ def solve(
         The statistics and both gradients times ``2nτ · 2^30``, or ``None`` if a statistic left the normal numbers.
     """
     n, symmetric, info = logits.n, logits.symmetric, loss == "info_nce"
-    entries = logits.square()
+    entries, pairs = logits.square()
     unshifted = entries.clone() if tilt else None
     if shift:
         entries.sub_(shift)
     _excluded(entries.exp2_(), n).zero_()
-    pairs = logits.positive
-    statistics = entries.new_empty((4, 2 * n))
-    positive, total, phi, per_sum = statistics.unbind()
-    positive.view(2, n).copy_(torch.exp2(pairs - shift if shift else pairs))
-    _sums(entries, total, n)
-    torch.div(total, positive, out=phi)
-    torch.div(_SCALE, torch.add(total, positive) if info else total, out=per_sum)
-    if not is_normal(statistics):
+    total = _sums(entries, n)
+    positive = torch.exp2(pairs - shift if shift else pairs).repeat(2)
+    phi = total / positive
+    per_sum = torch.div(_SCALE, (total + positive).to(total.dtype) if info else total)
+    if not _in_range(total, phi, per_sum, info=info, cosines=logits.rows.norms is not None):
         return None
-    z = torch.log(phi)
+    z = torch.log(phi).to(total.dtype)
+    rows = torch.log1p(phi).to(total.dtype) if info else z
     weight = per_sum * total
     moment = None
     if unshifted is not None:
-        moment = torch.empty_like(total)
-        _sums(unshifted.mul_(entries), moment, n)
-        moment.div_(total).sub_(pairs.repeat(2)).mul_(LN2)
-    found = Denominators(z, torch.log1p(phi) if info else z, None, weight, per_sum, shift, moment, None)
+        moment = _sums(unshifted.mul_(entries), n).div_(total).sub_(pairs.repeat(2)).mul_(LN2)
+    found = Denominators(z, rows, None, weight, per_sum, shift, moment, None)
     if not (need_x or need_y):
         return found, None, None
-    columns, rows = (per_sum, per_sum) if symmetric else (per_sum[n:], per_sum[:n])
-    entries.mul_(rows.unsqueeze(1) + columns)
+    above, beside = (per_sum, per_sum) if symmetric else (per_sum[n:], per_sum[:n])
+    entries.mul_(beside.unsqueeze(1) + above)
     if info:
         _positives(entries, n).copy_(weight.view(2, n).sum(0).neg_())
     else:
         _positives(entries, n).fill_(-2 * SCALE)
     return found, *_gradients(entries, logits, need_x, need_y)
+
+
+def _in_range(total: Tensor, phi: Tensor, per_sum: Tensor, *, info: bool, cosines: bool) -> bool:
+    """Whether exponentials stayed normal numbers, in as few readings as tell it.
+
+    Weights over sums bound the sums where nothing else is in them; φ, in float64, is in danger only without cosines.
+    """
+    return is_normal(per_sum) and (not info or is_normal(total)) and (cosines or is_normal(phi))
 
 
 def _gradients(weights: Tensor, logits: Logits, need_x: bool, need_y: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -76,8 +80,8 @@ def _gradients(weights: Tensor, logits: Logits, need_x: bool, need_y: bool) -> t
     if logits.symmetric and need_x and need_y and norms is not None:
         # Both sides at once, parted by the division.
         both = torch.mm(weights, centred).addcmul_(weights.sum(1, keepdim=True), centre)
-        both, lengths = remove_radial(both, rows).view(2, n, -1), norms.view(2, n, 1)
-        return both[0] / lengths[0], both[1] / lengths[1]
+        (x, y), (lengths_x, lengths_y) = remove_radial(both, rows).chunk(2), norms.chunk(2)
+        return x / lengths_x, y / lengths_y
     x, y = centred.chunk(2)
     top, columns = (weights[:n], centred) if logits.symmetric else (weights, y)
     bottom, others = (weights[n:], centred) if logits.symmetric else (weights.t(), x)
@@ -101,9 +105,6 @@ def _positives(entries: Tensor, n: int) -> Tensor:
     return entries.as_strided((2, n), (n * (2 * n - 1), 2 * n + 1), n)
 
 
-def _sums(entries: Tensor, out: Tensor, n: int) -> None:
-    if len(entries) == n:
-        torch.sum(entries, 1, out=out[:n])
-        torch.sum(entries, 0, out=out[n:])
-    else:
-        torch.sum(entries, 1, out=out)
+def _sums(entries: Tensor, n: int) -> Tensor:
+    """Sums over every row's negatives, ``(2n,)``."""
+    return torch.cat((entries.sum(1), entries.sum(0))) if len(entries) == n else entries.sum(1)

@@ -103,8 +103,8 @@ def forward(
     plan = _layout(n, d, x.dtype, x.device.type, problem)
     held = holds_gradient(problem)
     with ExactProducts(x.device.type):
-        rows = prepare(x, y, problem.normalize)
-        logits = Logits(rows, n, plan.symmetric, base2_scale(temperature), double=needs_double(n, problem.reduction))
+        rows = prepare(x, y, problem.normalize, precise=needs_double(n, problem.reduction))
+        logits = Logits(rows, n, plan.symmetric, base2_scale(temperature))
         found, grad_x, grad_y = _solve(
             logits,
             plan,
@@ -212,9 +212,9 @@ def _backward_by_row(
     bits = torch.where((largest > 0) & torch.isfinite(largest), torch.floor(torch.log2(largest)), 0.0)
     weight = times_power_of_two(weight, SCALE_BITS - bits).to(stats.dtype)
     with ExactProducts(x.device.type):
-        rows = prepare(x, y, problem.normalize)
+        rows = prepare(x, y, problem.normalize, precise=needs_double(n, "sum"))
         plan = _layout(n, d, x.dtype, x.device.type, problem)
-        logits = Logits(rows, n, plan.symmetric, base2_scale(temperature), double=needs_double(n, "sum"))
+        logits = Logits(rows, n, plan.symmetric, base2_scale(temperature))
         per_sum, shift = _per_sum(logits, weight, lse, problem)
         grad_x, grad_y = accumulate(
             logits, plan, weight, per_sum=per_sum, lse=lse, shift=shift, kept=None, need_x=need_x, need_y=need_y
@@ -270,7 +270,7 @@ def _lse(found: Denominators, logits: Logits) -> Tensor:
     """Base-2 log-sum-exps over the negatives."""
     if found.lse is not None:
         return found.lse
-    return (found.z.double() / LN2 + logits.positive.repeat(2)).to(found.z.dtype)
+    return (found.z.double() / LN2 + logits.positive().repeat(2)).to(found.z.dtype)
 
 
 def _shift(logits: Logits, problem: Problem) -> float | None:

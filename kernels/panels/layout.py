@@ -80,9 +80,9 @@ class Layout:
 def layout(n: int, d: int, dtype: torch.dtype, device_type: str, problem: Problem) -> Layout:
     """Choose the panels: a pure function of shape, dtype, device type and options.
 
-    The workspace holds two copies of the rows in the accumulation dtype, one centred, two panels of scratch,
-    the float64 tiles of row losses returned one by one and, if they fit beside those, all panels. Where even the
-    shortest panels do not fit, they are used all the same.
+    The workspace holds two copies of the rows in the accumulation dtype, one centred, two panels of scratch and, if
+    they fit beside those, all panels; where row losses are returned one by one, also the rows and a tile in float64.
+    Where even the shortest panels do not fit, they are used all the same.
 
     Args:
         n: pairs.
@@ -101,13 +101,15 @@ def layout(n: int, d: int, dtype: torch.dtype, device_type: str, problem: Proble
     """
     symmetric = problem.negatives == "both"
     item = accumulation_dtype(dtype).itemsize
-    spare = problem.workspace // item - 4 * n * d
+    one_by_one = problem.reduction == "none"
+    # Two copies of the rows, and where row losses are returned one by one a third of twice the width.
+    spare = problem.workspace // item - (8 if one_by_one else 4) * n * d
     width = 2 * n if symmetric else n
     tallest = TALLEST if n >= 512 else 128
-    # Words of float64: a tile of logits and both its factors.
-    tile, factors = (2 * TILE, 2 * TILE * d) if problem.reduction == "none" else (0, 0)
-    height = max(SHORTEST, min(tallest, n, (spare - factors) // (2 * width + tile + 2 * (tile and d))))
+    # A row of two panels, and of a float64 tile.
+    row = 2 * width + (2 * TILE if one_by_one else 0)
+    height = max(SHORTEST, min(tallest, n, spare // row))
     candidate = Layout(n, symmetric, height, keep=True, dense=False)
-    keep = problem.reduction != "none" and candidate.entries + 2 * height * width <= spare
+    keep = not one_by_one and candidate.entries + 2 * height * width <= spare
     dense = device_type == "cpu" and width <= DENSE_ROWS and 3 * width * width <= spare
     return Layout(n, symmetric, height, keep, dense)

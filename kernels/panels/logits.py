@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from .layout import TILE, Panel
-from .rows import FEW_ROWS, Rows
+from .rows import Rows
 
 CHUNK = 64
+FEW_ROWS = 64
 
 LOG2E = math.log2(math.e)
 LN2 = math.log(2.0)
@@ -26,24 +27,22 @@ class Logits:
         n: pairs.
         symmetric: negatives of both languages; a row is then no negative of itself.
         scale: ``log2(e) / τ``, a number, or a 0-d tensor where τ lives on the device.
-        double: form the products in float64 before rounding them.
     """
 
     rows: Rows
     n: int
     symmetric: bool
     scale: float | Tensor
-    double: bool
 
-    @property
     def positive(self) -> Tensor:
         """``(n,)`` base-2 logits of the pairs, float64."""
-        return self.rows.positive * self.scale
+        return self.rows.similarities() * self.scale
 
     def form(self, left: slice, right: slice, out: Tensor) -> Tensor:
         """Write the logits of some rows against others.
 
-        Products of unit rows with cosine near 1 err by up to 6e-7; summed 64 columns at a time, by a third of that.
+        In float64 if the rows are at hand in it. Otherwise products of unit rows with cosine near 1 err by up to 6e-7;
+        summed 64 columns at a time, by a third of that.
 
         Args:
             left: stacked rows.
@@ -53,13 +52,12 @@ class Logits:
         Returns:
             ``out``.
         """
-        rows = self.rows.stacked
-        if self.double and rows.dtype != torch.float64:
-            tall = rows[left].double()
+        precise, rows = self.rows.precise, self.rows.stacked
+        if precise is not None:
             for start in range(right.start, right.stop, TILE):
-                wide = rows[start : min(start + TILE, right.stop)].double().t()
+                wide = precise[start : min(start + TILE, right.stop)].t()
                 first = start - right.start
-                out[:, first : first + wide.shape[1]] = torch.mm(tall, wide).mul_(self.scale)
+                out[:, first : first + wide.shape[1]] = torch.mm(precise[left], wide).mul_(self.scale)
             return out
         tall, wide = rows[left], rows[right].t()
         alpha = 1.0 if isinstance(self.scale, Tensor) else self.scale
@@ -68,14 +66,16 @@ class Logits:
             torch.addmm(out, tall[:, part], wide[part], beta=int(start > 0), alpha=alpha, out=out)
         return out.mul_(self.scale) if isinstance(self.scale, Tensor) else out
 
-    def square(self) -> Tensor:
-        """All logits: of the stacked rows with themselves if symmetric, else of x's rows with y's."""
-        if self.rows.precise is not None:
-            left, right = (self.rows.precise,) * 2 if self.symmetric else self.rows.precise.chunk(2)
-            return torch.mm(left, right.t()).mul_(self.scale).to(self.rows.stacked.dtype)
+    def square(self) -> tuple[Tensor, Tensor]:
+        """All logits, stacked rows by themselves if symmetric, else x's rows by y's; and :meth:`positive`."""
+        precise, dtype = self.rows.precise, self.rows.stacked.dtype
+        if precise is not None:
+            left, right = (precise, precise) if self.symmetric else precise.chunk(2)
+            logits = torch.mm(left, right.t()).mul_(self.scale)
+            return logits.to(dtype), logits.diagonal(self.n if self.symmetric else 0)
         size = 2 * self.n if self.symmetric else self.n
         out = self.rows.stacked.new_empty((size, size))
-        return self.form(slice(0, size), slice(2 * self.n - size, 2 * self.n), out)
+        return self.form(slice(0, size), slice(2 * self.n - size, 2 * self.n), out), self.positive()
 
     def fill(self, panel: Panel, scratch: Tensor) -> Tensor:
         """Write a panel's logits, all pairs included.

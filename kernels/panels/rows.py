@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 LARGEST_EXPONENT = 30
-FEW_ROWS = 64
 BLOCK_ENTRIES = 1 << 15
 
 
@@ -25,17 +24,24 @@ class Rows:
 
     Attributes:
         stacked: ``(2n, d)`` in the accumulation dtype; unit or zero rows if normalised.
-        precise: the same in float64 for batches of few rows, whose logits are formed in it; else ``None``.
-        positive: ``(n,)`` similarities of the pairs, float64.
+        precise: the same in float64 if logits are to be formed in it and the accumulation dtype is narrower.
+        positive: ``(n,)`` similarities of the pairs, float64; ``None`` if ``precise`` is there to form them from.
         norms: ``(2n, 1)`` lengths of the rescaled rows, infinite for a zero row; ``None`` if not normalised.
         exponents: ``(2n, 1)`` powers of two the raw rows were multiplied by; ``None`` if none was.
     """
 
     stacked: Tensor
     precise: Tensor | None
-    positive: Tensor
+    positive: Tensor | None
     norms: Tensor | None
     exponents: Tensor | None
+
+    def similarities(self) -> Tensor:
+        """``(n,)`` similarities of the pairs, float64."""
+        if self.positive is not None:
+            return self.positive
+        assert self.precise is not None
+        return torch.linalg.vecdot(*self.precise.chunk(2))
 
     def centre(self) -> Tensor:
         """The mean row where all rows are about as long, else zero: by it a zero row would gain a size of its own."""
@@ -64,7 +70,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def prepare(x: Tensor, y: Tensor, normalize: bool) -> Rows:
+def prepare(x: Tensor, y: Tensor, normalize: bool, *, precise: bool = False) -> Rows:
     """Stack the rows, normalise them if asked, and multiply the pairs.
 
     All of it is done in float64, some ten thousand entries at a time, because errors here do not average out: a
@@ -77,6 +83,7 @@ def prepare(x: Tensor, y: Tensor, normalize: bool) -> Rows:
         x: ``(n, d)``.
         y: ``(n, d)``.
         normalize: divide each row by its norm.
+        precise: keep the rows in float64 too.
 
     Returns:
         The :class:`Rows`.
@@ -89,25 +96,30 @@ def prepare(x: Tensor, y: Tensor, normalize: bool) -> Rows:
     """
     n, d = x.shape
     dtype = accumulation_dtype(x.dtype)
+    precise = precise and dtype != torch.float64
     block = max(1, BLOCK_ENTRIES // d)
     if n <= block:
-        rows, positive, norms, exponents = _prepare_block(x, y, normalize)
+        rows, norms, exponents = _prepare_block(x, y, normalize)
         return Rows(
             rows.to(dtype),
-            rows if 2 * n <= FEW_ROWS else None,
-            positive,
+            rows if precise else None,
+            None if precise else torch.linalg.vecdot(*rows.chunk(2)),
             None if norms is None else norms.to(dtype),
             None if exponents is None else exponents.to(dtype),
         )
     stacked = torch.empty((2, n, d), dtype=dtype, device=x.device)
+    widened = torch.empty((2, n, d), dtype=torch.float64, device=x.device) if precise else None
     positive = torch.empty(n, dtype=torch.float64, device=x.device)
     norms = torch.empty((2, n, 1), dtype=dtype, device=x.device)
     exponents = torch.zeros_like(norms)
     rescaled = False
     for start in range(0, n, block):
         part = slice(start, min(start + block, n))
-        rows, positive[part], block_norms, block_exponents = _prepare_block(x[part], y[part], normalize)
+        rows, block_norms, block_exponents = _prepare_block(x[part], y[part], normalize)
+        positive[part] = torch.linalg.vecdot(*rows.chunk(2))
         stacked[:, part] = rows.view(2, -1, d)
+        if widened is not None:
+            widened[:, part] = rows.view(2, -1, d)
         if block_norms is not None:
             norms[:, part] = block_norms.view(2, -1, 1)
         if block_exponents is not None:
@@ -115,15 +127,15 @@ def prepare(x: Tensor, y: Tensor, normalize: bool) -> Rows:
             rescaled = True
     return Rows(
         stacked.view(2 * n, d),
-        None,
+        None if widened is None else widened.view(2 * n, d),
         positive,
         norms.view(2 * n, 1) if normalize else None,
         exponents.view(2 * n, 1) if rescaled else None,
     )
 
 
-def _prepare_block(x: Tensor, y: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Stacked rows, the pairs' similarities, norms and exponents, all float64."""
+def _prepare_block(x: Tensor, y: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Stacked rows, norms and exponents, all float64."""
     rows = torch.cat((x, y)).double()
     on_cpu = rows.device.type == "cpu"
     norms = exponents = None
@@ -139,7 +151,7 @@ def _prepare_block(x: Tensor, y: Tensor, normalize: bool) -> tuple[Tensor, Tenso
         rows.div_(norms)
     elif not (on_cpu and _within(rows, -sys.float_info.max, sys.float_info.max)):
         rows.add_(_largest(rows).mul_(0))
-    return rows, torch.linalg.vecdot(*rows.chunk(2)), norms, exponents
+    return rows, norms, exponents
 
 
 def _within(tensor: Tensor, low: float, high: float) -> bool:
