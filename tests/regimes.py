@@ -67,7 +67,8 @@ def _float64(case: Case) -> tuple[Tensor, Tensor]:
         centre = normal(1)
         x, y = centre + 1e-3 * x, centre + 1e-3 * y
     elif case.regime == "identical":
-        x = y = normal(1).repeat(case.n, 1)
+        x = normal(1).repeat(case.n, 1)
+        y = x.clone()
     elif case.regime == "zeros":
         x[0] = 0
         y[-1] = 0
