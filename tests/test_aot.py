@@ -27,11 +27,12 @@ KERNELS = {
 }
 # Cosines take more registers than dot products; rows that are no multiple of 16 bytes have tiles of their own.
 CALLS = [
-    "bfloat16 d=768 cosine",
-    "float16 d=768 cosine",
-    "bfloat16 d=768 dot",
-    "float32 d=768 cosine",
-    "bfloat16 d=75 cosine",
+    "bfloat16 n=1500 d=768 cosine",
+    "float16 n=1500 d=768 cosine",
+    "bfloat16 n=1500 d=768 dot",
+    "float32 n=1500 d=768 cosine",
+    "bfloat16 n=300 d=768 cosine",
+    "bfloat16 n=1500 d=75 cosine",
 ]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from regimes import REGIMES, Case, cases
 
 import ctloss
-from ctloss.kernels.blocks import engine
+from ctloss.kernels.blocks import config, engine
 from ctloss.kernels.problem import Problem
 
 ON_GPU = torch.cuda.is_available()
@@ -38,6 +38,15 @@ def test_acceptance(case: Case) -> None:
 
 @pytest.mark.parametrize("case", LARGER, ids=lambda case: f"{case.regime}-{case.n}x{case.d}")
 def test_acceptance_larger(case: Case) -> None:
+    check(case, "triton", DEVICE)
+
+
+@pytest.mark.parametrize("regime", ["random", "collapsed", "zeros"])
+def test_rounded_weights(regime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What large float16 batches use; errors along the row, large in collapsed batches, are projected out."""
+    monkeypatch.setattr(config, "MANY_PAIRS", 2)
+    case = Case(regime, 40, 33, dtype=torch.float16)
+    assert config.choose(case.n, case.d, case.dtype, config.INTERPRETER, problem()).rounds_weights
     check(case, "triton", DEVICE)
 
 

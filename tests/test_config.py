@@ -46,6 +46,8 @@ def test_weights_keep_what_nothing_removes_the_rounding_of() -> None:
     assert configuration(torch.float16, normalize=False).weight_products == "tf32x3"
     assert not configuration(torch.float16, normalize=False).rounds_weights
     assert configuration(torch.float16).rounds_weights
+    few = choose(64, 768, torch.bfloat16, 90, PROBLEM)
+    assert (few.weight_dtype, few.weight_products) == (torch.float32, "tf32x3")
     assert not configuration(torch.bfloat16).rounds_weights
 
 

@@ -14,6 +14,10 @@ Products = Literal["ieee", "tf32x3", "tf32"]
 # Vectors over rows are padded to a multiple of this, so that a tile's loads of them need no mask; tiles divide it.
 ROW_PADDING = 128
 INTERPRETER = 0
+# From so many pairs on, large tiles fill a device, and weights are rounded as the embeddings are. In smaller batches
+# exact weights cost next to nothing, and there a single negative may balance the positive's pull: the error of its
+# rounded weight would be the gradient's.
+MANY_PAIRS = 1024
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,11 @@ class BlockConfig:
 def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> BlockConfig:
     """The configuration for n pairs of d columns on compute capability ``arch`` (90 for 9.0; 0: Triton's interpreter).
 
-    Formats. Half-precision embeddings go to the tensor cores as they are. Beside normalised bfloat16 rows W is
-    bfloat16: the projection removes what its rounding does along the row. float16 rows have 11 significant bits and
-    W a range of exponents that float16 lacks: W is float32 rounded to tf32's 11 bits, a product exact in tf32.
-    Without the projection nothing removes W's rounding, so W is float32 in three tf32 products. float32 embeddings
-    keep float32 weights, and both products follow ``precision``.
+    Formats. Half-precision embeddings go to the tensor cores as they are. Beside many normalised bfloat16 rows W is
+    bfloat16: the projection removes what its rounding does along the row, and the rest averages out. float16 rows have
+    11 significant bits and W a range of exponents that float16 lacks: W is float32 rounded to tf32's 11 bits, a product
+    exact in tf32. Without the projection, or where a few weights may make up the gradient, W is float32 in three tf32
+    products. float32 embeddings keep float32 weights, and both products follow ``precision``.
 
     >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 2**28)
     >>> choose(4096, 768, torch.bfloat16, 90, problem).block
@@ -87,18 +91,20 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
     products: Products = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[problem.precision]  # type: ignore[assignment]
     weight_dtype, weight_products = torch.float32, products
     if half:
-        weight_products = "tf32" if problem.normalize else "tf32x3"
-        if problem.normalize and dtype == torch.bfloat16:
+        short = problem.normalize and n >= MANY_PAIRS
+        weight_products = "tf32" if short else "tf32x3"
+        if short and dtype == torch.bfloat16:
             weight_dtype = torch.bfloat16
     # Rows that do not begin at multiples of 16 bytes cannot be copied to shared memory past the registers.
     aligned = d * dtype.itemsize % 16 == 0
     rescale = problem.normalize and dtype != torch.float16
+    # Larger tiles spill: of float16 rows from compute capability 10.0 on, of rows that pass through registers anywhere.
     if arch == INTERPRETER:
         tile = {"block": 32, "depth": 64, "num_warps": 4, "num_stages": 1}
-    elif half and aligned:
+    elif half and aligned and n >= MANY_PAIRS and (dtype == torch.bfloat16 or arch < 100):
         tile = {"block": 128, "depth": 64, "num_warps": 8, "num_stages": 3}
     else:
-        tile = {"block": 64, "depth": 32, "num_warps": 4, "num_stages": 2}
+        tile = {"block": 64, "depth": 32 if aligned else 16, "num_warps": 8, "num_stages": 2}
     if arch == INTERPRETER:
         gemm = {"gemm_rows": 32, "gemm_columns": 128, "gemm_depth": 32, "gemm_warps": 4, "gemm_stages": 1}
     elif weight_dtype == torch.bfloat16 and aligned:
@@ -116,5 +122,5 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
         rescale=rescale,
         weight_dtype=weight_dtype,
         weight_products=weight_products,
-        row_block=32 if arch == INTERPRETER else 8,
+        row_block=32 if arch == INTERPRETER else 4,
     )
