@@ -8,14 +8,44 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import checks
 from .dispatch import ENGINES, choose
-from .kernels.problem import Problem
+from .kernels.problem import Loss, Negatives, Precision, Problem, Reduction
+
+
+class Options(NamedTuple):
+    """What an operator takes after its tensors, in the schema's order."""
+
+    tau: float
+    loss: Loss
+    negatives: Negatives
+    normalize: bool
+    reduction: Reduction
+    form: str
+    precision: Precision
+    impl: str
+    workspace: int
+    need_x: bool
+    need_y: bool
+    need_temperature: bool
+
+    @property
+    def problem(self) -> Problem:
+        """The part that the paths see."""
+        return _problem(self.loss, self.negatives, self.normalize, self.reduction, self.precision, self.workspace)
+
+    @property
+    def needs(self) -> dict[str, bool]:
+        """Which gradients are asked for, as the paths' keyword arguments."""
+        return {"need_x": self.need_x, "need_y": self.need_y, "need_temperature": self.need_temperature}
+
+
+_problem = lru_cache(maxsize=256)(Problem)
 
 OPTIONS = (
     "float tau, str loss, str negatives, bool normalize, str reduction, str form, str precision, str impl, "
@@ -35,8 +65,6 @@ library.define(
     "contrastive_backward(Tensor upstream, Tensor x, Tensor y, Tensor? temperature, Tensor stats, Tensor held_x, "
     f"Tensor held_y, Tensor held_temperature, {OPTIONS}) -> (Tensor, Tensor, Tensor)"
 )
-
-problem_of = lru_cache(maxsize=256)(Problem)
 
 
 def _temperature(temperature: Tensor | None, tau: float) -> float | Tensor:
@@ -76,107 +104,41 @@ def _reduce(rows: Tensor, reduction: str, form: str) -> Tensor:
     return rows
 
 
-def _contrastive(
-    x: Tensor,
-    y: Tensor,
-    temperature: Tensor | None,
-    tau: float,
-    loss: str,
-    negatives: str,
-    normalize: bool,
-    reduction: str,
-    form: str,
-    precision: str,
-    impl: str,
-    workspace: int,
-    need_x: bool,
-    need_y: bool,
-    need_temperature: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    problem = problem_of(loss, negatives, normalize, reduction, precision, workspace)
+def _contrastive(x: Tensor, y: Tensor, temperature: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
+    given = Options(*options)
+    problem = given.problem
     with _WithoutAutocast(x.device.type):
-        rows, stats, held_x, held_y, held_temperature = ENGINES[choose(x, problem, impl)[0]].forward(
-            x,
-            y,
-            _temperature(temperature, tau),
-            problem,
-            need_x=need_x,
-            need_y=need_y,
-            need_temperature=need_temperature,
-        )
-        return _reduce(rows, reduction, form), stats, held_x, held_y, held_temperature
+        engine = ENGINES[choose(x, problem, given.impl)[0]]
+        rows, *rest = engine.forward(x, y, _temperature(temperature, given.tau), problem, **given.needs)
+        return _reduce(rows, given.reduction, given.form), *rest
 
 
-def _contrastive_fake(
-    x: Tensor,
-    y: Tensor,
-    temperature: Tensor | None,
-    tau: float,
-    loss: str,
-    negatives: str,
-    normalize: bool,
-    reduction: str,
-    form: str,
-    precision: str,
-    impl: str,
-    workspace: int,
-    need_x: bool,
-    need_y: bool,
-    need_temperature: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    problem = problem_of(loss, negatives, normalize, reduction, precision, workspace)
-    engine = ENGINES[choose(x, problem, impl)[0]]
+def _contrastive_fake(x: Tensor, y: Tensor, temperature: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
+    given = Options(*options)
+    problem = given.problem
+    engine = ENGINES[choose(x, problem, given.impl)[0]]
     n, d = x.shape
     new = x.new_empty
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     held = engine.holds_gradient(problem)
     return (
-        new((2 * n,) if reduction == "none" else (), dtype=dtype),
+        new((2 * n,) if given.reduction == "none" else (), dtype=dtype),
         new(engine.stats_shape(n, d, problem), dtype=dtype),
-        new((n, d) if held and need_x else (0,), dtype=dtype),
-        new((n, d) if held and need_y else (0,), dtype=dtype),
-        new(() if held and need_temperature else (0,), dtype=dtype),
+        new((n, d) if held and given.need_x else (0,), dtype=dtype),
+        new((n, d) if held and given.need_y else (0,), dtype=dtype),
+        new(() if held and given.need_temperature else (0,), dtype=dtype),
     )
 
 
 def _contrastive_backward(
-    upstream: Tensor,
-    x: Tensor,
-    y: Tensor,
-    temperature: Tensor | None,
-    stats: Tensor,
-    held_x: Tensor,
-    held_y: Tensor,
-    held_temperature: Tensor,
-    tau: float,
-    loss: str,
-    negatives: str,
-    normalize: bool,
-    reduction: str,
-    form: str,
-    precision: str,
-    impl: str,
-    workspace: int,
-    need_x: bool,
-    need_y: bool,
-    need_temperature: bool,
+    upstream: Tensor, x: Tensor, y: Tensor, temperature: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    problem = problem_of(loss, negatives, normalize, reduction, precision, workspace)
+    intermediate, given = rest[:4], Options(*rest[4:])
+    problem = given.problem
     with _WithoutAutocast(x.device.type):
-        grad_x, grad_y, slope = ENGINES[choose(x, problem, impl)[0]].backward(
-            upstream,
-            x,
-            y,
-            _temperature(temperature, tau),
-            stats,
-            held_x,
-            held_y,
-            held_temperature,
-            problem,
-            need_x=need_x,
-            need_y=need_y,
-            need_temperature=need_temperature,
-        )
+        engine = ENGINES[choose(x, problem, given.impl)[0]]
+        tau = _temperature(temperature, given.tau)
+        grad_x, grad_y, slope = engine.backward(upstream, x, y, tau, *intermediate, problem, **given.needs)
     if slope is not None and temperature is not None:
         slope = slope.to(device=temperature.device, dtype=temperature.dtype).reshape(temperature.shape)
     return (
@@ -187,38 +149,36 @@ def _contrastive_backward(
 
 
 def _contrastive_backward_fake(
-    upstream: Tensor,
-    x: Tensor,
-    y: Tensor,
-    temperature: Tensor | None,
-    *rest: Any,
+    upstream: Tensor, x: Tensor, y: Tensor, temperature: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    need_x, need_y, need_temperature = rest[-3:]
+    given = Options(*rest[4:])
     return (
-        x.new_empty(x.shape if need_x else 0),
-        y.new_empty(y.shape if need_y else 0),
-        torch.empty_like(temperature) if need_temperature and temperature is not None else x.new_empty(0),
+        x.new_empty(x.shape if given.need_x else 0),
+        y.new_empty(y.shape if given.need_y else 0),
+        torch.empty_like(temperature) if given.need_temperature and temperature is not None else x.new_empty(0),
     )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, y, temperature, *options = inputs
     _, *intermediate = output
+    # Nothing is differentiated through the intermediates: zeros of their size would be made for it on every backward.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, y, temperature, *intermediate)
-    ctx.options = options
+    ctx.options = Options(*options)
 
 
-def _differentiate(ctx: Any, upstream: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return (None,) * (3 + len(ctx.options))
     x, y, temperature, *intermediate = ctx.saved_tensors
-    need_x, need_y, need_temperature = ctx.options[-3:]
-    grad_x, grad_y, slope = torch.ops.ctloss.contrastive_backward(
-        upstream, x, y, temperature, *intermediate, *ctx.options
-    )
+    given = ctx.options
+    grad_x, grad_y, slope = torch.ops.ctloss.contrastive_backward(upstream, x, y, temperature, *intermediate, *given)
     return (
-        grad_x if need_x else None,
-        grad_y if need_y else None,
-        slope if need_temperature else None,
-        *[None] * len(ctx.options),
+        grad_x if given.need_x else None,
+        grad_y if given.need_y else None,
+        slope if given.need_temperature else None,
+        *[None] * len(given),
     )
 
 
@@ -253,23 +213,24 @@ def fused(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Problem, f
         >>> fused(torch.eye(2), torch.eye(2), 1.0, problem, "log", "torch")
         tensor(-1.2274)
     """
-    learnable = temperature if isinstance(temperature, Tensor) else None
     recording = torch.is_grad_enabled()
-    loss: Tensor = torch.ops.ctloss.contrastive(
-        x,
-        y,
-        learnable,
-        float(temperature) if learnable is None else math.nan,
-        problem.loss,
-        problem.negatives,
-        problem.normalize,
-        problem.reduction,
-        form,
-        problem.precision,
-        impl,
-        problem.workspace,
-        recording and x.requires_grad,
-        recording and y.requires_grad,
-        recording and learnable is not None and learnable.requires_grad,
-    )[0]
+    if torch.compiler.is_compiling() and not isinstance(temperature, Tensor):
+        # As a number it would be compiled in, and an annealed one compiled anew at every step.
+        temperature = torch.full((), temperature, dtype=torch.float64)
+    learnable = temperature if isinstance(temperature, Tensor) else None
+    options = Options(
+        tau=math.nan if isinstance(temperature, Tensor) else temperature,
+        loss=problem.loss,
+        negatives=problem.negatives,
+        normalize=problem.normalize,
+        reduction=problem.reduction,
+        form=form,
+        precision=problem.precision,
+        impl=impl,
+        workspace=problem.workspace,
+        need_x=recording and x.requires_grad,
+        need_y=recording and y.requires_grad,
+        need_temperature=recording and learnable is not None and learnable.requires_grad,
+    )
+    loss: Tensor = torch.ops.ctloss.contrastive(x, y, learnable, *options)[0]
     return loss

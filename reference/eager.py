@@ -26,14 +26,33 @@ def unit_rows(rows: Tensor) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]], dtype=torch.float64)
     """
-    largest = rows.detach().abs().amax(dim=1, keepdim=True)
-    zero = largest == 0
-    _, exponent = torch.frexp(largest.masked_fill(zero, 1.0))
-    # Two factors: 2^-exponent itself overflows for the smallest representable rows.
-    half = torch.div(exponent, 2, rounding_mode="floor")
-    near_one = rows * torch.exp2(-half.to(rows.dtype)) * torch.exp2((half - exponent).to(rows.dtype))
+    near_one, _, _ = near_one_by_powers_of_two(rows)
+    zero = (near_one.detach() == 0).all(dim=1, keepdim=True)
     safe = near_one.masked_fill(zero, 1.0)
     return (near_one / torch.linalg.vector_norm(safe, dim=1, keepdim=True)).masked_fill(zero, 0.0)
+
+
+def near_one_by_powers_of_two(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows brought near 1 by exact powers of two, and those powers as two factors.
+
+    One factor alone would overflow for the smallest representable rows.
+
+    Args:
+        rows: ``(n, d)``, any floating dtype.
+
+    Returns:
+        ``(rows * first * second, first, second)``; the factors are ``(n, 1)``, and 1 for a zero row.
+
+    Example:
+        >>> import torch
+        >>> near_one_by_powers_of_two(torch.tensor([[12.0, 3.0]]))[0]
+        tensor([[0.7500, 0.1875]])
+    """
+    largest = rows.detach().abs().amax(dim=1, keepdim=True)
+    _, exponent = torch.frexp(largest.masked_fill(largest == 0, 0.5))
+    half = torch.div(exponent, 2, rounding_mode="floor")
+    first, second = torch.exp2(-half.to(rows.dtype)), torch.exp2((half - exponent).to(rows.dtype))
+    return rows * first * second, first, second
 
 
 def log_ratios(
@@ -101,10 +120,17 @@ def row_losses(
         >>> row_losses(eye, eye, loss="info_nce", temperature=1.0)
         tensor([0.5514, 0.5514, 0.5514, 0.5514], dtype=torch.float64)
     """
+    if loss not in ("cz_nce", "info_nce") or negatives not in ("both", "cross"):
+        raise ValueError(
+            "expected loss 'cz_nce' or 'info_nce' and negatives 'both' or 'cross', "
+            f"got {loss!r} and {negatives!r}; correct the spelling"
+        )
     if isinstance(temperature, Tensor):
         temperature = temperature.to(device=x.device, dtype=dtype).reshape(())
         temperature = torch.where(temperature > 0, temperature, torch.nan)
-    z = log_ratios(x.to(dtype), y.to(dtype), temperature=temperature, negatives=negatives, normalize=normalize)
+    # An infinite entry poisons its row, which a logit of minus infinity alone would not.
+    x, y = (rows.to(dtype) + 0 * rows.detach().to(dtype).abs().amax(dim=1, keepdim=True) for rows in (x, y))
+    z = log_ratios(x, y, temperature=temperature, negatives=negatives, normalize=normalize)
     if loss == "cz_nce":
         return z
     # softplus(z); torch's own returns z itself above 20, which is 2e-9 off.

@@ -1,4 +1,4 @@
-"""The gradients of the losses in closed form, without autograd: no term subtracts two nearly equal numbers."""
+"""The gradients of the losses in closed form, without autograd: no probability minus one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .eager import unit_rows
+from .eager import near_one_by_powers_of_two, unit_rows
 
 
 class Gradients(NamedTuple):
@@ -118,8 +118,8 @@ def closed_form(
     mean_logit = torch.where(softmax > 0, softmax * logits, 0.0).sum(1)
     slope = -(factor * (mean_logit - positive)).sum() / temperature
     if normalize:
-        raw = torch.cat((x.double(), y.double()))
-        norm = torch.linalg.vector_norm(raw, dim=1, keepdim=True)
+        near_one, first, second = near_one_by_powers_of_two(torch.cat((x.double(), y.double())))
+        norm = torch.linalg.vector_norm(near_one, dim=1, keepdim=True)
         tangent = gradient - (gradient * rows).sum(1, keepdim=True) * rows
-        gradient = torch.where(norm > 0, tangent / norm, 0.0)
+        gradient = torch.where(norm > 0, tangent / norm * first * second, 0.0)
     return Gradients(gradient[:n], gradient[n:], slope)

@@ -138,7 +138,7 @@ def forward(
             saved[stats.MOMENT, :, :n] = stats.spread(saved, positive, n)
         saved[stats.LOSS, :, :n] = z
         losses = stats.row_losses(z, problem).reshape(2 * n).float()
-        return losses, saved, x.new_empty(0), x.new_empty(0), x.new_empty(0)
+        return losses, saved, saved.new_empty(0), saved.new_empty(0), saved.new_empty(0)
 
 
 def backward(

@@ -22,7 +22,7 @@ SCALE_BITS = 30
 NORMAL_BITS = {torch.float32: 124, torch.float64: 1000}
 WINDOW = 100.0
 
-EXCLUDED = -(2.0**100)
+EXCLUDED = -(2.0**125)
 """The logit of a pair that is no negative: below all others, and finite, so that its exponential times it is zero. A
 row that has met no negative yet may have it for its maximum; the first negative multiplies such a sum by zero."""
 
