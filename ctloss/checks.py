@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ REDUCTIONS = ("mean", "sum", "none")
 FORMS = ("log", "ratio")
 PRECISIONS = ("highest", "high", "medium")
 IMPLS = ("auto", "reference", "torch", "triton")
+# Cosines over less than this are logits in the millions, whose float32 differences mean nothing.
+SMALLEST_TEMPERATURE = 1e-6
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -45,7 +48,7 @@ def flag(name: str, value: object) -> None:
         >>> flag("normalize", True)
     """
     if not isinstance(value, bool):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
+        raise TypeError(f"{name}: expected True or False, got {value!r}; pass one of them")
 
 
 def pair(x: Tensor, y: Tensor) -> None:
@@ -64,7 +67,17 @@ def pair(x: Tensor, y: Tensor) -> None:
     """
     for name, rows in (("x", x), ("y", y)):
         if not isinstance(rows, Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor of shape (n, d), got {type(rows).__name__}")
+            raise TypeError(
+                f"{name}: expected a torch.Tensor of shape (n, d), got {type(rows).__name__}; "
+                "torch.as_tensor converts lists and arrays"
+            )
+        if rows.layout != torch.strided:
+            raise TypeError(f"{name}: expected a dense tensor, got {rows.layout}; convert it with .to_dense()")
+        if rows.dtype.is_complex:
+            raise TypeError(
+                f"{name}: expected real numbers, got {rows.dtype}; "
+                "torch.view_as_real(rows).flatten(1) lays real and imaginary parts side by side"
+            )
         if rows.dtype not in DTYPES:
             raise TypeError(
                 f"{name}: expected float32, float64, bfloat16 or float16, got {rows.dtype}; convert it with .float()"
@@ -87,7 +100,7 @@ def pair(x: Tensor, y: Tensor) -> None:
         )
 
 
-def temperature(value: float | Tensor, device: torch.device) -> None:
+def temperature(value: float | Real | Tensor, device: torch.device) -> None:
     """Refuse a temperature that is not a positive number, or not on a device that can be used.
 
     A tensor's value is not looked at here: :func:`positive` checks one on the CPU, and one on another device is never
@@ -111,20 +124,25 @@ def temperature(value: float | Tensor, device: torch.device) -> None:
                 f"temperature: expected a floating-point tensor, got {value.dtype}; convert it with .float()"
             )
         if value.numel() != 1:
-            raise ValueError(f"temperature: expected one element, got shape {tuple(value.shape)}")
+            raise ValueError(
+                f"temperature: expected one element, got shape {tuple(value.shape)}; one temperature serves all rows"
+            )
         if value.device.type != "cpu" and value.device != device:
             raise ValueError(
                 f"temperature: expected a tensor on {device} or on the CPU, got one on {value.device}; "
                 "move it with .to(x.device)"
             )
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"temperature: expected a float or a tensor of one element, got {type(value).__name__}")
+    elif isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(
+            f"temperature: expected a float or a tensor of one element, got {type(value).__name__}; "
+            "convert it with float()"
+        )
     else:
         positive(value)
 
 
-def positive(value: float) -> None:
-    """Refuse a temperature that is not a positive, finite number.
+def positive(value: float | Real) -> None:
+    """Refuse a temperature that is not a positive, finite number, or so small that logits leave single precision.
 
     Raises:
         ValueError: naming what was given.
@@ -132,8 +150,8 @@ def positive(value: float) -> None:
     Example:
         >>> positive(0.07)
     """
-    if not 0 < value < math.inf:
+    if not SMALLEST_TEMPERATURE <= value < math.inf:  # type: ignore[operator]
         raise ValueError(
-            f"temperature: expected a positive, finite number, got {value}; "
+            f"temperature: expected a positive, finite number of at least {SMALLEST_TEMPERATURE}, got {value}; "
             "0.07 is usual, and a learnable one is best kept as the exponential of a parameter"
         )

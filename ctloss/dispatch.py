@@ -20,8 +20,11 @@ def set_workspace_limit(num_bytes: int) -> None:
     """Bound the temporary memory of every later loss call.
 
     The limit covers what a fused path holds beyond its inputs, its outputs and vectors of length 2n: blocks of logits
-    and weights. A larger one lets the CPU path keep its logits between forward and backward; a smaller one makes it
-    recompute them. It does not bound ``impl="reference"``, which holds several N × N matrices.
+    and weights, and the torch path's working copies of the rows (two in the dtype it accumulates in, twice that for
+    ``reduction="none"``), without which that path cannot run at all: where the copies alone exceed the limit, blocks
+    shrink to their smallest and the copies stand. A larger limit lets the CPU path keep its logits between forward and
+    backward; a smaller one makes it form them again. It does not bound ``impl="reference"``, which holds several N × N
+    matrices.
 
     Args:
         num_bytes: at least 1 MiB.
@@ -38,9 +41,9 @@ def set_workspace_limit(num_bytes: int) -> None:
     """
     global _workspace_limit
     if isinstance(num_bytes, bool) or not isinstance(num_bytes, int):
-        raise TypeError(f"num_bytes: expected an int, got {type(num_bytes).__name__}")
+        raise TypeError(f"num_bytes: expected an int, got {type(num_bytes).__name__}; 256 << 20 is 256 MiB")
     if num_bytes < 1 << 20:
-        raise ValueError(f"num_bytes: expected at least {1 << 20} (1 MiB), got {num_bytes}")
+        raise ValueError(f"num_bytes: expected at least {1 << 20} (1 MiB), got {num_bytes}; raise it")
     _workspace_limit = num_bytes
 
 
@@ -149,7 +152,7 @@ def explain(
           computed in: float64
           memory: several 8 x 8 matrices
     """
-    problem = describe(
+    problem = problem_from(
         x,
         y,
         loss=loss,
@@ -173,7 +176,7 @@ def explain(
     return Explanation(path, reason, configuration)
 
 
-def describe(
+def problem_from(
     x: Tensor,
     y: Tensor,
     *,
@@ -194,8 +197,8 @@ def describe(
     Example:
         >>> import torch
         >>> x = torch.zeros(4, 8)
-        >>> describe(x, x, loss="cz_nce", temperature=0.07, negatives="both", normalize=True, reduction="mean",
-        ...          form="log", precision="highest", impl="auto").reduction
+        >>> problem_from(x, x, loss="cz_nce", temperature=0.07, negatives="both", normalize=True, reduction="mean",
+        ...              form="log", precision="highest", impl="auto").reduction
         'mean'
     """
     checks.option("loss", loss, checks.LOSSES)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .dispatch import describe
+from .dispatch import problem_from
 from .kernels.problem import Negatives, Precision, Problem, Reduction
-from .ops import NO_SECOND_DERIVATIVE, fused
+from .ops import fused
 from .reference import row_losses
 
 Form = Literal["log", "ratio"]
@@ -37,7 +37,10 @@ class _Refused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        raise RuntimeError(NO_SECOND_DERIVATIVE)
+        raise RuntimeError(
+            "ctloss: form='ratio' has no second derivative; use form='log', which has the same first one, "
+            "with impl='reference'"
+        )
 
 
 def _reference(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Problem, form: str) -> Tensor:
@@ -66,7 +69,7 @@ def _reference(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Probl
 def _loss(
     loss: str, x: Tensor, y: Tensor, *, form: str, impl: str, temperature: float | Tensor, **options: Any
 ) -> Tensor:
-    problem = describe(x, y, loss=loss, temperature=temperature, form=form, impl=impl, **options)
+    problem = problem_from(x, y, loss=loss, temperature=temperature, form=form, impl=impl, **options)
     if impl == "reference":
         return _reference(x, y, temperature, problem, form)
     return fused(x, y, temperature, problem, form, impl)

@@ -29,6 +29,15 @@ class _PairLoss(nn.Module):
         checks.option("precision", precision, checks.PRECISIONS)
         checks.option("impl", impl, checks.IMPLS)
         checks.temperature(temperature, temperature.device if isinstance(temperature, Tensor) else torch.device("cpu"))
+        if isinstance(temperature, Tensor):
+            if temperature.requires_grad and not temperature.is_leaf:
+                raise ValueError(
+                    "temperature: expected a float, an nn.Parameter or a tensor without history, got the result of a "
+                    "computation, which would be differentiated a second time at the second step; "
+                    "call the function with it instead, at every step"
+                )
+            if temperature.device.type == "cpu":
+                checks.positive(float(temperature.detach()))
         # A parameter is registered by the assignment itself, a plain tensor has to be named a buffer to move along.
         if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
             self.register_buffer("temperature", temperature)

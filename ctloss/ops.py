@@ -219,7 +219,7 @@ def fused(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Problem, f
         temperature = torch.full((), temperature, dtype=torch.float64)
     learnable = temperature if isinstance(temperature, Tensor) else None
     options = Options(
-        tau=math.nan if isinstance(temperature, Tensor) else temperature,
+        tau=math.nan if isinstance(temperature, Tensor) else float(temperature),
         loss=problem.loss,
         negatives=problem.negatives,
         normalize=problem.normalize,

@@ -38,7 +38,7 @@ def describe(dtype: torch.dtype, device_type: str, n: int, d: int, problem: Prob
         >>> describe(torch.float32, "cpu", 512, 256, problem)["logits"]
         '4 panels of 256 rows'
     """
-    plan = _layout(n, d, dtype, device_type, problem)
+    plan = layout(n, d, dtype, device_type, problem)
     return {
         "accumulated in": str(accumulation_dtype(dtype)).removeprefix("torch."),
         "products": "float32 or better at every precision setting",
@@ -100,7 +100,7 @@ def forward(
         tensor([-0.3069, -0.3069, -0.3069, -0.3069])
     """
     n, d = x.shape
-    plan = _layout(n, d, x.dtype, x.device.type, problem)
+    plan = layout(n, d, x.dtype, x.device.type, problem)
     held = holds_gradient(problem)
     with ExactProducts(x.device.type):
         rows = prepare(x, y, problem.normalize, precise=needs_double(n, problem.reduction))
@@ -213,7 +213,7 @@ def _backward_by_row(
     weight = times_power_of_two(weight, SCALE_BITS - bits).to(stats.dtype)
     with ExactProducts(x.device.type):
         rows = prepare(x, y, problem.normalize, precise=needs_double(n, "sum"))
-        plan = _layout(n, d, x.dtype, x.device.type, problem)
+        plan = layout(n, d, x.dtype, x.device.type, problem)
         logits = Logits(rows, n, plan.symmetric, base2_scale(temperature))
         per_sum, shift = _per_sum(logits, weight, lse, problem)
         grad_x, grad_y = accumulate(
@@ -228,10 +228,6 @@ def _backward_by_row(
             gradient = (times_power_of_two(gradient, power) / tau).to(x.dtype)
         gradients.append(gradient)
     return gradients[0], gradients[1], slope
-
-
-def _layout(n: int, d: int, dtype: torch.dtype, device_type: str, problem: Problem) -> Layout:
-    return layout(n, d, dtype, device_type, problem)
 
 
 def _solve(

@@ -6,18 +6,20 @@ tf32 factors, on a CPU through oneDNN. Logits rounded that way are off by up to 
 
 from __future__ import annotations
 
+import threading
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 _BACKENDS = {"cpu": "mkldnn", "cuda": "cuda"}
+_EXACT = ("highest", "ieee", "none")
 
 
 class ExactProducts:
     """A context in which float32 products on the device are exact to float32; the settings are touched only if needed.
 
-    The settings belong to the process: a thread that leaves the context restores them for all.
+    The settings belong to the process: the first thread to enter sets them, the last to leave gives them back.
 
     Args:
         device_type: ``"cpu"`` or ``"cuda"``; elsewhere the context does nothing.
@@ -27,36 +29,62 @@ class ExactProducts:
         ...     product = torch.eye(2) @ torch.eye(2)
     """
 
-    __slots__ = ("_former", "_legacy", "_setting")
+    __slots__ = ("_counted", "_name")
+
+    _lock = threading.Lock()
+    _inside: ClassVar[dict[str, int]] = {}
+    _former: ClassVar[dict[str, str]] = {}
 
     def __init__(self, device_type: str) -> None:
-        name = _BACKENDS.get(device_type)
-        self._setting: Any = getattr(getattr(torch.backends, name), "matmul", None) if name is not None else None
-        # Before torch 2.9 one legacy setting governed every backend.
-        self._legacy = name is not None and not hasattr(self._setting, "fp32_precision")
-        self._former: str | None = None
+        self._name = _BACKENDS.get(device_type)
+        self._counted = False
 
     def __enter__(self) -> None:
-        if self._legacy:
-            former = torch.get_float32_matmul_precision()
-            if former != "highest":
-                self._former = former
-                torch.set_float32_matmul_precision("highest")
-        elif self._setting is not None:
-            former = self._setting.fp32_precision
-            if former not in ("ieee", "none"):
-                self._former = former
-                self._setting.fp32_precision = "ieee"
+        name = self._name
+        # While nobody has changed the settings, an exact one needs neither lock nor count.
+        if name is None or (name not in self._inside and _read(name) in _EXACT):
+            return
+        with self._lock:
+            if name not in self._inside:
+                self._former[name] = _read(name)
+                _write(name, "highest" if _legacy(name) else "ieee")
+            self._inside[name] = self._inside.get(name, 0) + 1
+            self._counted = True
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._former is None:
+        name = self._name
+        if name is None or not self._counted:
             return
-        if self._legacy:
-            torch.set_float32_matmul_precision(self._former)
-            return
-        # "none" inherits a wider setting; prefer it where it gives back what was read.
-        self._setting.fp32_precision = "none"
-        if self._setting.fp32_precision != self._former:
-            self._setting.fp32_precision = self._former
+        with self._lock:
+            self._inside[name] -= 1
+            if self._inside[name]:
+                return
+            del self._inside[name]
+            former = self._former.pop(name)
+            if not _legacy(name):
+                # "none" inherits a wider setting; prefer it where it gives back what was read.
+                _write(name, "none")
+            if _read(name) != former:
+                _write(name, former)
+
+
+def _matmul(name: str) -> Any:
+    return getattr(getattr(torch.backends, name), "matmul", None)
+
+
+def _legacy(name: str) -> bool:
+    """Whether one setting governs every backend, as before torch 2.9."""
+    return not hasattr(_matmul(name), "fp32_precision")
+
+
+def _read(name: str) -> str:
+    return torch.get_float32_matmul_precision() if _legacy(name) else str(_matmul(name).fp32_precision)
+
+
+def _write(name: str, value: str) -> None:
+    if _legacy(name):
+        torch.set_float32_matmul_precision(value)
+    else:
+        _matmul(name).fp32_precision = value
