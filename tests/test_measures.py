@@ -23,6 +23,10 @@ def test_retrieval_by_hand() -> None:
     assert nearest(x, y).tolist() == [1, 2, 2]
     assert retrieval_accuracy(x, y) == pytest.approx(1 / 3)
     assert retrieval_accuracy(x, y, [{1}, {0, 2}, {0}]) == pytest.approx(2 / 3)
+    # Without candidate 1 row 0 is nearest to candidate 0.
+    assert nearest(x, y, removed=[{1}, set(), {0}]).tolist() == [0, 2, 2]
+    assert nearest(x, y, removed=[set(), {2}, {2}], rows=1).tolist() == [1, 0, 0]
+    assert retrieval_accuracy(x, y, [{0}, {0}, {0}], [{1}, set(), set()]) == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("rows", [7, 1000])
@@ -92,10 +96,44 @@ def test_probe_finds_identical_sides_and_differs_by_languages() -> None:
     assert measured["mean"]["sentence_forth"] == pytest.approx((1 + chance) / 2)
 
 
-def test_any_seen_translation_of_a_word_is_right() -> None:
-    shared = [row(0), row(1, source_words=["w0"], source_ids=[2, 10, 12, 3])]
-    measured = Probe(shared, most=9, is_held_out=lambda types: [True] * len(types))(encoder())["en-fr"]
+HELD_OUT, TRAINED = 7, 8
+
+
+def probed(*rows: dict[str, Any]) -> dict[str, float]:
+    return Probe(rows, most=9, is_held_out=lambda types: [kind == HELD_OUT for kind in types])(encoder())["en-fr"]
+
+
+def test_only_held_out_words_look_for_their_translations() -> None:
+    # w0 has the wordpieces of its translation m0, but w5 those of m9, which is no translation of it.
+    held, trained = row(0, word_types=[HELD_OUT]), row(5, target_ids=[2, 30, 31, 3], word_types=[TRAINED])
+    third = row(9, target_ids=trained["source_ids"], word_types=[TRAINED])
+    measured = probed(held, trained, third)
+    assert (measured["word_forth"], measured["word_back"], measured["word_queries"]) == (1.0, 1.0, 2)
+    measured = probed(held, dict(trained, word_types=[HELD_OUT]), third)
+    assert (measured["word_forth"], measured["word_queries"]) == (0.5, 4)
+    assert probed(row(0, word_types=[TRAINED]), row(5, word_types=[TRAINED])).keys().isdisjoint({"word_queries"})
+
+
+def test_trained_translations_are_neither_right_nor_candidates() -> None:
+    # w0 was trained to m0, which has its own wordpieces; held out is m1, whose wordpieces differ.
+    trained = row(0, word_types=[TRAINED])
+    held = row(1, source_words=["w0"], source_ids=trained["source_ids"], word_types=[HELD_OUT])
+    third = row(2, target_ids=trained["target_ids"], target_words=["other"], word_types=[TRAINED])
+    # Alone with the trained translation the held-out one is all that is left; with a third word as near as the
+    # trained one, which is nobody's translation of w0, it is not found.
+    assert probed(trained, held)["word_forth"] == 1.0
+    assert probed(trained, held)["word_queries"] == 2
+    assert probed(trained, held, third)["word_forth"] == 0.0
+
+
+def test_all_held_out_translations_of_a_word_are_right() -> None:
+    shared = [
+        row(0, word_types=[HELD_OUT]),
+        row(1, source_words=["w0"], source_ids=[2, 10, 12, 3], word_types=[HELD_OUT]),
+    ]
+    measured = probed(*shared)
     assert measured["word_forth"] == 1.0
+    assert measured["word_queries"] == 3
 
 
 def test_groups_leave_repeated_sentences_out() -> None:
@@ -116,3 +154,9 @@ def test_table_has_a_column_a_stage() -> None:
     assert lines[0] == "|  | before | after | before, centred | after, centred |"
     assert lines[2] == "| sentence retrieval, source → target | 0.250 | 0.250 | 0.500 | 0.500 |"
     assert lines[3].endswith("| – | – | – | – |")
+
+
+def test_table_says_which_words_were_asked() -> None:
+    stages = {"after": {"mean": {"word_forth": 0.25, "word_forth_centred": 0.5, "word_queries": 37.0}}}
+    assert "word-translation retrieval, source → target, held-out (37 queries both ways) | 0.250" in table(stages)
+    assert "all, trained ones included (37 queries both ways)" in table(stages, held_out=False)

@@ -14,38 +14,53 @@ def centred(vectors: Tensor) -> Tensor:
     return vectors - vectors.mean(dim=0)
 
 
-def nearest(queries: Tensor, candidates: Tensor, *, rows: int = 1024) -> Tensor:
+def nearest(
+    queries: Tensor, candidates: Tensor, *, removed: Sequence[set[int]] | None = None, rows: int = 1024
+) -> Tensor:
     """Returns for each query the index of the candidate of the largest cosine, (m,) int64; the first of equals.
 
     Args:
         queries: (m, d).
         candidates: (k, d).
+        removed: the candidates that each query leaves out; never all of them.
         rows: queries compared at a time, which bounds the memory.
 
     Example:
         >>> nearest(torch.tensor([[2.0, 0.1]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
         tensor([1])
+        >>> nearest(torch.tensor([[2.0, 0.1]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]), removed=[{1}])
+        tensor([0])
     """
     unit = functional.normalize(candidates.float(), dim=1)
-    return torch.cat(
-        [(functional.normalize(part.float(), dim=1) @ unit.T).argmax(dim=1) for part in queries.split(rows)]
-    )
+    found = []
+    for start in range(0, len(queries), rows):
+        cosines = functional.normalize(queries[start : start + rows].float(), dim=1) @ unit.T
+        for row, left_out in zip(cosines, (removed or ())[start : start + rows], strict=False):
+            row[list(left_out)] = -torch.inf
+        found.append(cosines.argmax(dim=1))
+    return torch.cat(found)
 
 
-def retrieval_accuracy(queries: Tensor, candidates: Tensor, gold: Sequence[set[int]] | None = None) -> float:
+def retrieval_accuracy(
+    queries: Tensor,
+    candidates: Tensor,
+    gold: Sequence[set[int]] | None = None,
+    removed: Sequence[set[int]] | None = None,
+) -> float:
     """Share of the queries whose nearest candidate is a right one.
 
     Args:
         queries: (m, d).
         candidates: (k, d).
         gold: the right candidates of each query; without it row i of both is a pair.
+        removed: the candidates that each query leaves out.
 
     Example:
         >>> x = torch.eye(3)
         >>> retrieval_accuracy(x, x), round(retrieval_accuracy(x, x, [{0}, {2}, {1, 2}]), 4)
         (1.0, 0.6667)
     """
-    found = nearest(queries, candidates).tolist()
+    found = nearest(queries, candidates, removed=removed).tolist()
     right = [index == i if gold is None else index in gold[i] for i, index in enumerate(found)]
     return sum(right) / len(right)
 

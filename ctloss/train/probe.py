@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -72,9 +73,10 @@ class Probe:
     """Measures an encoder on held-out sentence pairs and their words.
 
     Sentence retrieval: for each sentence the nearest of the other side's, by cosine. Word retrieval: a word form is
-    the mean of its vectors over the sentences; each form with a held-out translation looks for the nearest of all the
-    other side's forms, and any translation seen in the sentences is right. Both ways, as they are and with each side's
-    mean taken out (centred). ``word_queries`` counts the forms that looked, both ways.
+    the mean of its vectors over the sentences; each form with a held-out translation looks for the nearest of the other
+    side's forms. Its held-out translations are right; its other translations in the sentences, which training may have
+    used, are not among the candidates. Both ways, as they are and with each side's mean taken out (centred).
+    ``word_queries`` counts the forms that looked, both ways; under ``"mean"`` it is the sum over language pairs.
 
     Args:
         rows: word positioned samples, see :func:`ctloss.train.wps.build_wps`.
@@ -103,53 +105,69 @@ class Probe:
         measured = {}
         for name, group in self._groups.items():
             x, y = (pooled[[number[tuple(row[f"{side}_ids"])] for row in group]] for side in ("source", "target"))
-            measured[name] = _both("sentence", x, y, None, None) | {
+            measured[name] = _both("sentence", x, y) | {
                 "random_pair_cosine": random_pair_cosine(x, y),
                 "random_pair_cosine_centred": random_pair_cosine(centred(x), centred(y)),
             }
             measured[name] |= self._words(group, lambda ids, span: words[number[ids]][self._spans[ids][span]])
         names = dict.fromkeys(key for values in measured.values() for key in values)
         mean = {key: _mean([values[key] for values in measured.values() if key in values]) for key in names}
+        if "word_queries" in mean:
+            mean["word_queries"] = sum(values.get("word_queries", 0.0) for values in measured.values())
         return {**measured, "mean": mean}
 
     def _words(self, group: Sequence[Row], vector: Any) -> dict[str, float]:
         sums: tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]] = ({}, {})
-        gold: set[tuple[str, str]] = set()
-        asked: set[tuple[str, str]] = set()
+        held: set[tuple[str, str]] = set()
+        trained: set[tuple[str, str]] = set()
         for row in group:
             source_ids, target_ids = tuple(row["source_ids"]), tuple(row["target_ids"])
-            held = self._is_held_out(row["word_types"])
-            found = zip(row["word_pairs"], row["source_words"], row["target_words"], held, strict=True)
+            flags = self._is_held_out(row["word_types"])
+            found = zip(row["word_pairs"], row["source_words"], row["target_words"], flags, strict=True)
             for (a, b, c, d), source, target, is_held_out in found:
                 sums[0].setdefault(source, []).append(vector(source_ids, (a, b)))
                 sums[1].setdefault(target, []).append(vector(target_ids, (c, d)))
-                gold.add((source, target))
-                if is_held_out:
-                    asked.add((source, target))
-        if not asked:
+                (held if is_held_out else trained).add((source, target))
+        if not held:
             return {}
-        forms = tuple({form: i for i, form in enumerate(side)} for side in sums)
+        number = tuple({form: i for i, form in enumerate(side)} for side in sums)
         x, y = (torch.stack([torch.stack(found).mean(dim=0) for found in side.values()]) for side in sums)
-        right: tuple[dict[int, set[int]], dict[int, set[int]]] = ({}, {})
-        for source, target in sorted(asked):
-            right[0][forms[0][source]] = set()
-            right[1][forms[1][target]] = set()
-        for source, target in gold:
-            i, j = forms[0][source], forms[1][target]
-            right[0].get(i, set()).add(j)
-            right[1].get(j, set()).add(i)
-        return {**_both("word", x, y, right[0], right[1]), "word_queries": float(len(right[0]) + len(right[1]))}
+        forth, back = _Queries(), _Queries()
+        for source, target in sorted(held):
+            i, j = number[0][source], number[1][target]
+            forth.right.setdefault(i, set()).add(j)
+            back.right.setdefault(j, set()).add(i)
+        for source, target in trained:
+            i, j = number[0][source], number[1][target]
+            forth.removed.setdefault(i, set()).add(j)
+            back.removed.setdefault(j, set()).add(i)
+        return {**_both("word", x, y, forth, back), "word_queries": float(len(forth.right) + len(back.right))}
+
+
+@dataclass
+class _Queries:
+    """Rows that look for their translations: by row, the right candidates, and those it leaves out."""
+
+    right: dict[int, set[int]] = field(default_factory=dict)
+    removed: dict[int, set[int]] = field(default_factory=dict)
 
 
 def _both(
-    name: str, x: Tensor, y: Tensor, forth: dict[int, set[int]] | None, back: dict[int, set[int]] | None
+    name: str, x: Tensor, y: Tensor, forth: _Queries | None = None, back: _Queries | None = None
 ) -> dict[str, float]:
     measured = {}
     for suffix, a, b in (("", x, y), ("_centred", centred(x), centred(y))):
-        for way, queries, candidates, right in (("forth", a, b, forth), ("back", b, a, back)):
-            asked = queries if right is None else queries[list(right)]
-            gold = None if right is None else list(right.values())
-            measured[f"{name}_{way}{suffix}"] = retrieval_accuracy(asked, candidates, gold)
+        for way, queries, candidates, asked in (("forth", a, b, forth), ("back", b, a, back)):
+            measured[f"{name}_{way}{suffix}"] = (
+                retrieval_accuracy(queries, candidates)
+                if asked is None
+                else retrieval_accuracy(
+                    queries[list(asked.right)],
+                    candidates,
+                    list(asked.right.values()),
+                    [asked.removed.get(i, set()) for i in asked.right],
+                )
+            )
     return measured
 
 

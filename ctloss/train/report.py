@@ -22,20 +22,29 @@ LABELS = {
     "word_back": "word-translation retrieval, target → source",
     "random_pair_cosine": "random-pair cosine",
 }
+WORDS = {
+    True: "A word looks for translations that were held out of training; its other translations are no candidates.",
+    False: "No word translation was held out of training (`held_out_words` 0): a word looks for any of its own.",
+}
 # t-SNE separates a few dozen points a class; more only cost time.
 POINTS = 12
 
 
-def table(stages: Mapping[str, Measured], languages: str = "mean") -> str:
+def table(stages: Mapping[str, Measured], languages: str = "mean", *, held_out: bool = True) -> str:
     """Returns a Markdown table of the measures at each stage (``"before"``, ``"after"``), as they are and centred.
 
     Args:
         stages: measures by language pair, by stage.
         languages: which language pair's measures; ``"mean"`` for the mean of all.
+        held_out: whether the words' translations were held out of training.
     """
     header = ["", *stages, *(f"{stage}, centred" for stage in stages)]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    queries = max((stage[languages].get("word_queries", 0.0) for stage in stages.values()), default=0.0)
+    kind = "held-out" if held_out else "all, trained ones included"
     for name, label in LABELS.items():
+        if name.startswith("word") and queries:
+            label += f", {kind} ({queries:.0f} queries both ways)"
         cells = [
             f"{stages[stage][languages][name + suffix]:.3f}" if name in stages[stage][languages] else "–"
             for suffix in ("", "_centred")
@@ -48,6 +57,7 @@ def table(stages: Mapping[str, Measured], languages: str = "mean") -> str:
 def model_card(recipe: Recipe, stages: Mapping[str, Measured], counts: str, facts: Mapping[str, Any]) -> str:
     """Returns the README of the output folder: how to load the encoder, the recipe, the data and the results."""
     languages = [name for name in stages["after"] if name != "mean"]
+    held_out = recipe.data.held_out_words > 0
     parts = [
         "---",
         "library_name: transformers",
@@ -70,13 +80,14 @@ def model_card(recipe: Recipe, stages: Mapping[str, Measured], counts: str, fact
         "## Results",
         "",
         f"Held-out sentences, mean over {', '.join(languages)}. Retrieval is accuracy by cosine; the random-pair "
-        "cosine is that of sentences which do not translate each other. Centred: each side's mean taken out.",
+        "cosine is that of sentences which do not translate each other. Centred: each side's mean taken out. "
+        + WORDS[held_out],
         "",
-        table(stages),
+        table(stages, held_out=held_out),
         "",
     ]
     for name in languages if len(languages) > 1 else []:
-        parts += [f"### {name}", "", table(stages, name), ""]
+        parts += [f"### {name}", "", table(stages, name, held_out=held_out), ""]
     parts += ["## Data", "", "```", counts, "```", "", "## Recipe", ""]
     for group, values in recipe.as_dict().items():
         if isinstance(values, dict):

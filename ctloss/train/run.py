@@ -258,7 +258,11 @@ class _Run:
         document = {"recipe": self.recipe.as_dict(), "stages": results.stages, "facts": results.facts}
         # Written last: its presence says that the run is finished.
         write_atomically(self.folder / RESULTS_FILE, json.dumps(document, indent=2) + "\n")
-        self.say("\n" + table(results.stages) + f"\n\nencoder, model card and results: {self.folder}")
+        self.say(
+            "\n"
+            + table(results.stages, held_out=self.recipe.data.held_out_words > 0)
+            + f"\n\nencoder, model card and results: {self.folder}"
+        )
 
 
 def make_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
