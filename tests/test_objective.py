@@ -77,11 +77,15 @@ def test_margins_are_the_same_whichever_loss_reports_them() -> None:
 
 
 def test_saturated_rows_are_counted() -> None:
-    model = objective(alpha=0.0)
-    model.temperature = 1e-3
-    rows = ctloss.cz_nce(*vectors(model, batch()), temperature=1e-3, reduction="none")
+    model, made = objective(alpha=0.0), batch()
+    model.temperature = 1e-4
+    # Pairs of equal sides, but the first two rows have each other's target: those rank their positive last.
+    for part in ("ids", "mask", "span"):
+        made[f"target_{part}"] = made[f"source_{part}"][[1, 0, 2, 3]]
+    rows = ctloss.cz_nce(*vectors(model, made), temperature=1e-4, negatives="both", reduction="none")
     expected = (rows.exp() < 6e-8).float().mean()
-    torch.testing.assert_close(model(**batch())["saturated"], expected)
+    assert expected == 0.5
+    torch.testing.assert_close(model(**made)["saturated"], expected)
 
 
 def test_without_alpha_masked_copies_are_not_read() -> None:
