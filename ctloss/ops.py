@@ -215,8 +215,8 @@ def fused(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Problem, f
     """
     recording = torch.is_grad_enabled()
     if torch.compiler.is_compiling() and not isinstance(temperature, Tensor):
-        # As a number it would be compiled in, and an annealed one compiled anew at every step.
-        temperature = torch.full((), temperature, dtype=torch.float64)
+        # A number is compiled in, and an annealed one compiled anew at every step; a product with a tensor is not.
+        temperature = torch.ones((), dtype=torch.float64) * temperature
     learnable = temperature if isinstance(temperature, Tensor) else None
     options = Options(
         tau=math.nan if isinstance(temperature, Tensor) else float(temperature),

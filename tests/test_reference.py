@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from acceptance import check, norms, truth
 from hypothesis import given
 from regimes import Case, cases
 
-from ctloss.reference import closed_form, loops, row_losses
+from ctloss.checks import DTYPES
+from ctloss.reference import loops, row_losses
 from ctloss.reference.eager import unit_rows
 
 EVERY_OPTION = [
@@ -27,9 +30,9 @@ def test_eager_follows_the_loops(options: dict, regime: str) -> None:
     x, y = case.embeddings()
     eager = row_losses(x, y, temperature=0.05, **options)
     exact = loops.row_losses(x, y, temperature=0.05, **options)
-    for value, truth in zip(eager.tolist(), exact, strict=True):
-        scale = abs(float(truth)) if options["loss"] == "info_nce" else max(1.0, abs(float(truth)))
-        assert abs(value - float(truth)) <= 4e-14 * (1 + 50) * scale
+    for value, expected in zip(eager.tolist(), map(float, exact), strict=True):
+        scale = abs(expected) if options["loss"] == "info_nce" else max(1.0, abs(expected))
+        assert abs(value - expected) <= 4e-14 * (1 + 50) * scale
 
 
 def test_phi_far_below_single_precision() -> None:
@@ -44,16 +47,27 @@ def test_phi_far_below_single_precision() -> None:
 
 @given(cases(max_n=12, max_d=10, dtypes=(torch.float64,), fixed_form="log"))
 def test_closed_form_is_autograd(case: Case) -> None:
+    """Row by row, relative to the terms that cancel in that row: a zero row's gradient is exactly zero."""
+    case = replace(case, reduction="none", upstream=1.0)
     x, y = (rows.clone().requires_grad_() for rows in case.embeddings())
     tau = torch.tensor(case.temperature, dtype=torch.float64, requires_grad=True)
     options = {"loss": case.loss, "negatives": case.negatives, "normalize": case.normalize}
-    upstream = torch.linspace(-1, 2, 2 * case.n, dtype=torch.float64)
+    upstream = case.upstream_gradient()
     row_losses(x, y, temperature=tau, **options).backward(upstream)
-    expected = closed_form(x.detach(), y.detach(), upstream, temperature=case.temperature, **options)
-    for leaf, gradient in zip((x, y, tau), expected, strict=True):
-        scale = float(x.detach().abs().amax(dim=1).clamp_min(1e-300).reciprocal().max()) if leaf is not tau else 1.0
-        tolerance = 1e-9 * max(1.0, scale) / case.temperature**2
-        torch.testing.assert_close(leaf.grad, gradient, rtol=1e-6, atol=tolerance)
+    expected = truth(case, x.detach(), y.detach(), upstream)
+    scale = norms(x.detach(), y.detach()) if case.normalize else torch.ones(2 * case.n, dtype=torch.float64)
+    assert x.grad is not None
+    assert y.grad is not None
+    assert tau.grad is not None
+    error = (torch.cat((x.grad, y.grad)) - expected.gradient) * scale[:, None]
+    allowed = expected.cancelling * scale * expected.per_logit
+    assert (torch.linalg.vector_norm(error, dim=1) <= allowed).all()
+    assert abs(tau.grad - expected.slope) <= expected.slope_cancelling * expected.per_logit
+
+
+@given(cases(max_n=40, max_d=60, dtypes=DTYPES))
+def test_the_reference_meets_the_bounds_of_every_path(case: Case) -> None:
+    check(case, "reference")
 
 
 @pytest.mark.parametrize("options", EVERY_OPTION)
