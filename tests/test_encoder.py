@@ -123,6 +123,15 @@ def test_mlm_logits_are_the_models_own(model: PreTrainedModel) -> None:
     torch.testing.assert_close(encoder.mlm_logits(states[mask.bool()]), expected[mask.bool()])
 
 
+@pytest.mark.parametrize("mlm", [False, True])
+def test_pickled_weights_are_not_read(tmp_path: Path, mlm: bool) -> None:
+    model = BertForMaskedLM(BertConfig(**SIZES, intermediate_size=32))
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"expected an encoder with its weights as safetensors, got .* convert them"):
+        load_backbone(str(tmp_path), mlm=mlm)
+
+
 def test_random_backbone_has_other_weights_of_the_same_shapes() -> None:
     given = backbone()
     other = random_backbone(given)

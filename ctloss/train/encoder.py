@@ -150,20 +150,32 @@ def small_backbone(
 def load_backbone(name: str, *, mlm: bool) -> PreTrainedModel:
     """Returns a Hugging Face encoder by name or folder, in float32, with its MLM head where asked.
 
+    Nothing is unpickled: weights are read from safetensors alone.
+
     Raises:
-        ValueError: the model is no encoder, or has no MLM head of a kind known here.
+        ValueError: the model is no encoder, has no weights as safetensors, or has no MLM head of a kind known here.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
     config = AutoConfig.from_pretrained(name)
     if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
         raise ValueError(f"expected a transformer encoder, got {name!r} ({config.model_type}); choose another")
-    if not mlm:
-        try:
-            return AutoModel.from_pretrained(name, add_pooling_layer=False, dtype=torch.float32)
-        except TypeError:
-            return AutoModel.from_pretrained(name, dtype=torch.float32)
-    model = AutoModelForMaskedLM.from_pretrained(name, dtype=torch.float32)
+    try:
+        if mlm:
+            model = AutoModelForMaskedLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+        else:
+            try:
+                return AutoModel.from_pretrained(
+                    name, add_pooling_layer=False, dtype=torch.float32, use_safetensors=True
+                )
+            except TypeError:
+                return AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+    except OSError as error:
+        raise ValueError(
+            f"expected an encoder with its weights as safetensors, got {name!r} without "
+            f"({str(error).splitlines()[0]}); convert them: "
+            "load the model where you trust its pickled weights, and write it with save_pretrained"
+        ) from error
     known = ("cls", "lm_head", "predictions", "vocab_projector")
     if not (any(hasattr(model, part) for part in known) or (hasattr(model, "head") and hasattr(model, "decoder"))):
         raise ValueError(
