@@ -71,14 +71,12 @@ def checkpoints(output: Path) -> list[tuple[int, Path]]:
 
 
 def remove_incomplete(output: Path) -> list[Path]:
-    """Removes what an interrupted run left half-written; returns what was removed."""
+    """Removes the checkpoints that an interrupted run left half-written, and nothing else; returns what was removed."""
     whole = {path for _, path in checkpoints(output)}
-    broken = [path for path in output.glob("checkpoint-*") if path not in whole] + list(output.glob("*.partial"))
-    for path in (removed := sorted(set(broken))):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    named = (path for path in output.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+(\.partial)?", path.name))
+    removed = sorted(path for path in named if path.is_dir() and path not in whole)
+    for path in removed:
+        shutil.rmtree(path)
     return removed
 
 

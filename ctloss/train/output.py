@@ -3,17 +3,54 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import CHECKPOINTS, checkpoints, remove_incomplete, write_atomically
 from .recipe import Recipe, RecipeError
 
-RUN_FILE, RESULTS_FILE = "run.json", "results.json"
+RUN_FILE, RESULTS_FILE, CARD_FILE, PICTURE_FILE = "run.json", "results.json", "README.md", "words.png"
+LOG_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.json"
+WRITTEN = (RUN_FILE, RESULTS_FILE, CARD_FILE, PICTURE_FILE, LOG_FILE, SAMPLES_FILE)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from starting a run in the folder, which is made if missing, while the block runs.
+
+    The lock goes with its process, however that ends. Where the system has no flock, nothing is locked.
+
+    Raises:
+        RecipeError: another process runs there, or there is a file of that name.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RecipeError(f"output: expected a folder, got the file {folder}; name another with --output") from error
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RecipeError(
+                f"output: expected a folder that no run writes to, got {folder}, where one is going on; "
+                "wait for it to end, or name another with --output"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def claim_folder(folder: Path, recipe: Recipe, *, resume: bool) -> None:
-    """Makes the output folder this run's own, or makes sure that it is, and removes what a kill left half-written.
+    """Makes an output folder that exists this run's own, or makes sure that it is; removes what a kill left of files.
 
     Raises:
         RecipeError: the folder holds another run, this one without ``resume``, or files that are no run's.
@@ -26,12 +63,11 @@ def claim_folder(folder: Path, recipe: Recipe, *, resume: bool) -> None:
         write_atomically(claim, json.dumps(wanted, indent=2) + "\n")
         resume = True
     if not claim.is_file():
-        if folder.is_dir() and any(path.name != RUN_FILE + ".partial" for path in folder.iterdir()):
+        if any(path.name != RUN_FILE + ".partial" for path in folder.iterdir()):
             raise RecipeError(
                 f"output: expected a new or empty folder, or that of a run, got {folder} with other files in it; "
                 "name another with --output"
             )
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(claim, json.dumps(wanted, indent=2) + "\n")
         return
     found = json.loads(claim.read_text(encoding="utf-8"))
@@ -47,7 +83,30 @@ def claim_folder(folder: Path, recipe: Recipe, *, resume: bool) -> None:
             "add --resume to go on with it, or name another with --output"
         )
     remove_incomplete(folder / CHECKPOINTS)
-    remove_incomplete(folder)
+    for name in WRITTEN:
+        (folder / f"{name}.partial").unlink(missing_ok=True)
+
+
+def claim_samples(folder: Path, samples: dict[str, str]) -> None:
+    """Records what a run is trained on, or, where it has a checkpoint, makes sure that it is still the same.
+
+    Args:
+        folder: the output folder.
+        samples: hashes of the parts' samples and of the tokenizer, by name.
+
+    Raises:
+        RecipeError: some of it is not what the run was started with.
+    """
+    record = folder / SAMPLES_FILE
+    if record.is_file() and checkpoints(folder / CHECKPOINTS):
+        found = json.loads(record.read_text(encoding="utf-8"))
+        changed = [name for name in samples if found.get(name) != samples[name]]
+        if changed:
+            raise RecipeError(
+                f"corpus: expected what the run in {folder} was started with, got another content of: "
+                f"{', '.join(changed)}; restore the files of corpus, lexicon or alignments, or name another --output"
+            )
+    write_atomically(record, json.dumps(samples, indent=2) + "\n")
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,23 +16,21 @@ import torch
 
 from .checkpoint import CHECKPOINTS, checkpoints, write_atomically
 from .collator import Collator
-from .corpus import CorpusError, Split
+from .corpus import SPLITS, CorpusError, Split, stable_hash
 from .dataset import WPSDataset, held_out
 from .encoder import CCEEncoder, load_backbone, random_backbone, small_backbone
 from .objective import Objective
-from .output import RESULTS_FILE, claim_folder
+from .output import CARD_FILE, PICTURE_FILE, RESULTS_FILE, claim_folder, claim_samples, locked
 from .prepare import Corpus, build_samples, read_corpus, texts
 from .probe import Probe
 from .recipe import Recipe, RecipeError
 from .report import Measured, draw_words, model_card, table
 from .sampler import BatchPlan
 from .tokenizer import load_tokenizer, train_wordpiece
-from .wps import ARROW_NAME, WPSCounts
+from .wps import ARROW_NAME, WPSCounts, read_manifest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-CARD_FILE, PICTURE_FILE = "README.md", "words.png"
 
 
 @dataclass(frozen=True)
@@ -74,13 +72,18 @@ def pretrain(recipe: Recipe, output: Path | str | None = None, *, resume: bool =
 
     folder = Path(output) if output is not None else Path("runs") / recipe.name
     process = PartialState(cpu=not torch.cuda.is_available())
+    with ExitStack() as held:
+        if process.is_main_process:
+            held.enter_context(locked(folder))
+            claim_folder(folder, recipe, resume=resume)
+        process.wait_for_everyone()
+        if not (folder / RESULTS_FILE).is_file():
+            return _Run(recipe, folder, process).finish()
+    document = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
     if process.is_main_process:
-        claim_folder(folder, recipe, resume=resume)
-    process.wait_for_everyone()
-    if (folder / RESULTS_FILE).is_file():
-        document = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
-        return Results(document["stages"], document["facts"])
-    return _Run(recipe, folder, process).finish()
+        shown = table(document["stages"], held_out=recipe.data.held_out_words > 0)
+        print(f"{shown}\n\nfinished already: {folder}", file=sys.stderr)
+    return Results(document["stages"], document["facts"])
 
 
 @contextmanager
@@ -152,9 +155,19 @@ class _Run:
                 max_length=self.recipe.data.max_length,
                 progress=self.process.is_main_process,
             )
+        if self.process.is_main_process:
+            claim_samples(self.folder, self._samples())
         for split, count in counts.items():
             self.say(f"{split}: {count}")
         return counts
+
+    def _samples(self) -> dict[str, str]:
+        manifests = {split: read_manifest(self.folder / "data" / split) for split in SPLITS}
+        samples: dict[str, str] = {
+            split: str(manifest["fingerprint"]) for split, manifest in manifests.items() if manifest
+        }
+        text = self.tokenizer.backend_tokenizer.to_str()
+        return {**samples, "tokenizer": f"{stable_hash(text):016x}"}
 
     def _encoders(self) -> tuple[CCEEncoder, CCEEncoder | None]:
         recipe = self.recipe
