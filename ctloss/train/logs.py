@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
 from .checkpoint import write_atomically
@@ -49,6 +51,24 @@ class JSONLines(TrainerCallback):
         if state.is_world_process_zero and logs is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class TensorBoard(TensorBoardCallback):
+    """Writes every report for TensorBoard, on the main process alone.
+
+    A resumed run purges what a killed run reported after its last checkpoint: TensorBoard shows one run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Opens the file of events."""
+        if state.is_world_process_zero:
+            purged = state.global_step + 1 if state.global_step else None
+            self.tb_writer = SummaryWriter(str(self._folder), purge_step=purged)
+        super().on_train_begin(args, state, control, **kwargs)
 
 
 class ProgressLines(ProgressCallback):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,34 @@ from transformers.trainer_callback import ProgressCallback
 from .checkpoint import CHECKPOINTS, checkpoint_folder, load_optimizer, remove_old, save_optimizer, writing_folder
 from .dataset import WPSDataset
 from .encoder import CCEEncoder
-from .logs import JSONLines, ProgressLines
+from .logs import JSONLines, ProgressLines, TensorBoard
 from .objective import Objective
-from .recipe import Optimisation, Recipe
+from .output import LOG_FILE
+from .recipe import Recipe
 from .sampler import BatchPlan, PlanSampler
+from .schedule import learning_rate_factor, total_steps
 
-AVERAGED = ("contrastive", "mlm", "z_mean", "saturated")
+AVERAGED = ("loss", "contrastive", "mlm", "z_mean", "saturated")
+LOG_STATE = "log_state.json"
 
 
-class PlannedLoader(DataLoader[Any]):
-    """A DataLoader that hands the epoch on to its planned batches."""
+class EpochsInTurn(PlanSampler):
+    """A plan's batches of the epoch that the run has come to, whether or not anybody calls ``set_epoch``.
 
-    def set_epoch(self, epoch: int) -> None:
-        """Makes the next pass that of an epoch; Trainer calls it."""
-        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+    Versions of Trainer differ in whom they tell the epoch when a run is resumed.
+
+    Args:
+        steps: returns the steps that the run has made.
+        plan, rank, world_size: as in PlanSampler.
+    """
+
+    def __init__(self, steps: Callable[[], int], plan: BatchPlan, *, rank: int, world_size: int) -> None:
+        super().__init__(plan, rank=rank, world_size=world_size)
+        self._steps = steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        self.set_epoch(self._steps() // len(self))
+        return super().__iter__()
 
 
 class PretrainingTrainer(Trainer):
@@ -75,7 +90,7 @@ class PretrainingTrainer(Trainer):
             eval_dataset=rows,
             processing_class=tokenizer,
             optimizer_cls_and_kwargs=(optimizer, fused),
-            callbacks=[JSONLines(output / "metrics.jsonl"), *_tensorboard(output / "tensorboard")],
+            callbacks=[JSONLines(output / LOG_FILE), TensorBoard(output / "tensorboard")],
         )
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressLines())
@@ -94,19 +109,24 @@ class PretrainingTrainer(Trainer):
             return self.train().global_step
         step, folder = saved[-1]
         # Trainer would take one more step from a checkpoint that is at the end already.
-        if step >= (self.args.max_steps if self.args.max_steps > 0 else self.args.num_train_epochs * len(self._plan)):
+        if step >= total_steps(self._recipe.optimisation, len(self._plan), self.args.world_size):
             self._load_from_checkpoint(str(folder))
             return step
         return self.train(resume_from_checkpoint=str(folder)).global_step
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Returns the planned batches of this process, collated."""
-        batches = PlanSampler(self._plan, rank=self.args.process_index, world_size=self.args.world_size)
-        return PlannedLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)  # type: ignore[arg-type]
+        batches = EpochsInTurn(
+            lambda: self.state.global_step,
+            self._plan,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+        )
+        return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)  # type: ignore[arg-type]
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Seeds dropout for this step, then steps as Trainer does."""
-        if not self._steps:
+        if not self._pairs:
             self._since = time.perf_counter()
         place = np.random.SeedSequence([self.args.seed, self.state.global_step, self.args.process_index])
         torch.manual_seed(int(place.generate_state(1, np.uint64)[0] >> np.uint64(1)))
@@ -121,18 +141,16 @@ class PretrainingTrainer(Trainer):
         self._pairs += len(inputs["source_ids"])
         for name in AVERAGED:
             if name in measured:
-                self._sums[name] = self._sums.get(name, 0) + measured[name]
+                self._sums[name] = self._sums.get(name, 0) + measured[name].detach()
         self._z_min = torch.minimum(self._z_min.to(measured["z_min"].device), measured["z_min"])
         return (measured["loss"], measured) if return_outputs else measured["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the objective, averaged since the last line and over processes, to a training line."""
         if "loss" in logs and self._steps:
-            names = list(self._sums)
-            means = torch.stack([self._sums[name] / self._steps for name in names])
-            gathered = self.accelerator.gather(means.unsqueeze(0)).mean(dim=0)
-            logs.update(zip(names, gathered.tolist(), strict=True))
-            logs["z_min"] = float(self.accelerator.gather(self._z_min.reshape(1)).min())
+            # Trainer's own mean of the loss forgets, on resuming, what the checkpoint's step had summed up.
+            sums, logs["z_min"] = self._gathered()
+            logs.update({name: value / self._steps for name, value in sums.items()})
             elapsed = time.perf_counter() - self._since
             logs["pairs_per_second"] = self.args.world_size * self._pairs / elapsed
             self._forget()
@@ -166,10 +184,13 @@ class PretrainingTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.store_flos()
+        sums, z_min = self._gathered() if self._steps else ({}, None)
         if self.args.should_save:
             root = self._output / CHECKPOINTS
             with writing_folder(checkpoint_folder(root, self.state.global_step)) as folder:
                 self.save_state(folder)
+                log = {"steps": self._steps, "sums": sums, "z_min": z_min}
+                (folder / LOG_STATE).write_text(json.dumps(log) + "\n", encoding="utf-8")
             remove_old(root, keep=self._recipe.bookkeeping.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
@@ -181,12 +202,22 @@ class PretrainingTrainer(Trainer):
             load_optimizer(self.optimizer, Path(checkpoint))  # type: ignore[arg-type]
             state = json.loads((Path(checkpoint) / "scheduler.json").read_text(encoding="utf-8"))
             self.lr_scheduler.load_state_dict(state)  # type: ignore[union-attr]
+            log = json.loads((Path(checkpoint) / LOG_STATE).read_text(encoding="utf-8"))
+            if log["steps"]:
+                self._steps, self._z_min = log["steps"], torch.tensor(log["z_min"], device=self.args.device)
+                self._sums = {name: torch.tensor(value, device=self.args.device) for name, value in log["sums"].items()}
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing to restore: every step seeds its own."""
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Nothing to restore: bfloat16 needs no loss scaling."""
+
+    def _gathered(self) -> tuple[dict[str, float], float]:
+        """Returns the sums since the last line, their mean over processes, and the least z of all."""
+        sums = self.accelerator.gather(torch.stack(list(self._sums.values())).unsqueeze(0)).mean(dim=0)
+        z_min = float(self.accelerator.gather(self._z_min.reshape(1)).min())
+        return dict(zip(self._sums, sums.tolist(), strict=True)), z_min
 
     def _forget(self) -> None:
         self._sums = {}
@@ -198,7 +229,7 @@ class PretrainingTrainer(Trainer):
 def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
     """Returns Trainer's arguments for a recipe; checkpoints go to the folder ``checkpoints`` of the output."""
     optimisation, bookkeeping = recipe.optimisation, recipe.bookkeeping
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output / CHECKPOINTS),
         per_device_train_batch_size=optimisation.batch_size,
         num_train_epochs=optimisation.epochs,
@@ -220,6 +251,11 @@ def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
         ddp_find_unused_parameters=False,
         disable_tqdm=False,
     )
+    # Known once the device is. On several, Trainer would split each batch, and its negatives, with DataParallel.
+    if arguments.device and arguments.n_gpu > 1:
+        print(f"1 of {arguments.n_gpu} GPUs is used; torchrun uses all", file=sys.stderr)
+        arguments._n_gpu = 1
+    return arguments
 
 
 def uses_bfloat16(precision: str) -> bool:
@@ -229,39 +265,3 @@ def uses_bfloat16(precision: str) -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def learning_rate_factor(optimisation: Optimisation, steps: int) -> Callable[[int], float]:
-    """Returns the learning rate at a step as a share of its peak.
-
-    Args:
-        optimisation: names the schedule and the share of warmup.
-        steps: steps of the whole run.
-
-    Example:
-        >>> factor = learning_rate_factor(Optimisation(schedule="thirds", warmup=0.0), 12)
-        >>> [round(factor(step), 6) for step in (0, 3, 4, 8, 10)]
-        [1.0, 1.0, 0.1, 0.01, 0.001]
-        >>> factor = learning_rate_factor(Optimisation(schedule="linear", warmup=0.2), 10)
-        >>> [factor(step) for step in (0, 1, 2, 6, 10)]
-        [0.0, 0.5, 1.0, 0.5, 0.0]
-    """
-    warm = int(optimisation.warmup * steps)
-
-    def factor(step: int) -> float:
-        if step < warm:
-            return step / warm
-        if optimisation.schedule == "linear":
-            return max(0.0, (steps - step) / max(1, steps - warm))
-        if optimisation.schedule == "thirds":
-            return 0.1 ** sum(step >= steps * share for share in (1 / 3, 2 / 3, 5 / 6))
-        return 1.0
-
-    return factor
-
-
-def _tensorboard(folder: Path) -> list[Any]:
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations.integration_utils import TensorBoardCallback
-
-    return [TensorBoardCallback(SummaryWriter(str(folder)))]
