@@ -7,18 +7,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import small_arguments, small_recipe, write_corpus
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, TrainingArguments
 
-from ctloss.train import CCEEncoder, RecipeError, Results, pretrain
+from ctloss.train import CCEEncoder, RecipeError, Results, pretrain, tiny
 from ctloss.train.__main__ import main
 from ctloss.train.checkpoint import checkpoints, is_complete, remove_incomplete, remove_old, writing_folder
+from ctloss.train.output import locked
 from ctloss.train.recipe import Optimisation
-from ctloss.train.trainer import learning_rate_factor
+from ctloss.train.schedule import learning_rate_factor, total_steps
+from ctloss.train.trainer import training_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 # The child kills itself, as hard as the kernel can, when a function is called for the n-th time.
@@ -74,6 +78,12 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name not in timed} for line in lines]
 
 
+def tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    names = [name for name in events.Tags()["scalars"] if "second" not in name and "train/train" not in name]
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
+
+
 def test_run_leaves_what_it_promises(unbroken: tuple[Path, Results]) -> None:
     output, results = unbroken
     model, tokenizer = AutoModel.from_pretrained(output), AutoTokenizer.from_pretrained(output)
@@ -115,11 +125,13 @@ def test_seeded_runs_agree(corpus: Path, unbroken: tuple[Path, Results], tmp_pat
 @pytest.mark.parametrize(
     ("module", "owner", "name", "call", "saved"),
     [
-        ("objective", "module.Objective", "forward", 11, [4, 8]),
+        ("objective", "module.Objective", "forward", 7, [4]),
+        ("objective", "module.Objective", "forward", 12, [4, 8]),
+        ("objective", "module.Objective", "forward", 15, [8, 12]),
         ("checkpoint", "module", "write_atomically", 2, [4]),
         ("run", "module", "write_atomically", 2, [16, 18]),
     ],
-    ids=["between checkpoints", "before a checkpoint's marker", "before the results"],
+    ids=["epoch 0", "epoch 1", "a later epoch", "before a checkpoint's marker", "before the results"],
 )
 def test_killed_run_goes_on_bit_for_bit(
     corpus: Path,
@@ -144,15 +156,77 @@ def test_killed_run_goes_on_bit_for_bit(
     results = pretrain(small_recipe(corpus), output, resume=True)
     assert_same_weights(unbroken[0], output)
     assert results.stages == unbroken[1].stages
-    steps = [line["step"] for line in metrics(output) if "contrastive" in line]
-    assert steps == sorted(set(steps))
+    assert metrics(output) == metrics(unbroken[0])
+    assert tensorboard(output) == tensorboard(unbroken[0])
 
 
-def test_finished_run_is_left_alone(corpus: Path, unbroken: tuple[Path, Results]) -> None:
+def test_checkpoints_of_that_test_lie_inside_epochs(unbroken: tuple[Path, Results]) -> None:
+    epochs = {line["step"]: line["epoch"] for line in metrics(unbroken[0]) if "contrastive" in line}
+    batches = 18 / epochs[18]
+    assert 4 / batches < 1 < 8 / batches < 2
+    assert all(step % batches for step in (4, 8, 12))
+
+
+def test_finished_run_is_left_alone(
+    corpus: Path, unbroken: tuple[Path, Results], capsys: pytest.CaptureFixture[str]
+) -> None:
     output, results = unbroken
     written = (output / "model.safetensors").stat().st_mtime_ns
     assert pretrain(small_recipe(corpus), output, resume=True).stages == results.stages
     assert (output / "model.safetensors").stat().st_mtime_ns == written
+    said = capsys.readouterr().err
+    assert "| sentence retrieval, source → target |" in said
+    assert "finished already" in said
+
+
+@pytest.mark.parametrize("changed", ["corpus", "lexicon"])
+def test_other_data_are_not_gone_on_with(tmp_path: Path, changed: str) -> None:
+    corpus, lexicon = write_corpus(tmp_path), tmp_path / "lexicon.en-fr.tsv"
+    lexicon.write_text("cat\tchat\ndog\tchien\nbird\toiseau\nbread\tpain\n", encoding="utf-8")
+    recipe = small_recipe(corpus, lexicon=str(lexicon), max_steps=2, checkpoint_every=2, pictured_words=0)
+    output = tmp_path / "run"
+    pretrain(recipe, output)
+    (output / "results.json").unlink()
+    path = corpus if changed == "corpus" else lexicon
+    path.write_text(path.read_text(encoding="utf-8").replace("bread\t", "loaf\t").replace("bread", "loaf"))
+    with pytest.raises(RecipeError, match=r"was started with, got another content of: .*train") as refusal:
+        pretrain(recipe, output, resume=True)
+    assert ("tokenizer" in str(refusal.value)) == (changed == "corpus")
+    path.write_text(path.read_text(encoding="utf-8").replace("loaf\t", "bread\t").replace("loaf", "bread"))
+    assert pretrain(recipe, output, resume=True).facts["steps"] == 2
+
+
+def test_resuming_removes_only_what_a_run_left(corpus: Path, tmp_path: Path) -> None:
+    recipe, output = small_recipe(corpus, max_steps=2, checkpoint_every=2, pictured_words=0), tmp_path / "run"
+    pretrain(recipe, output)
+    (output / "results.json").unlink()
+    mine = ["checkpoint-best/weights", "notes.partial", "checkpoints/checkpoint-mine/weights", "checkpoint-7/weights"]
+    left = ["checkpoints/checkpoint-9/weights", "checkpoints/checkpoint-9.partial/weights", "results.json.partial"]
+    for name in [*mine, *left]:
+        (output / name).parent.mkdir(exist_ok=True)
+        (output / name).write_text("x", encoding="utf-8")
+    pretrain(recipe, output, resume=True)
+    assert [name for name in mine if not (output / name).exists()] == []
+    assert [name for name in left if (output / name).exists()] == []
+
+
+def test_folder_takes_one_run_at_a_time(corpus: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    with locked(tmp_path / "run"), pytest.raises(RecipeError, match="where one is going on"):
+        pretrain(small_recipe(corpus), tmp_path / "run")
+    with locked(tmp_path / "run"):
+        pass
+
+
+def test_one_process_uses_one_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    def several(arguments: TrainingArguments) -> torch.device:
+        arguments._n_gpu = 3
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(several))
+    monkeypatch.setattr(TrainingArguments, "device", property(several))
+    assert training_arguments(tiny(), tmp_path)._n_gpu == 1
+    assert "1 of 3 GPUs is used; torchrun uses all" in capsys.readouterr().err
 
 
 def test_another_run_is_not_overwritten(corpus: Path, unbroken: tuple[Path, Results], tmp_path: Path) -> None:
@@ -239,6 +313,11 @@ def test_old_checkpoints_go(tmp_path: Path) -> None:
             (folder / "weights").write_bytes(b"1")
     remove_old(tmp_path, keep=2)
     assert [step for step, _ in checkpoints(tmp_path)] == [10, 100]
+
+
+def test_steps_of_a_run_are_those_of_each_process() -> None:
+    assert total_steps(Optimisation(epochs=3), batches=7, processes=2) == 9
+    assert total_steps(Optimisation(epochs=3, max_steps=5), batches=7, processes=2) == 5
 
 
 def test_learning_rate_schedules() -> None:

@@ -29,6 +29,7 @@ def small_options(corpus: Path) -> dict[str, object]:
     """Returns what makes the tiny recipe a matter of seconds, with dropout, masked language modelling and words."""
     return {
         "corpus": (str(corpus),),
+        "max_pairs": 64,
         "layers": 2,
         "hidden": 32,
         "vocabulary": 200,
