@@ -3,8 +3,11 @@
     python -m benchmarks.train_throughput
 
 Both train the same BERT (4 layers × 256) from the same weights on the same pairs of the embedded corpus: batch 64,
-fused AdamW, clipping at 1, no evaluation, checkpoint or log in between. sentence-transformers' loss is
-MultipleNegativesRankingLoss over its four directions, the nearest to infoNCE with both languages' negatives.
+fused AdamW, clipping at 1, no evaluation, checkpoint or log in between. Pooling and loss are the same too: the mean
+over a sentence's tokens of first plus last layer, and CLIP's symmetric infoNCE, here with negatives="cross", there
+MultipleNegativesRankingLoss in both directions with a softmax each. Before any timing one batch's loss is computed by
+both, without dropout; where they differ by more than 1e-4 of it, the benchmark stops. What differs is what a trainer
+adds: how batches are put together (here from sentences of like lengths, there at random), tokenized and stepped.
 """
 
 from __future__ import annotations
@@ -63,7 +66,7 @@ class Contest:
         self.folder, self.batch = folder, batch
         self.recipe = tiny().override(
             max_pairs=pairs, layers=layers, hidden=hidden, heads=hidden // 64, batch_size=batch, epochs=1,
-            levels="sentence", head=False, alpha=0.0, loss="info_nce", learning_rate=3e-4,
+            levels="sentence", head=False, alpha=0.0, loss="info_nce", negatives="cross", learning_rate=3e-4,
             log_every=10**6, evaluate_every=10**6, checkpoint_every=10**6,
         )  # fmt: skip
         corpus = read_corpus(self.recipe.data, evaluation_pairs=10, seed=0)
@@ -78,21 +81,70 @@ class Contest:
         backbone.save_pretrained(folder / "encoder")
         self.tokenizer.save_pretrained(folder / "encoder")
 
+    def our_objective(self) -> Any:
+        """Returns ctloss.train's model with its loss."""
+        from ctloss.train.encoder import CCEEncoder, load_backbone
+        from ctloss.train.objective import Objective
+
+        encoder = CCEEncoder(load_backbone(str(self.folder / "encoder"), mlm=False), levels="sentence", head=False)
+        choice = self.recipe.objective
+        return Objective(encoder, loss=choice.loss, temperature=choice.temperature, negatives=choice.negatives)
+
+    def their_loss(self) -> tuple[Any, Any]:
+        """Returns sentence-transformers' model, with our pooling, and its loss."""
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+        class FirstPlusLast(torch.nn.Module):
+            def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+                states = features["all_layer_embeddings"]
+                return {**features, "token_embeddings": states[1].float() + states[-1].float()}
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        transformer, mean = SentenceTransformer(str(self.folder / "encoder"), device=device)
+        transformer.auto_model.config.output_hidden_states = True
+        model = SentenceTransformer(modules=[transformer, FirstPlusLast(), mean], device=device)
+        return model, MultipleNegativesRankingLoss(
+            model,
+            scale=1 / self.recipe.objective.temperature,
+            directions=("query_to_doc", "doc_to_query"),
+            partition_mode="per_direction",
+        )
+
+    @torch.no_grad()
+    def losses(self) -> tuple[float, float]:
+        """Returns the loss of the first batch by ctloss.train and by sentence-transformers, dropout off."""
+        from ctloss.train.collator import Collator
+        from ctloss.train.dataset import WPSDataset
+
+        rows = WPSDataset(self.folder / "data" / "train")
+        batch = Collator(self.tokenizer, seed=0, words=False, mlm_probability=0.0)([rows[i] for i in range(self.batch)])
+        ours = self.our_objective().eval()(**{name: value for name, value in batch.items() if name != "index"})["loss"]
+        model, loss = self.their_loss()
+        model.eval()
+        sides = [[rows.text(i)[side] for i in range(self.batch)] for side in ("source", "target")]
+        features = [
+            {
+                name: value.to(model.device) if torch.is_tensor(value) else value
+                for name, value in model.preprocess(side).items()
+            }
+            for side in sides
+        ]
+        theirs = loss(features, torch.empty(0))
+        return float(ours), float(theirs)
+
     def ours(self, steps: int, precision: str) -> float:
         """Returns pairs a second of ctloss.train."""
         from ctloss.train.collator import Collator
         from ctloss.train.dataset import WPSDataset
-        from ctloss.train.encoder import CCEEncoder, load_backbone
-        from ctloss.train.objective import Objective
         from ctloss.train.sampler import BatchPlan
         from ctloss.train.trainer import PretrainingTrainer
 
         recipe = self.recipe.override(max_steps=steps, precision=precision)
         rows = WPSDataset(self.folder / "data" / "train")
-        encoder = CCEEncoder(load_backbone(str(self.folder / "encoder"), mlm=False), levels="sentence", head=False)
         with tempfile.TemporaryDirectory() as output:
             trainer = PretrainingTrainer(
-                Objective(encoder, loss="info_nce", temperature=recipe.objective.temperature),
+                self.our_objective(),
                 recipe,
                 Path(output),
                 rows=rows,
@@ -113,17 +165,9 @@ class Contest:
     def theirs(self, steps: int, precision: str) -> float:
         """Returns pairs a second of sentence-transformers' trainer."""
         import datasets
-        from sentence_transformers import (
-            SentenceTransformer,
-            SentenceTransformerTrainer,
-            SentenceTransformerTrainingArguments,
-        )
-        from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+        from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
-        model = SentenceTransformer(str(self.folder / "encoder"), device=None if torch.cuda.is_available() else "cpu")
-        loss = MultipleNegativesRankingLoss(
-            model, scale=1 / 0.07, directions=("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
-        )
+        model, loss = self.their_loss()
         data = datasets.Dataset.from_dict(
             {"anchor": [source for source, _ in self.pairs], "positive": [target for _, target in self.pairs]}
         )
@@ -157,6 +201,12 @@ def main() -> None:
         contest = Contest(
             Path(folder), pairs=options.pairs, batch=options.batch_size, layers=options.layers, hidden=options.hidden
         )
+        ours, theirs = contest.losses()
+        if abs(ours - theirs) > 1e-4 * abs(theirs):
+            raise SystemExit(
+                f"expected both to compute one loss, got {ours:.6f} by ctloss and {theirs:.6f} by the other"
+            )
+        print(f"loss of the first batch: ctloss {ours:.6f}, sentence-transformers {theirs:.6f}")
         turns: dict[str, Callable[[], float]] = {
             name: lambda side=side, precision=precision: side(options.steps, precision)  # type: ignore[misc]
             for name in PARTICIPANTS
