@@ -60,8 +60,8 @@ class Contest:
     def __init__(self, folder: Path, *, pairs: int, batch: int, layers: int, hidden: int) -> None:
         from ctloss.train import tiny
         from ctloss.train.encoder import small_backbone
+        from ctloss.train.initial import make_tokenizer
         from ctloss.train.prepare import build_samples, read_corpus
-        from ctloss.train.run import make_tokenizer
 
         self.folder, self.batch = folder, batch
         self.recipe = tiny().override(
@@ -101,7 +101,8 @@ class Contest:
                 return {**features, "token_embeddings": states[1].float() + states[-1].float()}
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        transformer, mean = SentenceTransformer(str(self.folder / "encoder"), device=device)
+        modules: Any = SentenceTransformer(str(self.folder / "encoder"), device=device)
+        transformer, mean = modules
         transformer.auto_model.config.output_hidden_states = True
         model = SentenceTransformer(modules=[transformer, FirstPlusLast(), mean], device=device)
         return model, MultipleNegativesRankingLoss(

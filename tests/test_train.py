@@ -21,6 +21,7 @@ from ctloss.train.__main__ import main
 from ctloss.train.checkpoint import checkpoints, is_complete, remove_incomplete, remove_old, writing_folder
 from ctloss.train.output import locked
 from ctloss.train.recipe import Optimisation
+from ctloss.train.sampler import BatchPlan
 from ctloss.train.schedule import learning_rate_factor, total_steps
 from ctloss.train.trainer import training_arguments
 
@@ -252,10 +253,34 @@ def test_sentence_level_without_head_or_mlm(corpus: Path, tmp_path: Path) -> Non
 
 
 def test_given_encoder_is_trained_on(corpus: Path, unbroken: tuple[Path, Results], tmp_path: Path) -> None:
-    recipe = small_recipe(corpus, encoder=str(unbroken[0]), max_steps=2, pictured_words=0)
+    recipe = small_recipe(corpus, encoder=str(unbroken[0]), hidden=128, vocabulary=8000, max_steps=2, pictured_words=0)
     results = pretrain(recipe, tmp_path / "further")
     assert list(results.stages) == ["random", "before", "after"]
     assert results.stages["before"]["mean"] == pytest.approx(unbroken[1].stages["after"]["mean"])
+
+
+def test_longer_sentences_than_a_given_encoder_takes_are_refused(
+    corpus: Path, unbroken: tuple[Path, Results], tmp_path: Path
+) -> None:
+    recipe = tiny().override(corpus=(str(corpus),), encoder=str(unbroken[0]), max_length=129)
+    with pytest.raises(RecipeError, match=r"max_length: expected at most 128, as .* has, got 129; lower it"):
+        pretrain(recipe, tmp_path / "long")
+
+
+def test_fewer_batches_than_processes_are_refused(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BatchPlan, "__len__", lambda plan: 0)
+    with pytest.raises(
+        RecipeError, match=r"batch_size: expected at least a batch for each of 1 processes, got '0 of 8"
+    ):
+        pretrain(small_recipe(corpus), tmp_path / "few")
+
+
+def test_missing_packages_are_named() -> None:
+    script = "import sys; sys.modules['numpy'] = sys.modules['pyarrow'] = None; import ctloss.train"
+    child = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert "got none named numpy, pyarrow; pip install 'ctloss[train]'" in child.stderr
 
 
 def test_processes_train_together(corpus: Path, tmp_path: Path) -> None:

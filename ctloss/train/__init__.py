@@ -7,6 +7,7 @@
     pretrain(tiny().override(batch_size=32), "runs/tiny")
 """
 
+from . import extra as extra
 from .encoder import CCEEncoder
 from .recipe import Recipe, RecipeError, paper, tiny
 from .run import Results, pretrain

@@ -147,6 +147,18 @@ def small_backbone(
     return BertForMaskedLM(config) if mlm else BertModel(config, add_pooling_layer=False)
 
 
+def positions(name: str) -> int | None:
+    """Returns how many wordpieces, special tokens included, a Hugging Face encoder takes at most; None if unlimited."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(name)
+    most = getattr(config, "max_position_embeddings", None)
+    if most and ("roberta" in config.model_type or config.model_type in ("camembert", "mpnet", "xmod")):
+        # RoBERTa and what follows it number positions from after the padding token's id.
+        most -= (config.pad_token_id or 0) + 1
+    return most
+
+
 def load_backbone(name: str, *, mlm: bool) -> PreTrainedModel:
     """Returns a Hugging Face encoder by name or folder, in float32, with its MLM head where asked.
 

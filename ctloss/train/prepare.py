@@ -41,10 +41,12 @@ class Corpus:
     Attributes:
         parts: training, validation and test sentences; no text of the latter two is in the first.
         words: proposes the word pairs.
+        notes: what was left out and should be known.
     """
 
     parts: dict[Split, Sentences]
     words: WordSource
+    notes: tuple[str, ...] = ()
 
 
 def read_corpus(data: Data, *, evaluation_pairs: int, seed: int) -> Corpus:
@@ -68,7 +70,7 @@ def read_corpus(data: Data, *, evaluation_pairs: int, seed: int) -> Corpus:
         return Corpus({**parts, "train": limited(parts["train"], data.max_pairs)}, GoldWords())
     pairs = _with_words(_language_pairs(data.corpus, data.languages), data.alignments)
     everything = joined(pairs)
-    smallest = min(sum(1 for _ in pair) for pair in pairs)
+    smallest = min(map(_count, pairs))
     share = min(0.1, 1.5 * evaluation_pairs / max(1, smallest))
     shares = {"validation": 0.0 if data.validation else share, "test": 0.0 if data.test else share}
     given: dict[Split, str | None] = {"validation": data.validation, "test": data.test}
@@ -81,24 +83,40 @@ def read_corpus(data: Data, *, evaluation_pairs: int, seed: int) -> Corpus:
         )
     training = take_split(everything, "train", **shares, seed=seed)
     parts["train"] = limited(without(training, [*parts["validation"], *parts["test"]]), data.max_pairs)
-    return Corpus(parts, _word_source(data, parts["train"]))
+    notes: tuple[str, ...] = ()
+    if data.validation or data.test:
+        # Where one of them was not taken out of the corpus, they may share sentences: those stay in test alone.
+        before, parts["validation"] = parts["validation"], without(parts["validation"], parts["test"])
+        if shared := _count(before) - _count(parts["validation"]):
+            notes = (f"validation: {shared:,} pairs left out, whose texts are in test too",)
+    return Corpus(parts, _word_source(data, parts["train"]), notes)
 
 
 def build_samples(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, folder: Path, *, max_length: int, progress: bool
 ) -> dict[Split, WPSCounts]:
-    """Builds the word positioned samples of every part in its own folder, or finds them there; returns the counts."""
-    return {
-        split: build_wps(
-            corpus.parts[split],
-            tokenizer,
-            corpus.words,
-            folder=folder / split,
-            max_length=max_length,
-            progress=progress and split == "train",
-        )
-        for split in SPLITS
-    }
+    """Builds the word positioned samples of every part in its own folder, or finds them there; returns the counts.
+
+    Raises:
+        CorpusError: nothing is left of a part.
+    """
+    counts = {}
+    for split in SPLITS:
+        try:
+            counts[split] = build_wps(
+                corpus.parts[split],
+                tokenizer,
+                corpus.words,
+                folder=folder / split,
+                max_length=max_length,
+                progress=progress and split == "train",
+            )
+        except CorpusError:
+            raise
+        except ValueError as error:
+            hint = "" if split == "train" else f", or pairs of its own with --{split}"
+            raise CorpusError(f"{split}: {error}{hint}") from error
+    return counts
 
 
 def texts(sentences: Iterable[ParallelSentence]) -> Iterator[str]:
@@ -135,6 +153,10 @@ def limited(sentences: Sentences, most: int | None) -> Sentences:
     return Sentences(lambda: (sentence for sentence in sentences if smallest and place(sentence) <= smallest[-1]))
 
 
+def _count(sentences: Sentences) -> int:
+    return sum(1 for _ in sentences)
+
+
 def _pivot(data: Data) -> str:
     return data.languages[0] if data.languages else "en"
 
@@ -151,7 +173,7 @@ def _only_embedded(data: Data) -> None:
 def _language_pairs(names: tuple[str, ...], languages: tuple[str, ...]) -> list[Sentences]:
     tables = [name for name in names if name.endswith(".tsv")]
     if tables and len(tables) == len(names):
-        return [read_tsv(name, *_columns(name, languages if len(names) == 1 else ())) for name in names]
+        return [read_tsv(name, *_columns(name, languages, alone=len(names) == 1)) for name in names]
     if len(names) != 1:
         raise CorpusError(
             f"corpus: expected one prefix of line-aligned files, or files that all end in .tsv, got {', '.join(names)}"
@@ -162,10 +184,15 @@ def _language_pairs(names: tuple[str, ...], languages: tuple[str, ...]) -> list[
     return [read_lines({pivot: files[pivot], code: path}, pivot=pivot) for code, path in files.items() if code != pivot]
 
 
-def _columns(name: str, languages: tuple[str, ...]) -> tuple[str, str]:
-    if len(languages) == 2:
+def _columns(name: str, languages: tuple[str, ...], *, alone: bool = True) -> tuple[str, str]:
+    match = re.search(r"(?<![a-z])([a-z]{2,3})-([a-z]{2,3})\.tsv$", Path(name).name)
+    if match and languages and (match[1] != languages[0] or match[2] not in languages[1:]):
+        raise CorpusError(
+            f"languages: expected those that {name} is named after, {match[1]} then {match[2]}, got "
+            f"{' '.join(languages)}; leave --languages out, or rename the file"
+        )
+    if not match and alone and len(languages) == 2:
         return languages[0], languages[1]
-    match = re.search(r"([a-z]{2,3})-([a-z]{2,3})\.tsv$", Path(name).name)
     if not match:
         raise CorpusError(
             f"{name}: expected a name that ends in the languages of its columns, like en-fr.tsv; rename the file, or "

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,19 +18,17 @@ from .checkpoint import CHECKPOINTS, checkpoints, write_atomically
 from .collator import Collator
 from .corpus import SPLITS, CorpusError, Split, stable_hash
 from .dataset import WPSDataset, held_out
-from .encoder import CCEEncoder, load_backbone, random_backbone, small_backbone
+from .encoder import CCEEncoder
+from .initial import make_encoders, make_tokenizer
 from .objective import Objective
+from .options import require
 from .output import CARD_FILE, PICTURE_FILE, RESULTS_FILE, claim_folder, claim_samples, locked
-from .prepare import Corpus, build_samples, read_corpus, texts
+from .prepare import build_samples, read_corpus
 from .probe import Probe
 from .recipe import Recipe, RecipeError
 from .report import Measured, draw_words, model_card, table
 from .sampler import BatchPlan
-from .tokenizer import load_tokenizer, train_wordpiece
 from .wps import ARROW_NAME, WPSCounts, read_manifest
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -103,12 +101,14 @@ class _Run:
         self.started = time.perf_counter()
         data, bookkeeping = recipe.data, recipe.bookkeeping
         self.corpus = read_corpus(data, evaluation_pairs=bookkeeping.evaluation_pairs, seed=bookkeeping.seed)
+        for note in self.corpus.notes:
+            self.say(note)
         with refused("encoder"):
             self.tokenizer = make_tokenizer(recipe, self.corpus)
         with refused("corpus"):
             self.counts = self._build()
         with refused("encoder"):
-            self.encoder, self.random = self._encoders()
+            self.encoder, self.random = make_encoders(recipe, self.tokenizer)
         self.say(
             f"encoder: {sum(p.numel() for p in self.encoder.backbone.parameters()):,} parameters "
             f"({type(self.encoder.backbone).__name__}); vocabulary of {len(self.tokenizer):,} wordpieces"
@@ -169,26 +169,6 @@ class _Run:
         text = self.tokenizer.backend_tokenizer.to_str()
         return {**samples, "tokenizer": f"{stable_hash(text):016x}"}
 
-    def _encoders(self) -> tuple[CCEEncoder, CCEEncoder | None]:
-        recipe = self.recipe
-        choice, objective = recipe.encoder, recipe.objective
-        torch.manual_seed(recipe.bookkeeping.seed)
-        if choice.encoder == "small":
-            backbone = small_backbone(
-                vocabulary=len(self.tokenizer),
-                layers=choice.layers,
-                hidden=choice.hidden,
-                heads=choice.heads,
-                dropout=choice.dropout,
-                max_length=recipe.data.max_length,
-                pad=self.tokenizer.pad_token_id,
-                mlm=objective.alpha > 0,
-            )
-            return CCEEncoder(backbone, levels=objective.levels, head=objective.head), None
-        backbone = load_backbone(choice.encoder, mlm=objective.alpha > 0)
-        encoder = CCEEncoder(backbone, levels=objective.levels, head=objective.head)
-        return encoder, CCEEncoder(random_backbone(backbone), levels="sentence", head=False)
-
     def _rows(self, split: Split) -> list[dict[str, Any]]:
         import pyarrow as pa
 
@@ -218,6 +198,14 @@ class _Run:
                 held_out_seed=seed,
             )
             plan = BatchPlan(rows.lengths, rows.keys, batch_size=recipe.optimisation.batch_size, seed=seed)
+        world = self.process.num_processes
+        require(
+            len(plan) >= world,
+            "batch_size",
+            f"at least a batch for each of {world} processes",
+            f"{len(plan)} of {plan.batch_size} pairs",
+            "lower it, or the number of processes",
+        )
         validation = self._probe(self._rows("validation"))
         trainer = PretrainingTrainer(
             Objective(
@@ -240,7 +228,6 @@ class _Run:
             tokenizer=self.tokenizer,
             measure=lambda encoder: validation(encoder)["mean"],
         )
-        world = self.process.num_processes
         self.say(
             f"training: {len(rows):,} rows, {len(plan) // world:,} batches of {plan.batch_size} an epoch, "
             f"{'bfloat16 autocast' if trainer.args.bf16 else 'float32'}, {world} process{'es' if world > 1 else ''}"
@@ -276,19 +263,6 @@ class _Run:
             + table(results.stages, held_out=self.recipe.data.held_out_words > 0)
             + f"\n\nencoder, model card and results: {self.folder}"
         )
-
-
-def make_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
-    """Returns the encoder's tokenizer, or one trained on the training sentences for the small encoder."""
-    choice = recipe.encoder
-    if choice.encoder != "small":
-        return load_tokenizer(choice.encoder, lower_case=choice.lower_case)
-    return train_wordpiece(
-        texts(corpus.parts["train"]),
-        vocabulary=choice.vocabulary,
-        lower_case=choice.lower_case,
-        max_length=recipe.data.max_length,
-    )
 
 
 def _copy(encoder: CCEEncoder) -> CCEEncoder:

@@ -7,6 +7,14 @@ from collections.abc import Iterator
 from glob import escape
 from pathlib import Path
 
+# Two or three letters that end the names of files which are no text in a language.
+SUFFIXES = frozenset(
+    {
+        *("gz", "bz", "xz", "zst", "zip", "tar", "tgz", "txt", "tsv", "csv", "tmp", "bak"),
+        *("ids", "md", "py", "sh", "log", "out", "err", "yml", "xml", "pdf", "png", "npy", "pkl"),
+    }
+)
+
 
 class CorpusError(ValueError):
     """A corpus file is not what its format promises; the message names the file and the line."""
@@ -80,13 +88,9 @@ def is_language(code: str) -> bool:
     """Tells whether a string looks like a language code: ``fr``, ``ast``, ``pt-BR``, ``zh_Hant``.
 
     Example:
-        >>> [is_language(code) for code in ("fr", "pt-br", "gz", "tokens")]
-        [True, True, False, False]
+        >>> [is_language(code) for code in ("fr", "pt-br", "gz", "md", "tokens")]
+        [True, True, False, False, False]
     """
     primary, _, region = code.replace("_", "-").partition("-")
     letters = primary.isascii() and primary.isalpha() and primary.islower() and 2 <= len(primary) <= 3
-    return (
-        letters
-        and primary not in {"gz", "bz", "xz", "zip", "txt", "tsv", "csv", "tmp", "bak", "ids"}
-        and (not region or region.isalnum())
-    )
+    return letters and primary not in SUFFIXES and (not region or region.isalnum())

@@ -140,7 +140,9 @@ def build_wps(
         if not builder.counts.rows:
             raise ValueError(
                 f"expected sentence pairs to train on, got none out of {total} "
-                f"(skipped: {builder.counts.skipped_sentences}); check the corpus, or raise max_length={max_length}"
+                f"(skipped: {builder.counts.skipped_sentences}); "
+                + (f"raise max_length={max_length}, or " if builder.counts.skipped_sentences["too long"] else "")
+                + "give more text"
             )
         os.replace(unfinished, folder / ARROW_NAME)
     finally:
