@@ -24,19 +24,21 @@ import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ctloss.kernels.blocks import engine, launch
+from ctloss.kernels.blocks import engine, launch, rows
 from ctloss.kernels.problem import Problem
 
-KERNELS = (
-    "row_norms",
-    "positive_logits",
-    "block_lse",
-    "fold_slots",
-    "block_weights",
-    "add_weighed",
-    "finish_gradient",
-)
+# Where the path looks each kernel up.
+KERNELS = {
+    "pack_rows": rows,
+    "block_lse": launch,
+    "fold_slots": rows,
+    "weigh_rows": rows,
+    "block_weights": launch,
+    "add_weighed": launch,
+    "finish_gradient": rows,
+}
 # Bytes of shared memory that one block may ask for, by compute capability.
 SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
 RESERVED_SHARED = 1024
@@ -106,6 +108,13 @@ class Recorder:
             if isinstance(value, torch.Tensor):
                 signature.append((name, "*" + TRITON_TYPES[value.dtype]))
                 divisible = value.data_ptr() % 16 == 0
+            elif isinstance(value, TensorDescriptor):
+                tile = f"{TRITON_TYPES[value.base.dtype]}{value.block_shape}"
+                signature.append((name, f"tensordesc<{tile}>"))
+                continue
+            elif isinstance(value, float):
+                signature.append((name, "fp32"))
+                continue
             else:
                 assert isinstance(value, int)
                 signature.append((name, "i32" if value < 2**31 else "i64"))
@@ -124,8 +133,10 @@ def recording(arch: int) -> Iterator[list[Launch]]:
     launches: list[Launch] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(patch.object(engine, "_arch", lambda: arch))
-        for name in KERNELS:
-            stack.enter_context(patch.object(launch, name, Recorder(getattr(launch, name), launches)))
+        # What cuBLAS multiplies is not compiled here.
+        stack.enter_context(patch.object(launch, "library_product", lambda *operands: None))
+        for name, module in KERNELS.items():
+            stack.enter_context(patch.object(module, name, Recorder(getattr(module, name), launches)))
         yield launches
 
 
@@ -143,7 +154,7 @@ def launches_of(arch: int, n: int, d: int, dtype: torch.dtype, problem: Problem)
 def compile_launch(recorded: Launch, arch: int, case: str) -> Compiled:
     """Compile a launch for an architecture and read what the assembler reports."""
     source = ASTSource(
-        fn=getattr(launch, recorded.kernel),
+        fn=getattr(KERNELS[recorded.kernel], recorded.kernel),
         signature=dict(recorded.signature),
         constexprs=dict(recorded.constants),
         attrs={(position,): [["tt.divisibility", 16]] for position in recorded.aligned},

@@ -17,15 +17,15 @@ pytest.importorskip("triton")
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = {
-    "row_norms",
-    "positive_logits",
+    "pack_rows",
     "block_lse",
     "fold_slots",
+    "weigh_rows",
     "block_weights",
     "add_weighed",
     "finish_gradient",
 }
-# Cosines take more registers than dot products; rows that are no multiple of 16 bytes have tiles of their own.
+# Cosines take more registers than dot products.
 CALLS = [
     "bfloat16 n=1500 d=768 cosine",
     "float16 n=1500 d=768 cosine",

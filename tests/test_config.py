@@ -42,12 +42,14 @@ def test_precision_is_explicit_for_float32(precision: str, products: str) -> Non
 
 
 def test_weights_keep_what_nothing_removes_the_rounding_of() -> None:
-    assert configuration(torch.bfloat16, normalize=False).weight_products == "tf32x3"
+    raw = configuration(torch.bfloat16, normalize=False)
+    assert (raw.weight_dtype, raw.weight_terms, raw.weight_bytes) == (torch.bfloat16, 3, 6)
     assert configuration(torch.float16, normalize=False).weight_products == "tf32x3"
     assert not configuration(torch.float16, normalize=False).rounds_weights
     assert configuration(torch.float16).rounds_weights
     few = choose(64, 768, torch.bfloat16, 90, PROBLEM)
-    assert (few.weight_dtype, few.weight_products) == (torch.float32, "tf32x3")
+    assert (few.weight_dtype, few.weight_terms) == (torch.bfloat16, 3)
+    assert configuration(torch.bfloat16).weight_terms == 1
     assert not configuration(torch.bfloat16).rounds_weights
 
 
@@ -68,10 +70,10 @@ def test_frozen_and_checked() -> None:
     chosen = configuration(torch.float32)
     with pytest.raises(FrozenInstanceError):
         chosen.block = 32  # type: ignore[misc]
-    with pytest.raises(ValueError, match="expected block to divide 128"):
+    with pytest.raises(ValueError, match="gemm_depth to divide 128"):
         replace(chosen, block=96)
-    with pytest.raises(ValueError, match="multiple of gemm_rows"):
-        replace(chosen, gemm_rows=2 * chosen.block)
+    with pytest.raises(ValueError, match="gemm_columns to divide 64"):
+        replace(chosen, gemm_columns=96)
 
 
 @triton.jit
@@ -102,22 +104,24 @@ def test_rectangle_is_visited_once(tiles_m: int, tiles_n: int, group: int) -> No
 
 
 def served(panels: list[schedule.Panel], n: int, both_sides: bool) -> Counter[tuple[int, int]]:
-    """How often each ordered pair of the 2n rows is served, pairs that a panel leaves out not counted."""
+    """How often each ordered pair of the 2n rows is served, pairs that are left out and padding not counted."""
+    padded = schedule.padded_rows(n)
     found: Counter[tuple[int, int]] = Counter()
     for panel in panels:
         for i in range(panel.a_start, panel.a_stop):
             for j in range(panel.b_start, panel.b_stop):
-                if (j - panel.b_start) - (i - panel.a_start) == panel.excluded:
+                (row_side, row), (column_side, column) = divmod(i, padded), divmod(j, padded)
+                if row == column or row >= n or column >= n:
                     continue
-                row, column = panel.a * n + i, panel.b * n + j
-                found[row, column] += 1
+                pair = row_side * n + row, column_side * n + column
+                found[pair] += 1
                 if both_sides and not panel.diagonal:
-                    found[column, row] += 1
+                    found[pair[::-1]] += 1
     return found
 
 
 @pytest.mark.parametrize("negatives", ["both", "cross"])
-@pytest.mark.parametrize("n", [5, 128, 150])
+@pytest.mark.parametrize("n", [5, 100, 128, 150])
 def test_panels_serve_every_negative_once(n: int, negatives: str) -> None:
     problem = replace(PROBLEM, negatives=negatives)
     expected = {
@@ -130,7 +134,7 @@ def test_panels_serve_every_negative_once(n: int, negatives: str) -> None:
     runs = [
         panel
         for side in (schedule.X, schedule.Y)
-        for rows in schedule.ranges(n, 128)
+        for rows in schedule.side_runs(n, 128, side)
         for panel in schedule.row_panels(n, 256, side, rows, problem)
     ]
     assert served(runs, n, both_sides=False) == Counter(expected)
@@ -139,16 +143,13 @@ def test_panels_serve_every_negative_once(n: int, negatives: str) -> None:
 @given(
     n=st.integers(2, 2**20),
     d=st.integers(1, 1024),
-    weight_bytes=st.sampled_from([2, 4]),
-    in_place=st.booleans(),
-    sides=st.sampled_from([1, 2]),
+    weight_bytes=st.sampled_from([2, 4, 6]),
     workspace=st.integers(2**20, 2**34),
 )
-def test_plans_stay_within_the_workspace(
-    n: int, d: int, weight_bytes: int, in_place: bool, sides: int, workspace: int
-) -> None:
-    plan = schedule.plan_backward(n, d, weight_bytes, in_place, sides, workspace)
-    sums = (0 if in_place else sides * n * d * 4) if plan.shared else plan.size * d * 4
+def test_plans_stay_within_the_workspace(n: int, d: int, weight_bytes: int, workspace: int) -> None:
+    plan = schedule.plan_backward(n, d, weight_bytes, workspace)
+    rows = 2 * schedule.padded_rows(n) if plan.shared else plan.size
+    sums = rows * schedule.padded_width(d) * 4
     assert plan.size % 128 == 0
     assert plan.size**2 * weight_bytes + sums <= workspace
     for planes, block in product((2, 3), (32, 64, 128)):

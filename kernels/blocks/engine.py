@@ -6,11 +6,11 @@ host, so that calls can be captured in a CUDA graph, and every sum has a fixed o
 
 from __future__ import annotations
 
-import math
 import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,11 @@ from ..problem import Problem
 from . import config, schedule, stats
 
 if TYPE_CHECKING:
-    from .launch import Rows
+    from .rows import Pull, Rows
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST_ARCH = 80
 OLDEST_TORCH, OLDEST_TRITON = (2, 11), (3, 6)
-LOG2_E = 1 / math.log(2)
 
 
 def unsupported(dtype: torch.dtype, device_type: str, n: int, d: int, problem: Problem) -> str | None:
@@ -59,12 +58,8 @@ def _software() -> str | None:
     """What is missing or too old among the packages; asked before the kernels are imported, which need it."""
     if find_spec("triton") is None:
         return "triton is not installed (pip install 'ctloss[triton]')"
-    import triton
-
-    for name, found, oldest in (
-        ("torch", torch.__version__, OLDEST_TORCH),
-        ("triton", triton.__version__, OLDEST_TRITON),
-    ):
+    for name, oldest in (("torch", OLDEST_TORCH), ("triton", OLDEST_TRITON)):
+        found = version(name)
         if tuple(int(part) for part in re.findall(r"\d+", found)[:2]) < oldest:
             return f"the Triton path needs {name} {oldest[0]}.{oldest[1]} or later, found {found}"
     return None
@@ -82,7 +77,7 @@ def _arch() -> int:
 def describe(dtype: torch.dtype, device_type: str, n: int, d: int, problem: Problem) -> dict[str, object]:
     """The configuration that would run: tiles, number formats, panels."""
     chosen = config.choose(n, d, dtype, _arch(), problem)
-    plan = _plan(n, d, dtype, 2, chosen, problem)
+    plan = schedule.plan_backward(n, d, chosen.weight_bytes, problem.workspace)
     return {
         **asdict(chosen),
         "forward_panel": schedule.forward_panel(n, chosen.block, 2, problem.workspace),
@@ -113,31 +108,28 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Row losses (2n,), the statistics that :func:`backward` needs, and three empty tensors."""
     from . import launch
+    from . import rows as by_row
 
     n, d = x.shape
     with _on(x):
         chosen = config.choose(n, d, x.dtype, _arch(), problem)
-        saved = torch.zeros(stats.shape(n), dtype=torch.float32, device=x.device)
-        saved[stats.PEAK] = stats.LOWEST
-        if problem.normalize:
-            for side, source in enumerate((x, y)):
-                launch.norms(
-                    source, saved[stats.SCALE, side], saved[stats.INVERSE, side], saved[stats.RESIDUE, side], chosen
-                )
-        rows = _rows(x, y, temperature, saved, problem)
-        positive = torch.empty(n, dtype=torch.float64, device=x.device)
-        launch.positives(rows, positive, chosen)
-        planes = 3 if need_temperature else 2
-        running = saved[stats.PEAK : stats.PEAK + planes]
-        size = schedule.forward_panel(n, chosen.block, planes, problem.workspace)
-        slots = torch.empty(2 * planes * size * (size // chosen.block), dtype=torch.float32, device=x.device)
-        for panel in schedule.unordered_panels(n, size, problem):
-            launch.panel_lse(rows, panel, running, slots, chosen)
-        z = stats.log_phi(saved, positive, n)
-        if need_temperature:
-            saved[stats.MOMENT, :, :n] = stats.spread(saved, positive, n)
-        saved[stats.LOSS, :, :n] = z
-        losses = stats.row_losses(z, problem).reshape(2 * n).float()
+        saved = torch.empty(stats.shape(n), dtype=torch.float32, device=x.device)
+        positive = torch.empty(schedule.padded_rows(n), dtype=torch.float64, device=x.device)
+        losses = torch.empty(2 * n, dtype=torch.float32, device=x.device)
+        rows = by_row.pack(x, y, temperature, saved, positive, problem.normalize, chosen)
+        size = schedule.forward_panel(n, chosen.block, 3 if need_temperature else 2, problem.workspace)
+        panels = list(schedule.unordered_panels(n, size, problem))
+        needed = [launch.slots_for(panel, 3 if need_temperature else 2, chosen) for panel in panels]
+        slots = torch.empty(max(needed), dtype=torch.float32, device=x.device)
+        close = positive, losses, problem.loss == "info_nce"
+        for panel in panels:
+            of_rows, of_columns = launch.panel_lse(rows, panel, slots, need_temperature, chosen)
+            last = close if len(panels) == 1 else None
+            by_row.fold(rows, of_rows, panel.a_start, last)
+            if not panel.diagonal:
+                by_row.fold(rows, of_columns, panel.b_start, last)
+        if len(panels) > 1:
+            by_row.fold(rows, slots.new_empty((3 if need_temperature else 2, 0, 2 * rows.padded)), 0, close)
         return losses, saved, saved.new_empty(0), saved.new_empty(0), saved.new_empty(0)
 
 
@@ -157,13 +149,22 @@ def backward(
     need_temperature: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of upstream · reduced loss with respect to x, y and the temperature, None where not needed."""
-    n = x.shape[0]
+    from . import rows as by_row
+
+    n, d = x.shape
     with _on(x):
-        rows = _rows(x, y, temperature, saved, problem)
-        weights, exponent = stats.row_weights(saved, upstream, n, problem)
-        slope = stats.temperature_gradient(saved, weights, exponent, rows.rate, n) if need_temperature else None
+        chosen = config.choose(n, d, x.dtype, _arch(), problem)
+        rows = by_row.pack(x, y, temperature, saved, None, problem.normalize, chosen)
+        weighed = by_row.weigh(
+            rows, upstream, problem.loss == "info_nce", problem.reduction == "mean", slope=need_temperature
+        )
+        slope = None
+        if weighed.slope is not None:
+            slope = weighed.slope.sum() if weighed.slope.numel() > 1 else weighed.slope[0]
         sides = [side for side, need in enumerate((need_x, need_y)) if need]
-        gradients = _gradients(rows, saved, weights, exponent, sides, problem) if sides else {}
+        gradients = {side: torch.empty((n, d), dtype=x.dtype, device=x.device) for side in sides}
+        if gradients:
+            _fill(gradients, rows, weighed, chosen, problem)
         return gradients.get(schedule.X), gradients.get(schedule.Y), slope
 
 
@@ -172,73 +173,44 @@ def _on(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def _rows(x: Tensor, y: Tensor, temperature: float | Tensor, saved: Tensor, problem: Problem) -> Rows:
-    from .launch import Rows
-
-    if isinstance(temperature, Tensor):
-        # A value that cannot be read on the host cannot be refused there: it shows as NaN.
-        tau = temperature.to(device=x.device, dtype=torch.float64)
-        rate = torch.where(tau > 0, LOG2_E / tau, math.nan).float()
-    else:
-        rate = torch.full((), LOG2_E / temperature, dtype=torch.float32, device=x.device)
-    return Rows(
-        sides=(x, y),
-        inverse=saved[stats.INVERSE],
-        residue=saved[stats.RESIDUE],
-        scale=saved[stats.SCALE],
-        rescaled=(saved[stats.SCALE] != 1).any().int(),
-        rate=rate,
-        normalize=problem.normalize,
-    )
-
-
-def _plan(
-    n: int, d: int, dtype: torch.dtype, sides: int, chosen: config.BlockConfig, problem: Problem
-) -> schedule.BackwardPlan:
-    in_place = dtype == torch.float32
-    return schedule.plan_backward(n, d, chosen.weight_dtype.itemsize, in_place, sides, problem.workspace)
-
-
-def _gradients(
-    rows: Rows, saved: Tensor, weights: Tensor, exponent: Tensor, sides: list[int], problem: Problem
-) -> dict[int, Tensor]:
+def _fill(
+    gradients: dict[int, Tensor], rows: Rows, weighed: Pull, chosen: config.BlockConfig, problem: Problem
+) -> None:
     """Gradients of the sides asked for, from panels of weights that serve both sides or one run of rows at a time."""
     from . import launch
+    from . import rows as by_row
 
-    n, d = rows.shape
-    source = rows.sides[0]
-    device, dtype = source.device, source.dtype
-    chosen = config.choose(n, d, dtype, _arch(), problem)
-    plan = _plan(n, d, dtype, len(sides), chosen, problem)
-    coefficient = torch.zeros_like(rows.inverse)
-    coefficient[:, :n] = weights / saved[stats.TOTAL, :, :n]
-    pull = weights.sum(0).float()
-    gain = torch.exp2(exponent) * rows.rate * stats.LN2
-    memory = torch.empty(plan.size**2, dtype=chosen.weight_dtype, device=device)
-    gradients = {side: torch.zeros((n, d), dtype=dtype, device=device) for side in sides}
+    n, packed = rows.n, rows.packed
+    plan = schedule.plan_backward(n, rows.d, chosen.weight_bytes, problem.workspace)
+    memory = torch.empty(plan.size**2 * chosen.weight_terms, dtype=chosen.weight_dtype, device=packed.device)
     if plan.shared:
-        in_place = dtype == torch.float32
-        sums = {
-            s: g if in_place else torch.zeros((n, d), dtype=torch.float32, device=device) for s, g in gradients.items()
-        }
+        sums = torch.empty(packed.shape, dtype=torch.float32, device=packed.device)
+        wanted = (min(gradients) * rows.padded, (max(gradients) + 1) * rows.padded)
+        begun: set[int] = set()
+
+        def add(weights: Tensor, start: int, stop: int, columns: Tensor) -> None:
+            """Add to the sums of those rows start:stop that are wanted."""
+            first, last = max(start, wanted[0]), min(stop, wanted[1])
+            if first < last:
+                part = weights[:, first - start : last - start]
+                launch.add_gradient(part, columns, sums[first:last], start not in begun, chosen)
+                begun.add(start)
+
         for panel in schedule.unordered_panels(n, plan.size, problem):
-            if panel.a not in sums and panel.b not in sums:
+            ends = [(panel.a_start, panel.a_stop), (panel.b_start, panel.b_stop)]
+            if all(stop <= wanted[0] or start >= wanted[1] for start, stop in ends):
                 continue
-            block = launch.panel_weights(rows, panel, coefficient, saved[stats.PEAK], memory, chosen)
-            if panel.a in sums:
-                part = sums[panel.a][panel.a_start : panel.a_stop]
-                launch.add_gradient(block, rows, panel.b, panel.b_start, panel.b_stop, part, False, chosen)
-            if panel.b in sums and not panel.diagonal:
-                part = sums[panel.b][panel.b_start : panel.b_stop]
-                launch.add_gradient(block, rows, panel.a, panel.a_start, panel.a_stop, part, True, chosen)
-        for side, gradient in gradients.items():
-            launch.finish(sums[side], rows, side, 0, n, pull, gain, gradient, chosen)
-        return gradients
-    for side, gradient in gradients.items():
-        for start, stop in schedule.ranges(n, plan.size):
-            run = torch.zeros((stop - start, d), dtype=torch.float32, device=device)
-            for panel in schedule.row_panels(n, plan.size, side, (start, stop), problem):
-                block = launch.panel_weights(rows, panel, coefficient, saved[stats.PEAK], memory, chosen)
-                launch.add_gradient(block, rows, panel.b, panel.b_start, panel.b_stop, run, False, chosen)
-            launch.finish(run, rows, side, start, stop, pull, gain, gradient, chosen)
-    return gradients
+            block = launch.panel_weights(rows, panel, weighed.coefficient, memory, chosen)
+            add(block, *ends[0], packed[panel.b_start : panel.b_stop])
+            if not panel.diagonal:
+                add(block.mT, *ends[1], packed[panel.a_start : panel.a_stop])
+        by_row.finish(sums[wanted[0] : wanted[1]], rows, wanted[0], weighed, gradients, chosen)
+        return
+    run_sums = torch.empty((plan.size, packed.shape[1]), dtype=torch.float32, device=packed.device)
+    for side in gradients:
+        for start, stop in schedule.side_runs(n, plan.size, side):
+            sums = run_sums[: stop - start]
+            for position, panel in enumerate(schedule.row_panels(n, plan.size, side, (start, stop), problem)):
+                block = launch.panel_weights(rows, panel, weighed.coefficient, memory, chosen)
+                launch.add_gradient(block, packed[panel.b_start : panel.b_stop], sums, position == 0, chosen)
+            by_row.finish(sums, rows, start, weighed, gradients, chosen)

@@ -1,8 +1,8 @@
 """Log-sum-exp of a block's logits along its rows and along its columns, in one pass over the products.
 
 Logits are carried in units of log 2, t = s log2(e). Every tile writes, for each of its rows and each of its columns,
-its maximum, the sum of 2^(t - maximum) and (for the temperature's gradient) the sum of 2^(t - maximum) (t - maximum)
-into a slot that no other tile writes; the slots are then folded in a fixed order, so that results repeat bit for bit.
+a peak, the sum of 2^(t - peak) and (for the temperature's gradient) the sum of 2^(t - peak) (t - peak) into a slot
+that no other tile writes; the slots are then folded in a fixed order, so that results repeat bit for bit.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import triton
 import triton.language as tl
 
 from . import stats
-from .tiles import tile_at, tile_product
+from .tiles import kept_pairs, needs_mask, tile_at, tile_product
 
 LOWEST = tl.constexpr(stats.LOWEST)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+# Up to this log2(e)/τ cosines' logits, less their ceiling, lie within 120 binades: 0 serves every row as its peak.
+COMMON_PEAK_RATE = tl.constexpr(60.0)
 
 
 @triton.jit
@@ -27,49 +29,48 @@ def multiply_add(x, y, z):
 
 
 @triton.jit
-def logits(product, a_inverse, b_inverse, a_residue, b_residue, rate_ptr, index_a, index_b, NORMALIZE: tl.constexpr):
+def logits(product, inverse_ptr, residue_ptr, rate, index_a, index_b, NORMALIZE: tl.constexpr):
     """Dot products to logits in units of log 2, less their ceiling: rate (cos - 1) for cosines, rate dot else.
 
     At small τ the roundings of a cosine near 1, of its two factors and of its product, would each weigh 1/τ. So inverse
     norms come in two parts, the first product's error is kept, and 1 is subtracted inside a fused multiply-add.
     """
-    rate = tl.load(rate_ptr)
     if NORMALIZE:
-        row = tl.load(a_inverse + index_a)[:, None]
-        column = tl.load(b_inverse + index_b)[None, :]
+        row = tl.load(inverse_ptr + index_a)[:, None]
+        column = tl.load(inverse_ptr + index_b)[None, :]
         part = product * row
-        residue = multiply_add(product, tl.load(a_residue + index_a)[:, None], multiply_add(product, row, -part))
+        residue = multiply_add(product, tl.load(residue_ptr + index_a)[:, None], multiply_add(product, row, -part))
         below = multiply_add(part, column, -1.0)
-        below = multiply_add(part, tl.load(b_residue + index_b)[None, :], below)
+        below = multiply_add(part, tl.load(residue_ptr + index_b)[None, :], below)
         return multiply_add(residue, column, below) * rate
     return product * rate
 
 
 @triton.jit
-def store_slot(slots_ptr, plane, logit, index, axis: tl.constexpr, mask, MOMENT: tl.constexpr):
+def store_slot(slots_ptr, plane, logit, index, axis: tl.constexpr, MOMENT: tl.constexpr):
     """Maximum, sum and first moment of a tile along an axis, into one slot."""
     peak = tl.maximum(tl.max(logit, axis), LOWEST)
     distance = logit - (peak[:, None] if axis == 1 else peak[None, :])
     weight = tl.exp2(distance)
-    tl.store(slots_ptr + index, peak, mask=mask)
-    tl.store(slots_ptr + plane + index, tl.sum(weight, axis), mask=mask)
+    tl.store(slots_ptr + index, peak)
+    store_sums(slots_ptr, plane, distance, weight, index, axis, MOMENT)
+
+
+@triton.jit
+def store_sums(slots_ptr, plane, distance, weight, index, axis: tl.constexpr, MOMENT: tl.constexpr):
+    """Sum and first moment of a tile along an axis."""
+    tl.store(slots_ptr + plane + index, tl.sum(weight, axis))
     if MOMENT:
         # A weight of 0 has distance -inf; their product is meant to be 0.
         moment = tl.sum(tl.where(weight > 0, weight * distance, 0.0), axis)
-        tl.store(slots_ptr + 2 * plane + index, moment, mask=mask)
+        tl.store(slots_ptr + 2 * plane + index, moment)
 
 
 @triton.jit
 def block_lse(
-    a_ptr,
-    b_ptr,
-    a_inverse,
-    b_inverse,
-    a_residue,
-    b_residue,
-    a_scale,
-    b_scale,
-    rescaled_ptr,
+    packed,
+    inverse_ptr,
+    residue_ptr,
     rate_ptr,
     row_slots,
     column_slots,
@@ -77,106 +78,55 @@ def block_lse(
     column_plane,
     row_pitch,
     column_pitch,
-    num_a,
-    num_b,
-    width,
-    stride_ar,
-    stride_ac,
-    stride_br,
-    stride_bc,
-    excluded,
+    num_rows,
+    padded,
+    pitch,
+    a_start,
+    b_start,
     tiles_a,
     tiles_b,
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     TRIANGLE: tl.constexpr,
-    EVEN: tl.constexpr,
     NORMALIZE: tl.constexpr,
-    RESCALE: tl.constexpr,
     MOMENT: tl.constexpr,
-    PROMOTE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One tile of rows a against rows b, the pairs with j - i == excluded left out.
+    """One tile of the stacked rows from ``a_start`` on against those from ``b_start`` on, equal positions left out.
 
     Row i's share goes to slot (tile of j) of ``row_slots``, column j's to slot (tile of i) of ``column_slots``.
     TRIANGLE: b is a and both slot arrays are one; a tile below the diagonal is the mirror of one above it, whose
     column sums are its row sums.
     """
     a, b = tile_at(tl.program_id(0), tiles_a, tiles_b, TRIANGLE, GROUP)
-    index_a = a * BLOCK + tl.arange(0, BLOCK)
-    index_b = b * BLOCK + tl.arange(0, BLOCK)
-    product = tile_product(
-        a_ptr,
-        b_ptr,
-        a_scale,
-        b_scale,
-        rescaled_ptr,
-        index_a,
-        index_b,
-        num_a,
-        num_b,
-        width,
-        stride_ar,
-        stride_ac,
-        stride_br,
-        stride_bc,
-        DEPTH,
-        EVEN,
-        RESCALE,
-        PROMOTE,
-        PRECISION,
-    )
-    logit = logits(product, a_inverse, b_inverse, a_residue, b_residue, rate_ptr, index_a, index_b, NORMALIZE)
-    offset = (a - b) * BLOCK + excluded
-    edge = (a * BLOCK + BLOCK > num_a) | (b * BLOCK + BLOCK > num_b)
-    if edge | ((offset > -BLOCK) & (offset < BLOCK)):
-        kept = (index_a + excluded)[:, None] != index_b[None, :]
-        kept = kept & (index_a < num_a)[:, None] & (index_b < num_b)[None, :]
-        logit = tl.where(kept, logit, float("-inf"))
-    store_slot(row_slots + b.to(tl.int64) * row_pitch, row_plane, logit, index_a, 1, index_a < num_a, MOMENT)
-    mask = index_b < num_b
+    first_a = a_start + a * BLOCK
+    first_b = b_start + b * BLOCK
+    index = tl.arange(0, BLOCK)
+    rate = tl.load(rate_ptr)
+    product = tile_product(packed, pitch, first_a, first_b, BLOCK, DEPTH, PRECISION)
+    logit = logits(product, inverse_ptr, residue_ptr, rate, first_a + index, first_b + index, NORMALIZE)
+    position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)
+    if masked:
+        logit = tl.where(kept_pairs(position_a, position_b, num_rows, BLOCK), logit, float("-inf"))
+    row_slot = row_slots + b.to(tl.int64) * row_pitch
+    column_slot = column_slots + a.to(tl.int64) * column_pitch
+    row_index = a * BLOCK + index
+    column_index = b * BLOCK + index
+    twice = True
     if TRIANGLE:
-        mask = mask & (a != b)
-    store_slot(column_slots + a.to(tl.int64) * column_pitch, column_plane, logit, index_b, 0, mask, MOMENT)
-
-
-@triton.jit
-def fold_slots(
-    slots_ptr,
-    slots_plane,
-    pitch,
-    num_slots,
-    peak_ptr,
-    total_ptr,
-    moment_ptr,
-    num_rows,
-    BLOCK: tl.constexpr,
-    MOMENT: tl.constexpr,
-):
-    """Fold the slots of each row, in order, into the row's running (maximum, sum, first moment)."""
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = index < num_rows
-    peak = tl.load(peak_ptr + index, mask=mask, other=LOWEST)
-    total = tl.load(total_ptr + index, mask=mask, other=0.0)
-    if MOMENT:
-        moment = tl.load(moment_ptr + index, mask=mask, other=0.0)
-    source = slots_ptr + index
-    for _ in range(num_slots):
-        slot_peak = tl.load(source, mask=mask, other=LOWEST)
-        slot_total = tl.load(source + slots_plane, mask=mask, other=0.0)
-        higher = tl.maximum(peak, slot_peak)
-        old = tl.exp2(peak - higher)
-        new = tl.exp2(slot_peak - higher)
-        if MOMENT:
-            slot_moment = tl.load(source + 2 * slots_plane, mask=mask, other=0.0)
-            # Moments are taken about the maximum, so moving it by h adds h times the sum.
-            moment = old * (moment + (peak - higher) * total) + new * (slot_moment + (slot_peak - higher) * slot_total)
-        total = old * total + new * slot_total
-        peak = higher
-        source += pitch
-    tl.store(peak_ptr + index, peak, mask=mask)
-    tl.store(total_ptr + index, total, mask=mask)
-    if MOMENT:
-        tl.store(moment_ptr + index, moment, mask=mask)
+        twice = a != b
+    common = False
+    if NORMALIZE:
+        common = rate <= COMMON_PEAK_RATE
+    if common:
+        weight = tl.exp2(logit)
+        tl.store(row_slot + row_index, tl.zeros((BLOCK,), tl.float32))
+        store_sums(row_slot, row_plane, logit, weight, row_index, 1, MOMENT)
+        if twice:
+            tl.store(column_slot + column_index, tl.zeros((BLOCK,), tl.float32))
+            store_sums(column_slot, column_plane, logit, weight, column_index, 0, MOMENT)
+    else:
+        store_slot(row_slot, row_plane, logit, row_index, 1, MOMENT)
+        if twice:
+            store_slot(column_slot, column_plane, logit, column_index, 0, MOMENT)

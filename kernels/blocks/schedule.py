@@ -1,8 +1,8 @@
 """Which blocks of the similarity matrix are computed, in what order, within how much memory.
 
-Every loss is a list of rectangular blocks: both languages' negatives are (x, x), (y, y) and (x, y), cross-only ones
-(x, y) alone. In each the pair of equal positions is left out: a row itself, or its positive. Blocks are
-cut into panels whose temporary memory fits the workspace.
+The 2n rows are stacked, x's before y's, each side padded to whole tiles. Both languages' negatives are all pairs of
+stacked rows, cross-only ones the rectangle x by y; in either, two rows of equal positions (a row itself, or its
+positive) are left out. Blocks are cut into panels whose temporary memory fits the workspace.
 """
 
 from __future__ import annotations
@@ -12,70 +12,87 @@ from dataclasses import dataclass
 from math import isqrt
 
 from ..problem import Problem
-from .config import ROW_PADDING
+from . import config
+from .config import ROW_PADDING, WIDTH_PADDING
 
 X, Y = 0, 1
+# Beyond this side a panel of weights gains nothing; its products with 768 columns are two full waves on 132 SMs.
+LARGEST_PANEL = 88 * ROW_PADDING
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Rows of one side against rows of another; half-open ranges that start at multiples of the row padding."""
+    """Stacked rows against stacked rows; half-open ranges of whole tiles."""
 
-    a: int
     a_start: int
     a_stop: int
-    b: int
     b_start: int
     b_stop: int
 
     @property
     def diagonal(self) -> bool:
-        """Whether the panel is a block of one side's rows with themselves, hence symmetric."""
-        return (self.a, self.a_start) == (self.b, self.b_start)
-
-    @property
-    def excluded(self) -> int:
-        """j - i, within the panel, of the pair that the two sides' equal positions make."""
-        return self.a_start - self.b_start
+        """Whether the panel is a block of rows with themselves, hence symmetric."""
+        return self.a_start == self.b_start
 
 
-def ranges(n: int, size: int) -> list[tuple[int, int]]:
-    """Cut n rows into runs of ``size``, the last one shorter.
+def padded_rows(n: int) -> int:
+    """Rows of one side with its padding to whole tiles, which are half as large in small batches.
 
-    >>> ranges(300, 128)
-    [(0, 128), (128, 256), (256, 300)]
+    >>> padded_rows(300), padded_rows(1100)
+    (320, 1152)
     """
-    return [(start, min(start + size, n)) for start in range(0, n, size)]
+    padding = ROW_PADDING if n >= config.MANY_PAIRS else ROW_PADDING // 2
+    return -(-n // padding) * padding
+
+
+def padded_width(d: int) -> int:
+    """Columns of the packed rows.
+
+    >>> padded_width(100)
+    128
+    """
+    return -(-d // WIDTH_PADDING) * WIDTH_PADDING
+
+
+def side_runs(n: int, size: int, side: int) -> list[tuple[int, int]]:
+    """Cut one side's stacked rows into runs of ``size``, the last one shorter.
+
+    >>> side_runs(300, 256, Y)
+    [(320, 576), (576, 640)]
+    """
+    padded = padded_rows(n)
+    first, last = side * padded, (side + 1) * padded
+    return [(start, min(start + size, last)) for start in range(first, last, size)]
+
+
+def runs(n: int, size: int) -> list[tuple[int, int]]:
+    """Cut all stacked rows into runs: one if it can hold both sides, else runs within a side."""
+    padded = padded_rows(n)
+    return [(0, 2 * padded)] if 2 * padded <= size else side_runs(n, size, X) + side_runs(n, size, Y)
 
 
 def unordered_panels(n: int, size: int, problem: Problem) -> Iterator[Panel]:
     """Every pair of rows once: a panel serves its rows and, unless it is diagonal, its columns too."""
-    parts = ranges(n, size)
-    for side in (X, Y) if problem.negatives == "both" else ():
+    if problem.negatives == "both":
+        parts = runs(n, size)
         for position, rows in enumerate(parts):
             for columns in parts[position:]:
-                yield Panel(side, *rows, side, *columns)
-    for rows in parts:
-        for columns in parts:
-            yield Panel(X, *rows, Y, *columns)
+                yield Panel(*rows, *columns)
+        return
+    for rows in side_runs(n, size, X):
+        for columns in side_runs(n, size, Y):
+            yield Panel(*rows, *columns)
 
 
 def row_panels(n: int, size: int, side: int, rows: tuple[int, int], problem: Problem) -> Iterator[Panel]:
-    """All that some rows of one side are compared with: panels that serve their rows alone."""
-    for other in (side, 1 - side) if problem.negatives == "both" else (1 - side,):
-        for columns in ranges(n, size):
-            yield Panel(side, *rows, other, *columns)
+    """All that a run of rows of one side is compared with: panels that serve their rows alone."""
+    for columns in runs(n, size) if problem.negatives == "both" else side_runs(n, size, 1 - side):
+        yield Panel(*rows, *columns)
 
 
 def _fit(n: int, size: int) -> int:
     """At least one padded run of rows, at most all of them, and a multiple of the padding."""
-    padded = padded_rows(n)
-    return max(ROW_PADDING, min(size // ROW_PADDING * ROW_PADDING, padded))
-
-
-def padded_rows(n: int) -> int:
-    """The length of a vector over n rows."""
-    return -(-n // ROW_PADDING) * ROW_PADDING
+    return max(ROW_PADDING, min(size // ROW_PADDING * ROW_PADDING, 2 * padded_rows(n)))
 
 
 def forward_panel(n: int, block: int, planes: int, workspace: int) -> int:
@@ -89,26 +106,26 @@ class BackwardPlan:
 
     Attributes:
         size: side of the square panels of weights.
-        shared: each panel of weights serves both of its sides, which keeps float32 sums for all rows (the outputs
-            themselves when they are float32). Otherwise one run of rows is finished before the next is begun, and
-            every weight is computed twice.
+        shared: each panel of weights serves both of its sides, which keeps float32 sums for all rows. Otherwise one
+            run of rows is finished before the next is begun, and every weight is computed twice.
     """
 
     size: int
     shared: bool
 
 
-def plan_backward(
-    n: int, d: int, weight_bytes: int, sums_are_outputs: bool, sides: int, workspace: int
-) -> BackwardPlan:
+def plan_backward(n: int, d: int, weight_bytes: int, workspace: int) -> BackwardPlan:
     """Share panels if the sums of all rows leave half of the workspace to the weights.
 
-    >>> plan_backward(65536, 768, 2, False, 2, 2**28)
+    >>> plan_backward(65536, 768, 2, 2**28)
     BackwardPlan(size=10752, shared=False)
+    >>> plan_backward(65536, 768, 2, 2**30)
+    BackwardPlan(size=11264, shared=True)
     """
-    sums = 0 if sums_are_outputs else sides * n * d * 4
+    width = 4 * padded_width(d)
+    sums = 2 * padded_rows(n) * width
     if 2 * sums <= workspace:
-        return BackwardPlan(_fit(n, isqrt((workspace - sums) // weight_bytes)), shared=True)
-    # size² weight_bytes + size · 4 d = workspace.
-    size = (isqrt((4 * d) ** 2 + 4 * weight_bytes * workspace) - 4 * d) // (2 * weight_bytes)
-    return BackwardPlan(_fit(n, size), shared=False)
+        return BackwardPlan(_fit(n, min(LARGEST_PANEL, isqrt((workspace - sums) // weight_bytes))), shared=True)
+    # size² weight_bytes + size · width = workspace.
+    size = (isqrt(width**2 + 4 * weight_bytes * workspace) - width) // (2 * weight_bytes)
+    return BackwardPlan(_fit(n, min(LARGEST_PANEL, size)), shared=False)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .lse import logits
-from .tiles import tile_at, tile_product
+from .lse import COMMON_PEAK_RATE, logits
+from .tiles import kept_pairs, needs_mask, tile_at, tile_product
 
 
 @triton.jit
@@ -20,85 +20,73 @@ def round_to_tf32(value):
 
 @triton.jit
 def block_weights(
-    a_ptr,
-    b_ptr,
-    a_inverse,
-    b_inverse,
-    a_residue,
-    b_residue,
-    a_scale,
-    b_scale,
-    rescaled_ptr,
+    packed,
+    inverse_ptr,
+    residue_ptr,
     rate_ptr,
-    a_coefficient,
-    b_coefficient,
-    a_peak,
-    b_peak,
+    coefficient_ptr,
+    peak_ptr,
     weights_ptr,
+    weights_pitch,
+    weights_plane,
+    num_rows,
+    padded,
     pitch,
-    num_a,
-    num_b,
-    width,
-    stride_ar,
-    stride_ac,
-    stride_br,
-    stride_bc,
-    excluded,
+    a_start,
+    b_start,
     tiles_a,
     tiles_b,
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
-    EVEN: tl.constexpr,
+    TRIANGLE: tl.constexpr,
     NORMALIZE: tl.constexpr,
-    RESCALE: tl.constexpr,
     ROUND: tl.constexpr,
-    PROMOTE: tl.constexpr,
+    TERMS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """W_ij = v_i P_ij + v_j P_ji, divided by both rows' norms for cosines; 0 for excluded pairs and past the ends.
+    """W_ij = v_i P_ij + v_j P_ji, divided by both rows' norms for cosines; 0 for pairs left out.
 
     v_i P_ij = k_i 2^(t_ij - peak_i) with k_i = v_i / total_i. Nothing exceeds its row's peak, so nothing overflows.
     With both norms in it one block serves both sides: W b and W^T a are gradients with respect to raw rows, but for
-    the projection. Every entry of the tile is written, the padding too.
+    the projection. Every entry of the tile is written, the padding too, as TERMS numbers that add up to it, each what
+    the ones before leave. TRIANGLE: b is a, and a tile is written a second time as its mirror below the diagonal.
     """
-    a, b = tile_at(tl.program_id(0), tiles_a, tiles_b, False, GROUP)
-    index_a = a * BLOCK + tl.arange(0, BLOCK)
-    index_b = b * BLOCK + tl.arange(0, BLOCK)
-    product = tile_product(
-        a_ptr,
-        b_ptr,
-        a_scale,
-        b_scale,
-        rescaled_ptr,
-        index_a,
-        index_b,
-        num_a,
-        num_b,
-        width,
-        stride_ar,
-        stride_ac,
-        stride_br,
-        stride_bc,
-        DEPTH,
-        EVEN,
-        RESCALE,
-        PROMOTE,
-        PRECISION,
-    )
-    logit = logits(product, a_inverse, b_inverse, a_residue, b_residue, rate_ptr, index_a, index_b, NORMALIZE)
-    by_row = tl.exp2(logit - tl.load(a_peak + index_a)[:, None]) * tl.load(a_coefficient + index_a)[:, None]
-    by_column = tl.exp2(logit - tl.load(b_peak + index_b)[None, :]) * tl.load(b_coefficient + index_b)[None, :]
-    weight = by_row + by_column
+    a, b = tile_at(tl.program_id(0), tiles_a, tiles_b, TRIANGLE, GROUP)
+    first_a = a_start + a * BLOCK
+    first_b = b_start + b * BLOCK
+    index = tl.arange(0, BLOCK)
+    rate = tl.load(rate_ptr)
+    product = tile_product(packed, pitch, first_a, first_b, BLOCK, DEPTH, PRECISION)
+    logit = logits(product, inverse_ptr, residue_ptr, rate, first_a + index, first_b + index, NORMALIZE)
+    row = tl.load(coefficient_ptr + first_a + index)[:, None]
+    column = tl.load(coefficient_ptr + first_b + index)[None, :]
+    common = False
     if NORMALIZE:
-        weight = weight * tl.load(a_inverse + index_a)[:, None] * tl.load(b_inverse + index_b)[None, :]
-    offset = (a - b) * BLOCK + excluded
-    edge = (a * BLOCK + BLOCK > num_a) | (b * BLOCK + BLOCK > num_b)
-    if edge | ((offset > -BLOCK) & (offset < BLOCK)):
-        kept = (index_a + excluded)[:, None] != index_b[None, :]
-        kept = kept & (index_a < num_a)[:, None] & (index_b < num_b)[None, :]
-        weight = tl.where(kept, weight, 0.0)
+        common = rate <= COMMON_PEAK_RATE
+    if common:
+        weight = tl.exp2(logit) * (row + column)
+    else:
+        by_row = tl.exp2(logit - tl.load(peak_ptr + first_a + index)[:, None]) * row
+        by_column = tl.exp2(logit - tl.load(peak_ptr + first_b + index)[None, :]) * column
+        weight = by_row + by_column
+    if NORMALIZE:
+        inverse_a = tl.load(inverse_ptr + first_a + index)[:, None]
+        weight = weight * inverse_a * tl.load(inverse_ptr + first_b + index)[None, :]
+    position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)
+    if masked:
+        weight = tl.where(kept_pairs(position_a, position_b, num_rows, BLOCK), weight, 0.0)
     if ROUND:
         weight = round_to_tf32(weight)
-    target = weights_ptr + index_a.to(tl.int64)[:, None] * pitch + index_b[None, :]
-    tl.store(target, weight.to(weights_ptr.dtype.element_ty))
+    offsets = index[:, None] * weights_pitch + index[None, :]
+    upper = weights_ptr + (a * BLOCK).to(tl.int64) * weights_pitch + b * BLOCK
+    lower = weights_ptr + (b * BLOCK).to(tl.int64) * weights_pitch + a * BLOCK
+    for term in tl.static_range(TERMS):
+        rounded = weight.to(weights_ptr.dtype.element_ty)
+        tl.store(upper + offsets, rounded)
+        if TRIANGLE and a != b:
+            tl.store(lower + offsets, rounded.T)
+        if term + 1 < TERMS:
+            weight -= rounded.to(tl.float32)
+            upper += weights_plane
+            lower += weights_plane

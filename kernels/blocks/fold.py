@@ -1,0 +1,91 @@
+"""From slots to row statistics, and from those to row losses."""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+
+from . import stats
+
+LOSS, PEAK = tl.constexpr(stats.LOSS), tl.constexpr(stats.PEAK)
+TOTAL, MOMENT = tl.constexpr(stats.TOTAL), tl.constexpr(stats.MOMENT)
+LOWEST = tl.constexpr(stats.LOWEST)
+LN2 = tl.constexpr(math.log(2))
+
+
+@triton.jit
+def softplus(z):
+    """log(1 + e^z) in float64, with full relative precision down to e^z itself."""
+    small = tl.exp(-tl.abs(z))
+    more = 1.0 + small
+    # What 1 + small lost is divided out again.
+    log1p = tl.where(more == 1.0, small, tl.log(more) * (small / tl.where(more == 1.0, 1.0, more - 1.0)))
+    return tl.where(z > 0, z, 0.0) + tl.where(z == z, log1p, z)
+
+
+@triton.jit
+def fold_slots(
+    slots_ptr,
+    slots_plane,
+    pitch,
+    num_slots,
+    stats_ptr,
+    positive_ptr,
+    losses_ptr,
+    num_rows,
+    padded,
+    start,
+    ROWS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    FOLD_MOMENT: tl.constexpr,
+    CLOSE: tl.constexpr,
+    INFO: tl.constexpr,
+):
+    """Fold the slots of stacked rows from ``start`` on into their running (peak, sum, first moment).
+
+    CLOSE: these were the rows' last slots. Then z = lse - positive is kept, NaN where a logit is not finite, the
+    moment becomes Σ_j P_ij s_ij - s_i,p(i), and row losses are written: equation (5) or, with INFO, equation (1) of
+    Chen et al. 2022. That is in float64, which costs nothing here and keeps φ down to 1e-300.
+    """
+    local = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    index = start + local
+    plane = 2 * padded
+    peak = tl.load(stats_ptr + PEAK * plane + index)
+    total = tl.load(stats_ptr + TOTAL * plane + index)
+    moment = tl.load(stats_ptr + MOMENT * plane + index)
+    for first in range(0, num_slots, SLOTS):
+        slot = first + tl.arange(0, SLOTS)
+        source = slots_ptr + slot.to(tl.int64)[:, None] * pitch + local[None, :]
+        mask = (slot < num_slots)[:, None]
+        slot_peak = tl.load(source, mask=mask, other=LOWEST)
+        slot_total = tl.load(source + slots_plane, mask=mask, other=0.0)
+        higher = tl.maximum(peak, tl.max(slot_peak, 0))
+        old = tl.exp2(peak - higher)
+        new = tl.exp2(slot_peak - higher[None, :])
+        if FOLD_MOMENT:
+            slot_moment = tl.load(source + 2 * slots_plane, mask=mask, other=0.0)
+            # Moments are taken about the peak, so moving it by h adds h times the sum.
+            moved = new * (slot_moment + (slot_peak - higher[None, :]) * slot_total)
+            moment = old * (moment + (peak - higher) * total) + tl.sum(moved, 0)
+        total = old * total + tl.sum(new * slot_total, 0)
+        peak = higher
+    tl.store(stats_ptr + PEAK * plane + index, peak)
+    tl.store(stats_ptr + TOTAL * plane + index, total)
+    if CLOSE:
+        side = (index >= padded).to(tl.int32)
+        position = index - side * padded
+        live = position < num_rows
+        excess = peak.to(tl.float64) - tl.load(positive_ptr + position)
+        z = excess * tl.full((), LN2, tl.float64) + tl.log(total.to(tl.float64))
+        z = tl.where((z - z) == 0, z, float("nan"))
+        if FOLD_MOMENT:
+            mean = moment.to(tl.float64) / total.to(tl.float64)
+            moment = ((excess + mean) * tl.full((), LN2, tl.float64)).to(tl.float32)
+        tl.store(stats_ptr + LOSS * plane + index, z.to(tl.float32))
+        if INFO:
+            z = softplus(z)
+        tl.store(losses_ptr + side * num_rows + position, z.to(tl.float32), mask=live)
+    if FOLD_MOMENT:
+        tl.store(stats_ptr + MOMENT * plane + index, moment)

@@ -1,0 +1,144 @@
+"""The first pass over the embeddings: both sides packed as one matrix, norms, the positives' logits."""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+
+from . import stats
+
+PEAK, TOTAL, MOMENT = tl.constexpr(stats.PEAK), tl.constexpr(stats.TOTAL), tl.constexpr(stats.MOMENT)
+INVERSE, RESIDUE, SCALE = tl.constexpr(stats.INVERSE), tl.constexpr(stats.RESIDUE), tl.constexpr(stats.SCALE)
+LOWEST = tl.constexpr(stats.LOWEST)
+LOG2_E = tl.constexpr(1 / math.log(2))
+# Squares and products of entries within 2^±30 are far from float32's ends, whatever the width.
+ORDINARY = tl.constexpr(30)
+
+
+@triton.jit
+def load_entries(rows, columns, live, width, stride):
+    """Columns of some rows, zero outside."""
+    mask = live[:, None] & (columns < width)[None, :]
+    return tl.load(rows[:, None] + columns.to(tl.int64)[None, :] * stride, mask=mask, other=0.0)
+
+
+@triton.jit
+def row_scale(rows, live, width, stride, ROWS: tl.constexpr, DEPTH: tl.constexpr):
+    """The exact power of two a row is multiplied by: 1 for ordinary rows."""
+    offsets = tl.arange(0, DEPTH)
+    largest = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, width, DEPTH):
+        entries = load_entries(rows, start + offsets, live, width, stride).to(tl.float32)
+        largest = tl.maximum(largest, tl.max(tl.abs(entries), 1))
+    # Subnormal numbers have exponent field 0, one more than they deserve; 2^126 is the largest power used anyway.
+    exponent = ((largest.to(tl.int32, bitcast=True) >> 23) & 255) - 127
+    exponent = tl.minimum(tl.maximum(exponent, -126), 126)
+    far = (tl.abs(exponent) > ORDINARY) & (largest > 0)
+    return tl.where(far, ((127 - exponent) << 23).to(tl.float32, bitcast=True), 1.0)
+
+
+@triton.jit
+def inverse_norm(square):
+    """1/|row|, and 0 for a row of zeros, which makes its cosines and its gradient 0."""
+    return tl.where(square != 0, 1.0 / tl.sqrt(square), 0.0)
+
+
+@triton.jit
+def store_side(stats_ptr, plane, index, scale, exact, NORMALIZE: tl.constexpr):
+    """A side's statistics before any logit is seen; 1/|row| in two float32 parts."""
+    tl.store(stats_ptr + PEAK * plane + index, tl.zeros_like(scale) + LOWEST)
+    tl.store(stats_ptr + TOTAL * plane + index, tl.zeros_like(scale))
+    tl.store(stats_ptr + MOMENT * plane + index, tl.zeros_like(scale))
+    if NORMALIZE:
+        inverse = exact.to(tl.float32)
+        tl.store(stats_ptr + SCALE * plane + index, scale)
+        tl.store(stats_ptr + INVERSE * plane + index, inverse)
+        tl.store(stats_ptr + RESIDUE * plane + index, (exact - inverse).to(tl.float32))
+
+
+@triton.jit
+def pack_rows(
+    x_ptr,
+    y_ptr,
+    tau_ptr,
+    rate,
+    packed_ptr,
+    rate_ptr,
+    stats_ptr,
+    positive_ptr,
+    num_rows,
+    padded,
+    width,
+    pitch,
+    stride_xr,
+    stride_xc,
+    stride_yr,
+    stride_yc,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    RESCALE: tl.constexpr,
+    TENSOR: tl.constexpr,
+    FRESH: tl.constexpr,
+):
+    """Copy some rows of both sides into the packed matrix, rescaled, with zeros for padding; and log2(e)/τ.
+
+    FRESH: also fill the statistics and the positives' logits, in units of log 2 and less their ceiling, in float64.
+    Otherwise the powers of two are those that a fresh pass left. TENSOR: τ lies on the device.
+    """
+    if TENSOR:
+        # A value that cannot be read on the host cannot be refused there: it shows as NaN.
+        tau = tl.load(tau_ptr).to(tl.float64)
+        exact_rate = tl.full((), LOG2_E, tl.float64) / tau
+        chosen = tl.where(tau > 0, exact_rate, float("nan")).to(tl.float32)
+    else:
+        chosen = tl.full((), rate, tl.float32)
+    if tl.program_id(0) == 0:
+        tl.store(rate_ptr, chosen)
+    index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    live = index < num_rows
+    position = tl.minimum(index, num_rows - 1).to(tl.int64)
+    x_rows = x_ptr + position * stride_xr
+    y_rows = y_ptr + position * stride_yr
+    plane = 2 * padded
+    x_scale = tl.full((ROWS,), 1.0, tl.float32)
+    y_scale = tl.full((ROWS,), 1.0, tl.float32)
+    if RESCALE:
+        if FRESH:
+            x_scale = row_scale(x_rows, live, width, stride_xc, ROWS, DEPTH)
+            y_scale = row_scale(y_rows, live, width, stride_yc, ROWS, DEPTH)
+        else:
+            x_scale = tl.load(stats_ptr + SCALE * plane + index)
+            y_scale = tl.load(stats_ptr + SCALE * plane + padded + index)
+    x_square = tl.zeros((ROWS,), tl.float64)
+    y_square = tl.zeros((ROWS,), tl.float64)
+    dot = tl.zeros((ROWS,), tl.float64)
+    offsets = tl.arange(0, DEPTH)
+    x_target = packed_ptr + index.to(tl.int64)[:, None] * pitch
+    y_target = packed_ptr + (index + padded).to(tl.int64)[:, None] * pitch
+    for start in range(0, pitch, DEPTH):
+        columns = start + offsets
+        x = load_entries(x_rows, columns, live, width, stride_xc)
+        y = load_entries(y_rows, columns, live, width, stride_yc)
+        if RESCALE:
+            x = (x.to(tl.float32) * x_scale[:, None]).to(x.dtype)
+            y = (y.to(tl.float32) * y_scale[:, None]).to(y.dtype)
+        tl.store(x_target + columns[None, :], x, mask=(columns < pitch)[None, :])
+        tl.store(y_target + columns[None, :], y, mask=(columns < pitch)[None, :])
+        if FRESH:
+            x_wide = x.to(tl.float64)
+            y_wide = y.to(tl.float64)
+            dot += tl.sum(x_wide * y_wide, 1)
+            if NORMALIZE:
+                x_square += tl.sum(x_wide * x_wide, 1)
+                y_square += tl.sum(y_wide * y_wide, 1)
+    if FRESH:
+        x_exact = inverse_norm(x_square)
+        y_exact = inverse_norm(y_square)
+        if NORMALIZE:
+            dot = dot * x_exact * y_exact - 1.0
+        tl.store(positive_ptr + index, dot * chosen.to(tl.float64))
+        store_side(stats_ptr, plane, index, x_scale, x_exact, NORMALIZE)
+        store_side(stats_ptr, plane, padded + index, y_scale, y_exact, NORMALIZE)

@@ -1,0 +1,194 @@
+"""The packed rows and what is computed row by row: launches of the kernels that no block of pairs is involved in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from . import stats
+from .config import BlockConfig
+from .finish import finish_gradient
+from .fold import fold_slots
+from .pack import pack_rows
+from .schedule import padded_rows, padded_width
+from .upstream import weigh_rows
+
+LOG2_E = 1 / math.log(2)
+PACK_DEPTH = 512
+FOLD_ROWS, FOLD_SLOTS = 32, 16
+WEIGH_ROWS, WEIGH_SWEEP = 256, 1024
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The embeddings as the kernels see them: both sides' rows stacked.
+
+    Attributes:
+        packed: x's rows and then y's (2 · padded rows, padded width), contiguous, rescaled by powers of two.
+        stats: see :mod:`.stats`.
+        rate: float32 scalar, log2(e)/τ.
+        n: rows of a side.
+        d: columns.
+        normalize: cosines rather than dot products.
+    """
+
+    packed: Tensor
+    stats: Tensor
+    rate: Tensor
+    n: int
+    d: int
+    normalize: bool
+
+    @property
+    def padded(self) -> int:
+        return padded_rows(self.n)
+
+
+@dataclass(frozen=True)
+class Pull:
+    """What the gradient needs of the rows' weights.
+
+    Attributes:
+        coefficient: weight over total (2, padded rows).
+        pull: the weights of each pair, added (padded rows).
+        gain: float64 scalar, common to all rows.
+        slope: shares of the temperature's gradient, float64, or None.
+    """
+
+    coefficient: Tensor
+    pull: Tensor
+    gain: Tensor
+    slope: Tensor | None
+
+
+def pack(
+    x: Tensor,
+    y: Tensor,
+    temperature: float | Tensor,
+    saved: Tensor,
+    positive: Tensor | None,
+    normalize: bool,
+    config: BlockConfig,
+) -> Rows:
+    """Stack both sides' rows, rescaled as ``saved`` says.
+
+    With ``positive`` (padded rows, float64) what it says is found first, and both are filled.
+    """
+    n, d = x.shape
+    width = padded_width(d)
+    packed = torch.empty((2 * padded_rows(n), width), dtype=x.dtype, device=x.device)
+    rate = torch.empty((), dtype=torch.float32, device=x.device)
+    on_device = isinstance(temperature, Tensor)
+    pack_rows[(padded_rows(n) // config.row_block,)](
+        x,
+        y,
+        temperature if on_device else rate,
+        0.0 if on_device else LOG2_E / temperature,
+        packed,
+        rate,
+        saved,
+        rate if positive is None else positive,
+        n,
+        padded_rows(n),
+        d,
+        width,
+        *x.stride(),
+        *y.stride(),
+        ROWS=config.row_block,
+        DEPTH=min(PACK_DEPTH, triton.next_power_of_2(width)),
+        NORMALIZE=normalize,
+        RESCALE=config.rescale,
+        TENSOR=on_device,
+        FRESH=positive is not None,
+        num_warps=4,
+    )
+    return Rows(packed, saved, rate, n, d, normalize)
+
+
+def fold(rows: Rows, slots: Tensor, start: int, close: tuple[Tensor, Tensor, bool] | None) -> None:
+    """Fold slots (planes, tiles, rows) into the statistics of the stacked rows from ``start`` on.
+
+    ``close``, for rows that no other slots follow: the positives' logits, the row losses to fill, whether of infoNCE.
+    """
+    planes, num_slots, num_rows = slots.shape
+    positive, losses, info = close or (rows.stats, rows.stats, False)
+    fold_slots[(num_rows // FOLD_ROWS,)](
+        slots,
+        slots.stride(0),
+        num_rows,
+        num_slots,
+        rows.stats,
+        positive,
+        losses,
+        rows.n,
+        rows.padded,
+        start,
+        ROWS=FOLD_ROWS,
+        SLOTS=FOLD_SLOTS,
+        FOLD_MOMENT=planes == 3,
+        CLOSE=close is not None,
+        INFO=info,
+        num_warps=4,
+    )
+
+
+def weigh(rows: Rows, upstream: Tensor, info: bool, mean: bool, slope: bool) -> Pull:
+    """Turn upstream gradients, one or (2n,) of them, into weights of rows."""
+    device = rows.packed.device
+    programs = triton.cdiv(rows.padded, WEIGH_ROWS)
+    single, double = torch.float32, torch.float64
+    result = Pull(
+        torch.empty((2, rows.padded), dtype=single, device=device),
+        torch.empty(rows.padded, dtype=single, device=device),
+        torch.empty((), dtype=double, device=device),
+        torch.empty(programs, dtype=double, device=device) if slope else None,
+    )
+    weigh_rows[(programs,)](
+        rows.stats,
+        upstream.contiguous(),
+        rows.rate,
+        result.coefficient,
+        result.pull,
+        result.gain,
+        result.gain if result.slope is None else result.slope,
+        rows.n,
+        rows.padded,
+        2 * rows.n if mean else 1,
+        ROWS=WEIGH_ROWS,
+        SWEEP=WEIGH_SWEEP,
+        PER_ROW=upstream.dim() == 1,
+        INFO=info,
+        SLOPE=slope,
+        num_warps=4,
+    )
+    return result
+
+
+def finish(
+    sums: Tensor, rows: Rows, start: int, weighed: Pull, gradients: dict[int, Tensor], config: BlockConfig
+) -> None:
+    """Turn the sums of the stacked rows from ``start`` on into their gradients (n, d), by side."""
+    some = next(iter(gradients.values()))
+    finish_gradient[(sums.shape[0] // config.row_block,)](
+        sums,
+        rows.packed,
+        rows.stats[stats.SCALE],
+        rows.stats[stats.INVERSE],
+        weighed.pull,
+        weighed.gain,
+        gradients.get(0, some),
+        gradients.get(1, some),
+        start,
+        rows.n,
+        rows.padded,
+        rows.d,
+        rows.packed.shape[1],
+        ROWS=config.row_block,
+        DEPTH=min(PACK_DEPTH, triton.next_power_of_2(rows.packed.shape[1])),
+        NORMALIZE=rows.normalize,
+        num_warps=4,
+    )
