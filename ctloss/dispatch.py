@@ -13,21 +13,25 @@ from .kernels.problem import Problem
 
 ENGINES = {"torch": panels, "triton": blocks}
 
-_workspace_limit = 256 << 20
+# A GPU's arithmetic outruns its memory: there, panels tall enough for it cost more workspace.
+DEFAULT_WORKSPACE = {"cuda": 1 << 30}
+OTHER_WORKSPACE = 256 << 20
+
+_workspace_limit: int | None = None
 
 
-def set_workspace_limit(num_bytes: int) -> None:
+def set_workspace_limit(num_bytes: int | None) -> None:
     """Bound the temporary memory of every later loss call.
 
     The limit covers what a fused path holds beyond its inputs, its outputs and vectors of length 2n: blocks of logits
     and weights, and the torch path's working copies of the rows (two in the dtype it accumulates in, twice that for
     ``reduction="none"``), without which that path cannot run at all: where the copies alone exceed the limit, blocks
-    shrink to their smallest and the copies stand. A larger limit lets the CPU path keep its logits between forward and
-    backward; a smaller one makes it form them again. It does not bound ``impl="reference"``, which holds several N × N
-    matrices.
+    shrink to their smallest and the copies stand. The Triton path holds one packed copy of x and y beside the limit. A
+    larger limit lets the CPU path keep its logits between forward and backward; a smaller one makes it form them again.
+    It does not bound ``impl="reference"``, which holds several N × N matrices.
 
     Args:
-        num_bytes: at least 1 MiB.
+        num_bytes: at least 1 MiB; or None for the default, 1 GiB on CUDA and 256 MiB elsewhere.
 
     Raises:
         TypeError: for something other than an int.
@@ -37,24 +41,32 @@ def set_workspace_limit(num_bytes: int) -> None:
         >>> set_workspace_limit(64 << 20)
         >>> get_workspace_limit()
         67108864
-        >>> set_workspace_limit(256 << 20)
+        >>> set_workspace_limit(None)
     """
     global _workspace_limit
+    if num_bytes is None:
+        _workspace_limit = None
+        return
     if isinstance(num_bytes, bool) or not isinstance(num_bytes, int):
-        raise TypeError(f"num_bytes: expected an int, got {type(num_bytes).__name__}; 256 << 20 is 256 MiB")
+        raise TypeError(f"num_bytes: expected an int or None, got {type(num_bytes).__name__}; 256 << 20 is 256 MiB")
     if num_bytes < 1 << 20:
         raise ValueError(f"num_bytes: expected at least {1 << 20} (1 MiB), got {num_bytes}; raise it")
     _workspace_limit = num_bytes
 
 
-def get_workspace_limit() -> int:
-    """The bytes of temporary memory a loss call may use; 256 MiB unless :func:`set_workspace_limit` changed it.
+def get_workspace_limit(device_type: str = "cpu") -> int:
+    """The bytes of temporary memory a loss call on such a device may use; see :func:`set_workspace_limit`.
+
+    Args:
+        device_type: ``"cpu"``, ``"cuda"``, …
 
     Example:
-        >>> get_workspace_limit()
-        268435456
+        >>> get_workspace_limit(), get_workspace_limit("cuda")
+        (268435456, 1073741824)
     """
-    return _workspace_limit
+    if _workspace_limit is not None:
+        return _workspace_limit
+    return DEFAULT_WORKSPACE.get(device_type, OTHER_WORKSPACE)
 
 
 @dataclass(frozen=True)
@@ -212,4 +224,4 @@ def problem_from(
         raise ValueError("form: expected 'log' for info_nce, got 'ratio'; the ratio form belongs to cz_nce")
     checks.pair(x, y)
     checks.temperature(temperature, x.device)
-    return Problem(loss, negatives, normalize, reduction, precision, _workspace_limit)  # type: ignore[arg-type]
+    return Problem(loss, negatives, normalize, reduction, precision, get_workspace_limit(x.device.type))  # type: ignore[arg-type]

@@ -282,13 +282,13 @@ def test_modules_are_the_functions() -> None:
 
 
 def test_workspace_limit_is_kept() -> None:
-    before = ctloss.get_workspace_limit()
+    assert ctloss.get_workspace_limit("cuda") > ctloss.get_workspace_limit()
     try:
         ctloss.set_workspace_limit(1 << 20)
-        assert ctloss.get_workspace_limit() == 1 << 20
+        assert ctloss.get_workspace_limit("cuda") == ctloss.get_workspace_limit() == 1 << 20
         x, y = batch(n=600, d=16)
         torch.testing.assert_close(
             ctloss.cz_nce(x, y, impl="torch"), ctloss.cz_nce(x, y, impl="reference"), rtol=1e-5, atol=0
         )
     finally:
-        ctloss.set_workspace_limit(before)
+        ctloss.set_workspace_limit(None)

@@ -20,9 +20,6 @@ INTERPRETER = 0
 # their product costs next to nothing, and one negative whose push balances the positive's pull can make a rounded
 # weight's error the gradient's.
 MANY_PAIRS = 1024
-# From so many pairs on, weights are rounded as the embeddings are. In smaller batches their product costs next to
-# nothing, and one negative whose push balances the positive's pull can make a rounded weight's error the gradient's.
-MANY_PAIRS = 1024
 
 
 @dataclass(frozen=True)
