@@ -83,7 +83,9 @@ def fold_slots(
         if FOLD_MOMENT:
             mean = moment.to(tl.float64) / total.to(tl.float64)
             moment = ((excess + mean) * tl.full((), LN2, tl.float64)).to(tl.float32)
-        tl.store(stats_ptr + LOSS * plane + index, z.to(tl.float32))
+            moment = tl.where(live, moment, 0.0)
+        # The padding is part of an output, which must be a function of the inputs.
+        tl.store(stats_ptr + LOSS * plane + index, tl.where(live, z, 0.0).to(tl.float32))
         if INFO:
             z = softplus(z)
         tl.store(losses_ptr + side * num_rows + position, z.to(tl.float32), mask=live)
