@@ -74,7 +74,7 @@ def _checker(tool: str, folder: Path, dry: bool) -> Part:
 
 
 def parts(folder: Path, dry: bool) -> list[Part]:
-    """Everything to be run, in order of worth: a lease that ends early has the first ones."""
+    """Everything to be run, in order of worth: a run cut short has the first ones."""
     return [
         _measured("ceilings", 30, folder, dry),
         _measured("shapes", 60, folder, dry),
