@@ -219,6 +219,12 @@ SHIPPED = [
 ]
 # Small half-precision batches keep more digits of their weights.
 SHIPPED += [Shipped(dtype, True, "highest", d, n=300) for dtype in (torch.bfloat16, torch.float16) for d in (768, 75)]
+# The smallest form their products in float64.
+SHIPPED += [
+    Shipped(dtype, normalize, "highest", 768, n=50)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32)
+    for normalize in (True, False)
+]
 
 
 def compile_shipped(shipped: Shipped, arch: int, seen: set[tuple[Launch, int]]) -> Iterator[Compiled]:

@@ -36,6 +36,14 @@ def test_acceptance(case: Case) -> None:
     check(case, "triton", DEVICE)
 
 
+@given(cases(max_n=48, max_d=160, dtypes=DTYPES))
+def test_acceptance_of_the_products_of_larger_batches(case: Case) -> None:
+    """The interpreter sums half-precision products one by one, worse than any GPU does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "FEW_PAIRS", 0)
+        check(case, "triton", DEVICE, chain=64)
+
+
 @pytest.mark.parametrize("case", LARGER, ids=lambda case: f"{case.regime}-{case.n}x{case.d}")
 def test_acceptance_larger(case: Case) -> None:
     check(case, "triton", DEVICE)

@@ -53,6 +53,13 @@ def test_weights_keep_what_nothing_removes_the_rounding_of() -> None:
     assert not configuration(torch.bfloat16).rounds_weights
 
 
+def test_few_rows_are_multiplied_in_float64() -> None:
+    for dtype in DTYPES:
+        assert choose(64, 768, dtype, 90, PROBLEM).products == "double"
+        assert choose(65, 768, dtype, 90, PROBLEM).products != "double"
+    assert choose(64, 768, torch.float32, 90, replace(PROBLEM, precision="medium")).products == "tf32"
+
+
 def test_rescaling_only_where_exponents_ask_for_it() -> None:
     assert configuration(torch.bfloat16).rescale
     assert configuration(torch.float32).rescale

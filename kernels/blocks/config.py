@@ -9,7 +9,7 @@ import torch
 
 from ..problem import Problem
 
-Products = Literal["ieee", "tf32x3", "tf32"]
+Products = Literal["double", "ieee", "tf32x3", "tf32"]
 
 # Each side's rows are padded to a multiple of this, or of half of it in small batches; tiles divide it.
 ROW_PADDING = 128
@@ -20,6 +20,8 @@ INTERPRETER = 0
 # their product costs next to nothing, and one negative whose push balances the positive's pull can make a rounded
 # weight's error the gradient's.
 MANY_PAIRS = 1024
+# Up to so many pairs, whose rounding hardly averages out, products are formed in float64: their time is not felt.
+FEW_PAIRS = 64
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class BlockConfig:
         num_warps: warps of a program that computes logits or weights.
         num_stages: loads in flight in those kernels' loops.
         group: rows of tiles swept together, for their operands to meet in the L2 cache.
-        products: how float32 operands of logits are multiplied (half-precision operands are multiplied exactly).
+        products: how logits' operands are multiplied: "double" in float64, else float32 ones as named
+            (half-precision operands are multiplied exactly).
         rescale: whether the inputs' exponents can leave the range that products of raw rows are safe in.
         weight_dtype: what blocks of weights are stored as; cuBLAS multiplies bfloat16 ones by the embeddings.
         weight_terms: how many numbers of that dtype add up to a weight; three bfloat16 ones hold all of a float32.
@@ -79,7 +82,7 @@ class BlockConfig:
 def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> BlockConfig:
     """The configuration for n pairs of d columns on compute capability ``arch`` (90 for 9.0; 0: Triton's interpreter).
 
-    Formats. Half-precision embeddings go to the tensor cores as they are. Beside many normalised bfloat16 rows W is
+    Formats. Products of few rows are summed in float64. Half-precision embeddings go to the tensor cores as they are. Beside many normalised bfloat16 rows W is
     bfloat16: the projection removes what its rounding does along the row, and the rest averages out. Without the
     projection, or where a few weights may make up the gradient, W is the sum of three bfloat16 matrices. float16 rows
     have 11 significant bits and W a range of exponents that float16 lacks: beside many normalised ones W is float32
@@ -93,6 +96,9 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
     half = dtype in (torch.bfloat16, torch.float16)
     products: Products = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[problem.precision]  # type: ignore[assignment]
     weight_dtype, weight_products = torch.float32, products
+    few = n <= FEW_PAIRS and problem.precision == "highest"
+    if few:
+        products = "double"
     short = problem.normalize and n >= MANY_PAIRS
     if half:
         weight_products = "tf32" if short else "tf32x3"
@@ -105,7 +111,9 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
         gemm = {"gemm_rows": 32, "gemm_columns": 32, "gemm_depth": 32, "gemm_warps": 4, "gemm_stages": 1}
     else:
         # Larger tiles spill but on compute capability 9.0, whose tensor cores read their operands in shared memory.
-        if half and n >= MANY_PAIRS and 90 <= arch < 100:
+        if few:
+            tile = {"block": 16, "depth": 16, "num_warps": 4, "num_stages": 2}
+        elif half and n >= MANY_PAIRS and 90 <= arch < 100:
             tile = {"block": 128, "depth": 64, "num_warps": 8, "num_stages": 3}
         elif half and 90 <= arch < 100:
             tile = {"block": 64, "depth": 64, "num_warps": 4, "num_stages": 4}

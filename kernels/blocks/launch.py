@@ -62,6 +62,7 @@ def panel_weights(rows: Rows, panel: Panel, coefficient: Tensor, memory: Tensor,
         *_operands(rows, config),
         coefficient,
         rows.stats[stats.PEAK],
+        rows.stats[stats.INVERSE],
         block,
         num_b,
         num_a * num_b,
@@ -123,7 +124,7 @@ def _tiles(panel: Panel, tiles_a: int, tiles_b: int) -> int:
 
 def _operands(rows: Rows, config: BlockConfig) -> tuple[object, ...]:
     tiles = TensorDescriptor.from_tensor(rows.packed, [config.block, config.depth])
-    return tiles, rows.stats[stats.INVERSE], rows.stats[stats.RESIDUE], rows.rate
+    return tiles, rows.stats[stats.FACTOR], rows.stats[stats.RESIDUE], rows.rate
 
 
 def _extents(rows: Rows, panel: Panel) -> tuple[int, ...]:

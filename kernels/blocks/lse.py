@@ -15,8 +15,8 @@ from .tiles import kept_pairs, needs_mask, tile_at, tile_product
 
 LOWEST = tl.constexpr(stats.LOWEST)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-# Up to this log2(e)/τ cosines' logits, less their ceiling, lie within 120 binades: 0 serves every row as its peak.
-COMMON_PEAK_RATE = tl.constexpr(60.0)
+# Up to this log2(e)/τ cosines' logits lie within 2^±40, and 0 serves every row as its peak.
+COMMON_PEAK_RATE = tl.constexpr(40.0)
 
 
 @triton.jit
@@ -29,21 +29,27 @@ def multiply_add(x, y, z):
 
 
 @triton.jit
-def logits(product, inverse_ptr, residue_ptr, rate, index_a, index_b, NORMALIZE: tl.constexpr):
-    """Dot products to logits in units of log 2, less their ceiling: rate (cos - 1) for cosines, rate dot else.
+def logits(product, factor_ptr, residue_ptr, rate, index_a, index_b, NORMALIZE: tl.constexpr):
+    """Dot products to logits in units of log 2.
 
-    At small τ the roundings of a cosine near 1, of its two factors and of its product, would each weigh 1/τ. So inverse
-    norms come in two parts, the first product's error is kept, and 1 is subtracted inside a fused multiply-add.
+    At small τ every rounding on the way to a cosine and of τ itself would weigh 1/τ in logits near it. So each row's
+    share sqrt(log2(e)/τ)/|row| comes in two parts and the first product's error is kept: what is left is one rounding
+    of the logit, which is small where the logit is, and none at all for rows of zeros.
     """
     if NORMALIZE:
-        row = tl.load(inverse_ptr + index_a)[:, None]
-        column = tl.load(inverse_ptr + index_b)[None, :]
-        part = product * row
-        residue = multiply_add(product, tl.load(residue_ptr + index_a)[:, None], multiply_add(product, row, -part))
-        below = multiply_add(part, column, -1.0)
-        below = multiply_add(part, tl.load(residue_ptr + index_b)[None, :], below)
-        return multiply_add(residue, column, below) * rate
-    return product * rate
+        row = tl.load(factor_ptr + index_a)[:, None]
+        column = tl.load(factor_ptr + index_b)[None, :]
+        row_residue = tl.load(residue_ptr + index_a)[:, None]
+        column_residue = tl.load(residue_ptr + index_b)[None, :]
+        if product.dtype == tl.float64:
+            logit = product * (row.to(tl.float64) + row_residue) * (column.to(tl.float64) + column_residue)
+        else:
+            part = product * row
+            residue = multiply_add(product, row_residue, multiply_add(product, row, -part))
+            logit = multiply_add(part, column, multiply_add(part, column_residue, residue * column))
+    else:
+        logit = product * rate
+    return logit.to(tl.float32)
 
 
 @triton.jit
@@ -69,7 +75,7 @@ def store_sums(slots_ptr, plane, distance, weight, index, axis: tl.constexpr, MO
 @triton.jit
 def block_lse(
     packed,
-    inverse_ptr,
+    factor_ptr,
     residue_ptr,
     rate_ptr,
     row_slots,
@@ -105,7 +111,7 @@ def block_lse(
     index = tl.arange(0, BLOCK)
     rate = tl.load(rate_ptr)
     product = tile_product(packed, pitch, first_a, first_b, BLOCK, DEPTH, PRECISION)
-    logit = logits(product, inverse_ptr, residue_ptr, rate, first_a + index, first_b + index, NORMALIZE)
+    logit = logits(product, factor_ptr, residue_ptr, rate, first_a + index, first_b + index, NORMALIZE)
     position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)
     if masked:
         logit = tl.where(kept_pairs(position_a, position_b, num_rows, BLOCK), logit, float("-inf"))

@@ -10,7 +10,8 @@ import triton.language as tl
 from . import stats
 
 PEAK, TOTAL, MOMENT = tl.constexpr(stats.PEAK), tl.constexpr(stats.TOTAL), tl.constexpr(stats.MOMENT)
-INVERSE, RESIDUE, SCALE = tl.constexpr(stats.INVERSE), tl.constexpr(stats.RESIDUE), tl.constexpr(stats.SCALE)
+INVERSE, SCALE = tl.constexpr(stats.INVERSE), tl.constexpr(stats.SCALE)
+FACTOR, RESIDUE = tl.constexpr(stats.FACTOR), tl.constexpr(stats.RESIDUE)
 LOWEST = tl.constexpr(stats.LOWEST)
 LOG2_E = tl.constexpr(1 / math.log(2))
 # Squares and products of entries within 2^±30 are far from float32's ends, whatever the width.
@@ -46,16 +47,18 @@ def inverse_norm(square):
 
 
 @triton.jit
-def store_side(stats_ptr, plane, index, scale, exact, NORMALIZE: tl.constexpr):
-    """A side's statistics before any logit is seen; 1/|row| in two float32 parts."""
+def store_side(stats_ptr, plane, index, scale, inverse, rate, NORMALIZE: tl.constexpr):
+    """A side's statistics before any logit is seen; what a cosine's logit takes of the row in two float32 parts."""
     tl.store(stats_ptr + PEAK * plane + index, tl.zeros_like(scale) + LOWEST)
     tl.store(stats_ptr + TOTAL * plane + index, tl.zeros_like(scale))
     tl.store(stats_ptr + MOMENT * plane + index, tl.zeros_like(scale))
     if NORMALIZE:
-        inverse = exact.to(tl.float32)
+        exact = tl.sqrt(rate) * inverse
+        factor = exact.to(tl.float32)
         tl.store(stats_ptr + SCALE * plane + index, scale)
-        tl.store(stats_ptr + INVERSE * plane + index, inverse)
-        tl.store(stats_ptr + RESIDUE * plane + index, (exact - inverse).to(tl.float32))
+        tl.store(stats_ptr + INVERSE * plane + index, inverse.to(tl.float32))
+        tl.store(stats_ptr + FACTOR * plane + index, factor)
+        tl.store(stats_ptr + RESIDUE * plane + index, (exact - factor).to(tl.float32))
 
 
 @triton.jit
@@ -85,7 +88,7 @@ def pack_rows(
 ):
     """Copy some rows of both sides into the packed matrix, rescaled, with zeros for padding; and log2(e)/τ.
 
-    FRESH: also fill the statistics and the positives' logits, in units of log 2 and less their ceiling, in float64.
+    FRESH: also fill the statistics and the positives' logits, in units of log 2, in float64.
     Otherwise the powers of two are those that a fresh pass left. TENSOR: τ lies on the device.
     """
     if TENSOR:
@@ -135,10 +138,11 @@ def pack_rows(
                 x_square += tl.sum(x_wide * x_wide, 1)
                 y_square += tl.sum(y_wide * y_wide, 1)
     if FRESH:
-        x_exact = inverse_norm(x_square)
-        y_exact = inverse_norm(y_square)
+        x_inverse = inverse_norm(x_square)
+        y_inverse = inverse_norm(y_square)
         if NORMALIZE:
-            dot = dot * x_exact * y_exact - 1.0
-        tl.store(positive_ptr + index, dot * chosen.to(tl.float64))
-        store_side(stats_ptr, plane, index, x_scale, x_exact, NORMALIZE)
-        store_side(stats_ptr, plane, padded + index, y_scale, y_exact, NORMALIZE)
+            dot = dot * x_inverse * y_inverse
+        wide_rate = chosen.to(tl.float64)
+        tl.store(positive_ptr + index, dot * wide_rate)
+        store_side(stats_ptr, plane, index, x_scale, x_inverse, wide_rate, NORMALIZE)
+        store_side(stats_ptr, plane, padded + index, y_scale, y_inverse, wide_rate, NORMALIZE)

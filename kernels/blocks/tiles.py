@@ -48,17 +48,26 @@ def tile_product(
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The float32 dot products of BLOCK packed rows from ``first_a`` on with those from ``first_b`` on.
+    """The dot products of BLOCK packed rows from ``first_a`` on with those from ``first_b`` on, float64 for "double".
 
     ``packed`` is a descriptor of BLOCK x DEPTH tiles: on Hopper they are copied without passing through registers.
 
     Every DEPTH columns are summed apart first: tensor cores round each addition of a chain towards zero.
     """
-    product = tl.zeros((BLOCK, BLOCK), tl.float32)
-    for start in range(0, pitch, DEPTH):
-        part = tl.dot(packed.load([first_a, start]), packed.load([first_b, start]).T, input_precision=PRECISION)
-        # Written as a sum, the compiler would fold it into one long chain.
-        product = tl.fma(part, 1.0, product)
+    if PRECISION == "double":
+        # Term by term: float64 products of tiles do not compile for every device.
+        terms = tl.zeros((BLOCK, BLOCK, DEPTH), tl.float64)
+        for start in range(0, pitch, DEPTH):
+            a = packed.load([first_a, start]).to(tl.float64)
+            b = packed.load([first_b, start]).to(tl.float64)
+            terms += a[:, None, :] * b[None, :, :]
+        product = tl.sum(terms, 2)
+    else:
+        product = tl.zeros((BLOCK, BLOCK), tl.float32)
+        for start in range(0, pitch, DEPTH):
+            part = tl.dot(packed.load([first_a, start]), packed.load([first_b, start]).T, input_precision=PRECISION)
+            # Written as a sum, the compiler would fold it into one long chain.
+            product = tl.fma(part, 1.0, product)
     return product
 
 

@@ -21,11 +21,12 @@ def round_to_tf32(value):
 @triton.jit
 def block_weights(
     packed,
-    inverse_ptr,
+    factor_ptr,
     residue_ptr,
     rate_ptr,
     coefficient_ptr,
     peak_ptr,
+    inverse_ptr,
     weights_ptr,
     weights_pitch,
     weights_plane,
@@ -58,7 +59,7 @@ def block_weights(
     index = tl.arange(0, BLOCK)
     rate = tl.load(rate_ptr)
     product = tile_product(packed, pitch, first_a, first_b, BLOCK, DEPTH, PRECISION)
-    logit = logits(product, inverse_ptr, residue_ptr, rate, first_a + index, first_b + index, NORMALIZE)
+    logit = logits(product, factor_ptr, residue_ptr, rate, first_a + index, first_b + index, NORMALIZE)
     row = tl.load(coefficient_ptr + first_a + index)[:, None]
     column = tl.load(coefficient_ptr + first_b + index)[None, :]
     common = False
