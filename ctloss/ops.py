@@ -110,9 +110,7 @@ def _contrastive(x: Tensor, y: Tensor, temperature: Tensor | None, tau: float, o
         return _reduce(rows, problem.reduction, call.form), *rest
 
 
-def _contrastive_fake(
-    x: Tensor, y: Tensor, temperature: Tensor | None, tau: float, options: str
-) -> tuple[Tensor, ...]:
+def _contrastive_fake(x: Tensor, y: Tensor, temperature: Tensor | None, tau: float, options: str) -> tuple[Tensor, ...]:
     call = parse(options)
     problem = call.problem
     engine = ENGINES[choose(x, problem, call.impl)[0]]

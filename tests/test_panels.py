@@ -210,11 +210,12 @@ def test_zero_rows_have_cosine_zero_and_no_gradient() -> None:
 @pytest.mark.parametrize("exponent", [-110, -80, -40, 40, 80, 120])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_scaling_a_row_by_a_power_of_two_scales_its_gradient_back(exponent: int, reduction: str) -> None:
-    x, y = pairs(9, 12)
+    # More rows than the shortest path takes, which leaves such a row to a pass that rounds otherwise.
+    x, y = pairs(40, 12)
     problem = replace(ROOMY, reduction=reduction)
     # Upstream gradients that bring the scaled row's gradient back among the normal numbers.
     size = 2.0 ** max(min(exponent, 60), -60)
-    upstream = torch.tensor(size) if reduction == "mean" else torch.full((18,), size)
+    upstream = torch.tensor(size) if reduction == "mean" else torch.full((80,), size)
     _, plain, _, _ = solve(x, y, problem, upstream=upstream)
     scaled = x.clone()
     scaled[4] *= 2.0**exponent
@@ -224,7 +225,7 @@ def test_scaling_a_row_by_a_power_of_two_scales_its_gradient_back(exponent: int,
     representable = exact.abs() < torch.finfo(torch.float32).max
     error = torch.linalg.vector_norm((gradient[4].double() - exact)[representable])
     assert error <= 1e-6 * torch.linalg.vector_norm(exact[representable])
-    others = [i for i in range(9) if i != 4]
+    others = [i for i in range(40) if i != 4]
     torch.testing.assert_close(gradient[others], plain[others], rtol=1e-5, atol=1e-6 * size)
 
 
