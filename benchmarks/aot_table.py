@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import triton
@@ -13,33 +13,36 @@ from benchmarks.aot_devices import Compiled
 BEGIN, END = "<!-- benchmarks.aot: begin -->", "<!-- benchmarks.aot: end -->"
 
 
-def markdown(found: Iterable[Compiled]) -> str:
-    """A row for every kernel and call, a column for every architecture.
+def markdown(found: Sequence[Compiled]) -> str:
+    """A row for every kernel and call, calls that take the same together, and a column for every architecture.
 
-    Of several launches of a kernel in one call the one that takes most registers; launches that an earlier call makes
-    too stand there alone.
+    Of several launches of a kernel in one call the one that takes most registers.
     """
+    architectures = list(dict.fromkeys(compiled.arch for compiled in found))
+    words = [compiled.case.split() for compiled in found]
+    shared = [word for word in words[0] if all(word in case for case in words)]
     most: dict[tuple[str, str], dict[str, Compiled]] = {}
-    architectures: list[str] = []
     for compiled in found:
-        if compiled.arch not in architectures:
-            architectures.append(compiled.arch)
-        row = most.setdefault((compiled.kernel, compiled.case), {})
-        known = row.get(compiled.arch)
-        if known is None or compiled.registers > known.registers:
-            row[compiled.arch] = compiled
-    caption = (
-        f"Compiled by triton {triton.__version__}: registers of a thread / bytes spilled / KiB of shared memory / "
-        "blocks on a multiprocessor / tensor-core instructions. Of a kernel's launches in a call the one with most "
-        "registers; what a call shares with one above it is not repeated."
-    )
-    lines = [caption, "", "| " + " | ".join(["kernel", "call", *architectures]) + " |"]
-    lines.append("| --- " * (2 + len(architectures)) + "|")
-    for kernel in dict.fromkeys(kernel for kernel, _ in most):
-        for case in (case for name, case in most if name == kernel):
-            row = most[kernel, case]
-            cells = [_cell(row[arch]) if arch in row else "as above" for arch in architectures]
-            lines.append("| " + " | ".join([f"`{kernel}`", case, *cells]) + " |")
+        call = " ".join(word for word in compiled.case.split() if word not in shared)
+        by_arch = most.setdefault((compiled.kernel, call), {})
+        by_arch[compiled.arch] = max(by_arch.get(compiled.arch, compiled), compiled, key=lambda each: each.registers)
+    calls: dict[tuple[str, ...], list[str]] = {}
+    for (kernel, call), by_arch in most.items():
+        calls.setdefault((kernel, *(_cell(by_arch[arch]) for arch in architectures)), []).append(call)
+    num_calls = len({call for _, call in most})
+    lines = [
+        f"Compiled by triton {triton.__version__}; {' '.join(shared)}. Registers of a thread / bytes spilled / KiB of "
+        "shared memory / blocks on a multiprocessor / tensor-core instructions, of a kernel's launches in a call the "
+        "one with most registers.",
+        "",
+        _line(["kernel", "call", *architectures]),
+        _line(["---"] * (2 + len(architectures))),
+    ]
+    for kernel in dict.fromkeys(compiled.kernel for compiled in found):
+        for row, names in calls.items():
+            if row[0] == kernel:
+                label = "every one" if len(names) == num_calls else ", ".join(names)
+                lines.append(_line([f"`{kernel}`", label, *row[1:]]))
     return "\n".join(lines)
 
 
@@ -53,6 +56,10 @@ def insert(document: Path, table: str) -> None:
     scratch = document.with_name(document.name + ".part")
     scratch.write_text(f"{head}{BEGIN}\n\n{table}\n\n{END}{tail}", encoding="utf-8")
     os.replace(scratch, document)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def _cell(compiled: Compiled) -> str:

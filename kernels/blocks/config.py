@@ -132,6 +132,10 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
         # Before 9.0 tensor cores read registers, and float16 rows are widened in more of them.
         if weight_products == "ieee" or (half and arch < 90):
             gemm["gemm_depth"] = 16
+    row_block = 32 if arch == INTERPRETER else 4
+    if 100 <= arch < CDNA3:
+        # The assembler for these gives four bfloat16 rows too few registers.
+        row_block = 2
     return BlockConfig(
         **tile,
         **gemm,
@@ -141,5 +145,5 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
         weight_dtype=weight_dtype,
         weight_terms=terms,
         weight_products=weight_products,
-        row_block=32 if arch == INTERPRETER else 4,
+        row_block=row_block,
     )
