@@ -89,7 +89,7 @@ class Recorder:
         constexprs = {p.name for p in self.kernel.params if p.is_constexpr}
         for position, name in enumerate(names):
             value = given[name]
-            if name in constexprs or (isinstance(value, int) and value == 1):
+            if name in constexprs or value is None or (isinstance(value, int) and value == 1):
                 signature.append((name, "constexpr"))
                 constants.append((name, value))
                 continue
@@ -116,11 +116,18 @@ class Recorder:
 
 
 @contextlib.contextmanager
-def recording(arch: int) -> Iterator[list[Launch]]:
-    """Record launches instead of making them, with the configuration of ``arch``."""
+def recording(arch: int, halves: config.Halves) -> Iterator[list[Launch]]:
+    """Record launches instead of making them, with the configuration of ``arch`` but for its ``halves``."""
+    choose = config.choose
+
+    def choose_halves(*call: Any) -> config.BlockConfig:
+        chosen = choose(*call)
+        return chosen if chosen.products == "double" else replace(chosen, halves=halves)
+
     launches: list[Launch] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(patch.object(engine, "_arch", lambda: arch))
+        stack.enter_context(patch.object(config, "choose", choose_halves))
         # What cuBLAS multiplies is not compiled here.
         stack.enter_context(patch.object(launch, "library_product", lambda *operands: None))
         for name, module in KERNELS.items():
@@ -128,11 +135,13 @@ def recording(arch: int) -> Iterator[list[Launch]]:
         yield launches
 
 
-def launches_of(arch: int, n: int, d: int, dtype: torch.dtype, problem: Problem) -> list[Launch]:
+def launches_of(
+    arch: int, n: int, d: int, dtype: torch.dtype, problem: Problem, halves: config.Halves = "none"
+) -> list[Launch]:
     """The distinct launches of one forward and backward, temperature's gradient included."""
     x, y = torch.zeros(n, d, dtype=dtype), torch.zeros(n, d, dtype=dtype)
     options: dict[str, Any] = {"problem": problem, "need_x": True, "need_y": True, "need_temperature": True}
-    with recording(arch) as launches:
+    with recording(arch, halves) as launches:
         _, saved, held_x, held_y, held_temperature = engine.forward(x, y, 0.07, **options)
         engine.forward(x, y, 0.07, **(options | {"need_temperature": False}))
         engine.backward(torch.ones(()), x, y, 0.07, saved, held_x, held_y, held_temperature, **options)
@@ -189,10 +198,12 @@ SHIPPED += [Shipped(dtype, True, "highest", 512, n=30000) for dtype in (torch.bf
 TABLED = [shipped for shipped in SHIPPED if shipped.normalize and shipped.precision == "highest" and shipped.d == 768]
 
 
-def compile_shipped(shipped: Shipped, device: Device, known: dict[tuple[Launch, str], Compiled]) -> Iterator[Compiled]:
+def compile_shipped(
+    shipped: Shipped, device: Device, known: dict[tuple[Launch, str], Compiled], halves: config.Halves
+) -> Iterator[Compiled]:
     """Compile the launches of a call, but for those in ``known``, which it adds to."""
     problem = Problem("cz_nce", "both", shipped.normalize, "mean", shipped.precision, 2**28)  # type: ignore[arg-type]
-    for recorded in launches_of(device.arch, shipped.n, shipped.d, shipped.dtype, problem):
+    for recorded in launches_of(device.arch, shipped.n, shipped.d, shipped.dtype, problem, halves):
         if (recorded, device.name) not in known:
             known[recorded, device.name] = compile_launch(recorded, device, str(shipped))
         yield replace(known[recorded, device.name], case=str(shipped))
@@ -203,6 +214,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", default=list(DEVICES), choices=list(DEVICES))
     parser.add_argument("--only", nargs="+", help="compile the calls whose description contains such a text")
+    parser.add_argument("--halves", default="none", choices=("together", "apart"), help="work on tiles in halves")
     parser.add_argument("--markdown", action="store_true", help="end with a Markdown table of the most telling calls")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put that table between the markers in a document")
     options = parser.parse_args()
@@ -219,7 +231,7 @@ def main() -> int:
     found = []
     for shipped in chosen:
         for arch in options.arch:
-            for compiled in compile_shipped(shipped, DEVICES[arch], known):
+            for compiled in compile_shipped(shipped, DEVICES[arch], known, options.halves):
                 print("\t".join(str(getattr(compiled, name)) for name in names), flush=True)
                 found.append(compiled)
     if tabled:

@@ -41,24 +41,37 @@ BESIDES = {
 }
 
 
+def compile_calls(arch: str, *options: str) -> tuple[int, list[dict[str, str]]]:
+    """The command's exit status and the lines that it prints."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.aot", "--arch", arch, *options]
+    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert finished.returncode in (0, 1), finished.stderr
+    return finished.returncode, list(csv.DictReader(finished.stdout.splitlines(), delimiter="\t"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_no_spills_and_shared_memory_fits(arch: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    calls = EVERYWHERE + BESIDES[arch]
-    command = [sys.executable, "-m", "benchmarks.aot", "--arch", arch, "--only", *calls]
-    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert finished.returncode in (0, 1), finished.stderr
-    rows = list(csv.DictReader(finished.stdout.splitlines(), delimiter="\t"))
+    status, rows = compile_calls(arch, "--only", *EVERYWHERE, *BESIDES[arch])
     assert {row["kernel"] for row in rows} == KERNELS
     assert {row["arch"] for row in rows} == {ARCHITECTURES[arch]}
     unsound = [row for row in rows if int(row["spilled"]) or int(row["shared"]) > int(row["shared_limit"])]
     assert unsound == []
-    assert finished.returncode == 0
+    assert status == 0
     products = [row for row in rows if row["kernel"] in ("block_lse", "block_weights", "add_weighed")]
     plain = [row["case"] for row in products if row["tensor_core"] == "none"]
     assert plain
     assert all(case.endswith("highest") and (case.startswith("float32") or "n=50" in case) for case in plain)
+
+
+@pytest.mark.slow
+def test_halves_let_two_blocks_share_a_multiprocessor() -> None:
+    status, rows = compile_calls("90", "--halves", "apart", "--only", "bfloat16 n=1500 d=768 cosine")
+    assert status == 0
+    halved = [row for row in rows if row["kernel"] in ("block_lse", "block_weights")]
+    assert halved
+    assert all(int(row["blocks_per_sm"]) == 2 for row in halved)
 
 
 def test_the_interpreter_is_refused() -> None:

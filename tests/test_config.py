@@ -91,6 +91,8 @@ def test_frozen_and_checked() -> None:
         replace(chosen, block=96)
     with pytest.raises(ValueError, match="gemm_columns to divide 64"):
         replace(chosen, gemm_columns=96)
+    with pytest.raises(ValueError, match="expected no halves where products are summed in float64"):
+        replace(chosen, products="double", halves="apart")
 
 
 @triton.jit

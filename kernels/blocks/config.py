@@ -10,6 +10,7 @@ import torch
 from ..problem import Problem
 
 Products = Literal["double", "ieee", "tf32x3", "tf32"]
+Halves = Literal["none", "together", "apart"]
 
 # Each side's rows are padded to a multiple of this, or of half of it in small batches; tiles divide it.
 ROW_PADDING = 128
@@ -42,6 +43,8 @@ class BlockConfig:
         weight_terms: how many numbers of that dtype add up to a weight; three bfloat16 ones hold all of a float32.
         weight_products: how a kernel multiplies float32 weights and embeddings.
         gemm_rows, gemm_columns, gemm_depth, gemm_warps, gemm_stages: the tile of that kernel.
+        halves: whether a tile is worked on in two halves, so that two blocks fit a multiprocessor's registers: "none",
+            or out of one loop over the embeddings' columns ("together") or of one for each half ("apart").
         row_block: rows that a program of the row-wise kernels (norms, positives, projection) takes.
     """
 
@@ -61,6 +64,7 @@ class BlockConfig:
     gemm_warps: int
     gemm_stages: int
     row_block: int
+    halves: Halves
 
     def __post_init__(self) -> None:
         """Hold the relations that the kernels rely on when they load without masks."""
@@ -68,6 +72,8 @@ class BlockConfig:
             raise ValueError(f"expected block, gemm_rows and gemm_depth to divide {ROW_PADDING}, got {self}")
         if any(WIDTH_PADDING % extent for extent in (self.depth, self.gemm_columns)):
             raise ValueError(f"expected depth and gemm_columns to divide {WIDTH_PADDING}, got {self}")
+        if self.halves != "none" and self.products == "double":
+            raise ValueError(f"expected no halves where products are summed in float64, got {self}")
 
     @property
     def weight_bytes(self) -> int:
@@ -146,4 +152,6 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
         weight_terms=terms,
         weight_products=weight_products,
         row_block=row_block,
+        # Not yet timed on a GPU.
+        halves="none",
     )
