@@ -201,7 +201,7 @@ TABLED = [shipped for shipped in SHIPPED if shipped.normalize and shipped.precis
 def compile_shipped(
     shipped: Shipped, device: Device, known: dict[tuple[Launch, str], Compiled], halves: config.Halves
 ) -> Iterator[Compiled]:
-    """Compile the launches of a call, but for those in ``known``, which it adds to."""
+    """What becomes of the launches of a call; those that are not in ``known`` are compiled and added to it."""
     problem = Problem("cz_nce", "both", shipped.normalize, "mean", shipped.precision, 2**28)  # type: ignore[arg-type]
     for recorded in launches_of(device.arch, shipped.n, shipped.d, shipped.dtype, problem, halves):
         if (recorded, device.name) not in known:
@@ -225,15 +225,16 @@ def main() -> int:
     if options.only:
         chosen = [shipped for shipped in SHIPPED if any(text in str(shipped) for text in options.only)]
     print(f"triton {triton.__version__}", file=sys.stderr)
-    names = [field.name for field in fields(Compiled)]
-    print("\t".join(names))
     known: dict[tuple[Launch, str], Compiled] = {}
-    found = []
+    found: list[Compiled] = []
     for shipped in chosen:
         for arch in options.arch:
-            for compiled in compile_shipped(shipped, DEVICES[arch], known, options.halves):
-                print("\t".join(str(getattr(compiled, name)) for name in names), flush=True)
-                found.append(compiled)
+            print(f"{arch}: {shipped}", file=sys.stderr, flush=True)
+            found += compile_shipped(shipped, DEVICES[arch], known, options.halves)
+    names = [field.name for field in fields(Compiled)]
+    print("\t".join(names))
+    for compiled in known.values():
+        print("\t".join(str(getattr(compiled, name)) for name in names))
     if tabled:
         table = markdown(found)
         if options.markdown:
