@@ -1,6 +1,8 @@
 """Compile every Triton kernel for GPUs that need not be there: registers, spills, shared memory, tensor-core use.
 
-    python -m benchmarks.aot --arch 80 90 100
+    python -m benchmarks.aot
+    python -m benchmarks.aot --arch 90 --only "bfloat16 n=1500"
+    python -m benchmarks.aot --write docs/performance.md
 
 The launches that the path would make are recorded, with the types and divisibilities that Triton specialises them for,
 and compiled ahead of time by the compiler that Triton ships. Shared memory that a device lacks is no error to the
@@ -11,22 +13,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
-import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import triton
-from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ctloss.kernels.blocks import engine, launch, rows
+from benchmarks.aot_devices import Compiled, Device, compile_for
+from benchmarks.aot_table import insert, markdown
+from ctloss.kernels.blocks import config, engine, launch, rows
 from ctloss.kernels.problem import Problem
 
 # Where the path looks each kernel up.
@@ -39,10 +41,17 @@ KERNELS = {
     "add_weighed": launch,
     "finish_gradient": rows,
 }
-# Bytes of shared memory that one block may ask for, by compute capability.
-SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
-RESERVED_SHARED = 1024
-REGISTERS, THREADS = 65536, 2048
+DEVICES = {
+    device.name.removeprefix("sm_"): device
+    for device in (
+        Device.nvidia(80, 166912),
+        Device.nvidia(89, 101376, threads=1536),
+        Device.nvidia(90, 232448),
+        Device.nvidia(100, 232448),
+        # Four SIMD units of 512 registers by 64 lanes, eight wavefronts each.
+        Device("gfx942", config.CDNA3, GPUTarget("hip", "gfx942", 64), 65536, 0, 131072, 2048),
+    )
+}
 TRITON_TYPES = {
     torch.float64: "fp64",
     torch.float32: "fp32",
@@ -50,7 +59,6 @@ TRITON_TYPES = {
     torch.float16: "fp16",
     torch.int32: "i32",
 }
-TENSOR_CORE = {"wgmma": r"\bwgmma\.mma_async", "tcgen05": r"\btcgen05\.mma", "mma": r"\bmma\.sync"}
 
 
 @dataclass(frozen=True)
@@ -62,26 +70,6 @@ class Launch:
     constants: tuple[tuple[str, Any], ...]
     aligned: tuple[int, ...]
     options: tuple[tuple[str, int], ...]
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """What became of a launch on one architecture."""
-
-    kernel: str
-    arch: int
-    case: str
-    registers: int
-    spilled: int
-    shared: int
-    shared_limit: int
-    blocks_per_sm: int
-    tensor_core: str
-
-    @property
-    def sound(self) -> bool:
-        """No register was spilled and the device has the shared memory."""
-        return self.spilled == 0 and self.shared <= self.shared_limit
 
 
 class Recorder:
@@ -101,7 +89,7 @@ class Recorder:
         constexprs = {p.name for p in self.kernel.params if p.is_constexpr}
         for position, name in enumerate(names):
             value = given[name]
-            if name in constexprs or (isinstance(value, int) and value == 1):
+            if name in constexprs or value is None or (isinstance(value, int) and value == 1):
                 signature.append((name, "constexpr"))
                 constants.append((name, value))
                 continue
@@ -128,11 +116,18 @@ class Recorder:
 
 
 @contextlib.contextmanager
-def recording(arch: int) -> Iterator[list[Launch]]:
-    """Record launches instead of making them, with the configuration of ``arch``."""
+def recording(arch: int, halves: config.Halves) -> Iterator[list[Launch]]:
+    """Record launches instead of making them, with the configuration of ``arch`` but for its ``halves``."""
+    choose = config.choose
+
+    def choose_halves(*call: Any) -> config.BlockConfig:
+        chosen = choose(*call)
+        return chosen if chosen.products == "double" else replace(chosen, halves=halves)
+
     launches: list[Launch] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(patch.object(engine, "_arch", lambda: arch))
+        stack.enter_context(patch.object(config, "choose", choose_halves))
         # What cuBLAS multiplies is not compiled here.
         stack.enter_context(patch.object(launch, "library_product", lambda *operands: None))
         for name, module in KERNELS.items():
@@ -140,58 +135,28 @@ def recording(arch: int) -> Iterator[list[Launch]]:
         yield launches
 
 
-def launches_of(arch: int, n: int, d: int, dtype: torch.dtype, problem: Problem) -> list[Launch]:
+def launches_of(
+    arch: int, n: int, d: int, dtype: torch.dtype, problem: Problem, halves: config.Halves = "none"
+) -> list[Launch]:
     """The distinct launches of one forward and backward, temperature's gradient included."""
     x, y = torch.zeros(n, d, dtype=dtype), torch.zeros(n, d, dtype=dtype)
     options: dict[str, Any] = {"problem": problem, "need_x": True, "need_y": True, "need_temperature": True}
-    with recording(arch) as launches:
+    with recording(arch, halves) as launches:
         _, saved, held_x, held_y, held_temperature = engine.forward(x, y, 0.07, **options)
         engine.forward(x, y, 0.07, **(options | {"need_temperature": False}))
         engine.backward(torch.ones(()), x, y, 0.07, saved, held_x, held_y, held_temperature, **options)
     return list(dict.fromkeys(launches))
 
 
-def compile_launch(recorded: Launch, arch: int, case: str) -> Compiled:
-    """Compile a launch for an architecture and read what the assembler reports."""
+def compile_launch(recorded: Launch, device: Device, case: str) -> Compiled:
+    """Compile a launch for a device and read what the compiler reports."""
     source = ASTSource(
         fn=getattr(KERNELS[recorded.kernel], recorded.kernel),
         signature=dict(recorded.signature),
         constexprs=dict(recorded.constants),
         attrs={(position,): [["tt.divisibility", 16]] for position in recorded.aligned},
     )
-    log = io.StringIO()
-    with knobs.compilation.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(log):
-        # A kernel found in the cache would leave no report.
-        knobs.compilation.always_compile = True
-        knobs.nvidia.dump_ptxas_log = True
-        kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(recorded.options))
-    report = log.getvalue()
-    registers = int(_found(r"Used (\d+) registers", report))
-    spilled = int(_found(r"(\d+) bytes spill stores", report)) + int(_found(r"(\d+) bytes spill loads", report))
-    shared, threads = kernel.metadata.shared, 32 * kernel.metadata.num_warps
-    used = {name: len(re.findall(pattern, kernel.asm["ptx"])) for name, pattern in TENSOR_CORE.items()}
-    return Compiled(
-        kernel=recorded.kernel,
-        arch=arch,
-        case=case,
-        registers=registers,
-        spilled=spilled,
-        shared=shared,
-        shared_limit=SHARED_LIMIT[arch],
-        blocks_per_sm=min(
-            REGISTERS // (-(-registers // 8) * 8 * threads),
-            (SHARED_LIMIT[arch] + RESERVED_SHARED) // (shared + RESERVED_SHARED),
-            THREADS // threads,
-        ),
-        tensor_core=" ".join(f"{name}:{count}" for name, count in used.items() if count) or "none",
-    )
-
-
-def _found(pattern: str, report: str) -> str:
-    match = re.search(pattern, report)
-    if match is None:
-        raise RuntimeError(f"expected {pattern!r} in the assembler's report, got: {report[:2000]}")
-    return match.group(1)
+    return compile_for(device, source, dict(recorded.options), recorded.kernel, case)
 
 
 @dataclass(frozen=True)
@@ -227,36 +192,56 @@ SHIPPED += [
 ]
 
 
-def compile_shipped(shipped: Shipped, arch: int, seen: set[tuple[Launch, int]]) -> Iterator[Compiled]:
-    """Compile the launches of a call, but for those in ``seen``, which it adds to."""
+# Several panels take kernels that a single one does not.
+SHIPPED += [Shipped(dtype, True, "highest", 512, n=30000) for dtype in (torch.bfloat16, torch.float16, torch.float32)]
+# What the documentation tables.
+TABLED = [shipped for shipped in SHIPPED if shipped.normalize and shipped.precision == "highest" and shipped.d == 768]
+
+
+def compile_shipped(
+    shipped: Shipped, device: Device, known: dict[tuple[Launch, str], Compiled], halves: config.Halves
+) -> Iterator[Compiled]:
+    """What becomes of the launches of a call; those that are not in ``known`` are compiled and added to it."""
     problem = Problem("cz_nce", "both", shipped.normalize, "mean", shipped.precision, 2**28)  # type: ignore[arg-type]
-    for recorded in launches_of(arch, shipped.n, shipped.d, shipped.dtype, problem):
-        if (recorded, arch) not in seen:
-            seen.add((recorded, arch))
-            yield compile_launch(recorded, arch, str(shipped))
+    for recorded in launches_of(device.arch, shipped.n, shipped.d, shipped.dtype, problem, halves):
+        if (recorded, device.name) not in known:
+            known[recorded, device.name] = compile_launch(recorded, device, str(shipped))
+        yield replace(known[recorded, device.name], case=str(shipped))
 
 
 def main() -> int:
     """Print a line for every kernel; the exit status is 1 if one spills or asks for too much shared memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], choices=sorted(SHARED_LIMIT))
-    parser.add_argument(
-        "--only", nargs="+", default=[""], help="compile the calls whose description contains such a text"
-    )
+    parser.add_argument("--arch", nargs="+", default=list(DEVICES), choices=list(DEVICES))
+    parser.add_argument("--only", nargs="+", help="compile the calls whose description contains such a text")
+    parser.add_argument("--halves", default="none", choices=("together", "apart"), help="work on tiles in halves")
+    parser.add_argument("--markdown", action="store_true", help="end with a Markdown table of the most telling calls")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put that table between the markers in a document")
     options = parser.parse_args()
     if launch.interpreted():
         parser.error("expected real kernels, got the interpreter's; unset TRITON_INTERPRET")
+    tabled = options.markdown or options.write is not None
+    chosen = TABLED if tabled else SHIPPED
+    if options.only:
+        chosen = [shipped for shipped in SHIPPED if any(text in str(shipped) for text in options.only)]
     print(f"triton {triton.__version__}", file=sys.stderr)
+    known: dict[tuple[Launch, str], Compiled] = {}
+    found: list[Compiled] = []
+    for shipped in chosen:
+        for arch in options.arch:
+            print(f"{arch}: {shipped}", file=sys.stderr, flush=True)
+            found += compile_shipped(shipped, DEVICES[arch], known, options.halves)
     names = [field.name for field in fields(Compiled)]
     print("\t".join(names))
-    seen: set[tuple[Launch, int]] = set()
-    sound = True
-    for shipped in (s for s in SHIPPED if any(text in str(s) for text in options.only)):
-        for arch in options.arch:
-            for compiled in compile_shipped(shipped, arch, seen):
-                print("\t".join(str(getattr(compiled, name)) for name in names), flush=True)
-                sound &= compiled.sound
-    return 0 if sound else 1
+    for compiled in known.values():
+        print("\t".join(str(getattr(compiled, name)) for name in names))
+    if tabled:
+        table = markdown(found)
+        if options.markdown:
+            print(table)
+        if options.write is not None:
+            insert(options.write, table)
+    return 0 if all(compiled.sound for compiled in found) else 1
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctloss.kernels.blocks import schedule
-from ctloss.kernels.blocks.config import INTERPRETER, BlockConfig, choose
+from ctloss.kernels.blocks.config import CDNA3, INTERPRETER, BlockConfig, choose
 from ctloss.kernels.blocks.tiles import tile_at
 from ctloss.kernels.problem import Problem
 
@@ -60,6 +60,16 @@ def test_few_rows_are_multiplied_in_float64() -> None:
     assert choose(64, 768, torch.float32, 90, replace(PROBLEM, precision="medium")).products == "tf32"
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_float32_is_not_split_where_matrix_cores_take_it(dtype: torch.dtype, normalize: bool) -> None:
+    for precision in ("highest", "high"):
+        chosen = configuration(dtype, CDNA3, normalize=normalize, precision=precision)
+        assert "tf32x3" not in (chosen.products, chosen.weight_products)
+    assert configuration(dtype, 90, normalize=False, precision="high").weight_products == "tf32x3"
+    assert configuration(torch.float32, CDNA3, precision="medium").weight_products == "tf32"
+
+
 def test_rescaling_only_where_exponents_ask_for_it() -> None:
     assert configuration(torch.bfloat16).rescale
     assert configuration(torch.float32).rescale
@@ -67,7 +77,7 @@ def test_rescaling_only_where_exponents_ask_for_it() -> None:
     assert not configuration(torch.float32, normalize=False).rescale
 
 
-@pytest.mark.parametrize("arch", [INTERPRETER, 80, 90, 100])
+@pytest.mark.parametrize("arch", [INTERPRETER, 80, 89, 90, 100, CDNA3])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_pure_function_of_its_arguments(dtype: torch.dtype, arch: int) -> None:
     assert configuration(dtype, arch) == configuration(dtype, arch)
@@ -81,6 +91,8 @@ def test_frozen_and_checked() -> None:
         replace(chosen, block=96)
     with pytest.raises(ValueError, match="gemm_columns to divide 64"):
         replace(chosen, gemm_columns=96)
+    with pytest.raises(ValueError, match="expected no halves where products are summed in float64"):
+        replace(chosen, products="double", halves="apart")
 
 
 @triton.jit

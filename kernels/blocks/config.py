@@ -10,12 +10,14 @@ import torch
 from ..problem import Problem
 
 Products = Literal["double", "ieee", "tf32x3", "tf32"]
+Halves = Literal["none", "together", "apart"]
 
 # Each side's rows are padded to a multiple of this, or of half of it in small batches; tiles divide it.
 ROW_PADDING = 128
 # Packed rows are padded with zeros to a multiple of this many columns, so that products load them without masks.
 WIDTH_PADDING = 64
-INTERPRETER = 0
+# What stands for a compute capability where there is none: the interpreter, and AMD's gfx942 (MI300).
+INTERPRETER, CDNA3 = 0, 942
 # From so many pairs on, large tiles fill a device, and weights are rounded as the embeddings are. In smaller batches
 # their product costs next to nothing, and one negative whose push balances the positive's pull can make a rounded
 # weight's error the gradient's.
@@ -41,6 +43,8 @@ class BlockConfig:
         weight_terms: how many numbers of that dtype add up to a weight; three bfloat16 ones hold all of a float32.
         weight_products: how a kernel multiplies float32 weights and embeddings.
         gemm_rows, gemm_columns, gemm_depth, gemm_warps, gemm_stages: the tile of that kernel.
+        halves: whether a tile is worked on in two halves, so that two blocks fit a multiprocessor's registers: "none",
+            or out of one loop over the embeddings' columns ("together") or of one for each half ("apart").
         row_block: rows that a program of the row-wise kernels (norms, positives, projection) takes.
     """
 
@@ -60,6 +64,7 @@ class BlockConfig:
     gemm_warps: int
     gemm_stages: int
     row_block: int
+    halves: Halves
 
     def __post_init__(self) -> None:
         """Hold the relations that the kernels rely on when they load without masks."""
@@ -67,6 +72,8 @@ class BlockConfig:
             raise ValueError(f"expected block, gemm_rows and gemm_depth to divide {ROW_PADDING}, got {self}")
         if any(WIDTH_PADDING % extent for extent in (self.depth, self.gemm_columns)):
             raise ValueError(f"expected depth and gemm_columns to divide {WIDTH_PADDING}, got {self}")
+        if self.halves != "none" and self.products == "double":
+            raise ValueError(f"expected no halves where products are summed in float64, got {self}")
 
     @property
     def weight_bytes(self) -> int:
@@ -80,28 +87,31 @@ class BlockConfig:
 
 
 def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> BlockConfig:
-    """The configuration for n pairs of d columns on compute capability ``arch`` (90 for 9.0; 0: Triton's interpreter).
+    """The configuration for n pairs of d columns on compute capability ``arch``: 90 for 9.0, INTERPRETER or CDNA3.
 
-    Formats. Products of few rows are summed in float64. Half-precision embeddings go to the tensor cores as they are. Beside many normalised bfloat16 rows W is
-    bfloat16: the projection removes what its rounding does along the row, and the rest averages out. Without the
-    projection, or where a few weights may make up the gradient, W is the sum of three bfloat16 matrices. float16 rows
-    have 11 significant bits and W a range of exponents that float16 lacks: beside many normalised ones W is float32
-    rounded to tf32's 11 bits, a product exact in tf32, else float32 in three tf32 products. float32 embeddings keep
-    float32 weights, and both products follow ``precision``.
+    Formats. Products of few rows are summed in float64. Half-precision embeddings go to the tensor cores as they are.
+    Beside many normalised bfloat16 rows W is bfloat16: the projection removes what its rounding does along the row,
+    and the rest averages out. Without the projection, or where a few weights may make up the gradient, W is the sum of
+    three bfloat16 matrices. float16 rows have 11 significant bits and W a range of exponents that float16 lacks:
+    beside many normalised ones W is float32 rounded to tf32's 11 bits, a product exact in tf32, else float32 in three
+    tf32 products. float32 embeddings keep float32 weights, and both products follow ``precision``. CDNA3's matrix
+    cores multiply float32 itself, and there that takes the place of three tf32 products.
 
     >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 2**28)
     >>> choose(4096, 768, torch.bfloat16, 90, problem).block
     128
     """
     half = dtype in (torch.bfloat16, torch.float16)
-    products: Products = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[problem.precision]  # type: ignore[assignment]
+    precise: Products = "ieee" if arch == CDNA3 else "tf32x3"
+    by_precision: dict[str, Products] = {"highest": "ieee", "high": precise, "medium": "tf32"}
+    products = by_precision[problem.precision]
     weight_dtype, weight_products = torch.float32, products
     few = n <= FEW_PAIRS and problem.precision == "highest"
     if few:
         products = "double"
     short = problem.normalize and n >= MANY_PAIRS
     if half:
-        weight_products = "tf32" if short else "tf32x3"
+        weight_products = "tf32" if short else precise
     terms = 1
     if dtype == torch.bfloat16:
         weight_dtype, terms = torch.bfloat16, 1 if short else 3
@@ -113,6 +123,9 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
         # Larger tiles spill but on compute capability 9.0, whose tensor cores read their operands in shared memory.
         if few:
             tile = {"block": 16, "depth": 16, "num_warps": 4, "num_stages": 2}
+        elif arch == CDNA3:
+            # A wavefront has twice a warp's threads.
+            tile = {"block": 64, "depth": 32, "num_warps": 4, "num_stages": 2}
         elif half and n >= MANY_PAIRS and 90 <= arch < 100:
             tile = {"block": 128, "depth": 64, "num_warps": 8, "num_stages": 3}
         elif half and 90 <= arch < 100:
@@ -120,10 +133,15 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
         else:
             tile = {"block": 64, "depth": 32 if half or arch >= 90 else 16, "num_warps": 8, "num_stages": 2}
         # Without tensor cores both operands pass through registers: a larger tile spills.
-        rows = 32 if weight_products == "ieee" else 64
+        rows = 32 if weight_products == "ieee" and arch != CDNA3 else 64
         gemm = {"gemm_rows": rows, "gemm_columns": 64, "gemm_depth": 32, "gemm_warps": 4, "gemm_stages": 2}
-        if weight_products == "ieee":
+        # Before 9.0 tensor cores read registers, and float16 rows are widened in more of them.
+        if weight_products == "ieee" or (half and arch < 90):
             gemm["gemm_depth"] = 16
+    row_block = 32 if arch == INTERPRETER else 4
+    if 100 <= arch < CDNA3:
+        # The assembler for these gives four bfloat16 rows too few registers.
+        row_block = 2
     return BlockConfig(
         **tile,
         **gemm,
@@ -133,5 +151,7 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
         weight_dtype=weight_dtype,
         weight_terms=terms,
         weight_products=weight_products,
-        row_block=32 if arch == INTERPRETER else 4,
+        row_block=row_block,
+        # Not yet timed on a GPU.
+        halves="none",
     )

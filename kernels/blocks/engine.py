@@ -47,7 +47,7 @@ def unsupported(dtype: torch.dtype, device_type: str, n: int, d: int, problem: P
         needed = "CUDA tensors (or TRITON_INTERPRET=1 in the environment before Triton is imported)"
         return f"the Triton path needs {needed}, got {device_type} ones"
     if torch.version.hip is not None:
-        return "the Triton path's configurations are for NVIDIA GPUs, and this is a ROCm build of torch"
+        return "the Triton path compiles for AMD's gfx942 but was never run there, and this is a ROCm build of torch"
     if _arch() < OLDEST_ARCH:
         return f"the Triton path needs compute capability 8.0 or later, got {_arch() / 10}"
     return None

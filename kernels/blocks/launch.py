@@ -15,6 +15,9 @@ from .rows import Rows
 from .schedule import Panel
 from .weights import block_weights
 
+# Registers of a multiprocessor of NVIDIA's, and threads of a warp.
+REGISTERS, WARP = 65536, 32
+
 
 def interpreted() -> bool:
     """Whether the kernels run under Triton's interpreter, which is settled when Triton is imported."""
@@ -124,7 +127,10 @@ def _tiles(panel: Panel, tiles_a: int, tiles_b: int) -> int:
 
 def _operands(rows: Rows, config: BlockConfig) -> tuple[object, ...]:
     tiles = TensorDescriptor.from_tensor(rows.packed, [config.block, config.depth])
-    return tiles, rows.stats[stats.FACTOR], rows.stats[stats.RESIDUE], rows.rate
+    halved = None
+    if config.halves != "none":
+        halved = TensorDescriptor.from_tensor(rows.packed, [config.block // 2, config.depth])
+    return tiles, halved, rows.stats[stats.FACTOR], rows.stats[stats.RESIDUE], rows.rate
 
 
 def _extents(rows: Rows, panel: Panel) -> tuple[int, ...]:
@@ -132,13 +138,17 @@ def _extents(rows: Rows, panel: Panel) -> tuple[int, ...]:
 
 
 def _product_options(rows: Rows, panel: Panel, config: BlockConfig) -> dict[str, object]:
+    # The compiler takes what registers it is given, but two blocks have to share them.
+    limit = {} if config.halves == "none" else {"maxnreg": REGISTERS // (2 * WARP * config.num_warps)}
     return {
+        **limit,
         "BLOCK": config.block,
         "DEPTH": config.depth,
         "GROUP": config.group,
         "TRIANGLE": panel.diagonal,
         "NORMALIZE": rows.normalize,
         "PRECISION": config.products,
+        "HALVES": config.halves,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
     }

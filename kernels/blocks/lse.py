@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from . import stats
-from .tiles import kept_pairs, needs_mask, tile_at, tile_product
+from .tiles import kept_pairs, needs_mask, product_halves, tile_at, tile_product
 
 LOWEST = tl.constexpr(stats.LOWEST)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -73,8 +73,35 @@ def store_sums(slots_ptr, plane, distance, weight, index, axis: tl.constexpr, MO
 
 
 @triton.jit
+def fold_columns(logit, peak, total, moment, slots_ptr, plane, index, common, twice, MOMENT: tl.constexpr):
+    """Fold some columns of a tile into its rows' (peak, sum, first moment), and store the columns' own."""
+    if common:
+        weight = tl.exp2(logit)
+        total += tl.sum(weight, 1)
+        if MOMENT:
+            moment += tl.sum(tl.where(weight > 0, weight * logit, 0.0), 1)
+        if twice:
+            tl.store(slots_ptr + index, tl.zeros(index.shape, tl.float32))
+            store_sums(slots_ptr, plane, logit, weight, index, 0, MOMENT)
+    else:
+        higher = tl.maximum(peak, tl.max(logit, 1))
+        distance = logit - higher[:, None]
+        weight = tl.exp2(distance)
+        old = tl.exp2(peak - higher)
+        if MOMENT:
+            moment = old * (moment + (peak - higher) * total)
+            moment += tl.sum(tl.where(weight > 0, weight * distance, 0.0), 1)
+        total = old * total + tl.sum(weight, 1)
+        peak = higher
+        if twice:
+            store_slot(slots_ptr, plane, logit, index, 0, MOMENT)
+    return peak, total, moment
+
+
+@triton.jit
 def block_lse(
     packed,
+    halved,
     factor_ptr,
     residue_ptr,
     rate_ptr,
@@ -98,23 +125,20 @@ def block_lse(
     NORMALIZE: tl.constexpr,
     MOMENT: tl.constexpr,
     PRECISION: tl.constexpr,
+    HALVES: tl.constexpr,
 ):
     """One tile of the stacked rows from ``a_start`` on against those from ``b_start`` on, equal positions left out.
 
     Row i's share goes to slot (tile of j) of ``row_slots``, column j's to slot (tile of i) of ``column_slots``.
     TRIANGLE: b is a and both slot arrays are one; a tile below the diagonal is the mirror of one above it, whose
-    column sums are its row sums.
+    column sums are its row sums. HALVES: the tile's left and right half take turns in the registers, out of one loop
+    over the embeddings' columns ("together") or of one each ("apart"); ``halved`` describes tiles half as high.
     """
     a, b = tile_at(tl.program_id(0), tiles_a, tiles_b, TRIANGLE, GROUP)
     first_a = a_start + a * BLOCK
     first_b = b_start + b * BLOCK
     index = tl.arange(0, BLOCK)
     rate = tl.load(rate_ptr)
-    product = tile_product(packed, pitch, first_a, first_b, BLOCK, DEPTH, PRECISION)
-    logit = logits(product, factor_ptr, residue_ptr, rate, first_a + index, first_b + index, NORMALIZE)
-    position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)
-    if masked:
-        logit = tl.where(kept_pairs(position_a, position_b, num_rows, BLOCK), logit, float("-inf"))
     row_slot = row_slots + b.to(tl.int64) * row_pitch
     column_slot = column_slots + a.to(tl.int64) * column_pitch
     row_index = a * BLOCK + index
@@ -125,14 +149,48 @@ def block_lse(
     common = False
     if NORMALIZE:
         common = rate <= COMMON_PEAK_RATE
-    if common:
-        weight = tl.exp2(logit)
-        tl.store(row_slot + row_index, tl.zeros((BLOCK,), tl.float32))
-        store_sums(row_slot, row_plane, logit, weight, row_index, 1, MOMENT)
-        if twice:
-            tl.store(column_slot + column_index, tl.zeros((BLOCK,), tl.float32))
-            store_sums(column_slot, column_plane, logit, weight, column_index, 0, MOMENT)
+    if HALVES == "none":
+        product = tile_product(packed, packed, pitch, first_a, first_b, BLOCK, BLOCK, DEPTH, PRECISION)
+        logit = logits(product, factor_ptr, residue_ptr, rate, first_a + index, first_b + index, NORMALIZE)
+        position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)
+        if masked:
+            logit = tl.where(kept_pairs(position_a, position_b, num_rows, BLOCK, BLOCK), logit, float("-inf"))
+        if common:
+            weight = tl.exp2(logit)
+            tl.store(row_slot + row_index, tl.zeros((BLOCK,), tl.float32))
+            store_sums(row_slot, row_plane, logit, weight, row_index, 1, MOMENT)
+            if twice:
+                tl.store(column_slot + column_index, tl.zeros((BLOCK,), tl.float32))
+                store_sums(column_slot, column_plane, logit, weight, column_index, 0, MOMENT)
+        else:
+            store_slot(row_slot, row_plane, logit, row_index, 1, MOMENT)
+            if twice:
+                store_slot(column_slot, column_plane, logit, column_index, 0, MOMENT)
     else:
-        store_slot(row_slot, row_plane, logit, row_index, 1, MOMENT)
-        if twice:
-            store_slot(column_slot, column_plane, logit, column_index, 0, MOMENT)
+        HALF: tl.constexpr = BLOCK // 2
+        if HALVES == "together":
+            left, right = product_halves(packed, halved, pitch, first_a, first_b, BLOCK, HALF, DEPTH, PRECISION)
+        total = tl.zeros((BLOCK,), tl.float32)
+        moment = total
+        peak = tl.where(common, total, LOWEST)
+        for half in tl.static_range(2):
+            begin = half * HALF
+            if HALVES == "apart":
+                product = tile_product(packed, halved, pitch, first_a, first_b + begin, BLOCK, HALF, DEPTH, PRECISION)
+            elif half == 0:
+                product = left
+            else:
+                product = right
+            columns = begin + tl.arange(0, HALF)
+            logit = logits(product, factor_ptr, residue_ptr, rate, first_a + index, first_b + columns, NORMALIZE)
+            position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)
+            if masked:
+                kept = kept_pairs(position_a, position_b + begin, num_rows, BLOCK, HALF)
+                logit = tl.where(kept, logit, float("-inf"))
+            peak, total, moment = fold_columns(
+                logit, peak, total, moment, column_slot, column_plane, b * BLOCK + columns, common, twice, MOMENT
+            )
+        tl.store(row_slot + row_index, peak)
+        tl.store(row_slot + row_plane + row_index, total)
+        if MOMENT:
+            tl.store(row_slot + 2 * row_plane + row_index, moment)

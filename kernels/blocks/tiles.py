@@ -41,34 +41,61 @@ def tile_at(program, tiles_m, tiles_n, TRIANGLE: tl.constexpr, GROUP: tl.constex
 @triton.jit
 def tile_product(
     packed,
+    columns,
     pitch,
     first_a,
     first_b,
-    BLOCK: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    BLOCK_B: tl.constexpr,
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The dot products of BLOCK packed rows from ``first_a`` on with those from ``first_b`` on, float64 for "double".
+    """The dot products of BLOCK_A packed rows from ``first_a`` on with BLOCK_B from ``first_b`` on.
 
-    ``packed`` is a descriptor of BLOCK x DEPTH tiles: on Hopper they are copied without passing through registers.
+    They are float64 for "double". ``packed`` and ``columns`` are descriptors of the packed rows in tiles of
+    BLOCK_A x DEPTH and of BLOCK_B x DEPTH: on Hopper they are copied without passing through registers.
 
     Every DEPTH columns are summed apart first: tensor cores round each addition of a chain towards zero.
     """
     if PRECISION == "double":
         # Term by term: float64 products of tiles do not compile for every device.
-        terms = tl.zeros((BLOCK, BLOCK, DEPTH), tl.float64)
+        terms = tl.zeros((BLOCK_A, BLOCK_B, DEPTH), tl.float64)
         for start in range(0, pitch, DEPTH):
             a = packed.load([first_a, start]).to(tl.float64)
-            b = packed.load([first_b, start]).to(tl.float64)
+            b = columns.load([first_b, start]).to(tl.float64)
             terms += a[:, None, :] * b[None, :, :]
         product = tl.sum(terms, 2)
     else:
-        product = tl.zeros((BLOCK, BLOCK), tl.float32)
+        product = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
         for start in range(0, pitch, DEPTH):
-            part = tl.dot(packed.load([first_a, start]), packed.load([first_b, start]).T, input_precision=PRECISION)
+            part = tl.dot(packed.load([first_a, start]), columns.load([first_b, start]).T, input_precision=PRECISION)
             # Written as a sum, the compiler would fold it into one long chain.
             product = tl.fma(part, 1.0, product)
     return product
+
+
+@triton.jit
+def product_halves(
+    packed,
+    columns,
+    pitch,
+    first_a,
+    first_b,
+    BLOCK_A: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Two tiles side by side, BLOCK_B columns each, for which the rows are loaded once."""
+    left = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
+    right = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
+    for start in range(0, pitch, DEPTH):
+        rows = packed.load([first_a, start])
+        part = tl.dot(rows, columns.load([first_b, start]).T, input_precision=PRECISION)
+        left = tl.fma(part, 1.0, left)
+        part = tl.dot(rows, columns.load([first_b + BLOCK_B, start]).T, input_precision=PRECISION)
+        right = tl.fma(part, 1.0, right)
+    return left, right
 
 
 @triton.jit
@@ -81,8 +108,8 @@ def needs_mask(first_a, first_b, num_rows, padded, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def kept_pairs(position_a, position_b, num_rows, BLOCK: tl.constexpr):
+def kept_pairs(position_a, position_b, num_rows, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr):
     """The pairs of two positions that differ, neither of them padding."""
-    a = position_a + tl.arange(0, BLOCK)
-    b = position_b + tl.arange(0, BLOCK)
+    a = position_a + tl.arange(0, BLOCK_A)
+    b = position_b + tl.arange(0, BLOCK_B)
     return (a[:, None] != b[None, :]) & (a < num_rows)[:, None] & (b < num_rows)[None, :]

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .lse import COMMON_PEAK_RATE, logits
-from .tiles import kept_pairs, needs_mask, tile_at, tile_product
+from .tiles import kept_pairs, needs_mask, product_halves, tile_at, tile_product
 
 
 @triton.jit
@@ -21,6 +21,7 @@ def round_to_tf32(value):
 @triton.jit
 def block_weights(
     packed,
+    halved,
     factor_ptr,
     residue_ptr,
     rate_ptr,
@@ -45,6 +46,7 @@ def block_weights(
     ROUND: tl.constexpr,
     TERMS: tl.constexpr,
     PRECISION: tl.constexpr,
+    HALVES: tl.constexpr,
 ):
     """W_ij = v_i P_ij + v_j P_ji, divided by both rows' norms for cosines; 0 for pairs left out.
 
@@ -52,42 +54,58 @@ def block_weights(
     With both norms in it one block serves both sides: W b and W^T a are gradients with respect to raw rows, but for
     the projection. Every entry of the tile is written, the padding too, as TERMS numbers that add up to it, each what
     the ones before leave. TRIANGLE: b is a, and a tile is written a second time as its mirror below the diagonal.
+    HALVES: as in the kernel of the logits.
     """
     a, b = tile_at(tl.program_id(0), tiles_a, tiles_b, TRIANGLE, GROUP)
     first_a = a_start + a * BLOCK
     first_b = b_start + b * BLOCK
     index = tl.arange(0, BLOCK)
     rate = tl.load(rate_ptr)
-    product = tile_product(packed, pitch, first_a, first_b, BLOCK, DEPTH, PRECISION)
-    logit = logits(product, factor_ptr, residue_ptr, rate, first_a + index, first_b + index, NORMALIZE)
-    row = tl.load(coefficient_ptr + first_a + index)[:, None]
-    column = tl.load(coefficient_ptr + first_b + index)[None, :]
-    common = False
-    if NORMALIZE:
-        common = rate <= COMMON_PEAK_RATE
-    if common:
-        weight = tl.exp2(logit) * (row + column)
-    else:
-        by_row = tl.exp2(logit - tl.load(peak_ptr + first_a + index)[:, None]) * row
-        by_column = tl.exp2(logit - tl.load(peak_ptr + first_b + index)[None, :]) * column
-        weight = by_row + by_column
-    if NORMALIZE:
-        inverse_a = tl.load(inverse_ptr + first_a + index)[:, None]
-        weight = weight * inverse_a * tl.load(inverse_ptr + first_b + index)[None, :]
-    position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)
-    if masked:
-        weight = tl.where(kept_pairs(position_a, position_b, num_rows, BLOCK), weight, 0.0)
-    if ROUND:
-        weight = round_to_tf32(weight)
-    offsets = index[:, None] * weights_pitch + index[None, :]
-    upper = weights_ptr + (a * BLOCK).to(tl.int64) * weights_pitch + b * BLOCK
-    lower = weights_ptr + (b * BLOCK).to(tl.int64) * weights_pitch + a * BLOCK
-    for term in tl.static_range(TERMS):
-        rounded = weight.to(weights_ptr.dtype.element_ty)
-        tl.store(upper + offsets, rounded)
-        if TRIANGLE and a != b:
-            tl.store(lower + offsets, rounded.T)
-        if term + 1 < TERMS:
-            weight -= rounded.to(tl.float32)
-            upper += weights_plane
-            lower += weights_plane
+    PARTS: tl.constexpr = 1 if HALVES == "none" else 2
+    WIDTH: tl.constexpr = BLOCK // PARTS
+    if HALVES == "together":
+        left, right = product_halves(packed, halved, pitch, first_a, first_b, BLOCK, WIDTH, DEPTH, PRECISION)
+    for part in tl.static_range(PARTS):
+        begin = part * WIDTH
+        if HALVES == "none":
+            product = tile_product(packed, packed, pitch, first_a, first_b, BLOCK, WIDTH, DEPTH, PRECISION)
+        elif HALVES == "apart":
+            product = tile_product(packed, halved, pitch, first_a, first_b + begin, BLOCK, WIDTH, DEPTH, PRECISION)
+        elif part == 0:
+            product = left
+        else:
+            product = right
+        columns = begin + tl.arange(0, WIDTH)
+        logit = logits(product, factor_ptr, residue_ptr, rate, first_a + index, first_b + columns, NORMALIZE)
+        row = tl.load(coefficient_ptr + first_a + index)[:, None]
+        column = tl.load(coefficient_ptr + first_b + columns)[None, :]
+        common = False
+        if NORMALIZE:
+            common = rate <= COMMON_PEAK_RATE
+        if common:
+            weight = tl.exp2(logit) * (row + column)
+        else:
+            by_row = tl.exp2(logit - tl.load(peak_ptr + first_a + index)[:, None]) * row
+            by_column = tl.exp2(logit - tl.load(peak_ptr + first_b + columns)[None, :]) * column
+            weight = by_row + by_column
+        if NORMALIZE:
+            inverse_a = tl.load(inverse_ptr + first_a + index)[:, None]
+            weight = weight * inverse_a * tl.load(inverse_ptr + first_b + columns)[None, :]
+        position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)
+        if masked:
+            kept = kept_pairs(position_a, position_b + begin, num_rows, BLOCK, WIDTH)
+            weight = tl.where(kept, weight, 0.0)
+        if ROUND:
+            weight = round_to_tf32(weight)
+        upper = weights_ptr + (a * BLOCK).to(tl.int64) * weights_pitch + b * BLOCK
+        lower = weights_ptr + (b * BLOCK + begin).to(tl.int64) * weights_pitch + a * BLOCK
+        for term in tl.static_range(TERMS):
+            rounded = weight.to(weights_ptr.dtype.element_ty)
+            tl.store(upper + index[:, None] * weights_pitch + columns[None, :], rounded)
+            if TRIANGLE and a != b:
+                mirrored = tl.arange(0, WIDTH)[:, None] * weights_pitch + index[None, :]
+                tl.store(lower + mirrored, rounded.T)
+            if term + 1 < TERMS:
+                weight -= rounded.to(tl.float32)
+                upper += weights_plane
+                lower += weights_plane

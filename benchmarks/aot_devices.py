@@ -1,0 +1,127 @@
+"""What a compiled kernel takes of a device: registers, spills, shared memory, tensor-core instructions.
+
+NVIDIA's figures are read from the assembler's report, AMD's from the metadata and the text of the assembly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+
+# Registers of a thread are granted in eights, by either vendor.
+REGISTER_STEP = 8
+TENSOR_CORE = {
+    "wgmma": r"\bwgmma\.mma_async",
+    "tcgen05": r"\btcgen05\.mma",
+    "mma": r"\bmma\.sync",
+    "mfma": r"\bv_mfma_",
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU as the compiler knows it, and the limits that it does not check.
+
+    Attributes:
+        name: what the compiler's vendor calls it.
+        arch: what the path's configurations are chosen by.
+        target: what Triton compiles for.
+        shared_limit: bytes of shared memory that one block may ask for.
+        reserved: bytes that every block takes beyond what it asks for.
+        registers: 32-bit registers of a multiprocessor.
+        threads: threads that are resident on one.
+    """
+
+    name: str
+    arch: int
+    target: GPUTarget
+    shared_limit: int
+    reserved: int
+    registers: int
+    threads: int
+
+    @classmethod
+    def nvidia(cls, arch: int, shared_limit: int, threads: int = 2048) -> Device:
+        """A compute capability, times ten. One block less its reserve may take all the shared memory there is."""
+        return cls(f"sm_{arch}", arch, GPUTarget("cuda", arch, 32), shared_limit, 1024, 65536, threads)
+
+    def blocks(self, registers: int, shared: int, threads: int) -> int:
+        """Blocks that share a multiprocessor; a block's threads, registers a thread and shared memory given."""
+        granted = -(-max(registers, 1) // REGISTER_STEP) * REGISTER_STEP
+        return min(
+            self.registers // (granted * threads),
+            (self.shared_limit + self.reserved) // max(shared + self.reserved, 1),
+            self.threads // threads,
+        )
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What became of a launch on one architecture."""
+
+    kernel: str
+    arch: str
+    case: str
+    registers: int
+    spilled: int
+    shared: int
+    shared_limit: int
+    blocks_per_sm: int
+    tensor_core: str
+
+    @property
+    def sound(self) -> bool:
+        """No register was spilled and the device has the shared memory."""
+        return self.spilled == 0 and self.shared <= self.shared_limit
+
+
+def compile_for(device: Device, source: ASTSource, options: Mapping[str, int], name: str, case: str) -> Compiled:
+    """Compile a launch of the kernel ``name`` and read what became of it."""
+    log = io.StringIO()
+    with knobs.compilation.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(log):
+        # A kernel found in the cache would leave no report.
+        knobs.compilation.always_compile = True
+        knobs.nvidia.dump_ptxas_log = True
+        kernel = triton.compile(source, target=device.target, options=dict(options))
+    assembly = kernel.asm["ptx" if device.target.backend == "cuda" else "amdgcn"]
+    registers, spilled = _registers(kernel, log.getvalue())
+    shared = kernel.metadata.shared
+    used = {what: len(re.findall(pattern, assembly)) for what, pattern in TENSOR_CORE.items()}
+    return Compiled(
+        kernel=name,
+        arch=device.name,
+        case=case,
+        registers=registers,
+        spilled=spilled,
+        shared=shared,
+        shared_limit=device.shared_limit,
+        blocks_per_sm=device.blocks(registers, shared, device.target.warp_size * kernel.metadata.num_warps),
+        tensor_core=" ".join(f"{what}:{count}" for what, count in used.items() if count) or "none",
+    )
+
+
+def _registers(kernel: CompiledKernel, report: str) -> tuple[int, int]:
+    """Registers of a thread and bytes that it spills."""
+    if "amdgcn" in kernel.asm:
+        # Accumulation registers are among the vector ones here; what is spilled lies in a thread's private segment.
+        metadata = kernel.asm["amdgcn"]
+        return int(_found(r"\.vgpr_count:\s+(\d+)", metadata)), int(
+            _found(r"\.private_segment_fixed_size:\s+(\d+)", metadata)
+        )
+    stores, loads = _found(r"(\d+) bytes spill stores", report), _found(r"(\d+) bytes spill loads", report)
+    return int(_found(r"Used (\d+) registers", report)), int(stores) + int(loads)
+
+
+def _found(pattern: str, report: str) -> str:
+    match = re.search(pattern, report)
+    if match is None:
+        raise RuntimeError(f"expected {pattern!r} in the compiler's report, got: {report[-2000:]}")
+    return match.group(1)
