@@ -106,9 +106,10 @@ def forward(
             asked = {"need_x": need_x, "need_y": need_y, "need_temperature": need_temperature}
             solved = few.solve(x, y, base2_scale(temperature), problem, **asked)
             if solved is not None:
-                losses, *gradients = solved
                 # Zero: no row was rescaled.
-                return losses, losses.new_zeros(1), *(losses.new_empty(0) if g is None else g for g in gradients)
+                flag = solved.rows.new_zeros(1)
+                x_part, y_part, tau_part = (solved.rows.new_empty(0) if part is None else part for part in solved[1:])
+                return solved.rows, flag, x_part, y_part, tau_part
         plan = layout(n, d, x.dtype, x.device.type, problem)
         rows = prepare(x, y, problem.normalize, precise=needs_double(n, problem.reduction))
         logits = Logits(rows, n, plan.symmetric, base2_scale(temperature))

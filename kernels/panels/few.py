@@ -1,9 +1,9 @@
 """The shortest path, for batches so small that calls into PyTorch cost more than arithmetic.
 
-Everything up to the weights is formed in float64, whose range holds every exponential of a cosine over τ: no maximum, no
-rescaling and no second look at what came out. Only the product that forms the gradient goes back to the accumulation
-dtype. A batch that is out of the ordinary (a row of zeros, norms beyond 2^±60, logits beyond 900) is left to the other
-passes.
+Everything up to the weights is formed in float64, whose range holds every exponential of a cosine over τ: no maximum,
+no rescaling and no second look at what came out. Only the product that forms the gradient goes back to the accumulation
+dtype. A batch that is out of the ordinary (a row of zeros, norms beyond 2^±60, base-2 logits beyond 500) is left to the
+other passes.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def solve(
     if need_temperature:
         moments = logits * weights
         moment = moments.sum(1).view(2, n) if symmetric else torch.stack((moments.sum(1), moments.sum(0)))
-        pull = (of_pairs if info else 2 * SCALE) * pairs
+        pull = pairs * (2 * SCALE if of_pairs is None else of_pairs)
         slope = (pull.sum() - (per_sum * moment).sum()).mul_(LN2).to(dtype)
     if not (need_x or need_y):
         return Solved(rows, None, None, slope)
@@ -119,7 +119,7 @@ def _gradient(weights: Tensor, columns: Tensor, units: Tensor, norms: Tensor | N
 
 
 def excluded(entries: Tensor, n: int) -> Tensor:
-    """Every pair that is no negative, as a view: ``(i, i)`` and ``(i, p(i))`` of a square of 2n rows, else the diagonal.
+    """Every pair that is no negative, a view: ``(i, i)`` and ``(i, p(i))`` of a square of 2n rows, else the diagonal.
 
     Example:
         >>> excluded(torch.zeros(4, 4), 2).fill_(1).numel()
