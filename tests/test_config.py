@@ -57,7 +57,9 @@ def test_few_rows_are_multiplied_in_float64() -> None:
     for dtype in DTYPES:
         assert choose(64, 768, dtype, 90, PROBLEM).products == "double"
         assert choose(65, 768, dtype, 90, PROBLEM).products != "double"
-    assert choose(64, 768, torch.float32, 90, replace(PROBLEM, precision="medium")).products == "tf32"
+    medium = replace(PROBLEM, precision="medium")
+    assert choose(64, 768, torch.float32, 90, medium).products == "tf32"
+    assert choose(64, 768, torch.float16, 90, medium).products == "double"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

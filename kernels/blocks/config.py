@@ -106,7 +106,7 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
     by_precision: dict[str, Products] = {"highest": "ieee", "high": precise, "medium": "tf32"}
     products = by_precision[problem.precision]
     weight_dtype, weight_products = torch.float32, products
-    few = n <= FEW_PAIRS and problem.precision == "highest"
+    few = n <= FEW_PAIRS and (half or problem.precision == "highest")
     if few:
         products = "double"
     short = problem.normalize and n >= MANY_PAIRS

@@ -55,7 +55,7 @@ def tile_product(
     They are float64 for "double". ``packed`` and ``columns`` are descriptors of the packed rows in tiles of
     BLOCK_A x DEPTH and of BLOCK_B x DEPTH: on Hopper they are copied without passing through registers.
 
-    Every DEPTH columns are summed apart first: tensor cores round each addition of a chain towards zero.
+    In float32 every DEPTH columns are summed apart first: tensor cores round each addition of a chain towards zero.
     """
     if PRECISION == "double":
         # Term by term: float64 products of tiles do not compile for every device.

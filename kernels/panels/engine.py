@@ -233,7 +233,8 @@ def _backward_by_row(
     for side, gradient in enumerate((grad_x, grad_y)):
         if gradient is not None:
             power = exponents if rows.exponents is None else rows.exponents[side * n : (side + 1) * n] + exponents
-            gradient = (times_power_of_two(gradient, power) / tau).to(x.dtype)
+            # The power last: a subnormal number's rounding would be divided by τ too.
+            gradient = times_power_of_two(gradient / tau, power).to(x.dtype)
         gradients.append(gradient)
     return gradients[0], gradients[1], slope
 

@@ -2,7 +2,7 @@
 
 Everything up to the weights is formed in float64, whose range holds every exponential of a cosine over τ: no maximum,
 no rescaling and no second look at what came out. Only the product that forms the gradient goes back to the accumulation
-dtype. A batch that is out of the ordinary (a row of zeros, norms beyond 2^±60, base-2 logits beyond 500) is left to the
+dtype. A batch that is out of the ordinary (a row of zeros, norms beyond 2^-60 … 2^29, base-2 logits beyond 500) is left to the
 other passes.
 """
 
@@ -21,7 +21,8 @@ from .rows import accumulation_dtype, remove_radial, within
 SCALE = 2.0**SCALE_BITS
 # Divided by a tensor in one call; a Python number would take two.
 _SCALE = torch.tensor(SCALE, dtype=torch.float64, device="cpu")
-LARGEST_NORM = 2.0**60
+# The gradient's size is a row's weight over its norm: beyond these a tiny weight's would be subnormal, or too large.
+LEAST_NORM, LARGEST_NORM = 2.0**-60, 2.0**29
 # Base-2 logits whose exponentials, and the quotients of two of them, are normal float64 numbers.
 LARGEST_LOGIT = 500.0
 
@@ -64,7 +65,7 @@ def solve(
     norms = None
     if problem.normalize:
         norms = torch.linalg.vector_norm(units, dim=1, keepdim=True)
-        if scale > LARGEST_LOGIT or not within(norms, 1 / LARGEST_NORM, LARGEST_NORM):
+        if scale > LARGEST_LOGIT or not within(norms, LEAST_NORM, LARGEST_NORM):
             return None
         units.div_(norms)
     left, right = (units, units) if symmetric else (units[:n], units[n:])
