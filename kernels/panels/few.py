@@ -2,8 +2,8 @@
 
 Everything up to the weights is formed in float64, whose range holds every exponential of a cosine over τ: no maximum,
 no rescaling and no second look at what came out. Only the product that forms the gradient goes back to the accumulation
-dtype. A batch that is out of the ordinary (a row of zeros, norms beyond 2^-60 … 2^29, base-2 logits beyond 500) is left to the
-other passes.
+dtype. A batch that is out of the ordinary (a row of zeros, norms beyond 2^-60 … 2^29, base-2 logits beyond 500) is left
+to the other passes.
 """
 
 from __future__ import annotations
