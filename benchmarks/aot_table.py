@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import triton
 
 from benchmarks.aot_devices import Compiled
+from benchmarks.markdown import insert as insert_between
+from benchmarks.markdown import table as format_table
 
 BEGIN, END = "<!-- benchmarks.aot: begin -->", "<!-- benchmarks.aot: end -->"
 
@@ -30,36 +31,23 @@ def markdown(found: Sequence[Compiled]) -> str:
     for (kernel, call), by_arch in most.items():
         calls.setdefault((kernel, *(_cell(by_arch[arch]) for arch in architectures)), []).append(call)
     num_calls = len({call for _, call in most})
-    lines = [
+    caption = (
         f"Compiled by triton {triton.__version__}; {' '.join(shared)}. Registers of a thread / bytes spilled / KiB of "
         "shared memory / blocks on a multiprocessor / tensor-core instructions, of a kernel's launches in a call the "
-        "one with most registers.",
-        "",
-        _line(["kernel", "call", *architectures]),
-        _line(["---"] * (2 + len(architectures))),
-    ]
+        "one with most registers."
+    )
+    lines = []
     for kernel in dict.fromkeys(compiled.kernel for compiled in found):
         for row, names in calls.items():
             if row[0] == kernel:
                 label = "every one" if len(names) == num_calls else ", ".join(names)
-                lines.append(_line([f"`{kernel}`", label, *row[1:]]))
-    return "\n".join(lines)
+                lines.append([f"`{kernel}`", label, *row[1:]])
+    return caption + "\n\n" + format_table(["kernel", "call", *architectures], lines)
 
 
 def insert(document: Path, table: str) -> None:
     """Put a table in place of what a document holds between its two markers."""
-    text = document.read_text(encoding="utf-8")
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"expected the lines {BEGIN!r} and {END!r} in {document}, found none; add them")
-    scratch = document.with_name(document.name + ".part")
-    scratch.write_text(f"{head}{BEGIN}\n\n{table}\n\n{END}{tail}", encoding="utf-8")
-    os.replace(scratch, document)
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    insert_between(document, BEGIN, END, f"\n\n{table}\n\n")
 
 
 def _cell(compiled: Compiled) -> str:

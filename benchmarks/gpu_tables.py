@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.markdown import table
+
 TIMED = ("small", "large", "huge", "precisions", "compiled", "widths")
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in line) + " |" for line in lines
-    )
 
 
 def _number(value: object, digits: str = ".3g") -> str:
@@ -32,25 +27,25 @@ def _times(rows: Sequence[Mapping[str, Any]]) -> str:
         entry |= {name: row[name] for name in ("gradient_error", "value_error", "peak_bytes", "note") if name in row}
         if "wall_ms" in row:
             entry[row["which"]] = row["wall_ms"]
-    table = []
+    lines = []
     for (loss, dtype, d, n), providers in cases.items():
         own = providers.get("ctloss-triton", {}).get("forward+backward")
         for provider, entry in providers.items():
             both = entry.get("forward+backward")
             ratio = f"{both / own:.2f}" if both and own else ""
-            table.append([
+            lines.append([
                 loss, dtype, d, n, provider, _number(entry.get("forward")), _number(both), ratio, _peak(entry),
                 _number(entry.get("gradient_error"), ".1e"), _number(entry.get("value_error"), ".1e"),
                 "" if both else entry.get("note", "")[:120],
             ])  # fmt: skip
     columns = ("loss", "dtype", "d", "n", "provider", "forward ms", "f+b ms", "÷ ours", "peak MiB", "grad error",
                "value error", "note")  # fmt: skip
-    return _table(columns, table)
+    return table(columns, lines)
 
 
 def _plain(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    return _table(
+    return table(
         columns,
         [
             [_number(value, ".4g") if isinstance(value := row.get(key, ""), float) else value for key in columns]
@@ -71,7 +66,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     title = "# Dry run on the CPU: the numbers mean nothing" if result["dry"] else "# GPU results"
     page = [title, ", ".join(f"{key} {value}" for key, value in result["machine"].items() if value)]
     done: Mapping[str, Mapping[str, Any]] = result["parts"]
-    page.append(_table(
+    page.append(table(
         ("part", "status", "seconds", "rows", "of them failed", ""),
         [
             [

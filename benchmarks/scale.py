@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.results import write_text
+from benchmarks.markdown import insert, table
 from benchmarks.ring import BACKWARD_VECTORS, Gpu, Network, Step, cost
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,8 +66,7 @@ def measured_gpu(results: Path, *, graph: bool = False) -> Gpu:
 
 
 def _table(head: str, rows: Sequence[Sequence[str]]) -> str:
-    names = head.split(" | ")
-    return "\n".join("| " + " | ".join(line) + " |" for line in [names, ["---"] * len(names), *rows]) + "\n"
+    return table(head.split(" | "), rows) + "\n"
 
 
 def _power(n: int) -> str:
@@ -160,8 +159,7 @@ def main() -> None:
     if not options.write:
         print(report(options.d), end="")
         return
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    write_text(PAGE, before + BEGIN + report() + END + rest.split(END)[1])
+    insert(PAGE, BEGIN, END, report())
 
 
 if __name__ == "__main__":

@@ -32,20 +32,31 @@ class Call:
     needs: dict[str, bool]
 
 
-FIELDS = "loss negatives normalize reduction precision workspace form impl need_x need_y need_temperature"
+def spell(problem: Problem, form: str, impl: str, need_x: bool, need_y: bool, need_temperature: bool) -> str:
+    """What an operator is asked for, as the words and numbers that :func:`parse` reads.
+
+    Example:
+        >>> spell(Problem("cz_nce", "both", True, "mean", "highest", 1 << 28), "log", "auto", True, True, False)
+        'cz_nce both 1 mean highest 268435456 log auto 1 1 0'
+    """
+    return (
+        f"{problem.loss} {problem.negatives} {problem.normalize:d} {problem.reduction} {problem.precision} "
+        f"{problem.workspace} {form} {impl} {need_x:d} {need_y:d} {need_temperature:d}"
+    )
 
 
 @lru_cache(maxsize=1024)
 def parse(options: str) -> Call:
-    """The options that an operator was given, words and numbers in the order of :data:`FIELDS`.
+    """The call that :func:`spell` was given.
 
     Example:
         >>> parse("cz_nce both 1 mean highest 268435456 log auto 1 1 0").needs
         {'need_x': True, 'need_y': True, 'need_temperature': False}
     """
-    loss, negatives, normalize, reduction, precision, workspace, form, impl, *needs = options.split()
+    loss, negatives, normalize, reduction, precision, workspace, form, impl, *flags = options.split()
     problem = Problem(loss, negatives, normalize == "1", reduction, precision, int(workspace))  # type: ignore[arg-type]
-    return Call(problem, form, impl, dict(zip(FIELDS.split()[-3:], [need == "1" for need in needs], strict=True)))
+    need_x, need_y, need_temperature = (flag == "1" for flag in flags)
+    return Call(problem, form, impl, {"need_x": need_x, "need_y": need_y, "need_temperature": need_temperature})
 
 
 NO_SECOND_DERIVATIVE = (
@@ -209,14 +220,13 @@ def fused(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Problem, f
         temperature = torch.ones((), dtype=torch.float64) * temperature
     learnable = temperature if isinstance(temperature, Tensor) else None
     tau = math.nan if isinstance(temperature, Tensor) else float(temperature)
-    needs = (
-        recording and x.requires_grad,
-        recording and y.requires_grad,
-        recording and learnable is not None and learnable.requires_grad,
-    )
-    options = (
-        f"{problem.loss} {problem.negatives} {problem.normalize:d} {problem.reduction} {problem.precision} "
-        f"{problem.workspace} {form} {impl} {needs[0]:d} {needs[1]:d} {needs[2]:d}"
+    options = spell(
+        problem,
+        form,
+        impl,
+        need_x=recording and x.requires_grad,
+        need_y=recording and y.requires_grad,
+        need_temperature=recording and learnable is not None and learnable.requires_grad,
     )
     loss: Tensor = torch.ops.ctloss.contrastive(x, y, learnable, tau, options)[0]
     return loss

@@ -139,13 +139,11 @@ def check_value(case: Case, loss: Tensor, expected: Truth) -> None:
     size = rows.abs() if case.loss == "info_nce" else rows.abs().clamp_min(1)
     # A float32 below 1.2e-38 has fewer digits, and so has each row of a sum; how many is not the path's doing.
     floor = 2.0**-149 if case.dtype != torch.float64 else 0.0
-    if case.reduction == "sum":
-        floor *= case.n + 1
     if case.reduction == "mean":
         rows = rows.mean()
         size = rows.abs() if case.loss == "info_nce" else rows.abs().clamp_min(1)
     elif case.reduction == "sum":
-        rows, size = rows.sum(), size.sum()
+        rows, size, floor = rows.sum(), size.sum(), floor * (case.n + 1)
     excess = (loss.double() - rows).abs() - (size * expected.per_logit + floor)
     assert torch.isfinite(loss).all()
     assert (excess <= 0).all(), f"value: {excess.max().item():.3g} over the bound"

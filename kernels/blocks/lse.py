@@ -33,7 +33,7 @@ def logits(product, factor_ptr, residue_ptr, rate, index_a, index_b, NORMALIZE: 
     """Dot products to logits in units of log 2.
 
     At small τ every rounding on the way to a cosine would weigh 1/τ in logits near it. So each row's share of them,
-    sqrt(log2(e)/τ)/|row| comes in two parts and the first product's error is kept: what is left is one rounding
+    sqrt(log2(e)/τ)/|row|, comes in two parts and the first product's error is kept: what is left is one rounding
     of the logit, which is small where the logit is, and none at all for rows of zeros.
     """
     if NORMALIZE:

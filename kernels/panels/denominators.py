@@ -18,6 +18,7 @@ from .logits import LN2, Logits
 
 SCALE_BITS = 30
 """Weights and gradients are held times 2^30, so that infoNCE's of φ = 1e-36 stay normal numbers in float32."""
+SCALE = 2.0**SCALE_BITS
 
 NORMAL_BITS = {torch.float32: 124, torch.float64: 1000}
 WINDOW = 100.0
@@ -101,7 +102,7 @@ def optimistic(
     both_ways = logits.positive().repeat(2)
     positive.copy_(torch.exp2(both_ways - shift))
     torch.div(total, positive, out=phi)
-    per_sum.copy_(total + positive if loss == "info_nce" else total).reciprocal_().mul_(2.0**SCALE_BITS)
+    per_sum.copy_(total + positive if loss == "info_nce" else total).reciprocal_().mul_(SCALE)
     if not is_normal(statistics):
         return None
     z = torch.log(phi)
@@ -145,7 +146,7 @@ def running(logits: Logits, layout: Layout, loss: str, *, keep: bool, tilt: bool
     lse = torch.log2(total).double() + maximum.double()
     z = (lse - both_ways) * LN2
     info = loss == "info_nce"
-    weight = torch.exp(SCALE_BITS * LN2 - softplus(-z)) if info else torch.full_like(z, 2.0**SCALE_BITS)
+    weight = torch.exp(SCALE_BITS * LN2 - softplus(-z)) if info else torch.full_like(z, SCALE)
     return Denominators(
         z=z.to(total.dtype),
         rows=(softplus(z) if info else z).to(total.dtype),

@@ -1,8 +1,7 @@
 """All logits at once, square: the short path for small batches, where calls into PyTorch cost more than arithmetic.
 
 The formulas are the optimistic pass's and the panels' gradient, written for few calls: one product forms the logits,
-one strided view reaches every excluded pair and another every positive, one or two readings back guard the range, and
-the positive's term of the gradient is an entry of the weights.
+one or two readings back guard the range, and the positive's term of the gradient is an entry of the weights.
 """
 
 from __future__ import annotations
@@ -10,12 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .denominators import SCALE_BITS, Denominators, is_normal
-from .few import excluded, positives
+from .denominators import SCALE, Denominators, is_normal
 from .logits import LN2, Logits
 from .rows import remove_radial
+from .square import excluded, sums, weigh
 
-SCALE = 2.0**SCALE_BITS
 # Divided by a tensor in one call; a Python number would take two.
 _SCALE = torch.tensor(SCALE, device="cpu")
 
@@ -36,13 +34,13 @@ def solve(
     Returns:
         The statistics and both gradients times ``2nτ · 2^30``, or ``None`` if a statistic left the normal numbers.
     """
-    n, symmetric, info = logits.n, logits.symmetric, loss == "info_nce"
+    n, info = logits.n, loss == "info_nce"
     entries, pairs = logits.square()
     unshifted = entries.clone() if tilt else None
     if shift:
         entries.sub_(shift)
     excluded(entries.exp2_(), n).zero_()
-    total = _sums(entries, n)
+    total = sums(entries, n)
     positive = torch.exp2(pairs - shift if shift else pairs).repeat(2)
     phi = total / positive
     per_sum = torch.div(_SCALE, (total + positive).to(total.dtype) if info else total)
@@ -53,16 +51,11 @@ def solve(
     weight = per_sum * total
     moment = None
     if unshifted is not None:
-        moment = _sums(unshifted.mul_(entries), n).div_(total).sub_(pairs.repeat(2)).mul_(LN2)
+        moment = sums(unshifted.mul_(entries), n).div_(total).sub_(pairs.repeat(2)).mul_(LN2)
     found = Denominators(z, rows, None, weight, per_sum, shift, moment, None)
     if not (need_x or need_y):
         return found, None, None
-    above, beside = (per_sum, per_sum) if symmetric else (per_sum[n:], per_sum[:n])
-    entries.mul_(beside.unsqueeze(1) + above)
-    if info:
-        positives(entries, n).copy_(weight.view(2, n).sum(0).neg_())
-    else:
-        positives(entries, n).fill_(-2 * SCALE)
+    weigh(entries, n, per_sum, weight.view(2, n).sum(0) if info else None)
     return found, *_gradients(entries, logits, need_x, need_y)
 
 
@@ -90,8 +83,3 @@ def _gradients(weights: Tensor, logits: Logits, need_x: bool, need_y: bool) -> t
     grad_y = torch.mm(bottom, others).addcmul_(bottom.sum(1, keepdim=True), centre) if need_y else None
     logits.rows.project(grad_x, grad_y)
     return grad_x, grad_y
-
-
-def _sums(entries: Tensor, n: int) -> Tensor:
-    """Sums over every row's negatives, ``(2n,)``."""
-    return torch.cat((entries.sum(1), entries.sum(0))) if len(entries) == n else entries.sum(1)

@@ -100,19 +100,18 @@ def forward(
         tensor([-0.3069, -0.3069, -0.3069, -0.3069])
     """
     n, d = x.shape
-    held = holds_gradient(problem)
+    held, scale = holds_gradient(problem), base2_scale(temperature)
     with ExactProducts(x.device.type):
         if held and 2 * n <= FEW_ROWS and x.device.type == "cpu":
             asked = {"need_x": need_x, "need_y": need_y, "need_temperature": need_temperature}
-            solved = few.solve(x, y, base2_scale(temperature), problem, **asked)
+            solved = few.solve(x, y, scale, problem, **asked)
             if solved is not None:
                 # Zero: no row was rescaled.
                 flag = solved.rows.new_zeros(1)
-                x_part, y_part, tau_part = (solved.rows.new_empty(0) if part is None else part for part in solved[1:])
-                return solved.rows, flag, x_part, y_part, tau_part
+                return solved.rows, flag, *_held(x, solved.grad_x, solved.grad_y, solved.slope)
         plan = layout(n, d, x.dtype, x.device.type, problem)
         rows = prepare(x, y, problem.normalize, precise=needs_double(n, problem.reduction))
-        logits = Logits(rows, n, plan.symmetric, base2_scale(temperature))
+        logits = Logits(rows, n, plan.symmetric, scale)
         found, grad_x, grad_y = _solve(
             logits,
             plan,
@@ -128,13 +127,7 @@ def forward(
         tilt = torch.zeros_like(found.z) if found.tilt is None else found.tilt
         stats = torch.stack((_lse(found, logits), found.z, tilt))
     slope = None if found.tilt is None or not held else (found.weight * found.tilt).sum().neg_()
-    return (
-        found.rows,
-        stats,
-        stacked.new_empty(0) if grad_x is None else grad_x,
-        stacked.new_empty(0) if grad_y is None else grad_y,
-        stacked.new_empty(0) if slope is None else slope,
-    )
+    return found.rows, stats, *_held(x, grad_x, grad_y, slope)
 
 
 def backward(
@@ -269,6 +262,18 @@ def _solve(
     )
     logits.rows.project(grad_x, grad_y)
     return found, grad_x, grad_y
+
+
+def _held(
+    x: Tensor, grad_x: Tensor | None, grad_y: Tensor | None, slope: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients as an operator returns them: empty where not needed, and no two of them the same tensor."""
+    dtype = accumulation_dtype(x.dtype)
+    return (
+        x.new_empty(0, dtype=dtype) if grad_x is None else grad_x,
+        x.new_empty(0, dtype=dtype) if grad_y is None else grad_y,
+        x.new_empty(0, dtype=dtype) if slope is None else slope,
+    )
 
 
 def _lse(found: Denominators, logits: Logits) -> Tensor:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
-from .denominators import SCALE_BITS
+from .denominators import SCALE
 from .logits import LN2
 from .rows import accumulation_dtype, remove_radial, within
+from .square import excluded, sums, weigh
 
-SCALE = 2.0**SCALE_BITS
 # Divided by a tensor in one call; a Python number would take two.
 _SCALE = torch.tensor(SCALE, dtype=torch.float64, device="cpu")
 # The gradient's size is a row's weight over its norm: beyond these a tiny weight's would be subnormal, or too large.
@@ -77,7 +77,7 @@ def solve(
     weights = torch.exp2(logits)
     excluded(weights, n).zero_()
     # Both directions of a pair have one positive: a row of totals a direction.
-    total = weights.sum(1).view(2, n) if symmetric else torch.stack((weights.sum(1), weights.sum(0)))
+    total = sums(weights, n).view(2, n)
     phi = total / positive
     rows = (torch.log1p(phi) if info else torch.log(phi)).to(dtype).view(-1)
     if not (need_x or need_y or need_temperature):
@@ -86,23 +86,13 @@ def solve(
     of_pairs = (per_sum * total).sum(0) if info else None
     slope = None
     if need_temperature:
-        moments = logits * weights
-        moment = moments.sum(1).view(2, n) if symmetric else torch.stack((moments.sum(1), moments.sum(0)))
+        moment = sums(logits * weights, n).view(2, n)
         pull = pairs * (2 * SCALE if of_pairs is None else of_pairs)
         slope = (pull.sum() - (per_sum * moment).sum()).mul_(LN2).to(dtype)
     if not (need_x or need_y):
         return Solved(rows, None, None, slope)
-    if symmetric:
-        per_sum = per_sum.view(-1)
-        weights.mul_(per_sum.unsqueeze(1) + per_sum)
-    else:
-        weights.mul_(per_sum[0].unsqueeze(1) + per_sum[1])
-    if of_pairs is None:
-        positives(weights, n).fill_(-2 * SCALE)
-    else:
-        positives(weights, n).copy_(of_pairs.neg_())
     lengths = (None, None) if norms is None else (norms[:n], norms[n:])
-    weights, units = weights.to(dtype), units.to(dtype)
+    weights, units = weigh(weights, n, per_sum.view(-1), of_pairs).to(dtype), units.to(dtype)
     x, y = units[:n], units[n:]
     grad_x = grad_y = None
     if need_x:
@@ -117,28 +107,3 @@ def solve(
 def _gradient(weights: Tensor, columns: Tensor, units: Tensor, norms: Tensor | None) -> Tensor:
     gradient = torch.mm(weights, columns)
     return gradient if norms is None else remove_radial(gradient, units).div_(norms)
-
-
-def excluded(entries: Tensor, n: int) -> Tensor:
-    """Every pair that is no negative, a view: ``(i, i)`` and ``(i, p(i))`` of a square of 2n rows, else the diagonal.
-
-    Example:
-        >>> excluded(torch.zeros(4, 4), 2).fill_(1).numel()
-        8
-    """
-    if entries.shape[0] == n:
-        return entries.diagonal()
-    return entries.as_strided((2, n, 2), (2 * n * n, 2 * n + 1, n))
-
-
-def positives(entries: Tensor, n: int) -> Tensor:
-    """Every positive pair, x's first, as a view: ``(2, n)`` of a square of 2n rows, else the diagonal.
-
-    Example:
-        >>> positives(torch.arange(16).view(4, 4), 2)
-        tensor([[ 2,  7],
-                [ 8, 13]])
-    """
-    if entries.shape[0] == n:
-        return entries.diagonal()
-    return entries.as_strided((2, n), (n * (2 * n - 1), 2 * n + 1), n)
