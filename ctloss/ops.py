@@ -7,50 +7,47 @@ asked while ``torch.compile`` traces.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import checks
 from .dispatch import ENGINES, choose
-from .kernels.problem import Loss, Negatives, Precision, Problem, Reduction
+from .kernels.problem import Problem
 
 
-class Options(NamedTuple):
-    """What an operator takes after its tensors, in the schema's order."""
+@dataclass(frozen=True)
+class Call:
+    """What an operator is asked for beside its tensors and τ.
 
-    tau: float
-    loss: Loss
-    negatives: Negatives
-    normalize: bool
-    reduction: Reduction
+    It travels as one string: a dozen arguments cost the dispatcher more than a small batch's arithmetic.
+    """
+
+    problem: Problem
     form: str
-    precision: Precision
     impl: str
-    workspace: int
-    need_x: bool
-    need_y: bool
-    need_temperature: bool
-
-    @property
-    def problem(self) -> Problem:
-        """The part that the paths see."""
-        return _problem(self.loss, self.negatives, self.normalize, self.reduction, self.precision, self.workspace)
-
-    @property
-    def needs(self) -> dict[str, bool]:
-        """Which gradients are asked for, as the paths' keyword arguments."""
-        return {"need_x": self.need_x, "need_y": self.need_y, "need_temperature": self.need_temperature}
+    needs: dict[str, bool]
 
 
-_problem = lru_cache(maxsize=256)(Problem)
+FIELDS = "loss negatives normalize reduction precision workspace form impl need_x need_y need_temperature"
 
-OPTIONS = (
-    "float tau, str loss, str negatives, bool normalize, str reduction, str form, str precision, str impl, "
-    "int workspace, bool need_x, bool need_y, bool need_temperature"
-)
+
+@lru_cache(maxsize=1024)
+def parse(options: str) -> Call:
+    """The options that an operator was given, words and numbers in the order of :data:`FIELDS`.
+
+    Example:
+        >>> parse("cz_nce both 1 mean highest 268435456 log auto 1 1 0").needs
+        {'need_x': True, 'need_y': True, 'need_temperature': False}
+    """
+    loss, negatives, normalize, reduction, precision, workspace, form, impl, *needs = options.split()
+    problem = Problem(loss, negatives, normalize == "1", reduction, precision, int(workspace))  # type: ignore[arg-type]
+    return Call(problem, form, impl, dict(zip(FIELDS.split()[-3:], [need == "1" for need in needs], strict=True)))
+
+
 NO_SECOND_DERIVATIVE = (
     "ctloss: the fused paths have no second derivative; call the loss with impl='reference' and form='log', "
     "which can be differentiated any number of times"
@@ -58,12 +55,12 @@ NO_SECOND_DERIVATIVE = (
 
 library = torch.library.Library("ctloss", "DEF")
 library.define(
-    f"contrastive(Tensor x, Tensor y, Tensor? temperature, {OPTIONS}) -> "
+    "contrastive(Tensor x, Tensor y, Tensor? temperature, float tau, str options) -> "
     "(Tensor loss, Tensor stats, Tensor held_x, Tensor held_y, Tensor held_temperature)"
 )
 library.define(
     "contrastive_backward(Tensor upstream, Tensor x, Tensor y, Tensor? temperature, Tensor stats, Tensor held_x, "
-    f"Tensor held_y, Tensor held_temperature, {OPTIONS}) -> (Tensor, Tensor, Tensor)"
+    "Tensor held_y, Tensor held_temperature, float tau, str options) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -104,41 +101,43 @@ def _reduce(rows: Tensor, reduction: str, form: str) -> Tensor:
     return rows
 
 
-def _contrastive(x: Tensor, y: Tensor, temperature: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
-    given = Options(*options)
-    problem = given.problem
+def _contrastive(x: Tensor, y: Tensor, temperature: Tensor | None, tau: float, options: str) -> tuple[Tensor, ...]:
+    call = parse(options)
+    problem = call.problem
     with _WithoutAutocast(x.device.type):
-        engine = ENGINES[choose(x, problem, given.impl)[0]]
-        rows, *rest = engine.forward(x, y, _temperature(temperature, given.tau), problem, **given.needs)
-        return _reduce(rows, given.reduction, given.form), *rest
+        engine = ENGINES[choose(x, problem, call.impl)[0]]
+        rows, *rest = engine.forward(x, y, _temperature(temperature, tau), problem, **call.needs)
+        return _reduce(rows, problem.reduction, call.form), *rest
 
 
-def _contrastive_fake(x: Tensor, y: Tensor, temperature: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
-    given = Options(*options)
-    problem = given.problem
-    engine = ENGINES[choose(x, problem, given.impl)[0]]
+def _contrastive_fake(
+    x: Tensor, y: Tensor, temperature: Tensor | None, tau: float, options: str
+) -> tuple[Tensor, ...]:
+    call = parse(options)
+    problem = call.problem
+    engine = ENGINES[choose(x, problem, call.impl)[0]]
     n, d = x.shape
     new = x.new_empty
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     held = engine.holds_gradient(problem)
     return (
-        new((2 * n,) if given.reduction == "none" else (), dtype=dtype),
+        new((2 * n,) if problem.reduction == "none" else (), dtype=dtype),
         new(engine.stats_shape(n, d, problem), dtype=dtype),
-        new((n, d) if held and given.need_x else (0,), dtype=dtype),
-        new((n, d) if held and given.need_y else (0,), dtype=dtype),
-        new(() if held and given.need_temperature else (0,), dtype=dtype),
+        new((n, d) if held and call.needs["need_x"] else (0,), dtype=dtype),
+        new((n, d) if held and call.needs["need_y"] else (0,), dtype=dtype),
+        new(() if held and call.needs["need_temperature"] else (0,), dtype=dtype),
     )
 
 
 def _contrastive_backward(
     upstream: Tensor, x: Tensor, y: Tensor, temperature: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    intermediate, given = rest[:4], Options(*rest[4:])
-    problem = given.problem
+    *intermediate, tau, options = rest
+    call = parse(options)
     with _WithoutAutocast(x.device.type):
-        engine = ENGINES[choose(x, problem, given.impl)[0]]
-        tau = _temperature(temperature, given.tau)
-        grad_x, grad_y, slope = engine.backward(upstream, x, y, tau, *intermediate, problem, **given.needs)
+        engine = ENGINES[choose(x, call.problem, call.impl)[0]]
+        tau = _temperature(temperature, tau)
+        grad_x, grad_y, slope = engine.backward(upstream, x, y, tau, *intermediate, call.problem, **call.needs)
     if slope is not None and temperature is not None:
         slope = slope.to(device=temperature.device, dtype=temperature.dtype).reshape(temperature.shape)
     return (
@@ -151,35 +150,28 @@ def _contrastive_backward(
 def _contrastive_backward_fake(
     upstream: Tensor, x: Tensor, y: Tensor, temperature: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    given = Options(*rest[4:])
+    needs = parse(rest[-1]).needs
     return (
-        x.new_empty(x.shape if given.need_x else 0),
-        y.new_empty(y.shape if given.need_y else 0),
-        torch.empty_like(temperature) if given.need_temperature and temperature is not None else x.new_empty(0),
+        x.new_empty(x.shape if needs["need_x"] else 0),
+        y.new_empty(y.shape if needs["need_y"] else 0),
+        torch.empty_like(temperature) if needs["need_temperature"] and temperature is not None else x.new_empty(0),
     )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, y, temperature, *options = inputs
+    x, y, temperature, ctx.tau, ctx.options = inputs
     _, *intermediate = output
     # Nothing is differentiated through the intermediates: zeros of their size would be made for it on every backward.
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, y, temperature, *intermediate)
-    ctx.options = Options(*options)
 
 
 def _differentiate(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
     if upstream is None:
-        return (None,) * (3 + len(ctx.options))
-    x, y, temperature, *intermediate = ctx.saved_tensors
-    given = ctx.options
-    grad_x, grad_y, slope = torch.ops.ctloss.contrastive_backward(upstream, x, y, temperature, *intermediate, *given)
-    return (
-        grad_x if given.need_x else None,
-        grad_y if given.need_y else None,
-        slope if given.need_temperature else None,
-        *[None] * len(given),
-    )
+        return (None,) * 5
+    gradients = torch.ops.ctloss.contrastive_backward(upstream, *ctx.saved_tensors, ctx.tau, ctx.options)
+    needs = parse(ctx.options).needs.values()
+    return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), None, None
 
 
 def _refuse(ctx: Any, *upstream: Tensor) -> None:
@@ -218,19 +210,15 @@ def fused(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Problem, f
         # A number is compiled in, and an annealed one compiled anew at every step; a product with a tensor is not.
         temperature = torch.ones((), dtype=torch.float64) * temperature
     learnable = temperature if isinstance(temperature, Tensor) else None
-    options = Options(
-        tau=math.nan if isinstance(temperature, Tensor) else float(temperature),
-        loss=problem.loss,
-        negatives=problem.negatives,
-        normalize=problem.normalize,
-        reduction=problem.reduction,
-        form=form,
-        precision=problem.precision,
-        impl=impl,
-        workspace=problem.workspace,
-        need_x=recording and x.requires_grad,
-        need_y=recording and y.requires_grad,
-        need_temperature=recording and learnable is not None and learnable.requires_grad,
+    tau = math.nan if isinstance(temperature, Tensor) else float(temperature)
+    needs = (
+        recording and x.requires_grad,
+        recording and y.requires_grad,
+        recording and learnable is not None and learnable.requires_grad,
     )
-    loss: Tensor = torch.ops.ctloss.contrastive(x, y, learnable, *options)[0]
+    options = (
+        f"{problem.loss} {problem.negatives} {problem.normalize:d} {problem.reduction} {problem.precision} "
+        f"{problem.workspace} {form} {impl} {needs[0]:d} {needs[1]:d} {needs[2]:d}"
+    )
+    loss: Tensor = torch.ops.ctloss.contrastive(x, y, learnable, tau, options)[0]
     return loss
