@@ -113,8 +113,7 @@ def forward(
     n, d = x.shape
     with _on(x):
         chosen = config.choose(n, d, x.dtype, _arch(), problem)
-        # Zeros: the padding is part of an output, which must not differ from call to call.
-        saved = torch.zeros(stats.shape(n), dtype=torch.float32, device=x.device)
+        saved = torch.empty(stats.shape(n), dtype=torch.float32, device=x.device)
         positive = torch.empty(schedule.padded_rows(n), dtype=torch.float64, device=x.device)
         losses = torch.empty(2 * n, dtype=torch.float32, device=x.device)
         rows = by_row.pack(x, y, temperature, saved, positive, problem.normalize, chosen)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from .schedule import padded_rows
 
-# Planes of the saved statistics, each (2, padded rows): x's rows, y's rows. FACTOR + RESIDUE is sqrt(log2(e)/τ)/|row|.
-LOSS, PEAK, TOTAL, MOMENT, INVERSE, FACTOR, RESIDUE, SCALE = range(8)
+# Planes of the saved statistics, each (2, padded rows): x's rows, y's rows. WEIGHT 2^EXPONENT is ∂loss/∂z of a row;
+# FACTOR + RESIDUE is sqrt(log2(e)/τ)/|row|.
+PLANES = 9
+WEIGHT, EXPONENT, PEAK, TOTAL, MOMENT, INVERSE, FACTOR, RESIDUE, SCALE = range(PLANES)
 # The peak of no logits at all: finite, so that a difference of two of them is 0 and not NaN.
 LOWEST = -3.0e38
 
@@ -17,6 +19,6 @@ def shape(n: int) -> tuple[int, int, int]:
     """The statistics' shape for n pairs: plane, side, row.
 
     >>> shape(100)
-    (8, 2, 128)
+    (9, 2, 128)
     """
-    return 8, 2, padded_rows(n)
+    return PLANES, 2, padded_rows(n)
