@@ -118,8 +118,6 @@ def fold_slots(
     tl.store(stats_ptr + PEAK * plane + index, peak)
     tl.store(stats_ptr + TOTAL * plane + index, total)
     if CLOSE:
-        close_rows(
-            stats_ptr, positive_ptr, losses_ptr, index, peak, total, moment, num_rows, padded, FOLD_MOMENT, INFO
-        )
+        close_rows(stats_ptr, positive_ptr, losses_ptr, index, peak, total, moment, num_rows, padded, FOLD_MOMENT, INFO)
     elif FOLD_MOMENT:
         tl.store(stats_ptr + MOMENT * plane + index, moment)

@@ -39,6 +39,16 @@ def load_entries(rows, columns, live, width, stride):
 
 
 @triton.jit
+def stacked_rows(x_ptr, y_ptr, stride_xr, stride_xc, stride_yr, stride_yc, first, num_rows, padded, ROWS: tl.constexpr):
+    """Where ROWS stacked rows from ``first`` on lie, all of one side: pointers, which are no padding, column stride."""
+    of_y = first >= padded
+    position = tl.where(of_y, first - padded, first) + tl.arange(0, ROWS)
+    inside = tl.minimum(position, num_rows - 1).to(tl.int64)
+    rows = tl.where(of_y, y_ptr + inside * stride_yr, x_ptr + inside * stride_xr)
+    return rows, position < num_rows, tl.where(of_y, stride_yc, stride_xc)
+
+
+@triton.jit
 def rescaled(entries, scale, RESCALE: tl.constexpr):
     """Entries of rows times their rows' powers of two, exactly."""
     if RESCALE:

@@ -54,6 +54,27 @@ def padded_width(d: int) -> int:
     return -(-d // WIDTH_PADDING) * WIDTH_PADDING
 
 
+def keeps_products(n: int, problem: Problem) -> bool:
+    """Whether the batch is small, and the dot products of all its rows fit the workspace."""
+    if n > config.SMALL_PAIRS:
+        return False
+    return 4 * product_floats(n, problem) <= problem.workspace
+
+
+def product_columns(n: int, problem: Problem) -> int:
+    """Stacked rows that a row is multiplied with."""
+    return padded_rows(n) if problem.negatives == "cross" else 2 * padded_rows(n)
+
+
+def product_floats(n: int, problem: Problem) -> int:
+    """float32 numbers that the dot products of all stacked rows take, those in float64 two each.
+
+    >>> product_floats(300, Problem("cz_nce", "both", True, "mean", "highest", 2**28)) == 640 * 640
+    True
+    """
+    return 2 * padded_rows(n) * product_columns(n, problem) * (2 if config.few(n, problem) else 1)
+
+
 def side_runs(n: int, size: int, side: int) -> list[tuple[int, int]]:
     """Cut one side's stacked rows into runs of ``size``, the last one shorter.
 

@@ -5,7 +5,8 @@ Rows of both sides are stacked: x's first, then y's, each side padded to whole t
 
 from __future__ import annotations
 
-from .schedule import padded_rows
+from ..problem import Problem
+from .schedule import padded_rows, product_floats
 
 # Planes of the saved statistics, each (2, padded rows): x's rows, y's rows. WEIGHT 2^EXPONENT is ∂loss/∂z of a row;
 # FACTOR + RESIDUE is sqrt(log2(e)/τ)/|row|.
@@ -22,3 +23,12 @@ def shape(n: int) -> tuple[int, int, int]:
     (9, 2, 128)
     """
     return PLANES, 2, padded_rows(n)
+
+
+def floats_with_products(n: int, problem: Problem) -> int:
+    """float32 numbers that the forward of a small batch keeps: the statistics, then all products.
+
+    >>> floats_with_products(100, Problem("cz_nce", "both", True, "mean", "highest", 2**28)) == 9 * 256 + 256 * 256
+    True
+    """
+    return PLANES * 2 * padded_rows(n) + product_floats(n, problem)
