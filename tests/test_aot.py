@@ -28,6 +28,9 @@ KERNELS = {
     "block_weights",
     "add_weighed",
     "finish_gradient",
+    "small_products",
+    "small_close",
+    "small_gradient",
 }
 ARCHITECTURES = {"80": "sm_80", "89": "sm_89", "90": "sm_90", "100": "sm_100", "gfx942": "gfx942"}
 # Cosines take more registers than dot products. A text that begins with float16 finds bfloat16 calls too.

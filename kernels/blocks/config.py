@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -110,6 +110,7 @@ class SmallConfig(Formats):
         row_block: pairs whose norms, and rows whose loss, one program finds.
         gradient_rows, gradient_columns: the tile of the gradient that one program computes.
         gradient_depth: weights of a row formed and multiplied at a time.
+        gradient_warps: warps of such a program; all others have 4.
         gradient_stages: loads in flight in that loop.
     """
 
@@ -120,6 +121,7 @@ class SmallConfig(Formats):
     gradient_rows: int
     gradient_columns: int
     gradient_depth: int
+    gradient_warps: int
     gradient_stages: int
 
 
@@ -132,6 +134,8 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
     """
     half = dtype in HALF_PRECISION
     formats = choose_formats(n, dtype, arch, problem)
+    tile: dict[str, Any]
+    gemm: dict[str, Any]
     if arch == INTERPRETER:
         tile = {"block": 32, "depth": 64, "num_warps": 4, "num_stages": 1}
         gemm = {"gemm_rows": 32, "gemm_columns": 32, "gemm_depth": 32, "gemm_warps": 4, "gemm_stages": 1}
@@ -174,18 +178,22 @@ def choose_small(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> Sma
     """
     formats = choose_formats(n, dtype, arch, problem)
     half = dtype in HALF_PRECISION
+    tile: dict[str, Any]
+    gradient: dict[str, Any]
     if arch == INTERPRETER:
         tile = {"block": 32, "depth": 64, "num_stages": 1}
-        gradient = {"gradient_rows": 32, "gradient_columns": 64, "gradient_depth": 64, "gradient_stages": 1}
+        gradient = {"gradient_rows": 32, "gradient_depth": 64, "gradient_warps": 4, "gradient_stages": 1}
     else:
+        tall = half and n > 256
         if formats.products == "double":
             tile = {"block": 8, "depth": 64, "num_stages": 2}
         else:
             # Without tensor cores the work itself is felt, and is shared out evenly in smaller tiles.
-            tile = {"block": 64 if half and n > 256 else 32, "depth": 64 if half else 32, "num_stages": 3}
-        rows = 16 if n <= 128 else 32 if n <= 256 or not half else 64
-        gradient = {"gradient_rows": rows, "gradient_columns": 64, "gradient_depth": 32, "gradient_stages": 2}
-    return SmallConfig(**vars(formats), **tile, **gradient, row_block=_row_block(arch))
+            tile = {"block": 64 if tall else 32, "depth": 64 if half else 32, "num_stages": 3}
+        rows = 16 if n <= 128 else 64 if tall else 32
+        warps = 8 if tall else 4
+        gradient = {"gradient_rows": rows, "gradient_depth": 32, "gradient_warps": warps, "gradient_stages": 2}
+    return SmallConfig(**vars(formats), **tile, **gradient, gradient_columns=64, row_block=_row_block(arch))
 
 
 def few(n: int, problem: Problem) -> bool:

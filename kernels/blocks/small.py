@@ -147,7 +147,7 @@ def backward(
         TERMS=chosen.weight_terms,
         BFLOAT16=chosen.weight_dtype == torch.bfloat16,
         PRECISION=chosen.weight_products,
-        num_warps=NUM_WARPS,
+        num_warps=chosen.gradient_warps,
         num_stages=chosen.gradient_stages,
     )
     return x_gradient, y_gradient, slope

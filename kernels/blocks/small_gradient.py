@@ -10,7 +10,7 @@ from .finish import store_gradient
 from .lse import logits
 from .pack import load_entries, read_rate, rescaled, stacked_rows
 from .tiles import kept_pairs
-from .upstream import common_exponent, common_gain, relative_weights, slope_share
+from .upstream import common_exponent, common_gain, over_total, relative_weights, slope_share
 from .weights import pair_weights, round_to_tf32
 
 PEAK, INVERSE = tl.constexpr(stats.PEAK), tl.constexpr(stats.INVERSE)
@@ -95,9 +95,9 @@ def small_gradient(
         position = index - of_y * padded
         partner = position + (1 - of_y) * padded
         columns = program % column_tiles * COLUMNS + tl.arange(0, COLUMNS)
-        weight, coefficient = relative_weights(stats_ptr, upstream_ptr, exponent, index, num_rows, padded, PER_ROW)
-        other_weight, _ = relative_weights(stats_ptr, upstream_ptr, exponent, partner, num_rows, padded, PER_ROW)
-        pull = weight + other_weight
+        weight = relative_weights(stats_ptr, upstream_ptr, exponent, index, num_rows, padded, PER_ROW)
+        coefficient = over_total(stats_ptr, weight, index, padded)
+        pull = weight + relative_weights(stats_ptr, upstream_ptr, exponent, partner, num_rows, padded, PER_ROW)
         # Stacked rows that these are multiplied with begin here.
         begin = 0
         if CROSS:
@@ -112,11 +112,11 @@ def small_gradient(
             logit = logits(
                 product, stats_ptr + FACTOR * plane, stats_ptr + RESIDUE * plane, chosen, index, other, NORMALIZE
             )
-            _, other_coefficient = relative_weights(stats_ptr, upstream_ptr, exponent, other, num_rows, padded, PER_ROW)
+            other_weight = relative_weights(stats_ptr, upstream_ptr, exponent, other, num_rows, padded, PER_ROW)
             weights = pair_weights(
                 logit,
                 coefficient,
-                other_coefficient,
+                over_total(stats_ptr, other_weight, other, padded),
                 stats_ptr + PEAK * plane,
                 stats_ptr + INVERSE * plane,
                 chosen,

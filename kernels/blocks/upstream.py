@@ -54,12 +54,17 @@ def common_exponent(
 
 @triton.jit
 def relative_weights(stats_ptr, upstream_ptr, exponent, index, num_rows, padded, PER_ROW: tl.constexpr):
-    """v'_i 2^(e_i - e) of stacked rows, and that over the row's total."""
+    """v'_i 2^(e_i - e) of stacked rows."""
     weight, own_exponent = row_weights(stats_ptr, upstream_ptr, index, num_rows, padded, PER_ROW)
-    weight = weight * tl.exp2(own_exponent - exponent)
+    return weight * tl.exp2(own_exponent - exponent)
+
+
+@triton.jit
+def over_total(stats_ptr, weight, index, padded):
+    """Weights of stacked rows over their sums of exponentials."""
     total = tl.load(stats_ptr + TOTAL * 2 * padded + index)
     # Padding has summed nothing.
-    return weight, weight / tl.where(total == 0, 1.0, total)
+    return weight / tl.where(total == 0, 1.0, total)
 
 
 @triton.jit
@@ -79,7 +84,7 @@ def slope_share(
     index = start + tl.arange(0, ROWS)
     inside = index < 2 * padded
     index = tl.minimum(index, 2 * padded - 1)
-    weight, _ = relative_weights(stats_ptr, upstream_ptr, exponent, index, num_rows, padded, PER_ROW)
+    weight = relative_weights(stats_ptr, upstream_ptr, exponent, index, num_rows, padded, PER_ROW)
     moment = tl.load(stats_ptr + MOMENT * 2 * padded + index)
     return -gain * tl.sum(tl.where(inside, weight.to(tl.float64) * moment, 0.0), 0)
 
@@ -112,10 +117,11 @@ def weigh_rows(
     index = first + tl.arange(0, ROWS)
     inside = index < padded
     index = tl.minimum(index, padded - 1)
-    x_weight, x_share = relative_weights(stats_ptr, upstream_ptr, exponent, index, num_rows, padded, PER_ROW)
-    y_weight, y_share = relative_weights(stats_ptr, upstream_ptr, exponent, padded + index, num_rows, padded, PER_ROW)
-    tl.store(coefficient_ptr + index, x_share, mask=inside)
-    tl.store(coefficient_ptr + padded + index, y_share, mask=inside)
+    x_weight = relative_weights(stats_ptr, upstream_ptr, exponent, index, num_rows, padded, PER_ROW)
+    y_weight = relative_weights(stats_ptr, upstream_ptr, exponent, padded + index, num_rows, padded, PER_ROW)
+    tl.store(coefficient_ptr + index, over_total(stats_ptr, x_weight, index, padded), mask=inside)
+    y_coefficient = over_total(stats_ptr, y_weight, padded + index, padded)
+    tl.store(coefficient_ptr + padded + index, y_coefficient, mask=inside)
     tl.store(pull_ptr + index, x_weight + y_weight, mask=inside)
     gain = common_gain(upstream_ptr, tl.load(rate_ptr), exponent, count, PER_ROW)
     if tl.program_id(0) == 0:
