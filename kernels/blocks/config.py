@@ -186,13 +186,16 @@ def choose_small(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> Sma
     else:
         tall = half and n > 256
         if formats.products == "double":
-            tile = {"block": 8, "depth": 64, "num_stages": 2}
+            tile = {"block": 8, "depth": 64, "num_stages": 4}
         else:
             # Without tensor cores the work itself is felt, and is shared out evenly in smaller tiles.
             tile = {"block": 64 if tall else 32, "depth": 64 if half else 32, "num_stages": 3}
         rows = 16 if n <= 128 else 64 if tall else 32
         warps = 8 if tall else 4
-        gradient = {"gradient_rows": rows, "gradient_depth": 32, "gradient_warps": warps, "gradient_stages": 2}
+        # Without tensor cores, and before 9.0 with float32 operands on them, more columns take too many registers.
+        wide = formats.weight_products == "tf32" or dtype == torch.bfloat16 or (arch >= 90 and arch != CDNA3)
+        depth = 32 if wide and formats.weight_products != "ieee" else 16
+        gradient = {"gradient_rows": rows, "gradient_depth": depth, "gradient_warps": warps, "gradient_stages": 2}
     return SmallConfig(**vars(formats), **tile, **gradient, gradient_columns=64, row_block=_row_block(arch))
 
 

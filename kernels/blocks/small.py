@@ -21,6 +21,8 @@ from .small_products import small_products
 
 NUM_WARPS = 4
 GROUP = 8
+# Given no limit the assembler spills registers of four warps for more blocks on a multiprocessor than there will be.
+MOST_REGISTERS = 255
 
 
 def forward(
@@ -60,12 +62,12 @@ def forward(
         tiles,
         BLOCK=chosen.block,
         DEPTH=chosen.depth,
+        STAGES=chosen.num_stages,
         GROUP=GROUP,
         ROWS=chosen.row_block,
         ROW_DEPTH=min(PACK_DEPTH, triton.next_power_of_2(d)),
         RESCALE=chosen.rescale,
         PRECISION=chosen.products,
-        num_stages=chosen.num_stages,
         **shared,
     )
     small_close[(2 * padded // chosen.row_block,)](
@@ -148,6 +150,7 @@ def backward(
         BFLOAT16=chosen.weight_dtype == torch.bfloat16,
         PRECISION=chosen.weight_products,
         num_warps=chosen.gradient_warps,
+        maxnreg=MOST_REGISTERS if chosen.gradient_warps == NUM_WARPS else None,
         num_stages=chosen.gradient_stages,
     )
     return x_gradient, y_gradient, slope

@@ -81,9 +81,9 @@ def small_gradient(
     plane = 2 * padded
     chosen = read_rate(tau_ptr, rate, TENSOR)
     exponent = common_exponent(stats_ptr, upstream_ptr, num_rows, padded, SWEEP, PER_ROW, INFO)
-    gain = common_gain(upstream_ptr, chosen, exponent, count, PER_ROW)
     program = tl.program_id(0)
     if SLOPE and program == tiles:
+        gain = common_gain(upstream_ptr, chosen, exponent, count, PER_ROW)
         slope = tl.full((), 0.0, tl.float64)
         for start in range(0, plane, SWEEP):
             slope += slope_share(stats_ptr, upstream_ptr, exponent, gain, start, num_rows, padded, SWEEP, PER_ROW)
@@ -151,6 +151,7 @@ def small_gradient(
             ROWS,
         )
         other_entries = load_entries(rows, columns, live, width, stride)
+        gain = common_gain(upstream_ptr, chosen, exponent, count, PER_ROW)
         factor = tl.full((ROWS,), 1.0, tl.float64) * gain
         if NORMALIZE:
             scale = tl.load(stats_ptr + SCALE * plane + index)

@@ -22,6 +22,7 @@ def raw_products(
     width,
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
+    STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
     RESCALE: tl.constexpr,
     MEASURE: tl.constexpr,
@@ -31,7 +32,8 @@ def raw_products(
     total = no_products(BLOCK, BLOCK, DEPTH, PRECISION)
     a_largest = tl.zeros((BLOCK,), tl.float32)
     b_largest = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, width, DEPTH):
+    # Named here, stages serve the loads of float64 products too, which no tensor core waits for.
+    for start in tl.range(0, width, DEPTH, num_stages=STAGES):
         a = rescaled(load_entries(a_rows, start + offsets, a_live, width, a_stride), a_scale, RESCALE)
         b = rescaled(load_entries(b_rows, start + offsets, b_live, width, b_stride), b_scale, RESCALE)
         if MEASURE:
@@ -61,6 +63,7 @@ def small_products(
     tiles,
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
+    STAGES: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     ROW_DEPTH: tl.constexpr,
@@ -116,7 +119,21 @@ def small_products(
         )
         one = tl.full((BLOCK,), 1.0, tl.float32)
         product, a_largest, b_largest = raw_products(
-            a_rows, a_live, a_stride, one, b_rows, b_live, b_stride, one, width, BLOCK, DEPTH, PRECISION, False, RESCALE
+            a_rows,
+            a_live,
+            a_stride,
+            one,
+            b_rows,
+            b_live,
+            b_stride,
+            one,
+            width,
+            BLOCK,
+            DEPTH,
+            STAGES,
+            PRECISION,
+            False,
+            RESCALE,
         )
         if RESCALE:
             a_scale, b_scale = scale_of(a_largest), scale_of(b_largest)
@@ -138,6 +155,7 @@ def small_products(
                         width,
                         BLOCK,
                         DEPTH,
+                        STAGES,
                         PRECISION,
                         True,
                         False,
