@@ -110,9 +110,7 @@ def _contrastive(x: Tensor, y: Tensor, temperature: Tensor | None, tau: float, o
         return _reduce(rows, problem.reduction, call.form), *rest
 
 
-def _contrastive_fake(
-    x: Tensor, y: Tensor, temperature: Tensor | None, tau: float, options: str
-) -> tuple[Tensor, ...]:
+def _contrastive_fake(x: Tensor, y: Tensor, temperature: Tensor | None, tau: float, options: str) -> tuple[Tensor, ...]:
     call = parse(options)
     problem = call.problem
     engine = ENGINES[choose(x, problem, call.impl)[0]]
@@ -160,6 +158,7 @@ def _contrastive_backward_fake(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, y, temperature, ctx.tau, ctx.options = inputs
+    ctx.needs = tuple(parse(ctx.options).needs.values())
     _, *intermediate = output
     # Nothing is differentiated through the intermediates: zeros of their size would be made for it on every backward.
     ctx.set_materialize_grads(False)
@@ -170,8 +169,7 @@ def _differentiate(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) ->
     if upstream is None:
         return (None,) * 5
     gradients = torch.ops.ctloss.contrastive_backward(upstream, *ctx.saved_tensors, ctx.tau, ctx.options)
-    needs = parse(ctx.options).needs.values()
-    return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), None, None
+    return *(gradient if need else None for gradient, need in zip(gradients, ctx.needs, strict=True)), None, None
 
 
 def _refuse(ctx: Any, *upstream: Tensor) -> None:

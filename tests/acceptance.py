@@ -137,8 +137,10 @@ def check_value(case: Case, loss: Tensor, expected: Truth) -> None:
     if case.form == "ratio":
         rows = torch.ones_like(rows)
     size = rows.abs() if case.loss == "info_nce" else rows.abs().clamp_min(1)
-    # A float32 below 1.2e-38 has fewer digits; how many is not the path's doing.
+    # A float32 below 1.2e-38 has fewer digits, and so has each row of a sum; how many is not the path's doing.
     floor = 2.0**-149 if case.dtype != torch.float64 else 0.0
+    if case.reduction == "sum":
+        floor *= case.n + 1
     if case.reduction == "mean":
         rows = rows.mean()
         size = rows.abs() if case.loss == "info_nce" else rows.abs().clamp_min(1)

@@ -199,11 +199,6 @@ def choose_small(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> Sma
     return SmallConfig(**vars(formats), **tile, **gradient, gradient_columns=64, row_block=_row_block(arch))
 
 
-def few(n: int, problem: Problem) -> bool:
-    """Whether products are formed in float64."""
-    return n <= FEW_PAIRS and problem.precision == "highest"
-
-
 def choose_formats(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> Formats:
     """What n pairs of such embeddings are multiplied in.
 
@@ -224,8 +219,9 @@ def choose_formats(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> F
         weight_products = "tf32" if short else precise
     if dtype == torch.bfloat16:
         weight_dtype, terms = torch.bfloat16, 1 if short else 3
+    few = n <= FEW_PAIRS and (dtype in HALF_PRECISION or problem.precision == "highest")
     return Formats(
-        products="double" if few(n, problem) else products,
+        products="double" if few else products,
         rescale=problem.normalize and dtype != torch.float16,
         weight_dtype=weight_dtype,
         weight_terms=terms,

@@ -15,7 +15,7 @@ from .tiles import kept_pairs, needs_mask, product_halves, tile_at, tile_product
 
 LOWEST = tl.constexpr(stats.LOWEST)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-# Up to this log2(e)/τ cosines' logits lie within 2^±40, and 0 serves every row as its peak.
+# Up to this log2(e)/τ cosines' logits lie within ±40, and 0 serves every row as its peak.
 COMMON_PEAK_RATE = tl.constexpr(40.0)
 
 
@@ -32,8 +32,8 @@ def multiply_add(x, y, z):
 def logits(product, factor_ptr, residue_ptr, rate, index_a, index_b, NORMALIZE: tl.constexpr):
     """Dot products to logits in units of log 2.
 
-    At small τ every rounding on the way to a cosine and of τ itself would weigh 1/τ in logits near it. So each row's
-    share sqrt(log2(e)/τ)/|row| comes in two parts and the first product's error is kept: what is left is one rounding
+    At small τ every rounding on the way to a cosine would weigh 1/τ in logits near it. So each row's share of them,
+    sqrt(log2(e)/τ)/|row| comes in two parts and the first product's error is kept: what is left is one rounding
     of the logit, which is small where the logit is, and none at all for rows of zeros.
     """
     if NORMALIZE:

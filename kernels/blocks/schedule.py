@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt
 
+import torch
+
 from ..problem import Problem
 from . import config
 from .config import ROW_PADDING, WIDTH_PADDING
@@ -66,13 +68,18 @@ def product_columns(n: int, problem: Problem) -> int:
     return padded_rows(n) if problem.negatives == "cross" else 2 * padded_rows(n)
 
 
+def product_dtype(n: int) -> torch.dtype:
+    """What the products are kept in: few are float64, in which most of those are formed."""
+    return torch.float64 if n <= config.FEW_PAIRS else torch.float32
+
+
 def product_floats(n: int, problem: Problem) -> int:
-    """float32 numbers that the dot products of all stacked rows take, those in float64 two each.
+    """How many times the memory of a float32 number the dot products of all stacked rows take.
 
     >>> product_floats(300, Problem("cz_nce", "both", True, "mean", "highest", 2**28)) == 640 * 640
     True
     """
-    return 2 * padded_rows(n) * product_columns(n, problem) * (2 if config.few(n, problem) else 1)
+    return 2 * padded_rows(n) * product_columns(n, problem) * product_dtype(n).itemsize // 4
 
 
 def side_runs(n: int, size: int, side: int) -> list[tuple[int, int]]:

@@ -11,10 +11,10 @@ import triton
 from torch import Tensor
 
 from ..problem import Problem
-from . import config, stats
+from . import stats
 from .config import SmallConfig
 from .rows import PACK_DEPTH, WEIGH_SWEEP, temperature_arguments
-from .schedule import padded_rows, product_columns
+from .schedule import padded_rows, product_columns, product_dtype
 from .small_close import small_close
 from .small_gradient import small_gradient
 from .small_products import small_products
@@ -35,7 +35,7 @@ def forward(
     saved = torch.empty(stats.floats_with_products(n, problem), dtype=torch.float32, device=x.device)
     positive = torch.empty(padded, dtype=torch.float64, device=x.device)
     losses = torch.empty(2 * n, dtype=torch.float32, device=x.device)
-    products = _products(saved, n, problem)
+    products = _products(saved, n)
     tau, rate = temperature_arguments(temperature, saved)
     tiles = columns // chosen.block
     num_tiles = tiles * tiles if cross else tiles * (tiles + 1) // 2
@@ -118,7 +118,7 @@ def backward(
         y,
         tau,
         rate,
-        _products(saved, n, problem),
+        _products(saved, n),
         saved,
         upstream.contiguous(),
         x if x_gradient is None else x_gradient,
@@ -156,7 +156,6 @@ def backward(
     return x_gradient, y_gradient, slope
 
 
-def _products(saved: Tensor, n: int, problem: Problem) -> Tensor:
-    """The products (2 padded rows, product columns), flat, float64 for few rows."""
-    products = saved[stats.PLANES * 2 * padded_rows(n) :]
-    return products.view(torch.float64) if config.few(n, problem) else products
+def _products(saved: Tensor, n: int) -> Tensor:
+    """The products (2 padded rows, product columns), flat."""
+    return saved[stats.PLANES * 2 * padded_rows(n) :].view(product_dtype(n))

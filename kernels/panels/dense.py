@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .denominators import SCALE_BITS, Denominators, is_normal
+from .few import excluded, positives
 from .logits import LN2, Logits
 from .rows import remove_radial
 
@@ -40,7 +41,7 @@ def solve(
     unshifted = entries.clone() if tilt else None
     if shift:
         entries.sub_(shift)
-    _excluded(entries.exp2_(), n).zero_()
+    excluded(entries.exp2_(), n).zero_()
     total = _sums(entries, n)
     positive = torch.exp2(pairs - shift if shift else pairs).repeat(2)
     phi = total / positive
@@ -59,9 +60,9 @@ def solve(
     above, beside = (per_sum, per_sum) if symmetric else (per_sum[n:], per_sum[:n])
     entries.mul_(beside.unsqueeze(1) + above)
     if info:
-        _positives(entries, n).copy_(weight.view(2, n).sum(0).neg_())
+        positives(entries, n).copy_(weight.view(2, n).sum(0).neg_())
     else:
-        _positives(entries, n).fill_(-2 * SCALE)
+        positives(entries, n).fill_(-2 * SCALE)
     return found, *_gradients(entries, logits, need_x, need_y)
 
 
@@ -89,20 +90,6 @@ def _gradients(weights: Tensor, logits: Logits, need_x: bool, need_y: bool) -> t
     grad_y = torch.mm(bottom, others).addcmul_(bottom.sum(1, keepdim=True), centre) if need_y else None
     logits.rows.project(grad_x, grad_y)
     return grad_x, grad_y
-
-
-def _excluded(entries: Tensor, n: int) -> Tensor:
-    """Every pair that is no negative: ``(i, i)`` and ``(i, p(i))`` of a square of 2n rows, else the diagonal."""
-    if len(entries) == n:
-        return entries.diagonal()
-    return entries.as_strided((2, n, 2), (2 * n * n, 2 * n + 1, n))
-
-
-def _positives(entries: Tensor, n: int) -> Tensor:
-    """Every positive pair, x's first: ``(2, n)`` of a square of 2n rows, else the diagonal."""
-    if len(entries) == n:
-        return entries.diagonal()
-    return entries.as_strided((2, n), (n * (2 * n - 1), 2 * n + 1), n)
 
 
 def _sums(entries: Tensor, n: int) -> Tensor:

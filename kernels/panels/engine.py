@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
-from . import denominators, dense
+from . import denominators, dense, few
 from .denominators import SCALE_BITS, Denominators, is_normal, optimistic_shift, softplus
 from .gradient import accumulate
 from .layout import Layout, layout
-from .logits import LN2, Logits, base2_scale, needs_double
+from .logits import FEW_ROWS, LN2, Logits, base2_scale, needs_double
 from .products import ExactProducts
 from .rows import accumulation_dtype, prepare, row_exponents, times_power_of_two
 
@@ -100,9 +100,17 @@ def forward(
         tensor([-0.3069, -0.3069, -0.3069, -0.3069])
     """
     n, d = x.shape
-    plan = layout(n, d, x.dtype, x.device.type, problem)
     held = holds_gradient(problem)
     with ExactProducts(x.device.type):
+        if held and 2 * n <= FEW_ROWS and x.device.type == "cpu":
+            asked = {"need_x": need_x, "need_y": need_y, "need_temperature": need_temperature}
+            solved = few.solve(x, y, base2_scale(temperature), problem, **asked)
+            if solved is not None:
+                # Zero: no row was rescaled.
+                flag = solved.rows.new_zeros(1)
+                x_part, y_part, tau_part = (solved.rows.new_empty(0) if part is None else part for part in solved[1:])
+                return solved.rows, flag, x_part, y_part, tau_part
+        plan = layout(n, d, x.dtype, x.device.type, problem)
         rows = prepare(x, y, problem.normalize, precise=needs_double(n, problem.reduction))
         logits = Logits(rows, n, plan.symmetric, base2_scale(temperature))
         found, grad_x, grad_y = _solve(
@@ -225,7 +233,8 @@ def _backward_by_row(
     for side, gradient in enumerate((grad_x, grad_y)):
         if gradient is not None:
             power = exponents if rows.exponents is None else rows.exponents[side * n : (side + 1) * n] + exponents
-            gradient = (times_power_of_two(gradient, power) / tau).to(x.dtype)
+            # The power last: a subnormal number's rounding would be divided by τ too.
+            gradient = times_power_of_two(gradient / tau, power).to(x.dtype)
         gradients.append(gradient)
     return gradients[0], gradients[1], slope
 

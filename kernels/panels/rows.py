@@ -143,18 +143,24 @@ def _prepare_block(x: Tensor, y: Tensor, normalize: bool) -> tuple[Tensor, Tenso
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
         # Norms between these have their largest entry where row_exponents leaves it.
         least, most = math.sqrt(rows.shape[1]) * 2.0 ** (1 - LARGEST_EXPONENT), 2.0 ** (LARGEST_EXPONENT - 1)
-        if not (on_cpu and _within(norms, least, most)):
+        if not (on_cpu and within(norms, least, most)):
             exponents = _rescaling(_largest(rows))
             times_power_of_two(rows, exponents)
             norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
             norms.masked_fill_(norms == 0, math.inf)
         rows.div_(norms)
-    elif not (on_cpu and _within(rows, -sys.float_info.max, sys.float_info.max)):
+    elif not (on_cpu and within(rows, -sys.float_info.max, sys.float_info.max)):
         rows.add_(_largest(rows).mul_(0))
     return rows, norms, exponents
 
 
-def _within(tensor: Tensor, low: float, high: float) -> bool:
+def within(tensor: Tensor, low: float, high: float) -> bool:
+    """Whether every entry lies between two numbers; reads back two values, and is false where one is NaN.
+
+    Example:
+        >>> within(torch.tensor([1.0, 2.0]), 0.5, 2.0), within(torch.tensor([1.0, math.nan]), 0.5, 2.0)
+        (True, False)
+    """
     least, most = torch.aminmax(tensor)
     return least.item() >= low and most.item() <= high
 
