@@ -8,17 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from acceptance import answer, check
+from block_calls import DEVICE, DTYPES, ON_GPU, both_passes, chain_of, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from regimes import REGIMES, Case, cases
 
 import ctloss
 from ctloss.kernels.blocks import config, engine, small
-from ctloss.kernels.problem import Problem
-
-ON_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if ON_GPU else "cpu"
-DTYPES = (torch.float32, torch.float16, torch.bfloat16) if ON_GPU else (torch.float32, torch.float16)
 
 # Around whole tiles and runs of 128 rows, widths that leave every remainder, more columns than a tile is deep.
 LARGER = [
@@ -77,11 +73,6 @@ def test_acceptance_of_the_products_of_larger_batches(case: Case, small_pairs: i
         check(case, "triton", DEVICE, chain=chain_of(case))
 
 
-def chain_of(case: Case) -> int:
-    """The interpreter sums half-precision products one by one, worse than any GPU does."""
-    return 64 if case.dtype == torch.float16 and not ON_GPU else 0
-
-
 @pytest.mark.parametrize("case", LARGER, ids=lambda case: f"{case.regime}-{case.n}x{case.d}")
 def test_acceptance_larger(case: Case, path: str) -> None:
     check(case, "triton", DEVICE)
@@ -100,53 +91,6 @@ def test_rounded_weights(regime: str, path: str, monkeypatch: pytest.MonkeyPatch
     case = Case(regime, 40, 33, dtype=torch.float16)
     assert config.choose(case.n, case.d, case.dtype, config.INTERPRETER, problem()).rounds_weights
     check(case, "triton", DEVICE)
-
-
-def in_halves(halves: config.Halves, patch: pytest.MonkeyPatch) -> None:
-    """Have every tile worked on in halves."""
-    choose = config.choose
-    patch.setattr(config, "FEW_PAIRS", 0)
-    patch.setattr(config, "SMALL_PAIRS", 0)
-    patch.setattr(config, "choose", lambda *about: replace(choose(*about), halves=halves))
-
-
-@pytest.mark.parametrize("halves", ["together", "apart"])
-@pytest.mark.parametrize("case", LARGER[2:5], ids=lambda case: f"{case.regime}-{case.n}x{case.d}")
-def test_halves_of_tiles(case: Case, halves: config.Halves, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_halves(halves, monkeypatch)
-    assert engine.describe(case.dtype, DEVICE, case.n, case.d, problem())["halves"] == halves
-    check(case, "triton", DEVICE, chain=chain_of(case))
-
-
-@pytest.mark.parametrize("halves", ["together", "apart"])
-def test_halves_of_any_batch(halves: config.Halves) -> None:
-    """A half may be nothing but padding or what is left out, and any row's maximum may lie in either."""
-
-    @settings(max_examples=10)
-    @given(cases(max_n=48, max_d=70, dtypes=DTYPES))
-    def accepted(case: Case) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            in_halves(halves, patch)
-            check(case, "triton", DEVICE, chain=chain_of(case))
-
-    accepted()
-
-
-@pytest.mark.parametrize("halves", ["together", "apart"])
-@pytest.mark.parametrize("tau", [0.07, 0.01])
-def test_halves_change_the_order_of_sums_alone(
-    halves: config.Halves, tau: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x, y = (rows.to(DEVICE) for rows in Case("random", 70, 40).embeddings())
-    monkeypatch.setattr(config, "FEW_PAIRS", 0)
-    monkeypatch.setattr(config, "SMALL_PAIRS", 0)
-    whole = both_passes(x, y, problem(), tau)
-    in_halves(halves, monkeypatch)
-    halved = both_passes(x, y, problem(), tau)
-    assert all(map(torch.equal, halved, both_passes(x, y, problem(), tau)))
-    assert not all(map(torch.equal, whole, halved))
-    for one, other in zip(whole, halved, strict=True):
-        assert (one - other).abs().max() <= 2e-6 * one.abs().max()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -171,22 +115,6 @@ def test_small_workspace(
         tolerance = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[one.dtype] if one.dim() else 1e-6
         for other in others:
             assert (one - other).abs().max() <= tolerance * one.abs().max()
-
-
-def both_passes(
-    x: torch.Tensor, y: torch.Tensor, asked: Problem, tau: float | torch.Tensor = 0.07
-) -> list[torch.Tensor]:
-    """Row losses and every gradient of the engine, called below the public functions."""
-    needs = {"need_x": True, "need_y": True, "need_temperature": True}
-    rows, saved, held_x, held_y, held_tau = engine.forward(x, y, tau, asked, **needs)
-    upstream = torch.ones((), device=DEVICE)
-    gradients = engine.backward(upstream, x, y, tau, saved, held_x, held_y, held_tau, asked, **needs)
-    return [rows, *(gradient for gradient in gradients if gradient is not None)]
-
-
-def problem(**options: object) -> Problem:
-    defaults = Problem("cz_nce", "both", True, "mean", "highest", 1 << 28)
-    return replace(defaults, **options)
 
 
 @pytest.mark.parametrize("case", [Case("random", 37, 50), replace(LARGER[3], n=70)], ids=["float32", "float16"])
