@@ -28,7 +28,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from benchmarks.aot_devices import Compiled, Device, compile_for
 from benchmarks.aot_table import insert, markdown
-from ctloss.kernels.blocks import config, engine, launch, rows
+from ctloss.kernels.blocks import config, engine, launch, rows, small
 from ctloss.kernels.problem import Problem
 
 # Where the path looks each kernel up.
@@ -40,6 +40,9 @@ KERNELS = {
     "block_weights": launch,
     "add_weighed": launch,
     "finish_gradient": rows,
+    "small_products": small,
+    "small_close": small,
+    "small_gradient": small,
 }
 DEVICES = {
     device.name.removeprefix("sm_"): device
@@ -182,20 +185,31 @@ SHIPPED = [
     for precision in (("highest", "high", "medium") if dtype == torch.float32 else ("highest",))
     for d in (768, 75)
 ]
-# Small half-precision batches keep more digits of their weights.
-SHIPPED += [Shipped(dtype, True, "highest", d, n=300) for dtype in (torch.bfloat16, torch.float16) for d in (768, 75)]
+# Below 1,024 pairs half-precision batches keep more digits of their weights.
+SHIPPED += [Shipped(dtype, True, "highest", 768, n=600) for dtype in (torch.bfloat16, torch.float16)]
+# Small ones take kernels of their own, in tiles that become smaller with them.
+SHIPPED += [
+    Shipped(dtype, normalize, precision, d, n=300)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32)
+    for normalize in (True, False)
+    for precision in (("highest", "high", "medium") if dtype == torch.float32 else ("highest",))
+    for d in (768, 75)
+]
 # The smallest form their products in float64.
 SHIPPED += [
-    Shipped(dtype, normalize, "highest", 768, n=50)
+    Shipped(dtype, normalize, "highest", 768, n=n)
+    for n in (200, 100, 50)
     for dtype in (torch.bfloat16, torch.float16, torch.float32)
     for normalize in (True, False)
 ]
-
-
 # Several panels take kernels that a single one does not.
 SHIPPED += [Shipped(dtype, True, "highest", 512, n=30000) for dtype in (torch.bfloat16, torch.float16, torch.float32)]
 # What the documentation tables.
-TABLED = [shipped for shipped in SHIPPED if shipped.normalize and shipped.precision == "highest" and shipped.d == 768]
+TABLED = [
+    shipped
+    for shipped in SHIPPED
+    if shipped.normalize and shipped.precision == "highest" and shipped.d == 768 and shipped.n in (1500, 300, 50)
+]
 
 
 def compile_shipped(

@@ -28,7 +28,11 @@ KERNELS = {
     "block_weights",
     "add_weighed",
     "finish_gradient",
+    "small_products",
+    "small_close",
+    "small_gradient",
 }
+PRODUCTS = {"block_lse", "block_weights", "add_weighed", "small_products", "small_gradient"}
 ARCHITECTURES = {"80": "sm_80", "89": "sm_89", "90": "sm_90", "100": "sm_100", "gfx942": "gfx942"}
 # Cosines take more registers than dot products. A text that begins with float16 finds bfloat16 calls too.
 EVERYWHERE = ["float16 n=1500 d=768 cosine", "float32 n=1500 d=768 cosine highest", "float32 n=50 d=768 cosine"]
@@ -59,7 +63,7 @@ def test_no_spills_and_shared_memory_fits(arch: str) -> None:
     unsound = [row for row in rows if int(row["spilled"]) or int(row["shared"]) > int(row["shared_limit"])]
     assert unsound == []
     assert status == 0
-    products = [row for row in rows if row["kernel"] in ("block_lse", "block_weights", "add_weighed")]
+    products = [row for row in rows if row["kernel"] in PRODUCTS]
     plain = [row["case"] for row in products if row["tensor_core"] == "none"]
     assert plain
     assert all(case.endswith("highest") and (case.startswith("float32") or "n=50" in case) for case in plain)

@@ -8,17 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from acceptance import answer, check
+from block_calls import DEVICE, DTYPES, ON_GPU, both_passes, chain_of, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from regimes import REGIMES, Case, cases
 
 import ctloss
-from ctloss.kernels.blocks import config, engine
-from ctloss.kernels.problem import Problem
-
-ON_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if ON_GPU else "cpu"
-DTYPES = (torch.float32, torch.float16, torch.bfloat16) if ON_GPU else (torch.float32, torch.float16)
+from ctloss.kernels.blocks import config, engine, small
 
 # Around whole tiles and runs of 128 rows, widths that leave every remainder, more columns than a tile is deep.
 LARGER = [
@@ -27,8 +23,32 @@ LARGER = [
     Case("collapsed", 257, 33, negatives="cross", temperature=0.02),
     Case("hard", 150, 70, dtype=torch.float16, reduction="none", need=(True, True, True)),
     Case("big", 131, 65, normalize=False, negatives="cross", loss="info_nce", strides="padded"),
-    Case("scaled", 300, 47, need=(True, True, True), strides="transposed"),
+    Case("scaled", 193, 47, need=(True, True, True), strides="transposed"),
 ]
+
+# Sides that fill no tile, for the kernels of small batches; the first is the smallest without products in float64.
+RAGGED = [
+    Case("hard", 65, 33, loss="info_nce", exponent=-5.0, negatives="cross", strides="every other"),
+    Case("collapsed", 97, 70, dtype=torch.float16, reduction="sum"),
+    Case("scaled", 129, 65, negatives="cross", need=(True, False, True)),
+    Case("zeros", 161, 20, reduction="none", strides="padded", need=(False, True, True)),
+    Case("identical", 191, 17, temperature=0.01, loss="info_nce"),
+]
+
+# For what acceptance of another kind covers as well.
+FEWER = settings(max_examples=settings().max_examples // 2)
+
+# The largest batches that take three kernels: as it is, and so that every batch is computed in panels.
+SMALL_PAIRS = {"small": config.SMALL_PAIRS, "panels": 0}
+
+
+@pytest.fixture(params=SMALL_PAIRS)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Take small batches' three kernels, or panels for every batch."""
+    monkeypatch.setattr(config, "SMALL_PAIRS", SMALL_PAIRS[request.param])
+    taken = engine.describe(DTYPES[0], DEVICE, 40, 8, problem())["kernels"]
+    assert taken == {"small": "three, products kept", "panels": "panels"}[request.param]
+    return str(request.param)
 
 
 @given(cases(max_n=48, max_d=160, dtypes=DTYPES))
@@ -36,25 +56,35 @@ def test_acceptance(case: Case) -> None:
     check(case, "triton", DEVICE)
 
 
+@FEWER
 @given(cases(max_n=48, max_d=160, dtypes=DTYPES))
-def test_acceptance_of_the_products_of_larger_batches(case: Case) -> None:
+def test_acceptance_in_panels(case: Case) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "SMALL_PAIRS", 0)
+        check(case, "triton", DEVICE)
+
+
+@FEWER
+@given(case=cases(max_n=48, max_d=160, dtypes=DTYPES), small_pairs=st.sampled_from(list(SMALL_PAIRS.values())))
+def test_acceptance_of_the_products_of_larger_batches(case: Case, small_pairs: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config, "FEW_PAIRS", 0)
+        patch.setattr(config, "SMALL_PAIRS", small_pairs)
         check(case, "triton", DEVICE, chain=chain_of(case))
 
 
-def chain_of(case: Case) -> int:
-    """The interpreter sums half-precision products one by one, worse than any GPU does."""
-    return 64 if case.dtype == torch.float16 and not ON_GPU else 0
-
-
 @pytest.mark.parametrize("case", LARGER, ids=lambda case: f"{case.regime}-{case.n}x{case.d}")
-def test_acceptance_larger(case: Case) -> None:
+def test_acceptance_larger(case: Case, path: str) -> None:
+    check(case, "triton", DEVICE)
+
+
+@pytest.mark.parametrize("case", RAGGED, ids=lambda case: f"{case.regime}-{case.n}x{case.d}")
+def test_acceptance_ragged(case: Case) -> None:
     check(case, "triton", DEVICE)
 
 
 @pytest.mark.parametrize("regime", ["random", "collapsed", "zeros"])
-def test_rounded_weights(regime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounded_weights(regime: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What large float16 batches use; errors along the row, large in collapsed batches, are projected out."""
     monkeypatch.setattr(config, "MANY_PAIRS", 2)
     monkeypatch.setattr(config, "FEW_PAIRS", 0)
@@ -63,87 +93,32 @@ def test_rounded_weights(regime: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check(case, "triton", DEVICE)
 
 
-def in_halves(halves: config.Halves, patch: pytest.MonkeyPatch) -> None:
-    """Have every tile worked on in halves."""
-    choose = config.choose
-    patch.setattr(config, "FEW_PAIRS", 0)
-    patch.setattr(config, "choose", lambda *about: replace(choose(*about), halves=halves))
-
-
-@pytest.mark.parametrize("halves", ["together", "apart"])
-@pytest.mark.parametrize("case", LARGER[2:5], ids=lambda case: f"{case.regime}-{case.n}x{case.d}")
-def test_halves_of_tiles(case: Case, halves: config.Halves, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_halves(halves, monkeypatch)
-    assert engine.describe(case.dtype, DEVICE, case.n, case.d, problem())["halves"] == halves
-    check(case, "triton", DEVICE, chain=chain_of(case))
-
-
-@pytest.mark.parametrize("halves", ["together", "apart"])
-def test_halves_of_any_batch(halves: config.Halves) -> None:
-    """A half may be nothing but padding or what is left out, and any row's maximum may lie in either."""
-
-    @settings(max_examples=10)
-    @given(cases(max_n=48, max_d=70, dtypes=DTYPES))
-    def accepted(case: Case) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            in_halves(halves, patch)
-            check(case, "triton", DEVICE, chain=chain_of(case))
-
-    accepted()
-
-
-@pytest.mark.parametrize("halves", ["together", "apart"])
-@pytest.mark.parametrize("tau", [0.07, 0.01])
-def test_halves_change_the_order_of_sums_alone(
-    halves: config.Halves, tau: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x, y = (rows.to(DEVICE) for rows in Case("random", 70, 40).embeddings())
-    monkeypatch.setattr(config, "FEW_PAIRS", 0)
-    whole = both_passes(x, y, problem(), tau)
-    in_halves(halves, monkeypatch)
-    halved = both_passes(x, y, problem(), tau)
-    assert all(map(torch.equal, halved, both_passes(x, y, problem(), tau)))
-    assert not all(map(torch.equal, whole, halved))
-    for one, other in zip(whole, halved, strict=True):
-        assert (one - other).abs().max() <= 2e-6 * one.abs().max()
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("negatives", ["both", "cross"])
 @pytest.mark.parametrize(("workspace", "shared"), [(1 << 15, False), (1 << 18, True)])
-def test_small_workspace(dtype: torch.dtype, negatives: str, workspace: int, shared: bool) -> None:
-    """Several panels, and in the smallest one run of rows after the other, change roundings alone."""
+def test_small_workspace(
+    dtype: torch.dtype, negatives: str, workspace: int, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing kept, several panels, and in the smallest one run of rows after the other change roundings alone."""
     case = Case("random", 150, 40, dtype=dtype, negatives=negatives)
-    large, small = problem(negatives=negatives), problem(negatives=negatives, workspace=workspace)
-    description = engine.describe(dtype, DEVICE, case.n, case.d, small)
+    large, narrow = problem(negatives=negatives), problem(negatives=negatives, workspace=workspace)
+    description = engine.describe(dtype, DEVICE, case.n, case.d, narrow)
     assert description["backward_panel"] == 128
     assert description["backward_shared"] == shared
     assert shared or description["forward_panel"] == 256
-    assert engine.describe(dtype, DEVICE, case.n, case.d, large)["backward_panel"] == 384
     x, y = (rows.to(DEVICE) for rows in case.embeddings())
-    for one, other in zip(both_passes(x, y, large), both_passes(x, y, small), strict=True):
+    passes = [both_passes(x, y, narrow), both_passes(x, y, large)]
+    monkeypatch.setattr(config, "SMALL_PAIRS", 0)
+    assert engine.describe(dtype, DEVICE, case.n, case.d, large)["backward_panel"] == 384
+    passes.append(both_passes(x, y, large))
+    for one, *others in zip(*passes, strict=True):
         tolerance = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[one.dtype] if one.dim() else 1e-6
-        assert (one - other).abs().max() <= tolerance * one.abs().max()
+        for other in others:
+            assert (one - other).abs().max() <= tolerance * one.abs().max()
 
 
-def both_passes(
-    x: torch.Tensor, y: torch.Tensor, asked: Problem, tau: float | torch.Tensor = 0.07
-) -> list[torch.Tensor]:
-    """Row losses and every gradient of the engine, called below the public functions."""
-    needs = {"need_x": True, "need_y": True, "need_temperature": True}
-    rows, saved, held_x, held_y, held_tau = engine.forward(x, y, tau, asked, **needs)
-    upstream = torch.ones((), device=DEVICE)
-    gradients = engine.backward(upstream, x, y, tau, saved, held_x, held_y, held_tau, asked, **needs)
-    return [rows, *(gradient for gradient in gradients if gradient is not None)]
-
-
-def problem(**options: object) -> Problem:
-    defaults = Problem("cz_nce", "both", True, "mean", "highest", 1 << 28)
-    return replace(defaults, **options)
-
-
-@pytest.mark.parametrize("case", [Case("random", 37, 50), LARGER[3]], ids=["float32", "float16"])
-def test_repeats_bit_for_bit(case: Case) -> None:
+@pytest.mark.parametrize("case", [Case("random", 37, 50), replace(LARGER[3], n=70)], ids=["float32", "float16"])
+def test_repeats_bit_for_bit(case: Case, path: str) -> None:
     case = replace(case, need=(True, True, True))
     first, gradients = answer(case, "triton", DEVICE)
     for _ in range(2):
@@ -153,7 +128,7 @@ def test_repeats_bit_for_bit(case: Case) -> None:
 
 
 @pytest.mark.parametrize("regime", REGIMES)
-def test_reads_nothing_unwritten(regime: str, poisoned: None) -> None:
+def test_reads_nothing_unwritten(regime: str, path: str, poisoned: None) -> None:
     normalize = regime != "big"
     for negatives in ("both", "cross"):
         check(Case(regime, 35, 21, normalize=normalize, negatives=negatives, need=(True, True, True)), "triton", DEVICE)
@@ -163,7 +138,9 @@ def test_reads_nothing_unwritten(regime: str, poisoned: None) -> None:
     "need", [(True, False, False), (False, True, False), (False, False, True), (False, True, True)]
 )
 @pytest.mark.parametrize("negatives", ["both", "cross"])
-def test_a_gradient_does_not_depend_on_the_others_asked_for(need: tuple[bool, bool, bool], negatives: str) -> None:
+def test_a_gradient_does_not_depend_on_the_others_asked_for(
+    need: tuple[bool, bool, bool], negatives: str, path: str
+) -> None:
     case = Case("random", 33, 20, negatives=negatives, need=(True, True, True))
     _, every = answer(case, "triton", DEVICE)
     _, some = answer(replace(case, need=need), "triton", DEVICE)
@@ -172,7 +149,7 @@ def test_a_gradient_does_not_depend_on_the_others_asked_for(need: tuple[bool, bo
         assert part is None or torch.equal(part, full)
 
 
-def test_row_losses_without_gradients() -> None:
+def test_row_losses_without_gradients(path: str) -> None:
     case = Case("random", 20, 12, reduction="none")
     x, y = (rows.to(DEVICE) for rows in case.embeddings())
     with torch.no_grad():
@@ -183,7 +160,7 @@ def test_row_losses_without_gradients() -> None:
     torch.testing.assert_close(losses.double(), expected.double(), rtol=0, atol=1e-5)
 
 
-def test_temperature_tensor_is_the_number() -> None:
+def test_temperature_tensor_is_the_number(path: str) -> None:
     x, y = (rows.to(DEVICE) for rows in Case("random", 17, 9).embeddings())
     options = {"problem": problem(), "need_x": True, "need_y": True, "need_temperature": True}
     by_number = engine.forward(x, y, 0.05, **options)
@@ -192,7 +169,7 @@ def test_temperature_tensor_is_the_number() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, -0.07, math.nan])
-def test_temperature_refused_on_the_device_gives_nan(value: float) -> None:
+def test_temperature_refused_on_the_device_gives_nan(value: float, path: str) -> None:
     """A value that is not read back shows as NaN in every result."""
     x, y = (rows.to(DEVICE) for rows in Case("random", 9, 8).embeddings())
     results = both_passes(x, y, problem(), torch.tensor(value, device=DEVICE))
@@ -203,7 +180,7 @@ def test_temperature_refused_on_the_device_gives_nan(value: float) -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("loss", ["cz_nce", "info_nce"])
-def test_not_finite_in_gives_nan_out(bad: float, normalize: bool, loss: str) -> None:
+def test_not_finite_in_gives_nan_out(bad: float, normalize: bool, loss: str, path: str) -> None:
     x, y = (rows.to(DEVICE) for rows in Case("random", 40, 20).embeddings())
     x[3, 7] = bad
     x.requires_grad_()
@@ -214,7 +191,7 @@ def test_not_finite_in_gives_nan_out(bad: float, normalize: bool, loss: str) -> 
     assert x.grad[3].isnan().any()
 
 
-def test_rows_of_zeros_have_no_gradient() -> None:
+def test_rows_of_zeros_have_no_gradient(path: str) -> None:
     x, y = (rows.to(DEVICE).requires_grad_() for rows in Case("zeros", 12, 7).embeddings())
     ctloss.cz_nce(x, y, impl="triton").backward()
     assert x.grad is not None
@@ -224,7 +201,7 @@ def test_rows_of_zeros_have_no_gradient() -> None:
     assert x.grad[1:].any(dim=1).all()
 
 
-def test_upstream_of_zero() -> None:
+def test_upstream_of_zero(path: str) -> None:
     x, y = (rows.to(DEVICE).requires_grad_() for rows in Case("random", 12, 7).embeddings())
     (ctloss.info_nce(x, y, impl="triton") * 0).backward()
     assert x.grad is not None
@@ -232,7 +209,7 @@ def test_upstream_of_zero() -> None:
 
 
 @pytest.mark.parametrize("exponent", [-140, -100, 100, 120])
-def test_rows_of_any_scale(exponent: int) -> None:
+def test_rows_of_any_scale(exponent: int, path: str) -> None:
     """Cosines, and so values, do not notice a power of two, down to subnormal numbers and up to the largest."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randint(-8, 9, (2, 20, 12), generator=generator).float().to(DEVICE)
@@ -245,13 +222,37 @@ def test_rows_of_any_scale(exponent: int) -> None:
 @given(n=st.integers(2, 100_000), d=st.integers(1, 4096), workspace=st.integers(20, 34).map(lambda bits: 1 << bits))
 def test_describe(n: int, d: int, workspace: int) -> None:
     description = engine.describe(DTYPES[1], DEVICE, n, d, problem(workspace=workspace))
-    for panel in (description["forward_panel"], description["backward_panel"]):
-        assert isinstance(panel, int)
-        assert panel % 128 == 0
+    size = math.prod(engine.stats_shape(n, d, problem(workspace=workspace)))
+    if description["kernels"] == "panels":
+        for panel in (description["forward_panel"], description["backward_panel"]):
+            assert isinstance(panel, int)
+            assert panel % 128 == 0
+        assert size <= 9 * 2 * (n + 127)
+    else:
+        assert n <= config.SMALL_PAIRS
+        assert (2 * n) ** 2 <= size <= 9 * 2 * (n + 63) + workspace / 4
+
+
+def test_a_small_batch_takes_three_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = []
+
+    class Counted:
+        def __init__(self, name: str) -> None:
+            self.name, self.kernel = name, getattr(small, name)
+
+        def __getitem__(self, grid: tuple[int, ...]) -> object:
+            launched.append(self.name)
+            return self.kernel[grid]
+
+    for name in ("small_products", "small_close", "small_gradient"):
+        monkeypatch.setattr(small, name, Counted(name))
+    x, y = (rows.to(DEVICE) for rows in Case("random", 5, 8).embeddings())
+    assert len(both_passes(x, y, problem())) == 4
+    assert launched == ["small_products", "small_close", "small_gradient"]
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
-def test_lower_precisions_run(precision: str) -> None:
+def test_lower_precisions_run(precision: str, path: str) -> None:
     """Their tables belong to a GPU; the interpreter multiplies exactly whatever it is asked for."""
     x, y = (rows.to(DEVICE).requires_grad_() for rows in Case("random", 40, 33).embeddings())
     exact = ctloss.cz_nce(x, y, impl="triton")

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctloss.kernels.blocks import schedule
-from ctloss.kernels.blocks.config import CDNA3, INTERPRETER, BlockConfig, choose
+from ctloss.kernels.blocks.config import CDNA3, INTERPRETER, BlockConfig, choose, choose_formats, choose_small
 from ctloss.kernels.blocks.tiles import tile_at
 from ctloss.kernels.problem import Problem
 
@@ -70,6 +70,31 @@ def test_float32_is_not_split_where_matrix_cores_take_it(dtype: torch.dtype, nor
         assert "tf32x3" not in (chosen.products, chosen.weight_products)
     assert configuration(dtype, 90, normalize=False, precision="high").weight_products == "tf32x3"
     assert configuration(torch.float32, CDNA3, precision="medium").weight_products == "tf32"
+
+
+@pytest.mark.parametrize("arch", [80, 89, 90, 100])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [2, 64, 65, 128, 256, 257, 512])
+def test_small_batches_occupy_a_device_with_whole_tiles(n: int, dtype: torch.dtype, arch: int) -> None:
+    chosen = choose_small(n, dtype, arch, PROBLEM)
+    rows = 2 * schedule.padded_rows(n)
+    for extent in (chosen.block, chosen.row_block, chosen.gradient_rows, chosen.gradient_depth):
+        assert schedule.padded_rows(n) % extent == 0
+    tiles = rows // chosen.block
+    assert tiles * (tiles + 1) // 2 >= 10
+    assert rows // chosen.gradient_rows * 768 // chosen.gradient_columns >= 96
+    assert vars(choose_formats(n, dtype, arch, PROBLEM)).items() <= vars(chosen).items()
+
+
+def test_products_are_kept_where_they_fit() -> None:
+    both, cross = PROBLEM, replace(PROBLEM, negatives="cross")
+    assert schedule.product_floats(512, both) == 2 * schedule.product_floats(512, cross) == 1 << 20
+    assert schedule.product_floats(64, both) == 2 * 128**2
+    assert schedule.keeps_products(512, both)
+    assert not schedule.keeps_products(513, both)
+    assert schedule.keeps_products(512, replace(both, workspace=1 << 22))
+    assert not schedule.keeps_products(512, replace(both, workspace=(1 << 22) - 1))
+    assert schedule.keeps_products(512, replace(cross, workspace=1 << 21))
 
 
 def test_rescaling_only_where_exponents_ask_for_it() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -11,6 +11,8 @@ from ..problem import Problem
 
 Products = Literal["double", "ieee", "tf32x3", "tf32"]
 Halves = Literal["none", "together", "apart"]
+
+HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 # Each side's rows are padded to a multiple of this, or of half of it in small batches; tiles divide it.
 ROW_PADDING = 128
@@ -24,10 +26,42 @@ INTERPRETER, CDNA3 = 0, 942
 MANY_PAIRS = 1024
 # Up to so many pairs, whose rounding hardly averages out, products are formed in float64: their time is not felt.
 FEW_PAIRS = 64
+# Up to so many pairs launches cost more than work: all products are kept, and three kernels do everything.
+SMALL_PAIRS = 512
 
 
-@dataclass(frozen=True)
-class BlockConfig:
+@dataclass(frozen=True, kw_only=True)
+class Formats:
+    """What numbers are multiplied in.
+
+    Attributes:
+        products: how logits' operands are multiplied: "double" in float64, else float32 ones as named
+            (half-precision operands are multiplied exactly).
+        rescale: whether the inputs' exponents can leave the range that products of raw rows are safe in.
+        weight_dtype: what weights are multiplied by the embeddings as; large batches leave bfloat16 ones to cuBLAS.
+        weight_terms: how many numbers of that dtype add up to a weight; three bfloat16 ones hold all of a float32.
+        weight_products: how a kernel multiplies float32 weights and embeddings.
+    """
+
+    products: Products
+    rescale: bool
+    weight_dtype: torch.dtype
+    weight_terms: int
+    weight_products: Products
+
+    @property
+    def weight_bytes(self) -> int:
+        """What a weight takes in memory."""
+        return self.weight_terms * self.weight_dtype.itemsize
+
+    @property
+    def rounds_weights(self) -> bool:
+        """Whether weights are float32 numbers with no more digits than one tf32 product keeps."""
+        return self.weight_dtype == torch.float32 and self.weight_products == "tf32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig(Formats):
     """How the kernels of one call are compiled.
 
     Attributes:
@@ -36,12 +70,6 @@ class BlockConfig:
         num_warps: warps of a program that computes logits or weights.
         num_stages: loads in flight in those kernels' loops.
         group: rows of tiles swept together, for their operands to meet in the L2 cache.
-        products: how logits' operands are multiplied: "double" in float64, else float32 ones as named
-            (half-precision operands are multiplied exactly).
-        rescale: whether the inputs' exponents can leave the range that products of raw rows are safe in.
-        weight_dtype: what blocks of weights are stored as; cuBLAS multiplies bfloat16 ones by the embeddings.
-        weight_terms: how many numbers of that dtype add up to a weight; three bfloat16 ones hold all of a float32.
-        weight_products: how a kernel multiplies float32 weights and embeddings.
         gemm_rows, gemm_columns, gemm_depth, gemm_warps, gemm_stages: the tile of that kernel.
         halves: whether a tile is worked on in two halves, so that two blocks fit a multiprocessor's registers: "none",
             or out of one loop over the embeddings' columns ("together") or of one for each half ("apart").
@@ -53,11 +81,6 @@ class BlockConfig:
     num_warps: int
     num_stages: int
     group: int
-    products: Products
-    rescale: bool
-    weight_dtype: torch.dtype
-    weight_terms: int
-    weight_products: Products
     gemm_rows: int
     gemm_columns: int
     gemm_depth: int
@@ -75,53 +98,50 @@ class BlockConfig:
         if self.halves != "none" and self.products == "double":
             raise ValueError(f"expected no halves where products are summed in float64, got {self}")
 
-    @property
-    def weight_bytes(self) -> int:
-        """What a weight takes in memory."""
-        return self.weight_terms * self.weight_dtype.itemsize
 
-    @property
-    def rounds_weights(self) -> bool:
-        """Whether weights are stored in float32 with no more digits than one tf32 product keeps."""
-        return self.weight_dtype == torch.float32 and self.weight_products == "tf32"
+@dataclass(frozen=True, kw_only=True)
+class SmallConfig(Formats):
+    """How the three kernels of a small batch are compiled.
+
+    Attributes:
+        block: side of the square tiles of products.
+        depth: columns of the embeddings multiplied at a time.
+        num_stages: loads in flight in that loop.
+        row_block: pairs whose norms, and rows whose loss, one program finds.
+        gradient_rows, gradient_columns: the tile of the gradient that one program computes.
+        gradient_depth: weights of a row formed and multiplied at a time.
+        gradient_warps: warps of such a program; all others have 4.
+        gradient_stages: loads in flight in that loop.
+    """
+
+    block: int
+    depth: int
+    num_stages: int
+    row_block: int
+    gradient_rows: int
+    gradient_columns: int
+    gradient_depth: int
+    gradient_warps: int
+    gradient_stages: int
 
 
 def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> BlockConfig:
     """The configuration for n pairs of d columns on compute capability ``arch``: 90 for 9.0, INTERPRETER or CDNA3.
 
-    Formats. Products of few rows are summed in float64. Half-precision embeddings go to the tensor cores as they are.
-    Beside many normalised bfloat16 rows W is bfloat16: the projection removes what its rounding does along the row,
-    and the rest averages out. Without the projection, or where a few weights may make up the gradient, W is the sum of
-    three bfloat16 matrices. float16 rows have 11 significant bits and W a range of exponents that float16 lacks:
-    beside many normalised ones W is float32 rounded to tf32's 11 bits, a product exact in tf32, else float32 in three
-    tf32 products. float32 embeddings keep float32 weights, and both products follow ``precision``. CDNA3's matrix
-    cores multiply float32 itself, and there that takes the place of three tf32 products.
-
     >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 2**28)
     >>> choose(4096, 768, torch.bfloat16, 90, problem).block
     128
     """
-    half = dtype in (torch.bfloat16, torch.float16)
-    precise: Products = "ieee" if arch == CDNA3 else "tf32x3"
-    by_precision: dict[str, Products] = {"highest": "ieee", "high": precise, "medium": "tf32"}
-    products = by_precision[problem.precision]
-    weight_dtype, weight_products = torch.float32, products
-    few = n <= FEW_PAIRS and (half or problem.precision == "highest")
-    if few:
-        products = "double"
-    short = problem.normalize and n >= MANY_PAIRS
-    if half:
-        weight_products = "tf32" if short else precise
-    terms = 1
-    if dtype == torch.bfloat16:
-        weight_dtype, terms = torch.bfloat16, 1 if short else 3
-    rescale = problem.normalize and dtype != torch.float16
+    half = dtype in HALF_PRECISION
+    formats = choose_formats(n, dtype, arch, problem)
+    tile: dict[str, Any]
+    gemm: dict[str, Any]
     if arch == INTERPRETER:
         tile = {"block": 32, "depth": 64, "num_warps": 4, "num_stages": 1}
         gemm = {"gemm_rows": 32, "gemm_columns": 32, "gemm_depth": 32, "gemm_warps": 4, "gemm_stages": 1}
     else:
         # Larger tiles spill but on compute capability 9.0, whose tensor cores read their operands in shared memory.
-        if few:
+        if formats.products == "double":
             tile = {"block": 16, "depth": 16, "num_warps": 4, "num_stages": 2}
         elif arch == CDNA3:
             # A wavefront has twice a warp's threads.
@@ -133,25 +153,84 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
         else:
             tile = {"block": 64, "depth": 32 if half or arch >= 90 else 16, "num_warps": 8, "num_stages": 2}
         # Without tensor cores both operands pass through registers: a larger tile spills.
-        rows = 32 if weight_products == "ieee" and arch != CDNA3 else 64
+        rows = 32 if formats.weight_products == "ieee" and arch != CDNA3 else 64
         gemm = {"gemm_rows": rows, "gemm_columns": 64, "gemm_depth": 32, "gemm_warps": 4, "gemm_stages": 2}
         # Before 9.0 tensor cores read registers, and float16 rows are widened in more of them.
-        if weight_products == "ieee" or (half and arch < 90):
+        if formats.weight_products == "ieee" or (half and arch < 90):
             gemm["gemm_depth"] = 16
-    row_block = 32 if arch == INTERPRETER else 4
-    if 100 <= arch < CDNA3:
-        # The assembler for these gives four bfloat16 rows too few registers.
-        row_block = 2
     return BlockConfig(
+        **vars(formats),
         **tile,
         **gemm,
         group=8,
-        products=products,
-        rescale=rescale,
-        weight_dtype=weight_dtype,
-        weight_terms=terms,
-        weight_products=weight_products,
-        row_block=row_block,
+        row_block=_row_block(arch),
         # Not yet timed on a GPU.
         halves="none",
     )
+
+
+def choose_small(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> SmallConfig:
+    """The configuration of the three kernels of a small batch: so many small tiles that they occupy a device.
+
+    >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 2**28)
+    >>> choose_small(512, torch.bfloat16, 90, problem).block
+    64
+    """
+    formats = choose_formats(n, dtype, arch, problem)
+    half = dtype in HALF_PRECISION
+    tile: dict[str, Any]
+    gradient: dict[str, Any]
+    if arch == INTERPRETER:
+        tile = {"block": 32, "depth": 64, "num_stages": 1}
+        gradient = {"gradient_rows": 32, "gradient_depth": 64, "gradient_warps": 4, "gradient_stages": 1}
+    else:
+        tall = half and n > 256
+        if formats.products == "double":
+            tile = {"block": 8, "depth": 64, "num_stages": 4}
+        else:
+            # Without tensor cores the work itself is felt, and is shared out evenly in smaller tiles.
+            tile = {"block": 64 if tall else 32, "depth": 64 if half else 32, "num_stages": 3}
+        rows = 16 if n <= 128 else 64 if tall else 32
+        warps = 8 if tall else 4
+        # Without tensor cores, and before 9.0 with float32 operands on them, more columns take too many registers.
+        wide = formats.weight_products == "tf32" or dtype == torch.bfloat16 or (arch >= 90 and arch != CDNA3)
+        depth = 32 if wide and formats.weight_products != "ieee" else 16
+        gradient = {"gradient_rows": rows, "gradient_depth": depth, "gradient_warps": warps, "gradient_stages": 2}
+    return SmallConfig(**vars(formats), **tile, **gradient, gradient_columns=64, row_block=_row_block(arch))
+
+
+def choose_formats(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> Formats:
+    """What n pairs of such embeddings are multiplied in.
+
+    Products of few rows are summed in float64. Half-precision embeddings go to the tensor cores as they are. Beside
+    many normalised bfloat16 rows W is bfloat16: the projection removes what its rounding does along the row, and the
+    rest averages out. Without the projection, or where a few weights may make up the gradient, W is the sum of three
+    bfloat16 matrices. float16 rows have 11 significant bits and W a range of exponents that float16 lacks: beside many
+    normalised ones W is float32 rounded to tf32's 11 bits, a product exact in tf32, else float32 in three tf32
+    products. float32 embeddings keep float32 weights, and both products follow ``precision``. CDNA3's matrix cores
+    multiply float32 itself, and there that takes the place of three tf32 products.
+    """
+    precise: Products = "ieee" if arch == CDNA3 else "tf32x3"
+    by_precision: dict[str, Products] = {"highest": "ieee", "high": precise, "medium": "tf32"}
+    products = by_precision[problem.precision]
+    weight_dtype, weight_products, terms = torch.float32, products, 1
+    short = problem.normalize and n >= MANY_PAIRS
+    if dtype in HALF_PRECISION:
+        weight_products = "tf32" if short else precise
+    if dtype == torch.bfloat16:
+        weight_dtype, terms = torch.bfloat16, 1 if short else 3
+    few = n <= FEW_PAIRS and (dtype in HALF_PRECISION or problem.precision == "highest")
+    return Formats(
+        products="double" if few else products,
+        rescale=problem.normalize and dtype != torch.float16,
+        weight_dtype=weight_dtype,
+        weight_terms=terms,
+        weight_products=weight_products,
+    )
+
+
+def _row_block(arch: int) -> int:
+    if arch == INTERPRETER:
+        return 32
+    # The assembler for 10.0 and later gives four bfloat16 rows too few registers.
+    return 2 if 100 <= arch < CDNA3 else 4

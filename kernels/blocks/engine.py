@@ -1,6 +1,7 @@
 """The Triton path's entry points: value and statistics in the forward, gradients recomputed in the backward.
 
-No N x N matrix is stored: logits live in tiles, weights in panels of a bounded workspace. Nothing is read back to the
+Small batches keep all their dot products and take three kernels. Of others no N x N matrix is stored: logits live in
+tiles, weights in panels of a bounded workspace. Nothing is read back to the
 host, so that calls can be captured in a CUDA graph, and every sum has a fixed order, so that results repeat exactly.
 """
 
@@ -75,10 +76,14 @@ def _arch() -> int:
 
 
 def describe(dtype: torch.dtype, device_type: str, n: int, d: int, problem: Problem) -> dict[str, object]:
-    """The configuration that would run: tiles, number formats, panels."""
+    """The configuration that would run: kernels, tiles, number formats, and panels where products are not kept."""
+    if schedule.keeps_products(n, problem):
+        small = config.choose_small(n, dtype, _arch(), problem)
+        return {"kernels": "three, products kept", **asdict(small)}
     chosen = config.choose(n, d, dtype, _arch(), problem)
     plan = schedule.plan_backward(n, d, chosen.weight_bytes, problem.workspace)
     return {
+        "kernels": "panels",
         **asdict(chosen),
         "forward_panel": schedule.forward_panel(n, chosen.block, 2, problem.workspace),
         "backward_panel": plan.size,
@@ -87,7 +92,9 @@ def describe(dtype: torch.dtype, device_type: str, n: int, d: int, problem: Prob
 
 
 def stats_shape(n: int, d: int, problem: Problem) -> tuple[int, ...]:
-    """Shape of the float32 statistics that the forward saves."""
+    """Shape of the float32 statistics that the forward saves, with a small batch's products."""
+    if schedule.keeps_products(n, problem):
+        return (stats.floats_with_products(n, problem),)
     return stats.shape(n)
 
 
@@ -107,14 +114,17 @@ def forward(
     need_temperature: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Row losses (2n,), the statistics that :func:`backward` needs, and three empty tensors."""
-    from . import launch
+    from . import launch, small
     from . import rows as by_row
 
     n, d = x.shape
     with _on(x):
+        if schedule.keeps_products(n, problem):
+            shapes = config.choose_small(n, x.dtype, _arch(), problem)
+            losses, saved = small.forward(x, y, temperature, problem, need_temperature, shapes)
+            return losses, saved, saved.new_empty(0), saved.new_empty(0), saved.new_empty(0)
         chosen = config.choose(n, d, x.dtype, _arch(), problem)
-        # Zeros: the padding is part of an output, which must not differ from call to call.
-        saved = torch.zeros(stats.shape(n), dtype=torch.float32, device=x.device)
+        saved = torch.empty(stats.shape(n), dtype=torch.float32, device=x.device)
         positive = torch.empty(schedule.padded_rows(n), dtype=torch.float64, device=x.device)
         losses = torch.empty(2 * n, dtype=torch.float32, device=x.device)
         rows = by_row.pack(x, y, temperature, saved, positive, problem.normalize, chosen)
@@ -151,9 +161,14 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of upstream · reduced loss with respect to x, y and the temperature, None where not needed."""
     from . import rows as by_row
+    from . import small
 
     n, d = x.shape
     with _on(x):
+        if schedule.keeps_products(n, problem):
+            shapes = config.choose_small(n, x.dtype, _arch(), problem)
+            needs = need_x, need_y, need_temperature
+            return small.backward(upstream, x, y, temperature, saved, problem, needs, shapes)
         chosen = config.choose(n, d, x.dtype, _arch(), problem)
         rows = by_row.pack(x, y, temperature, saved, None, problem.normalize, chosen)
         weighed = by_row.weigh(

@@ -14,6 +14,16 @@ def load_chunk(base, row, columns, pitch):
 
 
 @triton.jit
+def store_gradient(gradient_ptr, value, factor, position, columns, num_rows, width):
+    """Rows of a side's gradient, each times its factor."""
+    # In float64: a tiny gain and a large 1/|row| may each leave float32's range where their product does not.
+    value = (value.to(tl.float64) * factor[:, None]).to(tl.float32)
+    target = gradient_ptr + position.to(tl.int64)[:, None] * width + columns[None, :]
+    mask = (position < num_rows)[:, None] & (columns < width)[None, :]
+    tl.store(target, value.to(gradient_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def finish_gradient(
     sums_ptr,
     packed_ptr,
@@ -67,8 +77,4 @@ def finish_gradient(
         value -= pull[:, None] * load_chunk(packed_ptr, other_row, columns, pitch)
         if NORMALIZE:
             value -= radial[:, None] * (load_chunk(packed_ptr, own_row, columns, pitch) * inverse[:, None])
-        # In float64: a tiny gain and a large 1/|row| may each leave float32's range where their product does not.
-        value = (value.to(tl.float64) * factor[:, None]).to(tl.float32)
-        target = gradient_ptr + position.to(tl.int64)[:, None] * width + columns[None, :]
-        mask = (position < num_rows)[:, None] & (columns < width)[None, :]
-        tl.store(target, value.to(gradient_ptr.dtype.element_ty), mask=mask)
+        store_gradient(gradient_ptr, value, factor, position, columns, num_rows, width)

@@ -9,7 +9,8 @@ import triton.language as tl
 
 from . import stats
 
-LOSS, PEAK = tl.constexpr(stats.LOSS), tl.constexpr(stats.PEAK)
+WEIGHT, EXPONENT = tl.constexpr(stats.WEIGHT), tl.constexpr(stats.EXPONENT)
+PEAK = tl.constexpr(stats.PEAK)
 TOTAL, MOMENT = tl.constexpr(stats.TOTAL), tl.constexpr(stats.MOMENT)
 LOWEST = tl.constexpr(stats.LOWEST)
 LN2 = tl.constexpr(math.log(2))
@@ -23,6 +24,51 @@ def softplus(z):
     # What 1 + small lost is divided out again.
     log1p = tl.where(more == 1.0, small, tl.log(more) * (small / tl.where(more == 1.0, 1.0, more - 1.0)))
     return tl.where(z > 0, z, 0.0) + tl.where(z == z, log1p, z)
+
+
+@triton.jit
+def close_rows(
+    stats_ptr,
+    positive_ptr,
+    losses_ptr,
+    index,
+    peak,
+    total,
+    moment,
+    num_rows,
+    padded,
+    MOMENT_TOO: tl.constexpr,
+    INFO: tl.constexpr,
+):
+    """Row losses, and what the backward needs, of stacked rows all of whose negatives were summed.
+
+    z = lse - positive, NaN where a logit is not finite; row losses are equation (5) or, with INFO, equation (1) of Chen
+    et al. 2022; their derivatives with respect to z, 1 or sigmoid(z), go into two planes, and the moment becomes
+    Σ_j P_ij s_ij - s_i,p(i). That is in float64, which costs nothing here and keeps φ down to 1e-300.
+    """
+    plane = 2 * padded
+    side = (index >= padded).to(tl.int32)
+    position = index - side * padded
+    live = position < num_rows
+    ln2 = tl.full((), LN2, tl.float64)
+    excess = peak.to(tl.float64) - tl.load(positive_ptr + position)
+    z = excess * ln2 + tl.log(total.to(tl.float64))
+    z = tl.where((z - z) == 0, z, float("nan"))
+    size = z - z
+    loss = z
+    if INFO:
+        # sigmoid(z) as exp(-softplus(-z)), which is never flushed to 0.
+        size = -softplus(-z) / ln2
+        loss = softplus(z)
+    exponent = tl.floor(size)
+    # The padding is part of an output, which must be a function of the inputs.
+    tl.store(stats_ptr + WEIGHT * plane + index, tl.where(live, tl.exp2(size - exponent), 0.0).to(tl.float32))
+    tl.store(stats_ptr + EXPONENT * plane + index, tl.where(live, exponent, 0.0).to(tl.float32))
+    if MOMENT_TOO:
+        mean = moment.to(tl.float64) / total.to(tl.float64)
+        moment = ((excess + mean) * ln2).to(tl.float32)
+        tl.store(stats_ptr + MOMENT * plane + index, tl.where(live, moment, 0.0))
+    tl.store(losses_ptr + side * num_rows + position, loss.to(tl.float32), mask=live)
 
 
 @triton.jit
@@ -45,9 +91,7 @@ def fold_slots(
 ):
     """Fold the slots of stacked rows from ``start`` on into their running (peak, sum, first moment).
 
-    CLOSE: these were the rows' last slots. Then z = lse - positive is kept, NaN where a logit is not finite, the
-    moment becomes Σ_j P_ij s_ij - s_i,p(i), and row losses are written: equation (5) or, with INFO, equation (1) of
-    Chen et al. 2022. That is in float64, which costs nothing here and keeps φ down to 1e-300.
+    CLOSE: these were the rows' last slots.
     """
     local = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     index = start + local
@@ -74,20 +118,6 @@ def fold_slots(
     tl.store(stats_ptr + PEAK * plane + index, peak)
     tl.store(stats_ptr + TOTAL * plane + index, total)
     if CLOSE:
-        side = (index >= padded).to(tl.int32)
-        position = index - side * padded
-        live = position < num_rows
-        excess = peak.to(tl.float64) - tl.load(positive_ptr + position)
-        z = excess * tl.full((), LN2, tl.float64) + tl.log(total.to(tl.float64))
-        z = tl.where((z - z) == 0, z, float("nan"))
-        if FOLD_MOMENT:
-            mean = moment.to(tl.float64) / total.to(tl.float64)
-            moment = ((excess + mean) * tl.full((), LN2, tl.float64)).to(tl.float32)
-            moment = tl.where(live, moment, 0.0)
-        # The padding is part of an output, which must be a function of the inputs.
-        tl.store(stats_ptr + LOSS * plane + index, tl.where(live, z, 0.0).to(tl.float32))
-        if INFO:
-            z = softplus(z)
-        tl.store(losses_ptr + side * num_rows + position, z.to(tl.float32), mask=live)
-    if FOLD_MOMENT:
+        close_rows(stats_ptr, positive_ptr, losses_ptr, index, peak, total, moment, num_rows, padded, FOLD_MOMENT, INFO)
+    elif FOLD_MOMENT:
         tl.store(stats_ptr + MOMENT * plane + index, moment)

@@ -53,6 +53,22 @@ def logits(product, factor_ptr, residue_ptr, rate, index_a, index_b, NORMALIZE: 
 
 
 @triton.jit
+def has_common_peak(rate, NORMALIZE: tl.constexpr):
+    """Whether 0 serves every row as its peak."""
+    common = False
+    if NORMALIZE:
+        common = rate <= COMMON_PEAK_RATE
+    return common
+
+
+@triton.jit
+def first_moment(distance, weight, axis: tl.constexpr):
+    """Σ weight distance along an axis, the weight being 2^distance."""
+    # A weight of 0 has distance -inf; their product is meant to be 0.
+    return tl.sum(tl.where(weight > 0, weight * distance, 0.0), axis)
+
+
+@triton.jit
 def store_slot(slots_ptr, plane, logit, index, axis: tl.constexpr, MOMENT: tl.constexpr):
     """Maximum, sum and first moment of a tile along an axis, into one slot."""
     peak = tl.maximum(tl.max(logit, axis), LOWEST)
@@ -67,9 +83,7 @@ def store_sums(slots_ptr, plane, distance, weight, index, axis: tl.constexpr, MO
     """Sum and first moment of a tile along an axis."""
     tl.store(slots_ptr + plane + index, tl.sum(weight, axis))
     if MOMENT:
-        # A weight of 0 has distance -inf; their product is meant to be 0.
-        moment = tl.sum(tl.where(weight > 0, weight * distance, 0.0), axis)
-        tl.store(slots_ptr + 2 * plane + index, moment)
+        tl.store(slots_ptr + 2 * plane + index, first_moment(distance, weight, axis))
 
 
 @triton.jit
@@ -79,7 +93,7 @@ def fold_columns(logit, peak, total, moment, slots_ptr, plane, index, common, tw
         weight = tl.exp2(logit)
         total += tl.sum(weight, 1)
         if MOMENT:
-            moment += tl.sum(tl.where(weight > 0, weight * logit, 0.0), 1)
+            moment += first_moment(logit, weight, 1)
         if twice:
             tl.store(slots_ptr + index, tl.zeros(index.shape, tl.float32))
             store_sums(slots_ptr, plane, logit, weight, index, 0, MOMENT)
@@ -90,7 +104,7 @@ def fold_columns(logit, peak, total, moment, slots_ptr, plane, index, common, tw
         old = tl.exp2(peak - higher)
         if MOMENT:
             moment = old * (moment + (peak - higher) * total)
-            moment += tl.sum(tl.where(weight > 0, weight * distance, 0.0), 1)
+            moment += first_moment(distance, weight, 1)
         total = old * total + tl.sum(weight, 1)
         peak = higher
         if twice:
@@ -146,15 +160,13 @@ def block_lse(
     twice = True
     if TRIANGLE:
         twice = a != b
-    common = False
-    if NORMALIZE:
-        common = rate <= COMMON_PEAK_RATE
+    common = has_common_peak(rate, NORMALIZE)
     if HALVES == "none":
         product = tile_product(packed, packed, pitch, first_a, first_b, BLOCK, BLOCK, DEPTH, PRECISION)
         logit = logits(product, factor_ptr, residue_ptr, rate, first_a + index, first_b + index, NORMALIZE)
         position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)
         if masked:
-            logit = tl.where(kept_pairs(position_a, position_b, num_rows, BLOCK, BLOCK), logit, float("-inf"))
+            logit = tl.where(kept_pairs(position_a + index, position_b + index, num_rows), logit, float("-inf"))
         if common:
             weight = tl.exp2(logit)
             tl.store(row_slot + row_index, tl.zeros((BLOCK,), tl.float32))
@@ -185,7 +197,7 @@ def block_lse(
             logit = logits(product, factor_ptr, residue_ptr, rate, first_a + index, first_b + columns, NORMALIZE)
             position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)
             if masked:
-                kept = kept_pairs(position_a, position_b + begin, num_rows, BLOCK, HALF)
+                kept = kept_pairs(position_a + index, position_b + columns, num_rows)
                 logit = tl.where(kept, logit, float("-inf"))
             peak, total, moment = fold_columns(
                 logit, peak, total, moment, column_slot, column_plane, b * BLOCK + columns, common, twice, MOMENT

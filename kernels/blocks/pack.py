@@ -1,4 +1,4 @@
-"""The first pass over the embeddings: both sides packed as one matrix, norms, the positives' logits."""
+"""The first pass over the embeddings: norms, the positives' logits, both sides packed as one matrix."""
 
 from __future__ import annotations
 
@@ -19,6 +19,19 @@ ORDINARY = tl.constexpr(30)
 
 
 @triton.jit
+def read_rate(tau_ptr, rate, TENSOR: tl.constexpr):
+    """log2(e)/τ in float32; TENSOR: τ lies on the device."""
+    if TENSOR:
+        # A value that cannot be read on the host cannot be refused there: it shows as NaN.
+        tau = tl.load(tau_ptr).to(tl.float64)
+        exact = tl.full((), LOG2_E, tl.float64) / tau
+        chosen = tl.where(tau > 0, exact, float("nan")).to(tl.float32)
+    else:
+        chosen = tl.full((), rate, tl.float32)
+    return chosen
+
+
+@triton.jit
 def load_entries(rows, columns, live, width, stride):
     """Columns of some rows, zero outside."""
     mask = live[:, None] & (columns < width)[None, :]
@@ -26,18 +39,54 @@ def load_entries(rows, columns, live, width, stride):
 
 
 @triton.jit
+def stacked_rows(x_ptr, y_ptr, stride_xr, stride_xc, stride_yr, stride_yc, first, num_rows, padded, ROWS: tl.constexpr):
+    """Where ROWS stacked rows from ``first`` on lie, all of one side: pointers, which are no padding, column stride."""
+    of_y = first >= padded
+    position = tl.where(of_y, first - padded, first) + tl.arange(0, ROWS)
+    inside = tl.minimum(position, num_rows - 1).to(tl.int64)
+    rows = tl.where(of_y, y_ptr + inside * stride_yr, x_ptr + inside * stride_xr)
+    return rows, position < num_rows, tl.where(of_y, stride_yc, stride_xc)
+
+
+@triton.jit
+def rescaled(entries, scale, RESCALE: tl.constexpr):
+    """Entries of rows times their rows' powers of two, exactly."""
+    if RESCALE:
+        entries = (entries.to(tl.float32) * scale[:, None]).to(entries.dtype)
+    return entries
+
+
+@triton.jit
+def binary_exponent(value):
+    """The exponent of a float32's leading bit, within those of normal numbers whose inverse is normal too."""
+    # Subnormal numbers have exponent field 0, one more than they deserve.
+    exponent = ((value.to(tl.int32, bitcast=True) >> 23) & 255) - 127
+    return tl.minimum(tl.maximum(exponent, -126), 126)
+
+
+@triton.jit
+def power_of_two(exponent):
+    """2^exponent in float32, of a normal number's exponent."""
+    return ((127 + exponent) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def scale_of(largest):
+    """The exact power of two a row is multiplied by, from its largest entry's size: 1 for ordinary rows."""
+    exponent = binary_exponent(largest)
+    far = (tl.abs(exponent) > ORDINARY) & (largest > 0)
+    return tl.where(far, power_of_two(-exponent), 1.0)
+
+
+@triton.jit
 def row_scale(rows, live, width, stride, ROWS: tl.constexpr, DEPTH: tl.constexpr):
-    """The exact power of two a row is multiplied by: 1 for ordinary rows."""
+    """:func:`scale_of` some rows."""
     offsets = tl.arange(0, DEPTH)
     largest = tl.zeros((ROWS,), tl.float32)
     for start in range(0, width, DEPTH):
         entries = load_entries(rows, start + offsets, live, width, stride).to(tl.float32)
         largest = tl.maximum(largest, tl.max(tl.abs(entries), 1))
-    # Subnormal numbers have exponent field 0, one more than they deserve; 2^126 is the largest power used anyway.
-    exponent = ((largest.to(tl.int32, bitcast=True) >> 23) & 255) - 127
-    exponent = tl.minimum(tl.maximum(exponent, -126), 126)
-    far = (tl.abs(exponent) > ORDINARY) & (largest > 0)
-    return tl.where(far, ((127 - exponent) << 23).to(tl.float32, bitcast=True), 1.0)
+    return scale_of(largest)
 
 
 @triton.jit
@@ -52,13 +101,89 @@ def store_side(stats_ptr, plane, index, scale, inverse, rate, NORMALIZE: tl.cons
     tl.store(stats_ptr + PEAK * plane + index, tl.zeros_like(scale) + LOWEST)
     tl.store(stats_ptr + TOTAL * plane + index, tl.zeros_like(scale))
     tl.store(stats_ptr + MOMENT * plane + index, tl.zeros_like(scale))
+    exact = tl.zeros_like(inverse)
     if NORMALIZE:
         exact = tl.sqrt(rate) * inverse
-        factor = exact.to(tl.float32)
-        tl.store(stats_ptr + SCALE * plane + index, scale)
-        tl.store(stats_ptr + INVERSE * plane + index, inverse.to(tl.float32))
-        tl.store(stats_ptr + FACTOR * plane + index, factor)
-        tl.store(stats_ptr + RESIDUE * plane + index, (exact - factor).to(tl.float32))
+    factor = exact.to(tl.float32)
+    tl.store(stats_ptr + SCALE * plane + index, scale)
+    tl.store(stats_ptr + INVERSE * plane + index, inverse.to(tl.float32))
+    tl.store(stats_ptr + FACTOR * plane + index, factor)
+    tl.store(stats_ptr + RESIDUE * plane + index, (exact - factor).to(tl.float32))
+
+
+@triton.jit
+def sweep_pairs(
+    program,
+    x_ptr,
+    y_ptr,
+    rate,
+    packed_ptr,
+    stats_ptr,
+    positive_ptr,
+    num_rows,
+    padded,
+    width,
+    pitch,
+    stride_xr,
+    stride_xc,
+    stride_yr,
+    stride_yc,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    RESCALE: tl.constexpr,
+    FRESH: tl.constexpr,
+    PACK: tl.constexpr,
+):
+    """One pass over the ``program``-th ROWS pairs.
+
+    FRESH: fill the statistics and the positives' logits, in units of log 2, in float64. Otherwise the powers of two
+    are those that a fresh pass left. PACK: copy the rows into the packed matrix, rescaled, with zeros for padding.
+    """
+    index = program * ROWS + tl.arange(0, ROWS)
+    live = index < num_rows
+    position = tl.minimum(index, num_rows - 1).to(tl.int64)
+    x_rows = x_ptr + position * stride_xr
+    y_rows = y_ptr + position * stride_yr
+    plane = 2 * padded
+    x_scale = tl.full((ROWS,), 1.0, tl.float32)
+    y_scale = tl.full((ROWS,), 1.0, tl.float32)
+    if RESCALE:
+        if FRESH:
+            x_scale = row_scale(x_rows, live, width, stride_xc, ROWS, DEPTH)
+            y_scale = row_scale(y_rows, live, width, stride_yc, ROWS, DEPTH)
+        else:
+            x_scale = tl.load(stats_ptr + SCALE * plane + index)
+            y_scale = tl.load(stats_ptr + SCALE * plane + padded + index)
+    x_square = tl.zeros((ROWS,), tl.float64)
+    y_square = tl.zeros((ROWS,), tl.float64)
+    dot = tl.zeros((ROWS,), tl.float64)
+    offsets = tl.arange(0, DEPTH)
+    for start in range(0, pitch, DEPTH):
+        columns = start + offsets
+        x = rescaled(load_entries(x_rows, columns, live, width, stride_xc), x_scale, RESCALE)
+        y = rescaled(load_entries(y_rows, columns, live, width, stride_yc), y_scale, RESCALE)
+        if PACK:
+            x_target = packed_ptr + index.to(tl.int64)[:, None] * pitch
+            y_target = packed_ptr + (index + padded).to(tl.int64)[:, None] * pitch
+            tl.store(x_target + columns[None, :], x, mask=(columns < pitch)[None, :])
+            tl.store(y_target + columns[None, :], y, mask=(columns < pitch)[None, :])
+        if FRESH:
+            x_wide = x.to(tl.float64)
+            y_wide = y.to(tl.float64)
+            dot += tl.sum(x_wide * y_wide, 1)
+            if NORMALIZE:
+                x_square += tl.sum(x_wide * x_wide, 1)
+                y_square += tl.sum(y_wide * y_wide, 1)
+    if FRESH:
+        x_inverse = inverse_norm(x_square)
+        y_inverse = inverse_norm(y_square)
+        if NORMALIZE:
+            dot = dot * x_inverse * y_inverse
+        wide_rate = rate.to(tl.float64)
+        tl.store(positive_ptr + index, dot * wide_rate)
+        store_side(stats_ptr, plane, index, x_scale, x_inverse, wide_rate, NORMALIZE)
+        store_side(stats_ptr, plane, padded + index, y_scale, y_inverse, wide_rate, NORMALIZE)
 
 
 @triton.jit
@@ -86,63 +211,30 @@ def pack_rows(
     TENSOR: tl.constexpr,
     FRESH: tl.constexpr,
 ):
-    """Copy some rows of both sides into the packed matrix, rescaled, with zeros for padding; and log2(e)/τ.
-
-    FRESH: also fill the statistics and the positives' logits, in units of log 2, in float64.
-    Otherwise the powers of two are those that a fresh pass left. TENSOR: τ lies on the device.
-    """
-    if TENSOR:
-        # A value that cannot be read on the host cannot be refused there: it shows as NaN.
-        tau = tl.load(tau_ptr).to(tl.float64)
-        exact_rate = tl.full((), LOG2_E, tl.float64) / tau
-        chosen = tl.where(tau > 0, exact_rate, float("nan")).to(tl.float32)
-    else:
-        chosen = tl.full((), rate, tl.float32)
+    """Pack both sides' rows, with FRESH after finding what there is to know of them; and write log2(e)/τ."""
+    chosen = read_rate(tau_ptr, rate, TENSOR)
     if tl.program_id(0) == 0:
         tl.store(rate_ptr, chosen)
-    index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    live = index < num_rows
-    position = tl.minimum(index, num_rows - 1).to(tl.int64)
-    x_rows = x_ptr + position * stride_xr
-    y_rows = y_ptr + position * stride_yr
-    plane = 2 * padded
-    x_scale = tl.full((ROWS,), 1.0, tl.float32)
-    y_scale = tl.full((ROWS,), 1.0, tl.float32)
-    if RESCALE:
-        if FRESH:
-            x_scale = row_scale(x_rows, live, width, stride_xc, ROWS, DEPTH)
-            y_scale = row_scale(y_rows, live, width, stride_yc, ROWS, DEPTH)
-        else:
-            x_scale = tl.load(stats_ptr + SCALE * plane + index)
-            y_scale = tl.load(stats_ptr + SCALE * plane + padded + index)
-    x_square = tl.zeros((ROWS,), tl.float64)
-    y_square = tl.zeros((ROWS,), tl.float64)
-    dot = tl.zeros((ROWS,), tl.float64)
-    offsets = tl.arange(0, DEPTH)
-    x_target = packed_ptr + index.to(tl.int64)[:, None] * pitch
-    y_target = packed_ptr + (index + padded).to(tl.int64)[:, None] * pitch
-    for start in range(0, pitch, DEPTH):
-        columns = start + offsets
-        x = load_entries(x_rows, columns, live, width, stride_xc)
-        y = load_entries(y_rows, columns, live, width, stride_yc)
-        if RESCALE:
-            x = (x.to(tl.float32) * x_scale[:, None]).to(x.dtype)
-            y = (y.to(tl.float32) * y_scale[:, None]).to(y.dtype)
-        tl.store(x_target + columns[None, :], x, mask=(columns < pitch)[None, :])
-        tl.store(y_target + columns[None, :], y, mask=(columns < pitch)[None, :])
-        if FRESH:
-            x_wide = x.to(tl.float64)
-            y_wide = y.to(tl.float64)
-            dot += tl.sum(x_wide * y_wide, 1)
-            if NORMALIZE:
-                x_square += tl.sum(x_wide * x_wide, 1)
-                y_square += tl.sum(y_wide * y_wide, 1)
-    if FRESH:
-        x_inverse = inverse_norm(x_square)
-        y_inverse = inverse_norm(y_square)
-        if NORMALIZE:
-            dot = dot * x_inverse * y_inverse
-        wide_rate = chosen.to(tl.float64)
-        tl.store(positive_ptr + index, dot * wide_rate)
-        store_side(stats_ptr, plane, index, x_scale, x_inverse, wide_rate, NORMALIZE)
-        store_side(stats_ptr, plane, padded + index, y_scale, y_inverse, wide_rate, NORMALIZE)
+    sweep_pairs(
+        tl.program_id(0),
+        x_ptr,
+        y_ptr,
+        chosen,
+        packed_ptr,
+        stats_ptr,
+        positive_ptr,
+        num_rows,
+        padded,
+        width,
+        pitch,
+        stride_xr,
+        stride_xc,
+        stride_yr,
+        stride_yc,
+        ROWS,
+        DEPTH,
+        NORMALIZE,
+        RESCALE,
+        FRESH,
+        True,
+    )

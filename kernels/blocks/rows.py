@@ -65,6 +65,13 @@ class Pull:
     slope: Tensor | None
 
 
+def temperature_arguments(temperature: float | Tensor, placeholder: Tensor) -> tuple[Tensor, float]:
+    """What a kernel that reads the temperature is given: τ on the device, or the rate log2(e)/τ as a number."""
+    if isinstance(temperature, Tensor):
+        return temperature, 0.0
+    return placeholder, LOG2_E / temperature
+
+
 def pack(
     x: Tensor,
     y: Tensor,
@@ -82,12 +89,10 @@ def pack(
     width = padded_width(d)
     packed = torch.empty((2 * padded_rows(n), width), dtype=x.dtype, device=x.device)
     rate = torch.empty((), dtype=torch.float32, device=x.device)
-    on_device = isinstance(temperature, Tensor)
     pack_rows[(padded_rows(n) // config.row_block,)](
         x,
         y,
-        temperature if on_device else rate,
-        0.0 if on_device else LOG2_E / temperature,
+        *temperature_arguments(temperature, rate),
         packed,
         rate,
         saved,
@@ -102,7 +107,7 @@ def pack(
         DEPTH=min(PACK_DEPTH, triton.next_power_of_2(width)),
         NORMALIZE=normalize,
         RESCALE=config.rescale,
-        TENSOR=on_device,
+        TENSOR=isinstance(temperature, Tensor),
         FRESH=positive is not None,
         num_warps=4,
     )

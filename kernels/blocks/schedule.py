@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt
 
+import torch
+
 from ..problem import Problem
 from . import config
 from .config import ROW_PADDING, WIDTH_PADDING
@@ -52,6 +54,32 @@ def padded_width(d: int) -> int:
     128
     """
     return -(-d // WIDTH_PADDING) * WIDTH_PADDING
+
+
+def keeps_products(n: int, problem: Problem) -> bool:
+    """Whether the batch is small, and the dot products of all its rows fit the workspace."""
+    if n > config.SMALL_PAIRS:
+        return False
+    return 4 * product_floats(n, problem) <= problem.workspace
+
+
+def product_columns(n: int, problem: Problem) -> int:
+    """Stacked rows that a row is multiplied with."""
+    return padded_rows(n) if problem.negatives == "cross" else 2 * padded_rows(n)
+
+
+def product_dtype(n: int) -> torch.dtype:
+    """What the products are kept in: few are float64, in which most of those are formed."""
+    return torch.float64 if n <= config.FEW_PAIRS else torch.float32
+
+
+def product_floats(n: int, problem: Problem) -> int:
+    """How many times the memory of a float32 number the dot products of all stacked rows take.
+
+    >>> product_floats(300, Problem("cz_nce", "both", True, "mean", "highest", 2**28)) == 640 * 640
+    True
+    """
+    return 2 * padded_rows(n) * product_columns(n, problem) * product_dtype(n).itemsize // 4
 
 
 def side_runs(n: int, size: int, side: int) -> list[tuple[int, int]]:

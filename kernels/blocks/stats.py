@@ -5,10 +5,13 @@ Rows of both sides are stacked: x's first, then y's, each side padded to whole t
 
 from __future__ import annotations
 
-from .schedule import padded_rows
+from ..problem import Problem
+from .schedule import padded_rows, product_floats
 
-# Planes of the saved statistics, each (2, padded rows): x's rows, y's rows. FACTOR + RESIDUE is sqrt(log2(e)/τ)/|row|.
-LOSS, PEAK, TOTAL, MOMENT, INVERSE, FACTOR, RESIDUE, SCALE = range(8)
+# Planes of the saved statistics, each (2, padded rows): x's rows, y's rows. WEIGHT 2^EXPONENT is ∂loss/∂z of a row;
+# FACTOR + RESIDUE is sqrt(log2(e)/τ)/|row|.
+PLANES = 9
+WEIGHT, EXPONENT, PEAK, TOTAL, MOMENT, INVERSE, FACTOR, RESIDUE, SCALE = range(PLANES)
 # The peak of no logits at all: finite, so that a difference of two of them is 0 and not NaN.
 LOWEST = -3.0e38
 
@@ -17,6 +20,15 @@ def shape(n: int) -> tuple[int, int, int]:
     """The statistics' shape for n pairs: plane, side, row.
 
     >>> shape(100)
-    (8, 2, 128)
+    (9, 2, 128)
     """
-    return 8, 2, padded_rows(n)
+    return PLANES, 2, padded_rows(n)
+
+
+def floats_with_products(n: int, problem: Problem) -> int:
+    """float32 numbers that the forward of a small batch keeps: the statistics, then all products.
+
+    >>> floats_with_products(100, Problem("cz_nce", "both", True, "mean", "highest", 2**28)) == 9 * 256 + 256 * 256
+    True
+    """
+    return PLANES * 2 * padded_rows(n) + product_floats(n, problem)

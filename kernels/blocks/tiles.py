@@ -1,4 +1,4 @@
-"""What every block kernel begins with: the order tiles are visited in, and one tile of a product of packed rows."""
+"""What block kernels begin with: the order tiles are visited in, a tile of products, the pairs that count."""
 
 from __future__ import annotations
 
@@ -39,6 +39,36 @@ def tile_at(program, tiles_m, tiles_n, TRIANGLE: tl.constexpr, GROUP: tl.constex
 
 
 @triton.jit
+def no_products(BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr):
+    """What products of BLOCK_A rows with BLOCK_B rows, DEPTH columns at a time, are added to."""
+    if PRECISION == "double":
+        # Term by term: float64 products of tiles do not compile for every device.
+        total = tl.zeros((BLOCK_A, BLOCK_B, DEPTH), tl.float64)
+    else:
+        total = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
+    return total
+
+
+@triton.jit
+def add_products(total, a, b, PRECISION: tl.constexpr):
+    """Add the products of some columns, which are summed apart: tensor cores round a chain's sums towards zero."""
+    if PRECISION == "double":
+        total += a.to(tl.float64)[:, None, :] * b.to(tl.float64)[None, :, :]
+    else:
+        # Written as a sum, the compiler would fold it into one long chain.
+        total = tl.fma(tl.dot(a, b.T, input_precision=PRECISION), 1.0, total)
+    return total
+
+
+@triton.jit
+def whole_products(total, PRECISION: tl.constexpr):
+    """The dot products, float64 for "double", once all columns were added."""
+    if PRECISION == "double":
+        total = tl.sum(total, 2)
+    return total
+
+
+@triton.jit
 def tile_product(
     packed,
     columns,
@@ -52,26 +82,13 @@ def tile_product(
 ):
     """The dot products of BLOCK_A packed rows from ``first_a`` on with BLOCK_B from ``first_b`` on.
 
-    They are float64 for "double". ``packed`` and ``columns`` are descriptors of the packed rows in tiles of
-    BLOCK_A x DEPTH and of BLOCK_B x DEPTH: on Hopper they are copied without passing through registers.
-
-    In float32 every DEPTH columns are summed apart first: tensor cores round each addition of a chain towards zero.
+    ``packed`` and ``columns`` are descriptors of the packed rows in tiles of BLOCK_A x DEPTH and of BLOCK_B x DEPTH:
+    on Hopper they are copied without passing through registers.
     """
-    if PRECISION == "double":
-        # Term by term: float64 products of tiles do not compile for every device.
-        terms = tl.zeros((BLOCK_A, BLOCK_B, DEPTH), tl.float64)
-        for start in range(0, pitch, DEPTH):
-            a = packed.load([first_a, start]).to(tl.float64)
-            b = columns.load([first_b, start]).to(tl.float64)
-            terms += a[:, None, :] * b[None, :, :]
-        product = tl.sum(terms, 2)
-    else:
-        product = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
-        for start in range(0, pitch, DEPTH):
-            part = tl.dot(packed.load([first_a, start]), columns.load([first_b, start]).T, input_precision=PRECISION)
-            # Written as a sum, the compiler would fold it into one long chain.
-            product = tl.fma(part, 1.0, product)
-    return product
+    total = no_products(BLOCK_A, BLOCK_B, DEPTH, PRECISION)
+    for start in range(0, pitch, DEPTH):
+        total = add_products(total, packed.load([first_a, start]), columns.load([first_b, start]), PRECISION)
+    return whole_products(total, PRECISION)
 
 
 @triton.jit
@@ -87,14 +104,12 @@ def product_halves(
     PRECISION: tl.constexpr,
 ):
     """Two tiles side by side, BLOCK_B columns each, for which the rows are loaded once."""
-    left = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
-    right = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
+    left = no_products(BLOCK_A, BLOCK_B, DEPTH, PRECISION)
+    right = no_products(BLOCK_A, BLOCK_B, DEPTH, PRECISION)
     for start in range(0, pitch, DEPTH):
         rows = packed.load([first_a, start])
-        part = tl.dot(rows, columns.load([first_b, start]).T, input_precision=PRECISION)
-        left = tl.fma(part, 1.0, left)
-        part = tl.dot(rows, columns.load([first_b + BLOCK_B, start]).T, input_precision=PRECISION)
-        right = tl.fma(part, 1.0, right)
+        left = add_products(left, rows, columns.load([first_b, start]), PRECISION)
+        right = add_products(right, rows, columns.load([first_b + BLOCK_B, start]), PRECISION)
     return left, right
 
 
@@ -108,8 +123,7 @@ def needs_mask(first_a, first_b, num_rows, padded, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def kept_pairs(position_a, position_b, num_rows, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr):
+def kept_pairs(positions_a, positions_b, num_rows):
     """The pairs of two positions that differ, neither of them padding."""
-    a = position_a + tl.arange(0, BLOCK_A)
-    b = position_b + tl.arange(0, BLOCK_B)
-    return (a[:, None] != b[None, :]) & (a < num_rows)[:, None] & (b < num_rows)[None, :]
+    differ = positions_a[:, None] != positions_b[None, :]
+    return differ & (positions_a < num_rows)[:, None] & (positions_b < num_rows)[None, :]

@@ -1,4 +1,8 @@
-"""From upstream gradients to the weights of the rows and the temperature's gradient."""
+"""From upstream gradients to the weights of the rows and the temperature's gradient.
+
+A row's weight is v_i = ∂(upstream · loss)/∂z_i = gain_0 v'_i 2^(e_i - e), a float32 v'_i with its own power of two:
+trained batches have all weights of infoNCE tiny, so the largest power, 2^e, is set apart with what is common to all.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +12,81 @@ import triton
 import triton.language as tl
 
 from . import stats
-from .fold import softplus
+from .pack import binary_exponent, power_of_two
 
-LOSS, TOTAL = tl.constexpr(stats.LOSS), tl.constexpr(stats.TOTAL)
-MOMENT = tl.constexpr(stats.MOMENT)
+WEIGHT, EXPONENT = tl.constexpr(stats.WEIGHT), tl.constexpr(stats.EXPONENT)
+TOTAL, MOMENT = tl.constexpr(stats.TOTAL), tl.constexpr(stats.MOMENT)
+LOWEST = tl.constexpr(stats.LOWEST)
 LN2 = tl.constexpr(math.log(2))
 
 
 @triton.jit
-def row_weights(
-    stats_ptr, upstream_ptr, factor, index, num_rows, padded, live, PER_ROW: tl.constexpr, INFO: tl.constexpr
-):
-    """Sign and binary logarithm of ∂(upstream · loss)/∂z for stacked rows, in float64."""
+def row_weights(stats_ptr, upstream_ptr, index, num_rows, padded, PER_ROW: tl.constexpr):
+    """v' and e of stacked rows in float32, 0 and far below all others for padding."""
     side = (index >= padded).to(tl.int32)
+    position = index - side * padded
+    weight = tl.load(stats_ptr + WEIGHT * 2 * padded + index)
+    exponent = tl.load(stats_ptr + EXPONENT * 2 * padded + index)
     if PER_ROW:
-        upstream = tl.load(upstream_ptr + side * num_rows + index - side * padded, mask=live, other=0.0)
-    else:
-        upstream = tl.load(upstream_ptr + tl.zeros_like(index))
-    scaled = upstream.to(tl.float64) * factor
-    size = tl.log2(tl.abs(scaled))
-    if INFO:
-        # sigmoid(z) as exp(-softplus(-z)), which is never flushed to 0.
-        z = tl.load(stats_ptr + LOSS * 2 * padded + index, mask=live, other=0.0).to(tl.float64)
-        size -= softplus(-z) / tl.full((), LN2, tl.float64)
-    sign = tl.where(scaled > 0, 1.0, tl.where(scaled < 0, -1.0, 0.0 * scaled))
-    return sign, tl.where(live, size, float("-inf"))
+        upstream = tl.load(upstream_ptr + side * num_rows + position, mask=position < num_rows, other=0.0)
+        upstream = upstream.to(tl.float32)
+        power = binary_exponent(upstream)
+        weight = weight * (upstream * power_of_two(-power))
+        exponent += power.to(tl.float32)
+    return weight, tl.where(weight == 0, LOWEST, exponent)
+
+
+@triton.jit
+def common_exponent(
+    stats_ptr, upstream_ptr, num_rows, padded, SWEEP: tl.constexpr, PER_ROW: tl.constexpr, INFO: tl.constexpr
+):
+    """e, the largest of all rows; every program that asks sweeps all rows in the same order."""
+    common = tl.full((), 0.0, tl.float32)
+    if PER_ROW or INFO:
+        largest = tl.full((SWEEP,), LOWEST, tl.float32)
+        for start in range(0, 2 * padded, SWEEP):
+            index = tl.minimum(start + tl.arange(0, SWEEP), 2 * padded - 1)
+            _, exponent = row_weights(stats_ptr, upstream_ptr, index, num_rows, padded, PER_ROW)
+            largest = tl.maximum(largest, exponent)
+        common = tl.max(largest, 0)
+    return common
+
+
+@triton.jit
+def relative_weights(stats_ptr, upstream_ptr, exponent, index, num_rows, padded, PER_ROW: tl.constexpr):
+    """v'_i 2^(e_i - e) of stacked rows."""
+    weight, own_exponent = row_weights(stats_ptr, upstream_ptr, index, num_rows, padded, PER_ROW)
+    return weight * tl.exp2(own_exponent - exponent)
+
+
+@triton.jit
+def over_total(stats_ptr, weight, index, padded):
+    """Weights of stacked rows over their sums of exponentials."""
+    total = tl.load(stats_ptr + TOTAL * 2 * padded + index)
+    # Padding has summed nothing.
+    return weight / tl.where(total == 0, 1.0, total)
+
+
+@triton.jit
+def common_gain(upstream_ptr, rate, exponent, count, PER_ROW: tl.constexpr):
+    """What all rows' gradients have in common, 2^e log(2) rate / count and an upstream gradient of all, in float64."""
+    gain = tl.exp2(exponent.to(tl.float64)) * rate.to(tl.float64) * tl.full((), LN2, tl.float64) / count
+    if not PER_ROW:
+        gain = gain * tl.load(upstream_ptr).to(tl.float64)
+    return gain
+
+
+@triton.jit
+def slope_share(
+    stats_ptr, upstream_ptr, exponent, gain, start, num_rows, padded, ROWS: tl.constexpr, PER_ROW: tl.constexpr
+):
+    """The share of ROWS stacked rows in the temperature's gradient, -(1/τ) Σ_i v_i (Σ_j P_ij s_ij - s_i,p(i))."""
+    index = start + tl.arange(0, ROWS)
+    inside = index < 2 * padded
+    index = tl.minimum(index, 2 * padded - 1)
+    weight = relative_weights(stats_ptr, upstream_ptr, exponent, index, num_rows, padded, PER_ROW)
+    moment = tl.load(stats_ptr + MOMENT * 2 * padded + index)
+    return -gain * tl.sum(tl.where(inside, weight.to(tl.float64) * moment, 0.0), 0)
 
 
 @triton.jit
@@ -53,48 +107,25 @@ def weigh_rows(
     INFO: tl.constexpr,
     SLOPE: tl.constexpr,
 ):
-    """Write what the gradient needs of every row's weight v_i = ∂(upstream · loss)/∂z_i = weight · 2^exponent.
+    """Write what the gradient needs of every row's weight.
 
-    That is weight / total (0 for padding), the two weights of each pair added, the factor 2^exponent rate log(2) that
-    is common to all rows, and with SLOPE this program's share of -(1/τ) Σ_i v_i (Σ_j P_ij s_ij - s_i,p(i)). Trained
-    batches have all weights of infoNCE tiny, so their common power of two is set apart. ``count`` divides upstream.
+    That is weight over total (0 for padding), the two weights of each pair added, what is common to all rows, and with
+    SLOPE this program's share of the temperature's gradient. ``count`` divides upstream.
     """
-    factor = tl.full((), 1.0, tl.float64) / count
-    index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    live = index < num_rows
-    x_sign, x_size = row_weights(stats_ptr, upstream_ptr, factor, index, num_rows, padded, live, PER_ROW, INFO)
-    y_sign, y_size = row_weights(stats_ptr, upstream_ptr, factor, index + padded, num_rows, padded, live, PER_ROW, INFO)
-    largest = tl.maximum(x_size, y_size)
-    undefined = (x_size != x_size) | (y_size != y_size)
-    if PER_ROW or INFO:
-        # Every program sweeps all rows, in the same order, for the same exponent.
-        largest = tl.full((SWEEP,), float("-inf"), tl.float64)
-        undefined = tl.zeros((SWEEP,), tl.int1)
-        for start in range(0, 2 * padded, SWEEP):
-            stacked = start + tl.arange(0, SWEEP)
-            position = tl.where(stacked >= padded, stacked - padded, stacked)
-            _, size = row_weights(
-                stats_ptr, upstream_ptr, factor, stacked, num_rows, padded, position < num_rows, PER_ROW, INFO
-            )
-            largest = tl.where(size > largest, size, largest)
-            undefined = undefined | (size != size)
-    exponent = tl.floor(tl.max(largest, 0))
-    # All-zero upstream gradients have no size; any exponent serves them.
-    exponent = tl.where(exponent == float("-inf"), 0.0, exponent)
-    exponent = tl.where(tl.max(undefined.to(tl.int32), 0) != 0, float("nan"), exponent)
-    x_weight = tl.where(live, x_sign * tl.exp2(x_size - exponent), 0.0)
-    y_weight = tl.where(live, y_sign * tl.exp2(y_size - exponent), 0.0)
-    x_total = tl.load(stats_ptr + TOTAL * 2 * padded + index, mask=live, other=1.0).to(tl.float64)
-    y_total = tl.load(stats_ptr + TOTAL * 2 * padded + padded + index, mask=live, other=1.0).to(tl.float64)
+    exponent = common_exponent(stats_ptr, upstream_ptr, num_rows, padded, SWEEP, PER_ROW, INFO)
+    first = tl.program_id(0) * ROWS
+    index = first + tl.arange(0, ROWS)
     inside = index < padded
-    tl.store(coefficient_ptr + index, (x_weight / x_total).to(tl.float32), mask=inside)
-    tl.store(coefficient_ptr + padded + index, (y_weight / y_total).to(tl.float32), mask=inside)
-    tl.store(pull_ptr + index, (x_weight + y_weight).to(tl.float32), mask=inside)
-    gain = tl.exp2(exponent) * tl.load(rate_ptr).to(tl.float64) * tl.full((), LN2, tl.float64)
+    index = tl.minimum(index, padded - 1)
+    x_weight = relative_weights(stats_ptr, upstream_ptr, exponent, index, num_rows, padded, PER_ROW)
+    y_weight = relative_weights(stats_ptr, upstream_ptr, exponent, padded + index, num_rows, padded, PER_ROW)
+    tl.store(coefficient_ptr + index, over_total(stats_ptr, x_weight, index, padded), mask=inside)
+    y_coefficient = over_total(stats_ptr, y_weight, padded + index, padded)
+    tl.store(coefficient_ptr + padded + index, y_coefficient, mask=inside)
+    tl.store(pull_ptr + index, x_weight + y_weight, mask=inside)
+    gain = common_gain(upstream_ptr, tl.load(rate_ptr), exponent, count, PER_ROW)
     if tl.program_id(0) == 0:
         tl.store(gain_ptr, gain)
     if SLOPE:
-        x_moment = tl.load(stats_ptr + MOMENT * 2 * padded + index, mask=live, other=0.0).to(tl.float64)
-        y_moment = tl.load(stats_ptr + MOMENT * 2 * padded + padded + index, mask=live, other=0.0).to(tl.float64)
-        share = tl.sum(x_weight * x_moment + y_weight * y_moment, 0)
-        tl.store(slope_ptr + tl.program_id(0), -share * gain)
+        share = slope_share(stats_ptr, upstream_ptr, exponent, gain, 2 * first, num_rows, padded, 2 * ROWS, PER_ROW)
+        tl.store(slope_ptr + tl.program_id(0), share)

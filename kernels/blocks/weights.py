@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .lse import COMMON_PEAK_RATE, logits
+from .lse import has_common_peak, logits
 from .tiles import kept_pairs, needs_mask, product_halves, tile_at, tile_product
 
 
@@ -16,6 +16,24 @@ def round_to_tf32(value):
     rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
     # The carry would turn some NaNs into zeros.
     return tl.where(value == value, rounded, value)
+
+
+@triton.jit
+def pair_weights(logit, row, column, peak_ptr, inverse_ptr, rate, index_a, index_b, NORMALIZE: tl.constexpr):
+    """W_ij = v_i P_ij + v_j P_ji, divided by both rows' norms for cosines.
+
+    v_i P_ij = k_i 2^(t_ij - peak_i), k_i = v_i / total_i being the ``row`` coefficient or the ``column`` one. Nothing
+    exceeds its row's peak, so nothing overflows.
+    """
+    if has_common_peak(rate, NORMALIZE):
+        weight = tl.exp2(logit) * (row[:, None] + column[None, :])
+    else:
+        by_row = tl.exp2(logit - tl.load(peak_ptr + index_a)[:, None]) * row[:, None]
+        by_column = tl.exp2(logit - tl.load(peak_ptr + index_b)[None, :]) * column[None, :]
+        weight = by_row + by_column
+    if NORMALIZE:
+        weight = weight * tl.load(inverse_ptr + index_a)[:, None] * tl.load(inverse_ptr + index_b)[None, :]
+    return weight
 
 
 @triton.jit
@@ -48,9 +66,8 @@ def block_weights(
     PRECISION: tl.constexpr,
     HALVES: tl.constexpr,
 ):
-    """W_ij = v_i P_ij + v_j P_ji, divided by both rows' norms for cosines; 0 for pairs left out.
+    """Tiles of :func:`pair_weights`, 0 for pairs left out.
 
-    v_i P_ij = k_i 2^(t_ij - peak_i) with k_i = v_i / total_i. Nothing exceeds its row's peak, so nothing overflows.
     With both norms in it one block serves both sides: W b and W^T a are gradients with respect to raw rows, but for
     the projection. Every entry of the tile is written, the padding too, as TERMS numbers that add up to it, each what
     the ones before leave. TRIANGLE: b is a, and a tile is written a second time as its mirror below the diagonal.
@@ -77,23 +94,13 @@ def block_weights(
             product = right
         columns = begin + tl.arange(0, WIDTH)
         logit = logits(product, factor_ptr, residue_ptr, rate, first_a + index, first_b + columns, NORMALIZE)
-        row = tl.load(coefficient_ptr + first_a + index)[:, None]
-        column = tl.load(coefficient_ptr + first_b + columns)[None, :]
-        common = False
-        if NORMALIZE:
-            common = rate <= COMMON_PEAK_RATE
-        if common:
-            weight = tl.exp2(logit) * (row + column)
-        else:
-            by_row = tl.exp2(logit - tl.load(peak_ptr + first_a + index)[:, None]) * row
-            by_column = tl.exp2(logit - tl.load(peak_ptr + first_b + columns)[None, :]) * column
-            weight = by_row + by_column
-        if NORMALIZE:
-            inverse_a = tl.load(inverse_ptr + first_a + index)[:, None]
-            weight = weight * inverse_a * tl.load(inverse_ptr + first_b + columns)[None, :]
+        row, column = tl.load(coefficient_ptr + first_a + index), tl.load(coefficient_ptr + first_b + columns)
+        weight = pair_weights(
+            logit, row, column, peak_ptr, inverse_ptr, rate, first_a + index, first_b + columns, NORMALIZE
+        )
         position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)
         if masked:
-            kept = kept_pairs(position_a, position_b + begin, num_rows, BLOCK, WIDTH)
+            kept = kept_pairs(position_a + index, position_b + columns, num_rows)
             weight = tl.where(kept, weight, 0.0)
         if ROUND:
             weight = round_to_tf32(weight)
