@@ -124,7 +124,7 @@ def cz_nce(
         >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
         >>> loss = ctloss.cz_nce(x, x.detach(), temperature=0.5)
         >>> loss
-        tensor(-1.3069, grad_fn=<GeneratedBackwardFor_ctloss_contrastive_defaultBackward>)
+        tensor(-1.3069, grad_fn=<ContrastiveBackward>)
         >>> loss.backward()
         >>> x.grad
         tensor([[0., 1.],

@@ -1,12 +1,14 @@
 """The fused paths as PyTorch operators: schemas, fakes and autograd.
 
 The path is chosen inside the operator: what the choice rests on (is Triton installed, which GPU is this) cannot be
-asked while ``torch.compile`` traces.
+asked while ``torch.compile`` traces. Where nothing watches the dispatcher its work is done without it, which halves what
+a call costs beside its arithmetic.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -59,6 +61,7 @@ def parse(options: str) -> Call:
     return Call(problem, form, impl, {"need_x": need_x, "need_y": need_y, "need_temperature": need_temperature})
 
 
+PLAIN = (Tensor, torch.nn.Parameter)
 NO_SECOND_DERIVATIVE = (
     "ctloss: the fused paths have no second derivative; call the loss with impl='reference' and form='log', "
     "which can be differentiated any number of times"
@@ -168,6 +171,7 @@ def _contrastive_backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Keep what the backward needs, of the operator or of :class:`Contrastive`."""
     x, y, temperature, ctx.tau, ctx.options = inputs
     ctx.needs = tuple(parse(ctx.options).needs.values())
     _, *intermediate = output
@@ -177,9 +181,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _gradients(ctx, upstream, torch.ops.ctloss.contrastive_backward)
+
+
+def _gradients(ctx: Any, upstream: Tensor | None, form: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor | None, ...]:
     if upstream is None:
         return (None,) * 5
-    gradients = torch.ops.ctloss.contrastive_backward(upstream, *ctx.saved_tensors, ctx.tau, ctx.options)
+    gradients = form(upstream, *ctx.saved_tensors, ctx.tau, ctx.options)
     return *(gradient if need else None for gradient, need in zip(gradients, ctx.needs, strict=True)), None, None
 
 
@@ -193,6 +201,36 @@ torch.library.register_fake("ctloss::contrastive", _contrastive_fake, lib=librar
 torch.library.register_fake("ctloss::contrastive_backward", _contrastive_backward_fake, lib=library)
 torch.library.register_autograd("ctloss::contrastive", _differentiate, setup_context=_save, lib=library)
 torch.library.register_autograd("ctloss::contrastive_backward", _refuse, lib=library)
+
+
+class Contrastive(torch.autograd.Function):
+    """The operator ``contrastive`` and its gradient, called directly."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _contrastive(*inputs)
+        _save(ctx, inputs, output)
+        return output[0]
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        # Grad mode is on if the gradient is to be differentiated: the operator refuses that.
+        recording = torch.is_grad_enabled()
+        return _gradients(ctx, upstream, torch.ops.ctloss.contrastive_backward if recording else _contrastive_backward)
+
+
+def _unwatched(x: Tensor, y: Tensor, temperature: Tensor | None) -> bool:
+    """Whether neither compilers, transforms, modes nor subclasses of tensors look for operators here."""
+    return (
+        x.device.type in ("cpu", "cuda")
+        and type(x) in PLAIN
+        and type(y) in PLAIN
+        and (temperature is None or type(temperature) in PLAIN)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
 
 
 def fused(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Problem, form: str, impl: str) -> Tensor:
@@ -228,5 +266,9 @@ def fused(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Problem, f
         need_y=recording and y.requires_grad,
         need_temperature=recording and learnable is not None and learnable.requires_grad,
     )
-    loss: Tensor = torch.ops.ctloss.contrastive(x, y, learnable, tau, options)[0]
+    loss: Tensor
+    if _unwatched(x, y, learnable):
+        loss = Contrastive.apply(x, y, learnable, tau, options)
+    else:
+        loss = torch.ops.ctloss.contrastive(x, y, learnable, tau, options)[0]
     return loss

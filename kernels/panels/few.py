@@ -91,16 +91,21 @@ def solve(
         slope = (pull.sum() - (per_sum * moment).sum()).mul_(LN2).to(dtype)
     if not (need_x or need_y):
         return Solved(rows, None, None, slope)
-    lengths = (None, None) if norms is None else (norms[:n], norms[n:])
     weights, units = weigh(weights, n, per_sum.view(-1), of_pairs).to(dtype), units.to(dtype)
+    if symmetric and need_x and need_y and norms is not None:
+        # Both sides at once, parted by the division.
+        both = remove_radial(torch.mm(weights, units), units)
+        lengths = norms.to(dtype)
+        return Solved(rows, both[:n] / lengths[:n], both[n:] / lengths[n:], slope)
+    lengths_x, lengths_y = (None, None) if norms is None else (norms[:n], norms[n:])
     x, y = units[:n], units[n:]
     grad_x = grad_y = None
     if need_x:
         top, columns = (weights[:n], units) if symmetric else (weights, y)
-        grad_x = _gradient(top, columns, x, lengths[0])
+        grad_x = _gradient(top, columns, x, lengths_x)
     if need_y:
         bottom, columns = (weights[n:], units) if symmetric else (weights.t(), x)
-        grad_y = _gradient(bottom, columns, y, lengths[1])
+        grad_y = _gradient(bottom, columns, y, lengths_y)
     return Solved(rows, grad_x, grad_y, slope)
 
 
