@@ -40,22 +40,25 @@ def solve(
     if shift:
         entries.sub_(shift)
     excluded(entries.exp2_(), n).zero_()
-    total = sums(entries, n)
-    positive = torch.exp2(pairs - shift if shift else pairs).repeat(2)
+    # Both directions of a pair have one positive: a row of totals a direction.
+    total = sums(entries, n).view(2, n)
+    positive = torch.exp2(pairs - shift if shift else pairs)
     phi = total / positive
     per_sum = torch.div(_SCALE, (total + positive).to(total.dtype) if info else total)
     if not _in_range(total, phi, per_sum, info=info, cosines=logits.rows.norms is not None):
         return None
-    z = torch.log(phi).to(total.dtype)
-    rows = torch.log1p(phi).to(total.dtype) if info else z
+    z = torch.log(phi).to(total.dtype).view(-1)
+    rows = torch.log1p(phi).to(total.dtype).view(-1) if info else z
     weight = per_sum * total
+    of_pairs = weight.sum(0) if info else None
     moment = None
     if unshifted is not None:
-        moment = sums(unshifted.mul_(entries), n).div_(total).sub_(pairs.repeat(2)).mul_(LN2)
+        moment = sums(unshifted.mul_(entries), n).view(2, n).div_(total).sub_(pairs).mul_(LN2).view(-1)
+    per_sum, weight = per_sum.view(-1), weight.view(-1)
     found = Denominators(z, rows, None, weight, per_sum, shift, moment, None)
     if not (need_x or need_y):
         return found, None, None
-    weigh(entries, n, per_sum, weight.view(2, n).sum(0) if info else None)
+    weigh(entries, n, per_sum, of_pairs)
     return found, *_gradients(entries, logits, need_x, need_y)
 
 
@@ -74,8 +77,8 @@ def _gradients(weights: Tensor, logits: Logits, need_x: bool, need_y: bool) -> t
     if logits.symmetric and need_x and need_y and norms is not None:
         # Both sides at once, parted by the division.
         both = torch.mm(weights, centred).addcmul_(weights.sum(1, keepdim=True), centre)
-        (x, y), (lengths_x, lengths_y) = remove_radial(both, rows).chunk(2), norms.chunk(2)
-        return x / lengths_x, y / lengths_y
+        remove_radial(both, rows)
+        return both[:n] / norms[:n], both[n:] / norms[n:]
     x, y = centred.chunk(2)
     top, columns = (weights[:n], centred) if logits.symmetric else (weights, y)
     bottom, others = (weights[n:], centred) if logits.symmetric else (weights.t(), x)
