@@ -17,6 +17,9 @@ from .denominators import EXCLUDED, add_sums
 from .layout import Layout, Panel
 from .logits import Logits
 
+SCRATCH_ENTRIES = 1 << 17
+"""What lies beside a panel while its weights are formed: small enough for a cache."""
+
 
 def panel_weights(
     logits: Logits,
@@ -34,7 +37,7 @@ def panel_weights(
         logits: where the panel came from.
         panel: its rows and columns.
         entries: exponentials, or logits, excluded pairs far below all others.
-        scratch: as many elements as ``entries``.
+        scratch: a row's elements or more: so many rows are worked on at a time.
         weight: ``(2n,)`` row weights, of either sign.
         per_sum: ``(2n,)`` row weights over the sums of exponentials.
         lse: ``(2n,)`` base-2 log-sum-exps, read if ``per_sum`` is not given.
@@ -42,19 +45,23 @@ def panel_weights(
     Returns:
         ``entries``.
     """
-    scratch = scratch[: entries.numel()].view(entries.shape)
-    rows, columns = slice(panel.start, panel.stop), slice(panel.first, None)
-    if per_sum is not None:
-        torch.add(per_sum[rows, None], per_sum[columns], out=scratch)
-        entries.mul_(scratch)
-    else:
-        assert lse is not None
-        torch.sub(entries, lse[columns], out=scratch).exp2_().mul_(weight[columns])
-        entries.sub_(lse[rows, None]).exp2_().mul_(weight[rows, None]).add_(scratch)
+    columns = slice(panel.first, None)
+    step = scratch.numel() // entries.shape[1]
+    for start in range(0, panel.height, step):
+        part = entries[start : start + step]
+        rows = slice(panel.start + start, panel.start + start + len(part))
+        other = scratch[: part.numel()].view(part.shape)
+        if per_sum is not None:
+            part.mul_(torch.add(per_sum[rows, None], per_sum[columns], out=other))
+        else:
+            assert lse is not None
+            torch.sub(part, lse[columns], out=other).exp2_().mul_(weight[columns])
+            part.sub_(lse[rows, None]).exp2_().mul_(weight[rows, None]).add_(other)
     positives = logits.positives(panel, entries)
     if positives is not None:
         n = logits.n
-        torch.add(weight[rows], weight[n + panel.start : n + panel.stop], out=positives).neg_()
+        own, mirrored = weight[panel.start : panel.stop], weight[n + panel.start : n + panel.stop]
+        torch.add(own, mirrored, out=positives).neg_()
     return entries
 
 
@@ -92,14 +99,13 @@ def accumulate(
     centre = logits.rows.centre()
     centred = rows - centre
     sums = torch.zeros_like(weight)
-    largest = layout.height * (2 * n if layout.symmetric else n)
-    scratch = rows.new_empty(largest)
-    again = rows.new_empty(largest) if kept is None else None
+    width = 2 * n if layout.symmetric else n
+    scratch = rows.new_empty(max(width, min(SCRATCH_ENTRIES, layout.height * width)))
+    again = rows.new_empty(layout.height * width) if kept is None else None
     for index, panel in enumerate(layout.panels()):
         if again is None:
             assert kept is not None
-            width = 2 * n - panel.first
-            entries = kept[index].view(panel.height, width)
+            entries = kept[index].view(panel.height, -1)
             kept[index] = rows.new_empty(0)
         else:
             entries = logits.fill(panel, again)

@@ -17,7 +17,8 @@ import torch
 from ..problem import Problem
 from .rows import accumulation_dtype
 
-DENSE_ROWS = 256
+# Sides of a square formed at once, by whether it is symmetric: if so, panels would form but half of it.
+DENSE_ROWS = {True: 256, False: 512}
 TALLEST = 256
 SHORTEST = 16
 TILE = 256
@@ -111,5 +112,5 @@ def layout(n: int, d: int, dtype: torch.dtype, device_type: str, problem: Proble
     height = max(SHORTEST, min(tallest, n, spare // row))
     candidate = Layout(n, symmetric, height, keep=True, dense=False)
     keep = not one_by_one and candidate.entries + 2 * height * width <= spare
-    dense = device_type == "cpu" and width <= DENSE_ROWS and 3 * width * width <= spare
+    dense = device_type == "cpu" and width <= DENSE_ROWS[symmetric] and 3 * width * width <= spare
     return Layout(n, symmetric, height, keep, dense)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 LARGEST_EXPONENT = 30
-BLOCK_ENTRIES = 1 << 15
+BLOCK_ENTRIES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def prepare(x: Tensor, y: Tensor, normalize: bool, *, precise: bool = False) -> Rows:
     """Stack the rows, normalise them if asked, and multiply the pairs.
 
-    All of it is done in float64, some ten thousand entries at a time, because errors here do not average out: a
+    All of it is done in float64, some ten thousand entries of a side at a time, because errors here do not average out: a
     norm's error shifts a whole row of logits, and a positive's stands alone against the sum over negatives.
 
     On the CPU one read of the norms' range tells whether any row needs rescaling; elsewhere nothing is read back and
