@@ -1,10 +1,11 @@
-"""The command line: ``python -m benchmarks [all | sweep | memory | numerics | plot]``."""
+"""The command line: ``python -m benchmarks [all | sweep | memory | numerics | plot | table]``."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # Before torch: threads that spin while they wait spoil each other's timings on a busy machine.
@@ -13,7 +14,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import torch
 
-from benchmarks import memory, numerics, plots, providers, sweep
+from benchmarks import memory, numerics, plan, plots, providers, sweep, tables
 from benchmarks.results import Row, write_csv
 
 EPILOG = """
@@ -26,19 +27,6 @@ Providers:
 """
 EPILOG += "\n".join(f"  {provider.name:22} {provider.about}" for provider in providers.PROVIDERS.values())
 
-SIZES: dict[str, dict[str, list[int]]] = {
-    "sweep": {"n": [32, 128, 512, 2048], "d": [256]},
-    "memory": {"n": [512, 2048, 8192], "d": [256]},
-}
-QUICK: dict[str, dict[str, list[int]]] = {
-    "sweep": {"n": [32, 128], "d": [128]},
-    "memory": {"n": [256, 512], "d": [128]},
-}
-# A process for each measurement is slow, and memory hardly depends on the rest.
-LOSSES = {"sweep": ["cz-both", "info-both", "info-cross"], "memory": ["info-both"]}
-KINDS = {"sweep": ["float32", "bfloat16"], "memory": ["float32"]}
-MEMORY_PROVIDERS = ("ctloss-torch", "ctloss-triton", "eager", "lightly", "open_clip", "sentence-transformers")
-
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
@@ -49,36 +37,30 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = options.add_argument
-    add("what", nargs="?", default="all", choices=("all", "sweep", "memory", "numerics", "plot"),
-        help="default: all, a few minutes on two cores")  # fmt: skip
+    add("what", nargs="?", default="all", choices=("all", "sweep", "memory", "numerics", "plot", "table"),
+        help="default: all, half an hour on two cores; table and plot show what was measured before")  # fmt: skip
     add(
         "--n",
         type=int,
         nargs="+",
         metavar="N",
-        help="pairs in a batch (default: 32 128 512 2048; of memory 512 2048 8192)",
+        help="pairs in a batch (default: the sizes of benchmarks/plan.py, as of all else that is swept)",
     )
-    add("--d", type=int, nargs="+", metavar="D", help="dimensions (default: 256)")
-    add("--dtype", nargs="+", choices=tuple(providers.DTYPES), help="default: float32 bfloat16; of memory float32")
-    add(
-        "--loss",
-        nargs="+",
-        choices=tuple(providers.LOSSES),
-        help="default: cz-both info-both info-cross; of memory info-both",
-    )
-    add(
-        "--providers", nargs="+", choices=tuple(providers.PROVIDERS), metavar="NAME", help="default: all (listed below)"
-    )
+    add("--d", type=int, nargs="+", metavar="D", help="dimensions")
+    add("--dtype", nargs="+", choices=tuple(providers.DTYPES))
+    add("--loss", nargs="+", choices=tuple(providers.LOSSES))
+    add("--providers", nargs="+", choices=tuple(providers.PROVIDERS), metavar="NAME", help="those listed below")
     add(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu, cuda or cuda:INDEX (default: %(default)s)",
     )
-    add("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    add("--threads", type=int, nargs="+", help="CPU threads")
     add("--temperature", type=float, default=0.07, help="default: 0.07")
     add("--seconds", type=float, help="for each case and pass, shared by the providers (default: 1, quick: 0.2)")
     add("--quick", action="store_true", help="smaller sizes and fewer samples: under a minute or so")
     add("--output", type=Path, default=Path("benchmarks/results"), metavar="RESULTS", help="default: %(default)s")
+    add("--write", action="store_true", help="put the tables into README.md and docs/performance.md")
     add("--figures", type=Path, default=Path("docs/figures"), help="default: %(default)s")
     return options
 
@@ -89,12 +71,10 @@ def check(options: argparse.Namespace) -> None:
         sys.exit(f"expected --device cpu, got {options.device}: torch {torch.__version__} sees no CUDA device")
     if not options.device.startswith("cuda") and options.device != "cpu":
         sys.exit(f"expected --device cpu, cuda or cuda:INDEX, got {options.device}")
-    for name, smallest in (("n", 2), ("d", 1)):
+    for name, smallest in (("n", 2), ("d", 1), ("threads", 1)):
         for value in getattr(options, name) or ():
             if value < smallest:
                 sys.exit(f"expected --{name} of at least {smallest}, got {value}")
-    if options.threads < 1:
-        sys.exit(f"expected --threads of at least 1, got {options.threads}")
     if not options.temperature > 0:
         sys.exit(f"expected --temperature above 0, got {options.temperature}")
 
@@ -106,27 +86,31 @@ def memory_limit(device: str) -> float:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 2 / 3
 
 
-def grid(options: argparse.Namespace, table: str, names: tuple[str, ...]) -> sweep.Grid:
-    """The sweep that the options ask for."""
-    sizes = (QUICK if options.quick else SIZES)[table]
-    return sweep.Grid(
-        n=options.n or sizes["n"],
-        d=options.d or sizes["d"],
-        dtypes=options.dtype or KINDS[table],
-        losses=options.loss or LOSSES[table],
-        providers=options.providers or names,
-        device=options.device,
-        temperature=options.temperature,
-        seconds=options.seconds or (0.2 if options.quick else 1.0),
-        memory_limit=memory_limit(options.device),
-    )
+def grids(options: argparse.Namespace, parts: Sequence[plan.Part]) -> Iterator[sweep.Grid]:
+    """The sweeps of a plan, with what the options ask for in its place; of several parts the first is taken then."""
+    if options.n or options.d or options.dtype or options.loss or options.providers or options.threads:
+        parts = parts[:1]
+    for part in parts:
+        for threads in options.threads or part.threads:
+            yield sweep.Grid(
+                n=options.n or part.n,
+                d=options.d or part.d,
+                dtypes=options.dtype or part.dtypes,
+                losses=options.loss or part.losses,
+                providers=options.providers or part.providers,
+                device=options.device,
+                temperature=options.temperature,
+                threads=threads,
+                seconds=options.seconds or (0.2 if options.quick else 1.0),
+                fewest_rounds=part.fewest_rounds,
+                memory_limit=memory_limit(options.device),
+            )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run what the arguments ask for."""
     options = parser().parse_args(arguments)
     check(options)
-    torch.set_num_threads(options.threads)
     kind = options.device.partition(":")[0]
 
     def keep(table: str, rows: list[Row]) -> None:
@@ -135,6 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{len(rows)} rows: {path}")
 
     if options.what in ("all", "numerics"):
+        torch.set_num_threads(1)
         phis = numerics.PHIS[::3] if options.quick else numerics.PHIS
         keep("numerics", [*numerics.run(
             options.loss or ["info-both", "info-cross", "cz-both"],
@@ -143,11 +128,19 @@ def main(arguments: list[str] | None = None) -> None:
             phis=phis,
         )])  # fmt: skip
     if options.what in ("all", "sweep"):
-        keep("sweep", [*sweep.run(grid(options, "sweep", providers.DEFAULT))])
+        parts = (plan.QUICK,) if options.quick else plan.SWEEP[kind]
+        keep("sweep", [row for grid in grids(options, parts) for row in sweep.run(grid)])
     if options.what in ("all", "memory"):
-        keep("memory", [*memory.run(grid(options, "memory", MEMORY_PROVIDERS))])
-    for path in plots.draw_all(options.output, options.figures, kind):
-        print(path)
+        parts = (plan.QUICK_MEMORY if options.quick else plan.MEMORY,)
+        keep("memory", [row for grid in grids(options, parts) for row in memory.run(grid)])
+    if options.what != "table":
+        for path in plots.draw_all(options.output, options.figures, kind):
+            print(path)
+    if kind == "cpu" and options.what in ("all", "table"):
+        shown = tables.of_results(options.output)
+        print(shown.readme, shown.performance, sep="\n\n")
+        if options.write:
+            shown.insert(Path())
 
 
 if __name__ == "__main__":

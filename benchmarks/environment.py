@@ -36,13 +36,16 @@ def own_version() -> str:
         return "source"
 
 
-@functools.lru_cache
 def describe(device: str) -> dict[str, str]:
     """Columns that every row of results carries: device, threads, and the version of all that was run."""
+    return {**_versions(device), "threads": str(torch.get_num_threads())}
+
+
+@functools.lru_cache
+def _versions(device: str) -> dict[str, str]:
     versions = [f"{name} {version}" for name in (*PEERS, *GPU_PEERS) if (version := installed_version(name))]
     return {
         "device": device_name(device),
-        "threads": str(torch.get_num_threads()),
         "cores": str(os.cpu_count()),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -75,11 +75,12 @@ def in_fresh_process(case: Case, name: str, *, threads: int, limit: int = LIMIT_
 def run(grid: Grid) -> list[dict[str, object]]:
     """A row for each case and provider with ``peak_bytes``, or ``note``."""
     rows = []
+    torch.set_num_threads(grid.threads)
     for case in grid.cases():
         for name in grid.providers:
             try:
                 providers.build(name, case, grid.memory_limit)
-                outcome = in_fresh_process(case, name, threads=torch.get_num_threads())
+                outcome = in_fresh_process(case, name, threads=grid.threads)
             except NotOffered as reason:
                 outcome = {"note": str(reason)}
             rows.append({"provider": name, **outcome, **asdict(case), **environment.describe(case.device)})

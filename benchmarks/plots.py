@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from benchmarks.ratios import time_ratios
 from benchmarks.results import read_csv
 
 matplotlib.use("Agg")
 
-EAGER_FORMS = ("eager", "cross_entropy", "logsumexp")
 STYLES: Mapping[str, tuple[str, str]] = {
     "ctloss": ("#c1121f", "o"),
     "ctloss-torch": ("#c1121f", "o"),
@@ -94,36 +93,19 @@ def _finish(figure: Figure, axes: Mapping[tuple[str, str], Axes], title: str, x:
     unfinished.replace(path)
 
 
-def time_ratios(rows: Sequence[Mapping[str, str]], which: str = "forward+backward") -> list[dict[str, str]]:
-    """Each row of a sweep with ``ratio``: its time over that of the fastest eager form of the same case.
-
-    On the CPU with one thread the time is the thread's CPU time, otherwise the wall clock's.
-    """
-    keys = ("loss", "n", "d", "dtype", "device", "threads")
-
-    def seconds(row: Mapping[str, str]) -> float:
-        quiet = row["threads"] == "1" and row["device_kind"] == "cpu"
-        return float(row["cpu_s" if quiet else "wall_s"])
-
-    timed = [row for row in rows if row["pass"] == which and row.get("wall_s")]
-    best: dict[tuple[str, ...], float] = defaultdict(lambda: math.inf)
-    for row in timed:
-        if row["provider"] in EAGER_FORMS:
-            case = tuple(row[key] for key in keys)
-            best[case] = min(best[case], seconds(row))
-    return [{**row, "ratio": str(seconds(row) / best[tuple(row[key] for key in keys)])} for row in timed]
-
-
 def draw_times(source: Path, target: Path) -> None:
-    """Time against the best eager form, by n: a panel for each loss and dtype, at the first d."""
+    """Time against the best eager form, by n: a panel for each loss and dtype, at the first d and number of threads."""
     rows = _drawn(time_ratios(read_csv(source)), "ratio")
-    rows = [row for row in rows if row["d"] == rows[0]["d"]]
+    rows = [row for row in rows if (row["d"], row["threads"]) == (rows[0]["d"], rows[0]["threads"])]
     figure, panels = _panels(rows, "dtype", "loss")
     for (dtype, loss), axes in panels.items():
         series: Series = defaultdict(list)
         for row in rows:
             if (row["dtype"], row["loss"]) == (dtype, loss) and row["provider"] not in ("cross_entropy", "logsumexp"):
                 series[row["provider"]].append((float(row["n"]), float(row["ratio"])))
+        if not series:
+            axes.set_axis_off()
+            continue
         _lines(axes, series)
         axes.axhline(1, color="black", linewidth=0.8)
         _plain_axes(axes, [float(row["n"]) for row in rows])

@@ -18,6 +18,9 @@ from benchmarks.providers import DTYPES, Case, NotOffered
 from benchmarks.timing import Timing, interleaved
 
 PASSES = ("forward", "forward+backward")
+# From so many pairs on products are most of the work.
+PACED = 2048
+PRODUCT, PRODUCT_SIDE = "float32 product", 2048
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class Grid:
     providers: Sequence[str]
     device: str
     temperature: float = 0.07
+    threads: int = 1
     seconds: float = 2.0
+    fewest_rounds: int = 5
     memory_limit: float = float("inf")
 
     def cases(self) -> Iterator[Case]:
@@ -71,7 +76,15 @@ def forward_backward(call: PairLoss, x: Tensor, y: Tensor) -> Callable[[], objec
     return run
 
 
-def measure(case: Case, names: Sequence[str], *, seconds: float, memory_limit: float) -> list[dict[str, object]]:
+def product() -> tuple[Callable[[], object], float]:
+    """A float32 product of two large squares, the machine's pace, and its flops."""
+    left, right = torch.randn(2, PRODUCT_SIDE, PRODUCT_SIDE)
+    return lambda: torch.mm(left, right), 2.0 * PRODUCT_SIDE**3
+
+
+def measure(
+    case: Case, names: Sequence[str], *, seconds: float, memory_limit: float, fewest_rounds: int = 5
+) -> list[dict[str, object]]:
     """One case by every provider that offers it.
 
     Args:
@@ -79,10 +92,12 @@ def measure(case: Case, names: Sequence[str], *, seconds: float, memory_limit: f
         names: keys of PROVIDERS.
         seconds: for each of the two passes, shared by the providers.
         memory_limit: bytes one provider may be estimated to need.
+        fewest_rounds: taken however long they last.
 
     Returns:
         A row for each provider and pass: ``wall_s`` and ``cpu_s`` (medians a call), ``gradient_error``,
-        ``value_error``, and ``note`` where there is no time.
+        ``value_error``, and ``note`` where there is no time; of large batches on the CPU also ``product_flops``, the
+        flops a second of a float32 product timed in the same rounds, by the same clock as the ratios to eager.
     """
     x, y = batches.untrained(case.n, case.d, dtype=DTYPES[case.dtype], device=case.device)
     loss, negatives = case.parts
@@ -99,11 +114,17 @@ def measure(case: Case, names: Sequence[str], *, seconds: float, memory_limit: f
     working = {name: call for name, call in calls.items() if name in found}
     for which, prepare in zip(PASSES, (forward, forward_backward), strict=True):
         prepared = {name: prepare(call, x, y) for name, call in working.items()}
-        timed = interleaved(prepared, device=case.device, seconds=seconds)
+        paced = case.device == "cpu" and case.n >= PACED
+        if paced:
+            prepared[PRODUCT], flops = product()
+        timed = interleaved(prepared, device=case.device, seconds=seconds, fewest_rounds=fewest_rounds)
+        pace = timed.pop(PRODUCT, None)
         for name, outcome in timed.items():
             row: dict[str, object] = {"provider": name, "pass": which}
             if isinstance(outcome, Timing):
                 row |= {"wall_s": outcome.wall, "cpu_s": outcome.cpu, "rounds": outcome.rounds}
+                if isinstance(pace, Timing):
+                    row["product_flops"] = flops / (pace.cpu if torch.get_num_threads() == 1 else pace.wall)
             else:
                 row["note"] = outcome
             rows.append({**row, **found[name], **shared})
@@ -116,8 +137,15 @@ def measure(case: Case, names: Sequence[str], *, seconds: float, memory_limit: f
 def run(grid: Grid) -> list[dict[str, object]]:
     """Every case of the grid; a line of progress for each on stderr."""
     rows: list[dict[str, object]] = []
+    torch.set_num_threads(grid.threads)
     for case in grid.cases():
-        taken = measure(case, grid.providers, seconds=grid.seconds, memory_limit=grid.memory_limit)
+        taken = measure(
+            case,
+            grid.providers,
+            seconds=grid.seconds,
+            memory_limit=grid.memory_limit,
+            fewest_rounds=grid.fewest_rounds,
+        )
         rows += taken
         times = {
             row["provider"]: f"{float(str(row['wall_s'])) * 1e3:.3g}"

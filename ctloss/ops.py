@@ -1,8 +1,8 @@
 """The fused paths as PyTorch operators: schemas, fakes and autograd.
 
 The path is chosen inside the operator: what the choice rests on (is Triton installed, which GPU is this) cannot be
-asked while ``torch.compile`` traces. Where nothing watches the dispatcher its work is done without it, which halves what
-a call costs beside its arithmetic.
+asked while ``torch.compile`` traces. Where nothing watches the dispatcher the work is done without it, which halves
+what a call costs beside its arithmetic.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def _unwatched(x: Tensor, y: Tensor, temperature: Tensor | None) -> bool:
         and type(y) in PLAIN
         and (temperature is None or type(temperature) in PLAIN)
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not torch._C._is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
     )

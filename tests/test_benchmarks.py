@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import batches, gpu_peers, memory, plots, providers
+from benchmarks import batches, gpu_peers, memory, providers, tables
 from benchmarks.exact import errors, exact, log_ratios
 from benchmarks.providers import Case, NotOffered
+from benchmarks.ratios import time_ratios
 from benchmarks.results import read_csv, write_csv
 from benchmarks.timing import Timing, interleaved
 
@@ -117,7 +118,7 @@ def test_ratio_is_to_the_fastest_eager_form() -> None:
         {**shared, "provider": name, "cpu_s": seconds}
         for name, seconds in (("ctloss-torch", "1"), ("eager", "4"), ("cross_entropy", "2"))
     ]
-    assert {row["provider"]: float(row["ratio"]) for row in plots.time_ratios(rows)} == {
+    assert {row["provider"]: float(row["ratio"]) for row in time_ratios(rows)} == {
         "ctloss-torch": 0.5,
         "eager": 2.0,
         "cross_entropy": 1.0,
@@ -209,3 +210,28 @@ def test_gpu_run_refuses_a_machine_without_one() -> None:
     )
     assert done.returncode != 0
     assert "expected a CUDA device" in done.stderr
+
+
+def test_tables_set_ratios_beside_their_goals(tmp_path: Path) -> None:
+    shared = {"loss": "info-both", "d": "256", "dtype": "float32", "device": "x", "threads": "1", "device_kind": "cpu",
+              "wall_s": "9", "torch": "2", "gradient_error": "1e-7"}  # fmt: skip
+    times = {("ctloss-torch", "512"): 5, ("eager", "512"): 10, ("ctloss-torch", "2048"): 5, ("eager", "2048"): 10}
+    sweep = [
+        {**shared, "provider": name, "n": n, "pass": which, "cpu_s": seconds, "product_flops": "2e10" * (n == "2048")}
+        for (name, n), seconds in times.items()
+        for which in ("forward", "forward+backward")
+    ]
+    write_csv(tmp_path / "sweep-cpu.csv", sweep)
+    write_csv(tmp_path / "memory-cpu.csv", [{"provider": "eager", "n": "512", "peak_bytes": 2.0**21}])
+    shown = tables.of_results(tmp_path)
+    assert "| float32 | 512 | 0.50 | 0.65 met | 0.55 met |" in shown.performance
+    assert "| float32 | 2,048 | 0.50 | 0.45 missed | 0.38 missed |" in shown.performance
+    # 3 · 4096² · 256 flops in 5 s, of 2e10 a second.
+    assert "| info-both | 1 | 256 | float32 | 2,048 | 0.50 | 0.50 | 13% |" in shown.performance
+    assert "| 512 | 2 |" in shown.performance
+    for document in ("README.md", "docs/performance.md"):
+        (tmp_path / document).parent.mkdir(exist_ok=True)
+        (tmp_path / document).write_text("before" + "old".join(tables.MARKERS) + "after", encoding="utf-8")
+    shown.insert(tmp_path)
+    written = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert written == "before" + shown.readme.join(tables.MARKERS) + "after"

@@ -73,8 +73,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def prepare(x: Tensor, y: Tensor, normalize: bool, *, precise: bool = False) -> Rows:
     """Stack the rows, normalise them if asked, and multiply the pairs.
 
-    All of it is done in float64, some ten thousand entries of a side at a time, because errors here do not average out: a
-    norm's error shifts a whole row of logits, and a positive's stands alone against the sum over negatives.
+    All of it is done in float64, some ten thousand entries of a side at a time, because errors here do not average out:
+    a norm's error shifts a whole row of logits, and a positive's stands alone against the sum over negatives.
 
     On the CPU one read of the norms' range tells whether any row needs rescaling; elsewhere nothing is read back and
     every row goes through the rescaling, most with the power 0. A row with a NaN or an infinity becomes a row of NaN.
