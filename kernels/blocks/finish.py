@@ -17,8 +17,9 @@ def load_chunk(base, row, columns, pitch):
 def load_sums(sums_ptr, plane, planes, row, columns, pitch):
     """Some columns of rows' sums, the planes that they are shared out over added in order."""
     value = load_chunk(sums_ptr, row, columns, pitch)
-    for share in range(1, planes):
-        value += load_chunk(sums_ptr + share.to(tl.int64) * plane, row, columns, pitch)
+    for _ in range(1, planes):
+        sums_ptr += plane
+        value += load_chunk(sums_ptr, row, columns, pitch)
     return value
 
 

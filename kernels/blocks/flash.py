@@ -18,7 +18,7 @@ from .config import FlashConfig
 from .lse import logits
 from .rows import Pull, Rows, finish
 from .small_gradient import weighed_sum
-from .tiles import add_products, kept_pairs, needs_mask, no_products
+from .tiles import add_products, kept_pairs, needs_mask
 from .weights import pair_weights, round_to_tf32
 
 
@@ -73,7 +73,7 @@ def flash_gradient(
     for start in range(share * sweep, tl.minimum((share + 1) * sweep, num_columns), BLOCK):
         first_b = begin + start
         other = packed.load([first_b, 0])
-        product = add_products(no_products(BLOCK, BLOCK, DEPTH, PRODUCTS), own, other, PRODUCTS)
+        product = tl.dot(own, other.T, input_precision=PRODUCTS)
         if PARTS == 2:
             more_other = packed.load([first_b, DEPTH])
             product = add_products(product, more_own, more_other, PRODUCTS)
