@@ -212,6 +212,7 @@ SHIPPED += [
     for dtype in (torch.bfloat16, torch.float16)
     for normalize in (True, False)
 ]
+SHIPPED += [Shipped(torch.float16, True, "highest", 128)]
 # What the documentation tables.
 TABLED = [
     shipped

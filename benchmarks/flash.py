@@ -57,16 +57,21 @@ BY_WEIGHT = {
 }
 
 
-def pair_seconds(dtype: torch.dtype, n: int, d: int, handicap: float) -> tuple[float, float]:
-    """Seconds an ordered pair in panels and in flash, sides and both norms included, of a normalised mean.
+def asked(normalize: bool) -> Problem:
+    """What is counted, with the workspace that is the default on CUDA."""
+    return Problem("cz_nce", "both", normalize, "mean", "highest", 1 << 30)
 
-    >>> panels, flash = pair_seconds(torch.bfloat16, 65536, 64, 1.0)
+
+def pair_seconds(dtype: torch.dtype, normalize: bool, n: int, d: int, handicap: float) -> tuple[float, float]:
+    """Seconds an ordered pair in panels and in flash; ``handicap`` is what a kernel of ours takes longer than counted.
+
+    >>> panels, flash = pair_seconds(torch.bfloat16, True, 65536, 64, 1.0)
     >>> flash < panels
     True
     """
     chunks = -(-d // WIDTH_PADDING)
     width = WIDTH_PADDING * chunks
-    formats = choose_formats(n, dtype, 90, Problem("cz_nce", "both", True, "mean", "highest", 1 << 30))
+    formats = choose_formats(n, dtype, 90, asked(normalize))
     counted = BY_WEIGHT[_name(dtype, formats.weight_terms)]
     logit_rate = PRODUCTS["ieee" if dtype == torch.float32 else "half"]
     rate = PRODUCTS[{torch.bfloat16: "half", torch.float16: "tf32", torch.float32: "ieee"}[dtype]]
@@ -86,9 +91,9 @@ def sum_of(counted: tuple[float, float], chunks: int) -> float:
     return counted[0] + counted[1] * chunks
 
 
-def milliseconds(dtype: torch.dtype, n: int, d: int) -> tuple[float, float, float]:
-    """The gradient's kernels in panels and in flash, and flash if it alone hid what the measured kernel does not."""
-    problem = Problem("cz_nce", "both", True, "mean", "highest", 1 << 30)
+def milliseconds(dtype: torch.dtype, normalize: bool, n: int, d: int) -> tuple[float, float, float]:
+    """The gradient's kernels in panels, in flash, and in flash if more programs a multiprocessor undo the handicap."""
+    problem = asked(normalize)
     pairs = (2 * schedule.padded_rows(n)) ** 2
     terms = choose_formats(n, dtype, 90, problem).weight_terms
     plan = schedule.plan_flash(n, d, 64, problem)
@@ -96,8 +101,8 @@ def milliseconds(dtype: torch.dtype, n: int, d: int) -> tuple[float, float, floa
     # Two or three programs share each multiprocessor; what they leave idle at the end, or in a small batch, is lost.
     places = 132 * (3 if d <= WIDTH_PADDING and dtype == torch.bfloat16 else 2)
     idle = math.ceil(programs / places) * places / programs
-    panels, flash = pair_seconds(dtype, n, d, HANDICAP)
-    _, hidden = pair_seconds(dtype, n, d, 1.0)
+    panels, flash = pair_seconds(dtype, normalize, n, d, HANDICAP)
+    _, hidden = pair_seconds(dtype, normalize, n, d, 1.0)
     return (
         1e3 * (pairs * panels + (2 + terms) * LAUNCH),
         1e3 * (pairs * flash * idle + 2 * LAUNCH),
@@ -112,17 +117,18 @@ def _name(dtype: torch.dtype, terms: int) -> str:
 
 
 def counted_table() -> str:
-    """A line for every dtype, d and n."""
-    problem = Problem("cz_nce", "both", True, "mean", "highest", 1 << 30)
+    """A line for every kind of call and d, a column for every n."""
     lines = []
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+    kinds = [(torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, True), (torch.float32, True)]
+    for dtype, normalize in kinds:
         for d in (32, 64, 128, 256):
             cells = []
             for n in (1024, 4096, 16384, 65536):
-                cells.append(" / ".join(f"{value:.3g}" for value in milliseconds(dtype, n, d)))
-            chosen = "flash" if flash_wins(4096, d, dtype, 90, problem) else "panels"
-            lines.append([str(dtype).removeprefix("torch."), str(d), *cells, chosen])
-    return table(["dtype", "d", "n = 1,024", "4,096", "16,384", "65,536", "taken"], lines)
+                cells.append(" / ".join(f"{value:.3g}" for value in milliseconds(dtype, normalize, n, d)))
+            chosen = "flash" if flash_wins(4096, d, dtype, 90, asked(normalize)) else "panels"
+            name = f"{str(dtype).removeprefix('torch.')}, {'cosines' if normalize else 'dot products'}"
+            lines.append([name, str(d), *cells, chosen])
+    return table(["call", "d", "n = 1,024", "4,096", "16,384", "65,536", "taken"], lines)
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The Triton path's gradient with weights in registers: float32 too, and all widths it takes, though none chooses it."""
+"""The Triton path's gradient with weights in registers, also in float32 and at widths that do not choose it."""
 
 from __future__ import annotations
 
@@ -73,15 +73,15 @@ def test_means_what_panels_mean(
 ) -> None:
     """Whatever the workspace: all rows' sums in one share or several, or some rows after the others."""
     normalize = bool(options.get("normalize", True))
-    x, y = (rows.to(DEVICE) for rows in Case("random", 150, d, dtype=dtype, normalize=normalize).embeddings())
+    x, y = (rows.to(DEVICE) for rows in Case("random", 70, d, dtype=dtype, normalize=normalize).embeddings())
     in_flash(monkeypatch, wins=False)
     expected = both_passes(x, y, problem(negatives=negatives, **options), tau)
     tolerance = {torch.float32: 4e-7, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
-    for workspace, shares, run in ((1 << 28, 192 if negatives == "cross" else 384, 384), (1 << 15, 1, 128)):
+    for workspace, shares, run in ((1 << 28, 4 if negatives == "cross" else 8, 256), (1 << 15, 1, 128)):
         in_flash(monkeypatch)
         asked = problem(negatives=negatives, workspace=workspace, **options)
-        plan = schedule.plan_flash(150, d, 32, asked)
-        assert (plan.shares, plan.run) == (max(1, shares // 32), run)
+        plan = schedule.plan_flash(70, d, 32, asked)
+        assert (plan.shares, plan.run) == (shares, run)
         for one, other in zip(expected, both_passes(x, y, asked, tau), strict=True):
             allowed = tolerance if one.dim() == 2 else 1e-6
             assert (one - other).abs().max() <= allowed * one.abs().max()

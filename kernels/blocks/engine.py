@@ -1,8 +1,8 @@
 """The Triton path's entry points: value and statistics in the forward, gradients recomputed in the backward.
 
 Small batches keep all their dot products and take three kernels. Of others no N x N matrix is stored: logits live in
-tiles, weights in panels of a bounded workspace or, where embeddings are narrow, in registers. Nothing is read back to the
-host, so that calls can be captured in a CUDA graph, and every sum has a fixed order, so that results repeat exactly.
+tiles, weights in panels of a bounded workspace or, where embeddings are narrow, in registers. Nothing is read back to
+the host, so that calls can be captured in a CUDA graph; every sum has a fixed order, so that results repeat exactly.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ def finish_gradient(
 ):
     """gradient_i = gain [Σ_j W_ij u_j - (v_i + v_p(i)) u_p(i)], for cosines projected off u_i and divided by |row i|.
 
-    ``sums`` holds the stacked rows from ``first`` on, added up over its planes. The radial part is taken from the very sums that it is
-    subtracted from: what rounded weights do to it cancels.
+    ``sums`` holds the stacked rows from ``first`` on, added up over its planes. The radial part is taken from the very
+    sums that it is subtracted from: what rounded weights do to it cancels.
     """
     local = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     # A program's rows lie within one side.
