@@ -226,7 +226,7 @@ def choose_flash(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> Fla
     64
     """
     # Larger tiles would spill, and smaller ones take each row from the L2 cache more often.
-    tile = {"block": 32, "num_stages": 1} if arch == INTERPRETER else {"block": 64, "num_stages": 3}
+    tile: dict[str, Any] = {"block": 32, "num_stages": 1} if arch == INTERPRETER else {"block": 64, "num_stages": 3}
     formats = choose_formats(n, dtype, arch, problem)
     return FlashConfig(**vars(formats), **tile, depth=WIDTH_PADDING, num_warps=4, row_block=_row_block(arch))
 
