@@ -46,9 +46,8 @@ BESIDES = {
 
 # Calls of which every weight is in registers; each architecture's own are those that win there.
 NARROW = {
-    "80": ["bfloat16 n=600 d=64", "bfloat16 n=1500 d=64 dot"],
-    "89": ["float16 n=1500 d=64 cosine"],
-    "90": ["float16 n=1500 d=64 cosine", "float16 n=1500 d=128", "bfloat16 n=1500 d=64 dot"],
+    "89": ["bfloat16 n=1500 d=64 cosine"],
+    "90": ["float16 n=1500 d=64 cosine", "float16 n=1500 d=128", "bfloat16 n=1500 d=64 dot", "bfloat16 n=600 d=64"],
 }
 
 

@@ -235,21 +235,20 @@ def flash_wins(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) 
     """Whether forming every weight twice is expected to take less time than writing it once and reading it twice.
 
     By the count in docs/performance.md that is so for half precision where rows fill one tile of 64 columns, and where
-    a device computes fast for its memory: not in float32 without tensor cores, nor before compute capability 8.9 unless
-    a weight takes six bytes, nor from 10.0 on. float16's panels take four bytes a weight and a slower product: there,
-    on 9.0, where they do not spill, two tiles win as well.
+    a device computes fast for its memory: not in float32 without tensor cores, nor before compute capability 8.9, nor
+    from 10.0 on. float16's panels take four bytes a weight and a slower product: there two tiles win as well. On 8.9
+    all but one bfloat16 term would spill.
 
     >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 2**28)
     >>> flash_wins(4096, 64, torch.bfloat16, 90, problem), flash_wins(4096, 128, torch.bfloat16, 90, problem)
     (True, False)
     """
     formats = choose_formats(n, dtype, arch, problem)
-    if not 80 <= arch < 100 or dtype not in HALF_PRECISION or formats.products == "double":
+    if not 89 <= arch < 100 or dtype not in HALF_PRECISION or formats.products == "double":
         return False
     if formats.weight_dtype == torch.bfloat16:
-        return d <= WIDTH_PADDING and (arch >= 89 or formats.weight_terms == 3)
-    widest = 2 * WIDTH_PADDING if arch >= 90 else WIDTH_PADDING
-    return formats.rounds_weights and arch >= 89 and d <= widest
+        return d <= WIDTH_PADDING and (arch >= 90 or formats.weight_terms == 1)
+    return d <= 2 * WIDTH_PADDING and arch >= 90 and formats.rounds_weights
 
 
 def choose_formats(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> Formats:
