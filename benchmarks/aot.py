@@ -28,7 +28,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from benchmarks.aot_devices import Compiled, Device, compile_for
 from benchmarks.aot_table import insert, markdown
-from ctloss.kernels.blocks import config, engine, launch, rows, small
+from ctloss.kernels.blocks import config, engine, flash, launch, rows, small
 from ctloss.kernels.problem import Problem
 
 # Where the path looks each kernel up.
@@ -40,6 +40,7 @@ KERNELS = {
     "block_weights": launch,
     "add_weighed": launch,
     "finish_gradient": rows,
+    "flash_gradient": flash,
     "small_products": small,
     "small_close": small,
     "small_gradient": small,
@@ -204,6 +205,14 @@ SHIPPED += [
 ]
 # Several panels take kernels that a single one does not.
 SHIPPED += [Shipped(dtype, True, "highest", 512, n=30000) for dtype in (torch.bfloat16, torch.float16, torch.float32)]
+# Narrow rows take weights in registers where that is expected to win, from bfloat16's three terms to one tf32 product.
+SHIPPED += [
+    Shipped(dtype, normalize, "highest", 64, n=n)
+    for n in (1500, 600)
+    for dtype in (torch.bfloat16, torch.float16)
+    for normalize in (True, False)
+]
+SHIPPED += [Shipped(torch.float16, True, "highest", 128)]
 # What the documentation tables.
 TABLED = [
     shipped

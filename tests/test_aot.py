@@ -44,6 +44,12 @@ BESIDES = {
     "gfx942": ["float16 n=300 d=768", "float32 n=1500 d=768 cosine medium"],
 }
 
+# Calls of which every weight is in registers; each architecture's own are those that win there.
+NARROW = {
+    "89": ["bfloat16 n=1500 d=64 cosine"],
+    "90": ["float16 n=1500 d=64 cosine", "float16 n=1500 d=128", "bfloat16 n=1500 d=64 dot", "bfloat16 n=600 d=64"],
+}
+
 
 def compile_calls(arch: str, *options: str) -> tuple[int, list[dict[str, str]]]:
     """The command's exit status and the lines that it prints."""
@@ -67,6 +73,16 @@ def test_no_spills_and_shared_memory_fits(arch: str) -> None:
     plain = [row["case"] for row in products if row["tensor_core"] == "none"]
     assert plain
     assert all(case.endswith("highest") and (case.startswith("float32") or "n=50" in case) for case in plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", NARROW)
+def test_narrow_rows_keep_their_weights_in_registers(arch: str) -> None:
+    status, rows = compile_calls(arch, "--only", *NARROW[arch])
+    assert status == 0
+    assert "flash_gradient" in {row["kernel"] for row in rows}
+    assert {"block_weights", "add_weighed"}.isdisjoint(row["kernel"] for row in rows)
+    assert all(int(row["blocks_per_sm"]) >= 2 for row in rows if row["kernel"] == "flash_gradient")
 
 
 @pytest.mark.slow

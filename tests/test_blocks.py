@@ -100,6 +100,7 @@ def test_small_workspace(
     dtype: torch.dtype, negatives: str, workspace: int, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing kept, several panels, and in the smallest one run of rows after the other change roundings alone."""
+    monkeypatch.setattr(config, "flash_wins", lambda *about: False)
     case = Case("random", 150, 40, dtype=dtype, negatives=negatives)
     large, narrow = problem(negatives=negatives), problem(negatives=negatives, workspace=workspace)
     description = engine.describe(dtype, DEVICE, case.n, case.d, narrow)
@@ -223,7 +224,9 @@ def test_rows_of_any_scale(exponent: int, path: str) -> None:
 def test_describe(n: int, d: int, workspace: int) -> None:
     description = engine.describe(DTYPES[1], DEVICE, n, d, problem(workspace=workspace))
     size = math.prod(engine.stats_shape(n, d, problem(workspace=workspace)))
-    if description["kernels"] == "panels":
+    if description["kernels"] == "panels, flash gradient":
+        assert d <= 2 * config.WIDTH_PADDING
+    elif description["kernels"] == "panels":
         for panel in (description["forward_panel"], description["backward_panel"]):
             assert isinstance(panel, int)
             assert panel % 128 == 0

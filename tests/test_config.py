@@ -14,7 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctloss.kernels.blocks import schedule
-from ctloss.kernels.blocks.config import CDNA3, INTERPRETER, BlockConfig, choose, choose_formats, choose_small
+from ctloss.kernels.blocks.config import (
+    CDNA3,
+    INTERPRETER,
+    BlockConfig,
+    choose,
+    choose_flash,
+    choose_formats,
+    choose_small,
+    flash_wins,
+)
 from ctloss.kernels.blocks.tiles import tile_at
 from ctloss.kernels.problem import Problem
 
@@ -84,6 +93,34 @@ def test_small_batches_occupy_a_device_with_whole_tiles(n: int, dtype: torch.dty
     assert tiles * (tiles + 1) // 2 >= 10
     assert rows // chosen.gradient_rows * 768 // chosen.gradient_columns >= 96
     assert vars(choose_formats(n, dtype, arch, PROBLEM)).items() <= vars(chosen).items()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "archs"),
+    [
+        (torch.bfloat16, {}, {89, 90}),
+        (torch.bfloat16, {"normalize": False}, {90}),
+        (torch.float16, {}, {90}),
+        (torch.float16, {"normalize": False}, set()),
+        (torch.float32, {}, set()),
+        (torch.float32, {"precision": "medium"}, set()),
+    ],
+)
+def test_weights_stay_in_registers_where_that_is_expected_to_win(
+    dtype: torch.dtype, options: dict[str, object], archs: set[int]
+) -> None:
+    problem = replace(PROBLEM, **options)
+    every = [INTERPRETER, 80, 89, 90, 100, CDNA3]
+    assert {arch for arch in every if flash_wins(4096, 64, dtype, arch, problem)} == archs
+    assert {arch for arch in every if flash_wins(4096, 1, dtype, arch, problem)} == archs
+    wider = {90} if dtype == torch.float16 and problem.normalize else set()
+    assert {arch for arch in every if flash_wins(4096, 65, dtype, arch, problem)} == wider
+    assert not any(flash_wins(4096, 129, dtype, arch, problem) for arch in every)
+    assert not any(flash_wins(64, 64, dtype, arch, problem) for arch in every)
+    for arch in every:
+        chosen = choose_flash(4096, dtype, arch, problem)
+        assert schedule.padded_rows(65) % chosen.block == chosen.block % chosen.row_block == 0
+        assert vars(choose_formats(4096, dtype, arch, problem)).items() <= vars(chosen).items()
 
 
 def test_products_are_kept_where_they_fit() -> None:

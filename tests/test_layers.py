@@ -142,9 +142,10 @@ def test_training_extra_is_used() -> None:
 def test_benchmarks_use_public_names() -> None:
     """Benchmarks time what users call and measure errors against the float64 definitions.
 
-    Only the ahead-of-time compilation, which is about the kernels themselves, looks inside.
+    Only the ahead-of-time compilation and the count of flash, which are about the kernels themselves, look inside.
     """
-    for path in sorted(set((ROOT / "benchmarks").rglob("*.py")) - {ROOT / "benchmarks" / "aot.py"}):
+    inside = {ROOT / "benchmarks" / name for name in ("aot.py", "flash.py")}
+    for path in sorted(set((ROOT / "benchmarks").rglob("*.py")) - inside):
         module, package = module_name(path)
         ours = [name for name in imported(path.read_text(encoding="utf-8"), module, package) if below(name, "ctloss")]
         hidden = [

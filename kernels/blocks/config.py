@@ -125,6 +125,25 @@ class SmallConfig(Formats):
     gradient_stages: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class FlashConfig(Formats):
+    """How the gradient's kernel that keeps weights in registers is compiled.
+
+    Attributes:
+        block: rows that a program owns, and rows that it multiplies them with at a time.
+        depth: columns of the embeddings multiplied at a time; rows have one or two times so many.
+        num_warps: warps of a program.
+        num_stages: loads in flight in its loop.
+        row_block: rows that a program of the projection takes.
+    """
+
+    block: int
+    depth: int
+    num_warps: int
+    num_stages: int
+    row_block: int
+
+
 def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> BlockConfig:
     """The configuration for n pairs of d columns on compute capability ``arch``: 90 for 9.0, INTERPRETER or CDNA3.
 
@@ -197,6 +216,39 @@ def choose_small(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> Sma
         depth = 32 if wide and formats.weight_products != "ieee" else 16
         gradient = {"gradient_rows": rows, "gradient_depth": depth, "gradient_warps": warps, "gradient_stages": 2}
     return SmallConfig(**vars(formats), **tile, **gradient, gradient_columns=64, row_block=_row_block(arch))
+
+
+def choose_flash(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> FlashConfig:
+    """The configuration of the gradient with weights in registers, for rows of up to 128 columns.
+
+    >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 2**28)
+    >>> choose_flash(4096, torch.bfloat16, 90, problem).block
+    64
+    """
+    # Larger tiles would spill, and smaller ones take each row from the L2 cache more often.
+    tile: dict[str, Any] = {"block": 32, "num_stages": 1} if arch == INTERPRETER else {"block": 64, "num_stages": 3}
+    formats = choose_formats(n, dtype, arch, problem)
+    return FlashConfig(**vars(formats), **tile, depth=WIDTH_PADDING, num_warps=4, row_block=_row_block(arch))
+
+
+def flash_wins(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> bool:
+    """Whether forming every weight twice is expected to take less time than writing it once and reading it twice.
+
+    By the count in docs/performance.md that is so for half precision where rows fill one tile of 64 columns, and where
+    a device computes fast for its memory: not in float32 without tensor cores, nor before compute capability 8.9, nor
+    from 10.0 on. float16's panels take four bytes a weight and a slower product: there two tiles win as well. On 8.9
+    all but one bfloat16 term would spill.
+
+    >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 2**28)
+    >>> flash_wins(4096, 64, torch.bfloat16, 90, problem), flash_wins(4096, 128, torch.bfloat16, 90, problem)
+    (True, False)
+    """
+    formats = choose_formats(n, dtype, arch, problem)
+    if not 89 <= arch < 100 or dtype not in HALF_PRECISION or formats.products == "double":
+        return False
+    if formats.weight_dtype == torch.bfloat16:
+        return d <= WIDTH_PADDING and (arch >= 90 or formats.weight_terms == 1)
+    return d <= 2 * WIDTH_PADDING and arch >= 90 and formats.rounds_weights
 
 
 def choose_formats(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> Formats:

@@ -1,8 +1,8 @@
 """The Triton path's entry points: value and statistics in the forward, gradients recomputed in the backward.
 
 Small batches keep all their dot products and take three kernels. Of others no N x N matrix is stored: logits live in
-tiles, weights in panels of a bounded workspace. Nothing is read back to the
-host, so that calls can be captured in a CUDA graph, and every sum has a fixed order, so that results repeat exactly.
+tiles, weights in panels of a bounded workspace or, where embeddings are narrow, in registers. Nothing is read back to
+the host, so that calls can be captured in a CUDA graph; every sum has a fixed order, so that results repeat exactly.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ def describe(dtype: torch.dtype, device_type: str, n: int, d: int, problem: Prob
         small = config.choose_small(n, dtype, _arch(), problem)
         return {"kernels": "three, products kept", **asdict(small)}
     chosen = config.choose(n, d, dtype, _arch(), problem)
+    size = schedule.forward_panel(n, chosen.block, 2, problem.workspace)
+    in_panels = {"kernels": "panels", **asdict(chosen), "forward_panel": size}
+    if config.flash_wins(n, d, dtype, _arch(), problem):
+        flash = config.choose_flash(n, dtype, _arch(), problem)
+        plan_of_flash = schedule.plan_flash(n, d, flash.block, problem)
+        return {**in_panels, "kernels": "panels, flash gradient", "flash": asdict(flash) | asdict(plan_of_flash)}
     plan = schedule.plan_backward(n, d, chosen.weight_bytes, problem.workspace)
-    return {
-        "kernels": "panels",
-        **asdict(chosen),
-        "forward_panel": schedule.forward_panel(n, chosen.block, 2, problem.workspace),
-        "backward_panel": plan.size,
-        "backward_shared": plan.shared,
-    }
+    return {**in_panels, "backward_panel": plan.size, "backward_shared": plan.shared}
 
 
 def stats_shape(n: int, d: int, problem: Problem) -> tuple[int, ...]:
@@ -160,8 +160,8 @@ def backward(
     need_temperature: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of upstream · reduced loss with respect to x, y and the temperature, None where not needed."""
+    from . import flash, small
     from . import rows as by_row
-    from . import small
 
     n, d = x.shape
     with _on(x):
@@ -179,7 +179,9 @@ def backward(
             slope = weighed.slope.sum() if weighed.slope.numel() > 1 else weighed.slope[0]
         sides = [side for side, need in enumerate((need_x, need_y)) if need]
         gradients = {side: torch.empty((n, d), dtype=x.dtype, device=x.device) for side in sides}
-        if gradients:
+        if gradients and config.flash_wins(n, d, x.dtype, _arch(), problem):
+            flash.fill(gradients, rows, weighed, problem, config.choose_flash(n, x.dtype, _arch(), problem))
+        elif gradients:
             _fill(gradients, rows, weighed, chosen, problem)
         return gradients.get(schedule.X), gradients.get(schedule.Y), slope
 
@@ -220,7 +222,7 @@ def _fill(
             add(block, *ends[0], packed[panel.b_start : panel.b_stop])
             if not panel.diagonal:
                 add(block.mT, *ends[1], packed[panel.a_start : panel.a_stop])
-        by_row.finish(sums[wanted[0] : wanted[1]], rows, wanted[0], weighed, gradients, chosen)
+        by_row.finish(sums[None, wanted[0] : wanted[1]], rows, wanted[0], weighed, gradients, chosen)
         return
     run_sums = torch.empty((plan.size, packed.shape[1]), dtype=torch.float32, device=packed.device)
     for side in gradients:
@@ -229,4 +231,4 @@ def _fill(
             for position, panel in enumerate(schedule.row_panels(n, plan.size, side, (start, stop), problem)):
                 block = launch.panel_weights(rows, panel, weighed.coefficient, memory, chosen)
                 launch.add_gradient(block, packed[panel.b_start : panel.b_stop], sums, position == 0, chosen)
-            by_row.finish(sums, rows, start, weighed, gradients, chosen)
+            by_row.finish(sums[None], rows, start, weighed, gradients, chosen)

@@ -14,6 +14,16 @@ def load_chunk(base, row, columns, pitch):
 
 
 @triton.jit
+def load_sums(sums_ptr, plane, planes, row, columns, pitch):
+    """Some columns of rows' sums, the planes that they are shared out over added in order."""
+    value = load_chunk(sums_ptr, row, columns, pitch)
+    for _ in range(1, planes):
+        sums_ptr += plane
+        value += load_chunk(sums_ptr, row, columns, pitch)
+    return value
+
+
+@triton.jit
 def store_gradient(gradient_ptr, value, factor, position, columns, num_rows, width):
     """Rows of a side's gradient, each times its factor."""
     # In float64: a tiny gain and a large 1/|row| may each leave float32's range where their product does not.
@@ -26,6 +36,8 @@ def store_gradient(gradient_ptr, value, factor, position, columns, num_rows, wid
 @triton.jit
 def finish_gradient(
     sums_ptr,
+    sums_plane,
+    sums_planes,
     packed_ptr,
     scale_ptr,
     inverse_ptr,
@@ -44,8 +56,8 @@ def finish_gradient(
 ):
     """gradient_i = gain [Σ_j W_ij u_j - (v_i + v_p(i)) u_p(i)], for cosines projected off u_i and divided by |row i|.
 
-    ``sums`` holds the stacked rows from ``first`` on. The radial part is taken from the very sums that it is
-    subtracted from: what rounded weights do to it cancels.
+    ``sums`` holds the stacked rows from ``first`` on, added up over its planes. The radial part is taken from the very
+    sums that it is subtracted from: what rounded weights do to it cancels.
     """
     local = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     # A program's rows lie within one side.
@@ -69,11 +81,11 @@ def finish_gradient(
         for start in range(0, pitch, DEPTH):
             columns = start + offsets
             other = load_chunk(packed_ptr, other_row, columns, pitch)
-            sums = load_chunk(sums_ptr, local, columns, pitch) - pull[:, None] * other
+            sums = load_sums(sums_ptr, sums_plane, sums_planes, local, columns, pitch) - pull[:, None] * other
             radial += tl.sum(sums * (load_chunk(packed_ptr, own_row, columns, pitch) * inverse[:, None]), 1)
     for start in range(0, pitch, DEPTH):
         columns = start + offsets
-        value = load_chunk(sums_ptr, local, columns, pitch)
+        value = load_sums(sums_ptr, sums_plane, sums_planes, local, columns, pitch)
         value -= pull[:, None] * load_chunk(packed_ptr, other_row, columns, pitch)
         if NORMALIZE:
             value -= radial[:, None] * (load_chunk(packed_ptr, own_row, columns, pitch) * inverse[:, None])

@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from . import stats
-from .config import BlockConfig
+from .config import BlockConfig, FlashConfig
 from .finish import finish_gradient
 from .fold import fold_slots
 from .pack import pack_rows
@@ -174,12 +174,14 @@ def weigh(rows: Rows, upstream: Tensor, info: bool, mean: bool, slope: bool) -> 
 
 
 def finish(
-    sums: Tensor, rows: Rows, start: int, weighed: Pull, gradients: dict[int, Tensor], config: BlockConfig
+    sums: Tensor, rows: Rows, start: int, weighed: Pull, gradients: dict[int, Tensor], config: BlockConfig | FlashConfig
 ) -> None:
-    """Turn the sums of the stacked rows from ``start`` on into their gradients (n, d), by side."""
+    """Turn sums (planes to be added, rows, columns) of the stacked rows from ``start`` on into gradients (n, d)."""
     some = next(iter(gradients.values()))
-    finish_gradient[(sums.shape[0] // config.row_block,)](
+    finish_gradient[(sums.shape[1] // config.row_block,)](
         sums,
+        sums.stride(0),
+        sums.shape[0],
         rows.packed,
         rows.stats[stats.SCALE],
         rows.stats[stats.INVERSE],

@@ -21,6 +21,10 @@ X, Y = 0, 1
 # Beyond this side a panel of weights gains nothing; its products with 768 columns are two full waves on 132 SMs.
 LARGEST_PANEL = 88 * ROW_PADDING
 
+# Where weights stay in registers: programs for two full waves of three on each of 132 SMs, and their shortest sweep.
+FLASH_PROGRAMS = 768
+LEAST_SWEEP = 256
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -157,3 +161,33 @@ def plan_backward(n: int, d: int, weight_bytes: int, workspace: int) -> Backward
     # size² weight_bytes + size · width = workspace.
     size = (isqrt(width**2 + 4 * weight_bytes * workspace) - width) // (2 * weight_bytes)
     return BackwardPlan(_fit(n, min(LARGEST_PANEL, size)), shared=False)
+
+
+@dataclass(frozen=True)
+class FlashPlan:
+    """How the gradient without a matrix of weights is shared out.
+
+    Attributes:
+        shares: programs that share all that a row is compared with; each keeps a float32 sum of every row.
+        sweep: stacked rows that one of them sweeps.
+        run: stacked rows that sums are kept of at a time.
+    """
+
+    shares: int
+    sweep: int
+    run: int
+
+
+def plan_flash(n: int, d: int, block: int, problem: Problem) -> FlashPlan:
+    """As many shares as occupy a device, sweep enough to be worth a start, and fit the workspace.
+
+    >>> plan_flash(4096, 64, 64, Problem("cz_nce", "both", True, "mean", "highest", 2**30))
+    FlashPlan(shares=6, sweep=1408, run=8192)
+    """
+    num_rows, num_columns = 2 * padded_rows(n), product_columns(n, problem)
+    row_bytes = 4 * padded_width(d)
+    wanted = min(-(-FLASH_PROGRAMS * block // num_rows), num_columns // LEAST_SWEEP)
+    shares = max(1, min(wanted, problem.workspace // (num_rows * row_bytes)))
+    sweep = -(-num_columns // (shares * block)) * block
+    shares = -(-num_columns // sweep)
+    return FlashPlan(shares, sweep, _fit(n, problem.workspace // (shares * row_bytes)))

@@ -1,0 +1,147 @@
+"""Which gradient is expected to win on an H100: ``python -m benchmarks.flash`` counts, ``--write`` documents it.
+
+Panels write weights to memory once and read them twice; the flash kernel forms each of them twice and keeps them in
+registers. Both are charged their instructions, products, exponentials and memory traffic; nothing here was timed on the
+calls it is about. Instructions a pair are counted in what Triton 3.7.1 compiles for sm_90: those on the way through a
+tile that needs no mask, at a temperature whose logits share a peak, divided by its pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.markdown import insert, table
+from ctloss.kernels.blocks import schedule
+from ctloss.kernels.blocks.config import WIDTH_PADDING, choose_formats, flash_wins
+from ctloss.kernels.problem import Problem
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- python -m benchmarks.flash -->\n\n", "\n<!-- end of python -m benchmarks.flash -->\n"
+
+# Measured: products by cuBLAS, memory. tf32 has half of bfloat16's rate, float32 no tensor core.
+PRODUCTS = {"half": 744e12, "tf32": 372e12, "ieee": 60e12}
+MEMORY = 2.96e12
+# Assumed: memory that an L2 cache of 50 MB serves, launches in a graph.
+CACHE, CACHED = 50e6, 5.5e12
+LAUNCH = 2e-6
+# 132 multiprocessors at 1.755 GHz issue 128 instructions of a thread a clock, 16 of them exponentials or conversions.
+ISSUED, SPECIAL = 2.97e13, 3.7e12
+# The measured weights kernel takes 1.5 times what instructions and products one after the other would, at d = 768.
+HANDICAP = 1.5
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Instructions for an ordered pair: what does not depend on d, and for every 64 columns.
+
+    ``special`` are those of the slow unit: exponentials, and conversions that are not made in pairs.
+    """
+
+    weights: tuple[float, float]
+    product: float
+    flash: tuple[float, float]
+    special: float
+
+
+BY_WEIGHT = {
+    "one bfloat16": Counted((12.3, 1.0), 0, (14.6, 3.0), 1),
+    "three bfloat16": Counted((15.0, 1.0), 0, (17.0, 8.0), 3),
+    "one tf32": Counted((15.8, 1.0), 8.7, (21.1, 5.2), 1),
+    # Beside multiplications, which are charged as products.
+    "one float32": Counted((15.0, 0.0), 0, (16.0, 0.0), 1),
+}
+
+
+def asked(normalize: bool) -> Problem:
+    """What is counted, with the workspace that is the default on CUDA."""
+    return Problem("cz_nce", "both", normalize, "mean", "highest", 1 << 30)
+
+
+def pair_seconds(dtype: torch.dtype, normalize: bool, n: int, d: int, handicap: float) -> tuple[float, float]:
+    """Seconds an ordered pair in panels and in flash; ``handicap`` is what a kernel of ours takes longer than counted.
+
+    >>> panels, flash = pair_seconds(torch.bfloat16, True, 65536, 64, 1.0)
+    >>> flash < panels
+    True
+    """
+    chunks = -(-d // WIDTH_PADDING)
+    width = WIDTH_PADDING * chunks
+    formats = choose_formats(n, dtype, 90, asked(normalize))
+    counted = BY_WEIGHT[_name(dtype, formats.weight_terms)]
+    logit_rate = PRODUCTS["ieee" if dtype == torch.float32 else "half"]
+    rate = PRODUCTS[{torch.bfloat16: "half", torch.float16: "tf32", torch.float32: "ieee"}[dtype]]
+    logits, product = 2 * width / logit_rate, 2 * width * formats.weight_terms / rate
+    held = (2 * schedule.padded_rows(n)) ** 2 * formats.weight_bytes
+    memory = CACHED if held < CACHE else MEMORY
+    weights = handicap * (sum_of(counted.weights, chunks) / ISSUED + logits / 2)
+    weights = max(weights, formats.weight_bytes / 2 / memory)
+    own = handicap if dtype != torch.bfloat16 else 1.0
+    multiplied = max(own * (product + counted.product * chunks / ISSUED), formats.weight_bytes / memory)
+    issued = max(sum_of(counted.flash, chunks) / ISSUED, counted.special / SPECIAL)
+    return weights + multiplied, handicap * (issued + logits + product)
+
+
+def sum_of(counted: tuple[float, float], chunks: int) -> float:
+    """What does not depend on d and what does."""
+    return counted[0] + counted[1] * chunks
+
+
+def milliseconds(dtype: torch.dtype, normalize: bool, n: int, d: int) -> tuple[float, float, float]:
+    """The gradient's kernels in panels, in flash, and in flash if more programs a multiprocessor undo the handicap."""
+    problem = asked(normalize)
+    pairs = (2 * schedule.padded_rows(n)) ** 2
+    terms = choose_formats(n, dtype, 90, problem).weight_terms
+    plan = schedule.plan_flash(n, d, 64, problem)
+    programs = plan.shares * 2 * schedule.padded_rows(n) // 64
+    # Two or three programs share each multiprocessor; what they leave idle at the end, or in a small batch, is lost.
+    places = 132 * (3 if d <= WIDTH_PADDING and dtype == torch.bfloat16 else 2)
+    idle = math.ceil(programs / places) * places / programs
+    panels, flash = pair_seconds(dtype, normalize, n, d, HANDICAP)
+    _, hidden = pair_seconds(dtype, normalize, n, d, 1.0)
+    return (
+        1e3 * (pairs * panels + (2 + terms) * LAUNCH),
+        1e3 * (pairs * flash * idle + 2 * LAUNCH),
+        1e3 * (pairs * hidden * idle + 2 * LAUNCH),
+    )
+
+
+def _name(dtype: torch.dtype, terms: int) -> str:
+    if dtype == torch.bfloat16:
+        return "one bfloat16" if terms == 1 else "three bfloat16"
+    return "one tf32" if dtype == torch.float16 else "one float32"
+
+
+def counted_table() -> str:
+    """A line for every kind of call and d, a column for every n."""
+    lines = []
+    kinds = [(torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, True), (torch.float32, True)]
+    for dtype, normalize in kinds:
+        for d in (32, 64, 128, 256):
+            cells = []
+            for n in (1024, 4096, 16384, 65536):
+                cells.append(" / ".join(f"{value:.3g}" for value in milliseconds(dtype, normalize, n, d)))
+            chosen = "flash" if flash_wins(4096, d, dtype, 90, asked(normalize)) else "panels"
+            name = f"{str(dtype).removeprefix('torch.')}, {'cosines' if normalize else 'dot products'}"
+            lines.append([name, str(d), *cells, chosen])
+    return table(["call", "d", "n = 1,024", "4,096", "16,384", "65,536", "taken"], lines)
+
+
+def main() -> int:
+    """Print the table or put it into the documentation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
+    options = parser.parse_args()
+    if options.write:
+        insert(PAGE, BEGIN, END, counted_table() + "\n")
+    else:
+        print(counted_table())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
