@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from . import stats
-from .tiles import kept_pairs, needs_mask, product_halves, tile_at, tile_product
+from .tiles import begin_parts, kept_pairs, needs_mask, part_products, tile_at
 
 LOWEST = tl.constexpr(stats.LOWEST)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -161,8 +161,9 @@ def block_lse(
     if TRIANGLE:
         twice = a != b
     common = has_common_peak(rate, NORMALIZE)
+    begun = begin_parts(packed, halved, pitch, first_a, first_b, BLOCK, DEPTH, PRECISION, HALVES)
     if HALVES == "none":
-        product = tile_product(packed, packed, pitch, first_a, first_b, BLOCK, BLOCK, DEPTH, PRECISION)
+        product = part_products(begun, packed, halved, pitch, first_a, first_b, 0, BLOCK, DEPTH, PRECISION, HALVES)
         logit = logits(product, factor_ptr, residue_ptr, rate, first_a + index, first_b + index, NORMALIZE)
         position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)
         if masked:
@@ -180,19 +181,14 @@ def block_lse(
                 store_slot(column_slot, column_plane, logit, column_index, 0, MOMENT)
     else:
         HALF: tl.constexpr = BLOCK // 2
-        if HALVES == "together":
-            left, right = product_halves(packed, halved, pitch, first_a, first_b, BLOCK, HALF, DEPTH, PRECISION)
         total = tl.zeros((BLOCK,), tl.float32)
         moment = total
         peak = tl.where(common, total, LOWEST)
         for half in tl.static_range(2):
             begin = half * HALF
-            if HALVES == "apart":
-                product = tile_product(packed, halved, pitch, first_a, first_b + begin, BLOCK, HALF, DEPTH, PRECISION)
-            elif half == 0:
-                product = left
-            else:
-                product = right
+            product = part_products(
+                begun, packed, halved, pitch, first_a, first_b, half, BLOCK, DEPTH, PRECISION, HALVES
+            )
             columns = begin + tl.arange(0, HALF)
             logit = logits(product, factor_ptr, residue_ptr, rate, first_a + index, first_b + columns, NORMALIZE)
             position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .lse import has_common_peak, logits
-from .tiles import kept_pairs, needs_mask, product_halves, tile_at, tile_product
+from .tiles import begin_parts, kept_pairs, needs_mask, part_products, tile_at
 
 
 @triton.jit
@@ -80,18 +80,12 @@ def block_weights(
     rate = tl.load(rate_ptr)
     PARTS: tl.constexpr = 1 if HALVES == "none" else 2
     WIDTH: tl.constexpr = BLOCK // PARTS
-    if HALVES == "together":
-        left, right = product_halves(packed, halved, pitch, first_a, first_b, BLOCK, WIDTH, DEPTH, PRECISION)
+    begun = begin_parts(packed, halved, pitch, first_a, first_b, BLOCK, DEPTH, PRECISION, HALVES)
     for part in tl.static_range(PARTS):
         begin = part * WIDTH
-        if HALVES == "none":
-            product = tile_product(packed, packed, pitch, first_a, first_b, BLOCK, WIDTH, DEPTH, PRECISION)
-        elif HALVES == "apart":
-            product = tile_product(packed, halved, pitch, first_a, first_b + begin, BLOCK, WIDTH, DEPTH, PRECISION)
-        elif part == 0:
-            product = left
-        else:
-            product = right
+        product = part_products(
+            begun, packed, halved, pitch, first_a, first_b, part, BLOCK, DEPTH, PRECISION, HALVES
+        )
         columns = begin + tl.arange(0, WIDTH)
         logit = logits(product, factor_ptr, residue_ptr, rate, first_a + index, first_b + columns, NORMALIZE)
         row, column = tl.load(coefficient_ptr + first_a + index), tl.load(coefficient_ptr + first_b + columns)
