@@ -83,7 +83,7 @@ def tile_products(
 ):
     """The dot products of BLOCK_A packed rows from ``first_a`` on with BLOCK_B from ``first_b`` on.
 
-    With PARTS = 2 also with the BLOCK_B rows after those, for which the former are loaded once; else twice the same.
+    With PARTS = 2 also with the BLOCK_B rows after those, for which the former are loaded once; else zeros.
     ``packed`` and ``columns`` are descriptors of the packed rows in tiles of BLOCK_A x DEPTH and of BLOCK_B x DEPTH:
     on Hopper they are copied without passing through registers.
     """
@@ -94,12 +94,7 @@ def tile_products(
         left = add_products(left, rows, columns.load([first_b, start]), PRECISION)
         if PARTS == 2:
             right = add_products(right, rows, columns.load([first_b + BLOCK_B, start]), PRECISION)
-    left = whole_products(left, PRECISION)
-    if PARTS == 2:
-        right = whole_products(right, PRECISION)
-    else:
-        right = left
-    return left, right
+    return whole_products(left, PRECISION), whole_products(right, PRECISION)
 
 
 @triton.jit
@@ -114,37 +109,11 @@ def begin_parts(
     PRECISION: tl.constexpr,
     HALVES: tl.constexpr,
 ):
-    """What :func:`part_products` is given: both halves of a tile where one loop forms them, else nothing."""
+    """The products of both halves of a tile where one loop forms them; else nothing yet."""
     begun = None
     if HALVES == "together":
         begun = tile_products(packed, halved, pitch, first_a, first_b, BLOCK, BLOCK // 2, DEPTH, PRECISION, 2)
     return begun
-
-
-@triton.jit
-def part_products(
-    begun,
-    packed,
-    halved,
-    pitch,
-    first_a,
-    first_b,
-    part: tl.constexpr,
-    BLOCK: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
-    HALVES: tl.constexpr,
-):
-    """The products of a whole tile or, with HALVES, of its left half (part 0) or its right one (part 1)."""
-    if HALVES == "none":
-        product, _ = tile_products(packed, packed, pitch, first_a, first_b, BLOCK, BLOCK, DEPTH, PRECISION, 1)
-    elif HALVES == "together":
-        product = begun[part]
-    else:
-        HALF: tl.constexpr = BLOCK // 2
-        first_b += part * HALF
-        product, _ = tile_products(packed, halved, pitch, first_a, first_b, BLOCK, HALF, DEPTH, PRECISION, 1)
-    return product
 
 
 @triton.jit
