@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from regimes import Case, cases
 
 import ctloss
-from ctloss.kernels.blocks import config, engine, kept
+from ctloss.kernels.blocks import config, engine, kept, schedule
 from ctloss.kernels.problem import Problem
 
 NEEDS = {"need_x": True, "need_y": True, "need_temperature": True}
@@ -95,6 +95,19 @@ def test_kept_float32_logits_are_those_formed_again(
     none = both_passes(x, y, asked, tau)
     assert all(map(torch.equal, every, none))
     assert all(map(torch.equal, some, both_passes(x, y, asked, torch.tensor(tau, device=DEVICE))))
+
+
+@pytest.mark.parametrize("negatives", ["both", "cross"])
+def test_kept_tiles_are_found_by_other_panels(negatives: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = (rows.to(DEVICE) for rows in Case("random", 70, 20).embeddings())
+    asked = problem(negatives=negatives)
+    keep(monkeypatch)
+    monkeypatch.setattr(schedule, "LARGEST_PANEL", 128)
+    description = engine.describe(torch.float32, DEVICE, 70, 20, asked)
+    assert (description["forward_panel"], description["backward_panel"]) == (256, 128)
+    used = both_passes(x, y, asked)
+    forget(monkeypatch)
+    assert all(map(torch.equal, used, both_passes(x, y, asked)))
 
 
 @pytest.mark.parametrize("tau", [0.035, 0.03, 0.01])
