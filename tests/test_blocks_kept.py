@@ -173,6 +173,30 @@ def test_repeats_bit_for_bit(many_pairs: int, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("many_pairs", [2, config.MANY_PAIRS])
+def test_opcheck(many_pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes are promised for changing sizes as well, and what is kept is a function of the inputs, padding too."""
+    keep(monkeypatch, many_pairs)
+    x, y = (rows.to(DEVICE).requires_grad_() for rows in Case("random", 11, 20, dtype=torch.float16).embeddings())
+    options = "info_nce both 1 mean highest 268435456 log triton"
+    torch.library.opcheck(torch.ops.ctloss.contrastive.default, (x, y, None, 0.1, f"{options} 1 1 0"))
+
+
+def test_compiles_for_changing_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(monkeypatch)
+    torch.compiler.reset()
+
+    def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return ctloss.cz_nce(x, y, impl="triton")
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)
+    for n in (9, 70):
+        x, y = (rows.to(DEVICE).requires_grad_() for rows in Case("random", n, 20).embeddings())
+        found, expected = compiled(x, y), step(x, y)
+        assert torch.equal(found, expected)
+        assert all(map(torch.equal, torch.autograd.grad(found, (x, y)), torch.autograd.grad(expected, (x, y))))
+
+
+@pytest.mark.parametrize("many_pairs", [2, config.MANY_PAIRS])
 @pytest.mark.parametrize("negatives", ["both", "cross"])
 def test_only_what_will_be_differentiated_is_kept(
     negatives: str, many_pairs: int, monkeypatch: pytest.MonkeyPatch
