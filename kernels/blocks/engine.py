@@ -1,8 +1,8 @@
-"""The Triton path's entry points: value and statistics in the forward, gradients recomputed in the backward.
+"""The Triton path's entry points: value and statistics in the forward, gradients in the backward.
 
-Small batches keep all their dot products and take three kernels. Of others no N x N matrix is stored: logits live in
-tiles, weights in panels of a bounded workspace. Nothing is read back to the
-host, so that calls can be captured in a CUDA graph, and every sum has a fixed order, so that results repeat exactly.
+Small batches keep all their dot products and take three kernels. Others work in tiles of logits, kept for the backward
+where they fit the workspace and are read back sooner than formed again, and in panels of weights. Nothing is read back
+to the host, so that calls can be captured in a CUDA graph, and every sum has a fixed order, so that results repeat.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _arch() -> int:
 
 
 def describe(dtype: torch.dtype, device_type: str, n: int, d: int, problem: Problem) -> dict[str, object]:
-    """The configuration that would run: kernels, tiles, number formats, and panels where products are not kept."""
+    """The configuration that would run: kernels, tiles, number formats; with panels, how many tiles are kept."""
     if schedule.keeps_products(n, problem):
         small = config.choose_small(n, dtype, _arch(), problem)
         return {"kernels": "three, products kept", **asdict(small)}
@@ -106,7 +106,7 @@ def stats_shape(dtype: torch.dtype, n: int, d: int, problem: Problem, *, differe
 
 
 def holds_gradient(problem: Problem) -> bool:
-    """Whether the forward already forms gradients: never, the backward recomputes."""
+    """Whether the forward already forms gradients: never, the backward does."""
     return False
 
 
