@@ -148,9 +148,9 @@ def launches_of(
     with recording(arch, halves) as launches:
         for differentiated in (True, False):
             needs = options | {"need_x": differentiated, "need_y": differentiated}
-            _, *saved = engine.forward(x, y, 0.07, **needs)
+            _, saved, held_x, held_y, held_temperature = engine.forward(x, y, 0.07, **needs)
             engine.forward(x, y, 0.07, **(needs | {"need_temperature": False}))
-            engine.backward(torch.ones(()), x, y, 0.07, *saved, **options)
+            engine.backward(torch.ones(()), x, y, 0.07, saved, held_x, held_y, held_temperature, **options)
     return list(dict.fromkeys(launches))
 
 

@@ -73,15 +73,15 @@ def part_logits(
 ):
     """The logits of a whole tile or, with HALVES, of its left half (part 0) or its right one (part 1)."""
     WIDTH: tl.constexpr = BLOCK if HALVES == "none" else BLOCK // 2
-    first_b += part * WIDTH
+    begin = part * WIDTH
     if HALVES == "none":
         product, _ = tile_products(packed, packed, pitch, first_a, first_b, BLOCK, WIDTH, DEPTH, PRECISION, 1)
     elif HALVES == "together":
         product = begun[part]
     else:
-        product, _ = tile_products(packed, halved, pitch, first_a, first_b, BLOCK, WIDTH, DEPTH, PRECISION, 1)
-    index_a, index_b = first_a + tl.arange(0, BLOCK), first_b + tl.arange(0, WIDTH)
-    return logits(product, factor_ptr, residue_ptr, rate, index_a, index_b, NORMALIZE)
+        product, _ = tile_products(packed, halved, pitch, first_a, first_b + begin, BLOCK, WIDTH, DEPTH, PRECISION, 1)
+    rows, columns = tl.arange(0, BLOCK), begin + tl.arange(0, WIDTH)
+    return logits(product, factor_ptr, residue_ptr, rate, first_a + rows, first_b + columns, NORMALIZE)
 
 
 @triton.jit
