@@ -62,6 +62,7 @@ TRITON_TYPES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.int32: "i32",
+    torch.int16: "i16",
 }
 
 
@@ -142,13 +143,15 @@ def recording(arch: int, halves: config.Halves) -> Iterator[list[Launch]]:
 def launches_of(
     arch: int, n: int, d: int, dtype: torch.dtype, problem: Problem, halves: config.Halves = "none"
 ) -> list[Launch]:
-    """The distinct launches of one forward and backward, temperature's gradient included."""
+    """The distinct launches of one forward and backward, temperature's gradient included, logits kept or not."""
     x, y = torch.zeros(n, d, dtype=dtype), torch.zeros(n, d, dtype=dtype)
     options: dict[str, Any] = {"problem": problem, "need_x": True, "need_y": True, "need_temperature": True}
     with recording(arch, halves) as launches:
-        _, saved, held_x, held_y, held_temperature = engine.forward(x, y, 0.07, **options)
-        engine.forward(x, y, 0.07, **(options | {"need_temperature": False}))
-        engine.backward(torch.ones(()), x, y, 0.07, saved, held_x, held_y, held_temperature, **options)
+        for differentiated in (True, False):
+            needs = options | {"need_x": differentiated, "need_y": differentiated}
+            _, saved, held_x, held_y, held_temperature = engine.forward(x, y, 0.07, **needs)
+            engine.forward(x, y, 0.07, **(needs | {"need_temperature": False}))
+            engine.backward(torch.ones(()), x, y, 0.07, saved, held_x, held_y, held_temperature, **options)
     return list(dict.fromkeys(launches))
 
 

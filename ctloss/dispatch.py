@@ -26,9 +26,9 @@ def set_workspace_limit(num_bytes: int | None) -> None:
     The limit covers what a fused path holds beyond its inputs, its outputs and vectors of length 2n: blocks of logits
     and weights, and the torch path's working copies of the rows (two in the dtype it accumulates in, twice that for
     ``reduction="none"``), without which that path cannot run at all: where the copies alone exceed the limit, blocks
-    shrink to their smallest and the copies stand. The Triton path holds one packed copy of x and y beside the limit, or
-    keeps up to 4 MiB of products between forward and backward where the batch is small and they fit. A
-    larger limit lets the CPU path keep its logits between forward and backward; a smaller one makes it form them again.
+    shrink to their smallest and the copies stand. The Triton path holds one packed copy of x and y beside the limit.
+    A larger limit lets either path keep logits between forward and backward (the Triton path, whose backward this
+    makes faster, only if x or y is to be differentiated); a smaller one makes it form them again.
     It does not bound ``impl="reference"``, which holds several N × N matrices.
 
     Args:

@@ -132,9 +132,10 @@ def _contrastive_fake(x: Tensor, y: Tensor, temperature: Tensor | None, tau: flo
     new = x.new_empty
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     held = engine.holds_gradient(problem)
+    differentiated = call.needs["need_x"] or call.needs["need_y"]
     return (
         new((2 * n,) if problem.reduction == "none" else (), dtype=dtype),
-        new(engine.stats_shape(n, d, problem), dtype=dtype),
+        new(engine.stats_shape(x.dtype, n, d, problem, differentiated=differentiated), dtype=dtype),
         new((n, d) if held and call.needs["need_x"] else (0,), dtype=dtype),
         new((n, d) if held and call.needs["need_y"] else (0,), dtype=dtype),
         new(() if held and call.needs["need_temperature"] else (0,), dtype=dtype),

@@ -223,14 +223,15 @@ def test_rows_of_any_scale(exponent: int, path: str) -> None:
 @given(n=st.integers(2, 100_000), d=st.integers(1, 4096), workspace=st.integers(20, 34).map(lambda bits: 1 << bits))
 def test_describe(n: int, d: int, workspace: int) -> None:
     description = engine.describe(DTYPES[1], DEVICE, n, d, problem(workspace=workspace))
-    size = math.prod(engine.stats_shape(n, d, problem(workspace=workspace)))
+    size = math.prod(engine.stats_shape(DTYPES[1], n, d, problem(workspace=workspace), differentiated=True))
     if description["kernels"] == "panels, flash gradient":
         assert d <= 2 * config.WIDTH_PADDING
+        assert str(description["kept_tiles"]).startswith("0 of")
     elif description["kernels"] == "panels":
         for panel in (description["forward_panel"], description["backward_panel"]):
             assert isinstance(panel, int)
             assert panel % 128 == 0
-        assert size <= 9 * 2 * (n + 127)
+        assert size <= 9 * 2 * (n + 127) + workspace / 4
     else:
         assert n <= config.SMALL_PAIRS
         assert (2 * n) ** 2 <= size <= 9 * 2 * (n + 63) + workspace / 4

@@ -134,6 +134,63 @@ def test_products_are_kept_where_they_fit() -> None:
     assert schedule.keeps_products(512, replace(cross, workspace=1 << 21))
 
 
+def test_logits_are_kept_where_they_are_read_back_sooner() -> None:
+    for dtype, normalize, kept, fewest in (
+        (torch.bfloat16, True, torch.int16, 200),
+        (torch.float16, True, torch.int16, 200),
+        (torch.bfloat16, False, torch.float32, 400),
+        (torch.float32, True, torch.float32, 80),
+        (torch.float32, False, torch.float32, 80),
+    ):
+        for d in (fewest - 1, fewest):
+            chosen = choose(4096, d, dtype, 90, replace(PROBLEM, normalize=normalize))
+            assert (chosen.kept_dtype, chosen.keeps) == (kept, d == fewest)
+    # Fewer pairs keep more digits of their weights.
+    assert choose(1023, 768, torch.bfloat16, 90, PROBLEM).kept_dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("n", "negatives", "workspace", "share"),
+    [
+        (512, "both", 2**30, 0),
+        (1024, "both", 2**30, 1),
+        (4096, "both", 2**30, 1),
+        (4096, "both", 2**28, 1),
+        (16384, "both", 2**30, 0.667),
+        (16384, "cross", 2**30, 1),
+        (16384, "both", 2**31, 1),
+        (65536, "both", 2**30, 0),
+    ],
+)
+def test_logits_are_kept_where_at_least_half_of_them_fit(n: int, negatives: str, workspace: int, share: float) -> None:
+    problem = replace(PROBLEM, negatives=negatives, workspace=workspace)
+    chosen = choose(n, 768, torch.bfloat16, 90, problem)
+    kept = schedule.kept_tiles(n, 768, chosen, problem)
+    assert kept / schedule.num_tiles(n, chosen.block, problem) == pytest.approx(share, abs=5e-4)
+
+
+@given(
+    n=st.integers(2, 2**18),
+    d=st.integers(1, 2048),
+    dtype=st.sampled_from(DTYPES),
+    negatives=st.sampled_from(["both", "cross"]),
+    arch=st.sampled_from([80, 90]),
+    workspace=st.integers(2**20, 2**34),
+)
+def test_kept_logits_leave_room_for_shared_panels(
+    n: int, d: int, dtype: torch.dtype, negatives: str, arch: int, workspace: int
+) -> None:
+    """Of any size that is of use: what is kept slows nothing else down."""
+    problem = replace(PROBLEM, negatives=negatives, workspace=workspace)
+    chosen = choose(n, d, dtype, arch, problem)
+    kept = schedule.kept_tiles(n, d, chosen, problem)
+    if kept:
+        plan = schedule.plan_backward(n, d, chosen.weight_bytes, workspace - kept * schedule.tile_bytes(chosen))
+        assert plan.shared
+        assert plan.size == min(schedule.LARGEST_PANEL, 2 * schedule.padded_rows(n))
+        assert kept <= schedule.num_tiles(n, chosen.block, problem) <= 2 * kept
+
+
 def test_rescaling_only_where_exponents_ask_for_it() -> None:
     assert configuration(torch.bfloat16).rescale
     assert configuration(torch.float32).rescale

@@ -315,7 +315,7 @@ def test_statistics_have_the_promised_shape(reduction: str) -> None:
     for dtype, precise in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
         x, y = pairs(6, 3, dtype)
         rows, stats, *held = engine.forward(x, y, 0.1, problem, need_x=True, need_y=True, need_temperature=True)
-        assert stats.shape == engine.stats_shape(6, 3, problem)
+        assert stats.shape == engine.stats_shape(dtype, 6, 3, problem, differentiated=True)
         assert {tensor.dtype for tensor in (rows, stats, *held)} == {precise}
         storages = [tensor.untyped_storage().data_ptr() for tensor in (rows, stats, *held) if tensor.numel()]
         assert len(set(storages)) == len(storages)

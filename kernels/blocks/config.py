@@ -28,6 +28,8 @@ MANY_PAIRS = 1024
 FEW_PAIRS = 64
 # Up to so many pairs launches cost more than work: all products are kept, and three kernels do everything.
 SMALL_PAIRS = 512
+# Columns of two rows that are multiplied, on tensor cores and without, while a byte goes to memory and back.
+TENSOR_COLUMNS, PLAIN_COLUMNS = 100, 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,8 @@ class BlockConfig(Formats):
         halves: whether a tile is worked on in two halves, so that two blocks fit a multiprocessor's registers: "none",
             or out of one loop over the embeddings' columns ("together") or of one for each half ("apart").
         row_block: rows that a program of the row-wise kernels (norms, positives, projection) takes.
+        kept_dtype: what a logit that the forward keeps takes the form of: float32, or int16 for a cosine's.
+        keeps: whether it is read back sooner than it is formed again.
     """
 
     block: int
@@ -88,6 +92,8 @@ class BlockConfig(Formats):
     gemm_stages: int
     row_block: int
     halves: Halves
+    kept_dtype: torch.dtype
+    keeps: bool
 
     def __post_init__(self) -> None:
         """Hold the relations that the kernels rely on when they load without masks."""
@@ -153,6 +159,7 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
     """
     half = dtype in HALF_PRECISION
     formats = choose_formats(n, dtype, arch, problem)
+    kept = torch.int16 if half and problem.normalize and n >= MANY_PAIRS else torch.float32
     tile: dict[str, Any]
     gemm: dict[str, Any]
     if arch == INTERPRETER:
@@ -185,6 +192,8 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
         row_block=_row_block(arch),
         # Not yet timed on a GPU.
         halves="none",
+        kept_dtype=kept,
+        keeps=d >= kept.itemsize * (PLAIN_COLUMNS if formats.products == "ieee" and not half else TENSOR_COLUMNS),
     )
 
 

@@ -1,8 +1,9 @@
-"""The Triton path's entry points: value and statistics in the forward, gradients recomputed in the backward.
+"""The Triton path's entry points: value and statistics in the forward, gradients in the backward.
 
-Small batches keep all their dot products and take three kernels. Of others no N x N matrix is stored: logits live in
-tiles, weights in panels of a bounded workspace or, where embeddings are narrow, in registers. Nothing is read back to
-the host, so that calls can be captured in a CUDA graph; every sum has a fixed order, so that results repeat exactly.
+Small batches keep all their dot products and take three kernels. Others work in tiles of logits, kept for the backward
+where they fit the workspace and are read back sooner than formed again, and in panels of weights or, where embeddings
+are narrow, weights in registers. Nothing is read back to the host, so that calls can be captured in a CUDA graph, and
+every sum has a fixed order, so that results repeat.
 """
 
 from __future__ import annotations
@@ -76,30 +77,40 @@ def _arch() -> int:
 
 
 def describe(dtype: torch.dtype, device_type: str, n: int, d: int, problem: Problem) -> dict[str, object]:
-    """The configuration that would run: kernels, tiles, number formats, and panels where products are not kept."""
+    """The configuration that would run: kernels, tiles, number formats; with panels, how many tiles are kept."""
     if schedule.keeps_products(n, problem):
         small = config.choose_small(n, dtype, _arch(), problem)
         return {"kernels": "three, products kept", **asdict(small)}
     chosen = config.choose(n, d, dtype, _arch(), problem)
-    size = schedule.forward_panel(n, chosen.block, 2, problem.workspace)
-    in_panels = {"kernels": "panels", **asdict(chosen), "forward_panel": size}
+    kept = schedule.kept_tiles(n, d, chosen, problem)
+    workspace = problem.workspace - kept * schedule.tile_bytes(chosen)
+    in_panels = {
+        "kernels": "panels",
+        **asdict(chosen),
+        "kept_tiles": f"{kept} of {schedule.num_tiles(n, chosen.block, problem)}",
+        "forward_panel": schedule.forward_panel(n, chosen.block, 2, workspace),
+    }
     if config.flash_wins(n, d, dtype, _arch(), problem):
         flash = config.choose_flash(n, dtype, _arch(), problem)
         plan_of_flash = schedule.plan_flash(n, d, flash.block, problem)
         return {**in_panels, "kernels": "panels, flash gradient", "flash": asdict(flash) | asdict(plan_of_flash)}
-    plan = schedule.plan_backward(n, d, chosen.weight_bytes, problem.workspace)
+    plan = schedule.plan_backward(n, d, chosen.weight_bytes, workspace)
     return {**in_panels, "backward_panel": plan.size, "backward_shared": plan.shared}
 
 
-def stats_shape(n: int, d: int, problem: Problem) -> tuple[int, ...]:
-    """Shape of the float32 statistics that the forward saves, with a small batch's products."""
+def stats_shape(dtype: torch.dtype, n: int, d: int, problem: Problem, *, differentiated: bool) -> tuple[int, ...]:
+    """Shape of the float32 statistics that the forward saves, with a small batch's products or a larger one's logits.
+
+    The latter only if embeddings are ``differentiated``: evaluation keeps none.
+    """
     if schedule.keeps_products(n, problem):
         return (stats.floats_with_products(n, problem),)
-    return stats.shape(n)
+    chosen = config.choose(n, d, dtype, _arch(), problem)
+    return (stats.floats(n) + _kept_floats(n, d, chosen, problem, differentiated),)
 
 
 def holds_gradient(problem: Problem) -> bool:
-    """Whether the forward already forms gradients: never, the backward recomputes."""
+    """Whether the forward already forms gradients: never, the backward does."""
     return False
 
 
@@ -124,11 +135,12 @@ def forward(
             losses, saved = small.forward(x, y, temperature, problem, need_temperature, shapes)
             return losses, saved, saved.new_empty(0), saved.new_empty(0), saved.new_empty(0)
         chosen = config.choose(n, d, x.dtype, _arch(), problem)
-        saved = torch.empty(stats.shape(n), dtype=torch.float32, device=x.device)
+        kept = _kept_floats(n, d, chosen, problem, need_x or need_y)
+        saved = torch.empty(stats.floats(n) + kept, dtype=torch.float32, device=x.device)
         positive = torch.empty(schedule.padded_rows(n), dtype=torch.float64, device=x.device)
         losses = torch.empty(2 * n, dtype=torch.float32, device=x.device)
-        rows = by_row.pack(x, y, temperature, saved, positive, problem.normalize, chosen)
-        size = schedule.forward_panel(n, chosen.block, 3 if need_temperature else 2, problem.workspace)
+        rows = by_row.pack(x, y, temperature, saved, positive, problem, chosen)
+        size = schedule.forward_panel(n, chosen.block, 3 if need_temperature else 2, problem.workspace - 4 * kept)
         panels = list(schedule.unordered_panels(n, size, problem))
         needed = [launch.slots_for(panel, 3 if need_temperature else 2, chosen) for panel in panels]
         slots = torch.empty(max(needed), dtype=torch.float32, device=x.device)
@@ -170,7 +182,7 @@ def backward(
             needs = need_x, need_y, need_temperature
             return small.backward(upstream, x, y, temperature, saved, problem, needs, shapes)
         chosen = config.choose(n, d, x.dtype, _arch(), problem)
-        rows = by_row.pack(x, y, temperature, saved, None, problem.normalize, chosen)
+        rows = by_row.pack(x, y, temperature, saved, None, problem, chosen)
         weighed = by_row.weigh(
             rows, upstream, problem.loss == "info_nce", problem.reduction == "mean", slope=need_temperature
         )
@@ -186,6 +198,11 @@ def backward(
         return gradients.get(schedule.X), gradients.get(schedule.Y), slope
 
 
+def _kept_floats(n: int, d: int, chosen: config.BlockConfig, problem: Problem, differentiated: bool) -> int:
+    """float32 numbers that kept logits take the memory of."""
+    return schedule.kept_tiles(n, d, chosen, problem) * schedule.tile_bytes(chosen) // 4 if differentiated else 0
+
+
 def _on(tensor: Tensor) -> AbstractContextManager[object]:
     """Launches go to the current device: make it the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
@@ -199,7 +216,8 @@ def _fill(
     from . import rows as by_row
 
     n, packed = rows.n, rows.packed
-    plan = schedule.plan_backward(n, rows.d, chosen.weight_bytes, problem.workspace)
+    workspace = problem.workspace - (0 if rows.kept is None else rows.kept.nbytes)
+    plan = schedule.plan_backward(n, rows.d, chosen.weight_bytes, workspace)
     memory = torch.empty(plan.size**2 * chosen.weight_terms, dtype=chosen.weight_dtype, device=packed.device)
     if plan.shared:
         sums = torch.empty(packed.shape, dtype=torch.float32, device=packed.device)

@@ -47,6 +47,7 @@ def panel_lse(rows: Rows, panel: Panel, slots: Tensor, moment: bool, config: Blo
         column_slots.stride(0),
         num_a,
         num_b,
+        *_kept(rows, config),
         *_extents(rows, panel),
         tiles_a,
         tiles_b,
@@ -69,6 +70,7 @@ def panel_weights(rows: Rows, panel: Panel, coefficient: Tensor, memory: Tensor,
         block,
         num_b,
         num_a * num_b,
+        *_kept(rows, config),
         *_extents(rows, panel),
         tiles_a,
         tiles_b,
@@ -137,6 +139,11 @@ def _extents(rows: Rows, panel: Panel) -> tuple[int, ...]:
     return rows.n, rows.padded, rows.packed.shape[1], panel.a_start, panel.b_start
 
 
+def _kept(rows: Rows, config: BlockConfig) -> tuple[Tensor | None, int]:
+    """Where tiles of logits are kept, and how many."""
+    return (None, 0) if rows.kept is None else (rows.kept, rows.kept.numel() // config.block**2)
+
+
 def _product_options(rows: Rows, panel: Panel, config: BlockConfig) -> dict[str, object]:
     # The compiler takes what registers it is given, but two blocks have to share them.
     limit = {} if config.halves == "none" else {"maxnreg": REGISTERS // (2 * WARP * config.num_warps)}
@@ -149,6 +156,7 @@ def _product_options(rows: Rows, panel: Panel, config: BlockConfig) -> dict[str,
         "NORMALIZE": rows.normalize,
         "PRECISION": config.products,
         "HALVES": config.halves,
+        "CROSS": rows.cross,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
     }

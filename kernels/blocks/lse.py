@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 from . import stats
-from .tiles import kept_pairs, needs_mask, product_halves, tile_at, tile_product
+from .kept import keep_logits, kept_place
+from .tiles import begin_parts, kept_pairs, needs_mask, tile_at, tile_products
 
 LOWEST = tl.constexpr(stats.LOWEST)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -50,6 +51,37 @@ def logits(product, factor_ptr, residue_ptr, rate, index_a, index_b, NORMALIZE: 
     else:
         logit = product * rate
     return logit.to(tl.float32)
+
+
+@triton.jit
+def part_logits(
+    begun,
+    packed,
+    halved,
+    factor_ptr,
+    residue_ptr,
+    rate,
+    pitch,
+    first_a,
+    first_b,
+    part: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HALVES: tl.constexpr,
+):
+    """The logits of a whole tile or, with HALVES, of its left half (part 0) or its right one (part 1)."""
+    WIDTH: tl.constexpr = BLOCK if HALVES == "none" else BLOCK // 2
+    begin = part * WIDTH
+    if HALVES == "none":
+        product, _ = tile_products(packed, packed, pitch, first_a, first_b, BLOCK, WIDTH, DEPTH, PRECISION, 1)
+    elif HALVES == "together":
+        product = begun[part]
+    else:
+        product, _ = tile_products(packed, halved, pitch, first_a, first_b + begin, BLOCK, WIDTH, DEPTH, PRECISION, 1)
+    rows, columns = tl.arange(0, BLOCK), begin + tl.arange(0, WIDTH)
+    return logits(product, factor_ptr, residue_ptr, rate, first_a + rows, first_b + columns, NORMALIZE)
 
 
 @triton.jit
@@ -125,6 +157,8 @@ def block_lse(
     column_plane,
     row_pitch,
     column_pitch,
+    kept_ptr,
+    num_kept,
     num_rows,
     padded,
     pitch,
@@ -140,6 +174,7 @@ def block_lse(
     MOMENT: tl.constexpr,
     PRECISION: tl.constexpr,
     HALVES: tl.constexpr,
+    CROSS: tl.constexpr,
 ):
     """One tile of the stacked rows from ``a_start`` on against those from ``b_start`` on, equal positions left out.
 
@@ -147,6 +182,7 @@ def block_lse(
     TRIANGLE: b is a and both slot arrays are one; a tile below the diagonal is the mirror of one above it, whose
     column sums are its row sums. HALVES: the tile's left and right half take turns in the registers, out of one loop
     over the embeddings' columns ("together") or of one each ("apart"); ``halved`` describes tiles half as high.
+    ``kept_ptr``, unless None: where whole tiles of logits are kept for the backward, as many as there is room for.
     """
     a, b = tile_at(tl.program_id(0), tiles_a, tiles_b, TRIANGLE, GROUP)
     first_a = a_start + a * BLOCK
@@ -161,12 +197,17 @@ def block_lse(
     if TRIANGLE:
         twice = a != b
     common = has_common_peak(rate, NORMALIZE)
+    begun = begin_parts(packed, halved, pitch, first_a, first_b, BLOCK, DEPTH, PRECISION, HALVES)
     if HALVES == "none":
-        product = tile_product(packed, packed, pitch, first_a, first_b, BLOCK, BLOCK, DEPTH, PRECISION)
-        logit = logits(product, factor_ptr, residue_ptr, rate, first_a + index, first_b + index, NORMALIZE)
+        logit = part_logits(
+            begun, packed, halved, factor_ptr, residue_ptr, rate, pitch, first_a, first_b, 0,
+            BLOCK, DEPTH, NORMALIZE, PRECISION, HALVES,
+        )  # fmt: skip
         position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)
         if masked:
             logit = tl.where(kept_pairs(position_a + index, position_b + index, num_rows), logit, float("-inf"))
+        if kept_ptr is not None:
+            keep_logits(kept_ptr, kept_place(first_a, first_b, padded, BLOCK, CROSS), num_kept, logit, rate, BLOCK)
         if common:
             weight = tl.exp2(logit)
             tl.store(row_slot + row_index, tl.zeros((BLOCK,), tl.float32))
@@ -180,21 +221,16 @@ def block_lse(
                 store_slot(column_slot, column_plane, logit, column_index, 0, MOMENT)
     else:
         HALF: tl.constexpr = BLOCK // 2
-        if HALVES == "together":
-            left, right = product_halves(packed, halved, pitch, first_a, first_b, BLOCK, HALF, DEPTH, PRECISION)
         total = tl.zeros((BLOCK,), tl.float32)
         moment = total
         peak = tl.where(common, total, LOWEST)
         for half in tl.static_range(2):
             begin = half * HALF
-            if HALVES == "apart":
-                product = tile_product(packed, halved, pitch, first_a, first_b + begin, BLOCK, HALF, DEPTH, PRECISION)
-            elif half == 0:
-                product = left
-            else:
-                product = right
+            logit = part_logits(
+                begun, packed, halved, factor_ptr, residue_ptr, rate, pitch, first_a, first_b, half,
+                BLOCK, DEPTH, NORMALIZE, PRECISION, HALVES,
+            )  # fmt: skip
             columns = begin + tl.arange(0, HALF)
-            logit = logits(product, factor_ptr, residue_ptr, rate, first_a + index, first_b + columns, NORMALIZE)
             position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)
             if masked:
                 kept = kept_pairs(position_a + index, position_b + columns, num_rows)

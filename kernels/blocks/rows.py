@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..problem import Problem
 from . import stats
 from .config import BlockConfig, FlashConfig
 from .finish import finish_gradient
@@ -30,18 +31,22 @@ class Rows:
     Attributes:
         packed: x's rows and then y's (2 · padded rows, padded width), contiguous, rescaled by powers of two.
         stats: see :mod:`.stats`.
+        kept: tiles of logits, one after the other, or None.
         rate: float32 scalar, log2(e)/τ.
         n: rows of a side.
         d: columns.
         normalize: cosines rather than dot products.
+        cross: negatives of the other side alone.
     """
 
     packed: Tensor
     stats: Tensor
+    kept: Tensor | None
     rate: Tensor
     n: int
     d: int
     normalize: bool
+    cross: bool
 
     @property
     def padded(self) -> int:
@@ -78,12 +83,13 @@ def pack(
     temperature: float | Tensor,
     saved: Tensor,
     positive: Tensor | None,
-    normalize: bool,
+    problem: Problem,
     config: BlockConfig,
 ) -> Rows:
     """Stack both sides' rows, rescaled as ``saved`` says.
 
-    With ``positive`` (padded rows, float64) what it says is found first, and both are filled.
+    With ``positive`` (padded rows, float64) what it says is found first, and both are filled. What ``saved`` holds
+    beyond the statistics are kept logits.
     """
     n, d = x.shape
     width = padded_width(d)
@@ -105,13 +111,16 @@ def pack(
         *y.stride(),
         ROWS=config.row_block,
         DEPTH=min(PACK_DEPTH, triton.next_power_of_2(width)),
-        NORMALIZE=normalize,
+        NORMALIZE=problem.normalize,
         RESCALE=config.rescale,
         TENSOR=isinstance(temperature, Tensor),
         FRESH=positive is not None,
         num_warps=4,
     )
-    return Rows(packed, saved, rate, n, d, normalize)
+    shape = stats.shape(n)
+    table, rest = saved[: math.prod(shape)].view(shape), saved[math.prod(shape) :]
+    kept = rest.view(config.kept_dtype) if rest.numel() else None
+    return Rows(packed, table, kept, rate, n, d, problem.normalize, problem.negatives == "cross")
 
 
 def fold(rows: Rows, slots: Tensor, start: int, close: tuple[Tensor, Tensor, bool] | None) -> None:

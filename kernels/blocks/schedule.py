@@ -15,7 +15,7 @@ import torch
 
 from ..problem import Problem
 from . import config
-from .config import ROW_PADDING, WIDTH_PADDING
+from .config import ROW_PADDING, WIDTH_PADDING, BlockConfig
 
 X, Y = 0, 1
 # Beyond this side a panel of weights gains nothing; its products with 768 columns are two full waves on 132 SMs.
@@ -120,6 +120,36 @@ def row_panels(n: int, size: int, side: int, rows: tuple[int, int], problem: Pro
     """All that a run of rows of one side is compared with: panels that serve their rows alone."""
     for columns in runs(n, size) if problem.negatives == "both" else side_runs(n, size, 1 - side):
         yield Panel(*rows, *columns)
+
+
+def num_tiles(n: int, block: int, problem: Problem) -> int:
+    """Tiles that hold every pair of rows once.
+
+    >>> num_tiles(300, 64, Problem("cz_nce", "both", True, "mean", "highest", 2**28))
+    55
+    """
+    tiles = padded_rows(n) // block
+    return tiles * tiles if problem.negatives == "cross" else tiles * (2 * tiles + 1)
+
+
+def kept_tiles(n: int, d: int, chosen: BlockConfig, problem: Problem) -> int:
+    """How many tiles of logits the forward keeps: all, as many as fit, or none if that is less than half of them.
+
+    Beside them there has to be room for the sums of all rows and for as large a panel of weights as is any use.
+    """
+    if not chosen.keeps or chosen.halves != "none" or n <= config.SMALL_PAIRS:
+        return 0
+    sums = 2 * padded_rows(n) * 4 * padded_width(d)
+    panel = min(LARGEST_PANEL, 2 * padded_rows(n)) ** 2 * chosen.weight_bytes
+    room = problem.workspace - sums - max(sums, panel)
+    every = num_tiles(n, chosen.block, problem)
+    kept = min(every, room // tile_bytes(chosen))
+    return kept if 2 * kept >= every else 0
+
+
+def tile_bytes(chosen: BlockConfig) -> int:
+    """What a tile of kept logits takes in memory."""
+    return chosen.block**2 * chosen.kept_dtype.itemsize
 
 
 def _fit(n: int, size: int) -> int:

@@ -25,10 +25,15 @@ def shape(n: int) -> tuple[int, int, int]:
     return PLANES, 2, padded_rows(n)
 
 
+def floats(n: int) -> int:
+    """How many float32 numbers the statistics of n pairs are."""
+    return PLANES * 2 * padded_rows(n)
+
+
 def floats_with_products(n: int, problem: Problem) -> int:
     """float32 numbers that the forward of a small batch keeps: the statistics, then all products.
 
     >>> floats_with_products(100, Problem("cz_nce", "both", True, "mean", "highest", 2**28)) == 9 * 256 + 256 * 256
     True
     """
-    return PLANES * 2 * padded_rows(n) + product_floats(n, problem)
+    return floats(n) + product_floats(n, problem)

@@ -69,7 +69,7 @@ def whole_products(total, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def tile_product(
+def tile_products(
     packed,
     columns,
     pitch,
@@ -79,38 +79,41 @@ def tile_product(
     BLOCK_B: tl.constexpr,
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """The dot products of BLOCK_A packed rows from ``first_a`` on with BLOCK_B from ``first_b`` on.
 
+    With PARTS = 2 also with the BLOCK_B rows after those, for which the former are loaded once; else zeros.
     ``packed`` and ``columns`` are descriptors of the packed rows in tiles of BLOCK_A x DEPTH and of BLOCK_B x DEPTH:
     on Hopper they are copied without passing through registers.
     """
-    total = no_products(BLOCK_A, BLOCK_B, DEPTH, PRECISION)
-    for start in range(0, pitch, DEPTH):
-        total = add_products(total, packed.load([first_a, start]), columns.load([first_b, start]), PRECISION)
-    return whole_products(total, PRECISION)
-
-
-@triton.jit
-def product_halves(
-    packed,
-    columns,
-    pitch,
-    first_a,
-    first_b,
-    BLOCK_A: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Two tiles side by side, BLOCK_B columns each, for which the rows are loaded once."""
     left = no_products(BLOCK_A, BLOCK_B, DEPTH, PRECISION)
-    right = no_products(BLOCK_A, BLOCK_B, DEPTH, PRECISION)
+    right = left
     for start in range(0, pitch, DEPTH):
         rows = packed.load([first_a, start])
         left = add_products(left, rows, columns.load([first_b, start]), PRECISION)
-        right = add_products(right, rows, columns.load([first_b + BLOCK_B, start]), PRECISION)
-    return left, right
+        if PARTS == 2:
+            right = add_products(right, rows, columns.load([first_b + BLOCK_B, start]), PRECISION)
+    return whole_products(left, PRECISION), whole_products(right, PRECISION)
+
+
+@triton.jit
+def begin_parts(
+    packed,
+    halved,
+    pitch,
+    first_a,
+    first_b,
+    BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HALVES: tl.constexpr,
+):
+    """The products of both halves of a tile where one loop forms them; else nothing yet."""
+    begun = None
+    if HALVES == "together":
+        begun = tile_products(packed, halved, pitch, first_a, first_b, BLOCK, BLOCK // 2, DEPTH, PRECISION, 2)
+    return begun
 
 
 @triton.jit

@@ -5,8 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .lse import has_common_peak, logits
-from .tiles import kept_pairs, needs_mask, product_halves, tile_at, tile_product
+from .kept import has_kept, kept_logits, kept_place
+from .lse import has_common_peak, part_logits
+from .tiles import begin_parts, kept_pairs, needs_mask, tile_at
 
 
 @triton.jit
@@ -49,6 +50,8 @@ def block_weights(
     weights_ptr,
     weights_pitch,
     weights_plane,
+    kept_ptr,
+    num_kept,
     num_rows,
     padded,
     pitch,
@@ -65,13 +68,14 @@ def block_weights(
     TERMS: tl.constexpr,
     PRECISION: tl.constexpr,
     HALVES: tl.constexpr,
+    CROSS: tl.constexpr,
 ):
     """Tiles of :func:`pair_weights`, 0 for pairs left out.
 
     With both norms in it one block serves both sides: W b and W^T a are gradients with respect to raw rows, but for
     the projection. Every entry of the tile is written, the padding too, as TERMS numbers that add up to it, each what
     the ones before leave. TRIANGLE: b is a, and a tile is written a second time as its mirror below the diagonal.
-    HALVES: as in the kernel of the logits.
+    HALVES and ``kept_ptr``: as in the kernel of the logits, which are not formed again where they were kept.
     """
     a, b = tile_at(tl.program_id(0), tiles_a, tiles_b, TRIANGLE, GROUP)
     first_a = a_start + a * BLOCK
@@ -80,28 +84,26 @@ def block_weights(
     rate = tl.load(rate_ptr)
     PARTS: tl.constexpr = 1 if HALVES == "none" else 2
     WIDTH: tl.constexpr = BLOCK // PARTS
-    if HALVES == "together":
-        left, right = product_halves(packed, halved, pitch, first_a, first_b, BLOCK, WIDTH, DEPTH, PRECISION)
+    place = kept_place(first_a, first_b, padded, BLOCK, CROSS)
+    begun = begin_parts(packed, halved, pitch, first_a, first_b, BLOCK, DEPTH, PRECISION, HALVES)
     for part in tl.static_range(PARTS):
         begin = part * WIDTH
-        if HALVES == "none":
-            product = tile_product(packed, packed, pitch, first_a, first_b, BLOCK, WIDTH, DEPTH, PRECISION)
-        elif HALVES == "apart":
-            product = tile_product(packed, halved, pitch, first_a, first_b + begin, BLOCK, WIDTH, DEPTH, PRECISION)
-        elif part == 0:
-            product = left
-        else:
-            product = right
         columns = begin + tl.arange(0, WIDTH)
-        logit = logits(product, factor_ptr, residue_ptr, rate, first_a + index, first_b + columns, NORMALIZE)
+        if kept_ptr is None or not has_kept(kept_ptr, place, num_kept, rate, ROUND):
+            logit = part_logits(
+                begun, packed, halved, factor_ptr, residue_ptr, rate, pitch, first_a, first_b, part,
+                BLOCK, DEPTH, NORMALIZE, PRECISION, HALVES,
+            )  # fmt: skip
+        else:
+            logit = kept_logits(kept_ptr, place, rate, BLOCK)
         row, column = tl.load(coefficient_ptr + first_a + index), tl.load(coefficient_ptr + first_b + columns)
         weight = pair_weights(
             logit, row, column, peak_ptr, inverse_ptr, rate, first_a + index, first_b + columns, NORMALIZE
         )
         position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)
         if masked:
-            kept = kept_pairs(position_a + index, position_b + columns, num_rows)
-            weight = tl.where(kept, weight, 0.0)
+            counted = kept_pairs(position_a + index, position_b + columns, num_rows)
+            weight = tl.where(counted, weight, 0.0)
         if ROUND:
             weight = round_to_tf32(weight)
         upper = weights_ptr + (a * BLOCK).to(tl.int64) * weights_pitch + b * BLOCK

@@ -48,11 +48,11 @@ def describe(dtype: torch.dtype, device_type: str, n: int, d: int, problem: Prob
     }
 
 
-def stats_shape(n: int, d: int, problem: Problem) -> tuple[int, ...]:
+def stats_shape(dtype: torch.dtype, n: int, d: int, problem: Problem, *, differentiated: bool) -> tuple[int, ...]:
     """Shape of ``stats``: lse, z and tilt of all rows if the gradient is formed later, else whether rows were rescaled.
 
     Example:
-        >>> stats_shape(4, 8, Problem("cz_nce", "both", True, "none", "highest", 1 << 28))
+        >>> stats_shape(torch.float32, 4, 8, Problem("cz_nce", "both", True, "none", "highest", 1), differentiated=True)
         (3, 8)
     """
     return (1,) if holds_gradient(problem) else (3, 2 * n)
