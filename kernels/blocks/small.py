@@ -14,7 +14,7 @@ from ..problem import Problem
 from . import stats
 from .config import SmallConfig
 from .rows import PACK_DEPTH, WEIGH_SWEEP, temperature_arguments
-from .schedule import padded_rows, product_columns, product_dtype
+from .schedule import padded_rows, product_columns, product_parts
 from .small_close import small_close
 from .small_gradient import small_gradient
 from .small_products import small_products
@@ -42,6 +42,7 @@ def forward(
     shared = {
         "CROSS": cross,
         "NORMALIZE": problem.normalize,
+        "PARTS": product_parts(n),
         "TENSOR": isinstance(temperature, Tensor),
         "num_warps": NUM_WARPS,
     }
@@ -140,6 +141,7 @@ def backward(
         SWEEP=WEIGH_SWEEP,
         CROSS=problem.negatives == "cross",
         NORMALIZE=problem.normalize,
+        PARTS=product_parts(n),
         RESCALE=chosen.rescale,
         TENSOR=isinstance(temperature, Tensor),
         PER_ROW=upstream.dim() == 1,
@@ -157,5 +159,5 @@ def backward(
 
 
 def _products(saved: Tensor, n: int) -> Tensor:
-    """The products (2 padded rows, product columns), flat."""
-    return saved[stats.PLANES * 2 * padded_rows(n) :].view(product_dtype(n))
+    """The products (parts, 2 padded rows, product columns), flat."""
+    return saved[stats.PLANES * 2 * padded_rows(n) :]

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from . import stats
 from .finish import store_gradient
+from .kept import load_products
 from .lse import logits
 from .pack import load_entries, read_rate, rescaled, stacked_rows
 from .tiles import kept_pairs
@@ -63,6 +64,7 @@ def small_gradient(
     SWEEP: tl.constexpr,
     CROSS: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    PARTS: tl.constexpr,
     RESCALE: tl.constexpr,
     TENSOR: tl.constexpr,
     PER_ROW: tl.constexpr,
@@ -108,7 +110,8 @@ def small_gradient(
             first_other = begin + start
             steps = tl.arange(0, DEPTH)
             other = first_other + steps
-            product = tl.load(products_ptr + index[:, None] * num_columns + (start + steps)[None, :])
+            offsets = index[:, None] * num_columns + (start + steps)[None, :]
+            product = load_products(products_ptr, plane * num_columns, offsets, PARTS)
             logit = logits(
                 product, stats_ptr + FACTOR * plane, stats_ptr + RESIDUE * plane, chosen, index, other, NORMALIZE
             )
@@ -162,8 +165,8 @@ def small_gradient(
             column_of_partner = position
             if not CROSS:
                 column_of_partner = partner
-            product = tl.load(products_ptr + index * num_columns + column_of_partner).to(tl.float32)
-            radial = (radial - pull * product) * inverse
+            product = load_products(products_ptr, plane * num_columns, index * num_columns + column_of_partner, PARTS)
+            radial = (radial - pull * product.to(tl.float32)) * inverse
             other_entries = rescaled(other_entries, tl.load(stats_ptr + SCALE * plane + partner), RESCALE)
             rows, live, stride = stacked_rows(
                 x_ptr, y_ptr, stride_xr, stride_xc, stride_yr, stride_yc, first, num_rows, padded, ROWS

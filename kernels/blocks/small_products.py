@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .kept import store_products
 from .pack import load_entries, read_rate, rescaled, scale_of, stacked_rows, sweep_pairs
 from .tiles import add_products, no_products, tile_at, whole_products
 
@@ -69,6 +70,7 @@ def small_products(
     ROW_DEPTH: tl.constexpr,
     CROSS: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    PARTS: tl.constexpr,
     RESCALE: tl.constexpr,
     TENSOR: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -162,6 +164,7 @@ def small_products(
                     )
         index = tl.arange(0, BLOCK)
         offsets = index[:, None] * num_columns + index[None, :]
-        tl.store(products_ptr + first_a * num_columns + b * BLOCK + offsets, product)
+        plane = 2 * padded * num_columns
+        store_products(products_ptr, plane, first_a * num_columns + b * BLOCK + offsets, product, PARTS)
         if CROSS or a != b:
-            tl.store(products_ptr + first_b * num_columns + a * BLOCK + offsets, product.T)
+            store_products(products_ptr, plane, first_b * num_columns + a * BLOCK + offsets, product.T, PARTS)
