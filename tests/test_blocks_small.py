@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
-from block_calls import DEVICE, DTYPES, problem
+import triton
+import triton.language as tl
+from block_calls import DEVICE, DTYPES, ON_GPU, problem
 from regimes import Case
+from triton.runtime import interpreter
 
-from ctloss.kernels.blocks import engine, schedule, stats
+import ctloss
+from ctloss.kernels.blocks import engine, launch, schedule, small_gradient, stats
+from ctloss.kernels.blocks.config import choose
 
 
 def forward_of(case: Case) -> torch.Tensor:
@@ -60,3 +68,85 @@ def test_products_beyond_float32_leave_no_rest() -> None:
     assert not first.isnan().any()
     assert (second[first.isinf()] == 0).all()
     assert second.isfinite().all()
+
+
+@pytest.fixture
+def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Have the interpreter multiply what a GPU would; the largest entries of the left operands, product by product.
+
+    It cuts float32 operands that are asked for in tf32, and widens bfloat16 ones, whose bits it would multiply.
+    """
+    sizes: list[float] = []
+
+    def operand(given: Any, precision: Any) -> Any:
+        data = given.data
+        if given.dtype.scalar == tl.bfloat16:
+            data = (data.astype(np.uint32) << 16).view(np.float32)
+        elif given.dtype.scalar == tl.float32 and str(precision).endswith("TF32"):
+            data = (data.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+        return data
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, precision: Any, *rest: Any) -> Any:
+        left, right = operand(a, precision), operand(b, precision)
+        sizes.append(float(np.abs(left).max()))
+        return interpreter.TensorHandle(np.matmul(left, right, dtype=np.float32) + d.data, d.dtype.scalar)
+
+    if not ON_GPU:
+        monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+    return sizes
+
+
+@pytest.mark.parametrize(("regime", "largest"), [("collapsed", 0.04), ("hard", 1e-3), ("random", 1e-3)])
+@pytest.mark.parametrize("n", [50, 100])
+def test_tf32_is_cut_as_often_along_the_row_as_across(
+    regime: str, largest: float, n: int, tensor_cores: list[float]
+) -> None:
+    """The radial part is subtracted from a sum of the very products it was taken from."""
+    x, y = (rows.requires_grad_() for rows in Case(regime, n, 192, temperature=1.0).embeddings(DEVICE))
+    found = torch.autograd.grad(ctloss.cz_nce(x, y, temperature=1.0, precision="medium", impl="triton"), (x, y))
+    exact = torch.autograd.grad(ctloss.cz_nce(x.double(), y.double(), temperature=1.0, impl="reference"), (x, y))
+    error, size = torch.cat(found).double() - torch.cat(exact), torch.cat(exact).double().norm()
+    assert error.norm() <= largest * size
+    assert error.norm() >= 1e-5 * size, "nothing was cut"
+
+
+@triton.jit
+def weighed(weight_ptr, rows_ptr, out_ptr, SIDE: tl.constexpr, TERMS: tl.constexpr):  # type: ignore[no-untyped-def]
+    index = tl.arange(0, SIDE)
+    offsets = index[:, None] * SIDE + index[None, :]
+    rows = tl.load(rows_ptr + offsets).to(tl.bfloat16)
+    total = small_gradient.weighed_sum(tl.load(weight_ptr + offsets), rows, TERMS, True, "ieee")
+    tl.store(out_ptr + offsets, total)
+
+
+@pytest.mark.parametrize("terms", [1, 3])
+def test_small_terms_of_weights_are_added_first(terms: int, tensor_cores: list[float]) -> None:
+    """Tensor cores round towards zero: what is added to a large sum is cut by its last place."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.rand(32, 32, generator=generator)
+    rows = torch.randn(32, 32, generator=generator).bfloat16().float()
+    out = torch.empty(32, 32, device=DEVICE)
+    weighed[(1,)](weight.to(DEVICE), rows.to(DEVICE), out, SIDE=32, TERMS=terms)
+    error = (out.cpu().double() - weight.double() @ rows.double()).abs().max()
+    assert error < {1: 0.1, 3: 1e-5}[terms]
+    assert ON_GPU or len(tensor_cores) == terms
+    assert tensor_cores == sorted(tensor_cores)
+
+
+def test_small_terms_of_panels_are_added_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[tuple[float, bool]] = []
+    monkeypatch.setattr(
+        launch, "library_product", lambda weights, packed, sums, first: added.append((weights[0, 0].item(), first))
+    )
+    block = torch.tensor([1.0, 2.0**-9, 2.0**-18])[:, None, None].expand(3, 4, 4)
+    chosen = choose(600, 64, torch.bfloat16, 90, problem())
+    for first in (True, False):
+        launch.add_gradient(block, torch.ones(4, 8), torch.zeros(4, 8), first, chosen)
+    assert added == [
+        (2.0**-18, True),
+        (2.0**-9, False),
+        (1.0, False),
+        (2.0**-18, False),
+        (2.0**-9, False),
+        (1.0, False),
+    ]

@@ -20,15 +20,21 @@ SCALE = tl.constexpr(stats.SCALE)
 
 
 @triton.jit
+def bfloat16_term(weight, POSITION: tl.constexpr):
+    """The bfloat16 number nearest to what those at lower positions leave of a weight."""
+    for _ in tl.static_range(POSITION):
+        weight -= weight.to(tl.bfloat16).to(tl.float32)
+    return weight.to(tl.bfloat16)
+
+
+@triton.jit
 def weighed_sum(weight, rows, TERMS: tl.constexpr, BFLOAT16: tl.constexpr, PRECISION: tl.constexpr):
     """Weights times rows, the weights as sums of TERMS bfloat16 numbers or as the float32 numbers that they are."""
     if BFLOAT16:
-        rounded = weight.to(tl.bfloat16)
-        total = tl.dot(rounded, rows)
-        for _ in tl.static_range(TERMS - 1):
-            weight -= rounded.to(tl.float32)
-            rounded = weight.to(tl.bfloat16)
-            total = tl.dot(rounded, rows, total)
+        # The smallest first: tensor cores round sums towards zero, which large ones feel at every step.
+        total = tl.dot(bfloat16_term(weight, TERMS - 1), rows)
+        for position in tl.static_range(2, TERMS + 1):
+            total = tl.dot(bfloat16_term(weight, TERMS - position), rows, total)
     else:
         total = tl.dot(weight, rows.to(tl.float32), input_precision=PRECISION)
     return total
@@ -139,6 +145,8 @@ def small_gradient(
             entries = load_entries(rows, columns, live, width, stride)
             if RESCALE:
                 entries = rescaled(entries, tl.load(stats_ptr + SCALE * plane + other), RESCALE)
+            if ROUND:
+                entries = round_to_tf32(entries.to(tl.float32))
             # Apart from the total, for the reason that logits' products are.
             total = tl.fma(weighed_sum(weights, entries, TERMS, BFLOAT16, PRECISION), 1.0, total)
         rows, live, stride = stacked_rows(

@@ -8,6 +8,7 @@ import triton.language as tl
 from .kept import store_products
 from .pack import load_entries, read_rate, rescaled, scale_of, stacked_rows, sweep_pairs
 from .tiles import add_products, no_products, tile_at, whole_products
+from .weights import round_to_tf32
 
 
 @triton.jit
@@ -40,6 +41,10 @@ def raw_products(
         if MEASURE:
             a_largest = tl.maximum(a_largest, tl.max(tl.abs(a.to(tl.float32)), 1))
             b_largest = tl.maximum(b_largest, tl.max(tl.abs(b.to(tl.float32)), 1))
+        if PRECISION == "tf32" and a.dtype == tl.float32:
+            # As the gradient rounds them: its radial part is taken from these products.
+            a = round_to_tf32(a)
+            b = round_to_tf32(b)
         total = add_products(total, a, b, PRECISION)
     return whole_products(total, PRECISION), a_largest, b_largest
 
