@@ -14,8 +14,8 @@ Halves = Literal["none", "together", "apart"]
 
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 
-# Each side's rows are padded to a multiple of this, or of half of it in small batches; tiles divide it.
-ROW_PADDING = 128
+# Each side's rows are padded to a multiple of this, or in small batches of that; tiles divide it.
+ROW_PADDING, SMALL_PADDING = 128, 64
 # Packed rows are padded with zeros to a multiple of this many columns, so that products load them without masks.
 WIDTH_PADDING = 64
 # What stands for a compute capability where there is none: the interpreter, and AMD's gfx942 (MI300).
@@ -123,6 +123,13 @@ class SmallConfig(Formats):
     gradient_depth: int
     gradient_warps: int
     gradient_stages: int
+
+    def __post_init__(self) -> None:
+        """Hold the relations that keep every tile and every step within one side's rows, of whole tiles."""
+        extents = self.block, self.row_block, self.gradient_rows, self.gradient_depth
+        if any(SMALL_PADDING % extent for extent in extents):
+            names = "block, row_block, gradient_rows and gradient_depth"
+            raise ValueError(f"expected {names} to divide {SMALL_PADDING}, got {self}")
 
 
 def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> BlockConfig:

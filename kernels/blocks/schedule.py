@@ -13,7 +13,7 @@ from math import isqrt
 
 from ..problem import Problem
 from . import config
-from .config import ROW_PADDING, WIDTH_PADDING
+from .config import ROW_PADDING, SMALL_PADDING, WIDTH_PADDING
 
 X, Y = 0, 1
 # Beyond this side a panel of weights gains nothing; its products with 768 columns are two full waves on 132 SMs.
@@ -41,7 +41,7 @@ def padded_rows(n: int) -> int:
     >>> padded_rows(300), padded_rows(1100)
     (320, 1152)
     """
-    padding = ROW_PADDING if n >= config.MANY_PAIRS else ROW_PADDING // 2
+    padding = ROW_PADDING if n >= config.MANY_PAIRS else SMALL_PADDING
     return -(-n // padding) * padding
 
 
