@@ -9,13 +9,14 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from block_calls import DEVICE, DTYPES, ON_GPU, problem
+from acceptance import check
+from block_calls import DEVICE, DTYPES, ON_GPU, chain_of, problem
 from regimes import Case
 from triton.runtime import interpreter
 
 import ctloss
 from ctloss.kernels.blocks import engine, launch, schedule, small_gradient, stats
-from ctloss.kernels.blocks.config import choose
+from ctloss.kernels.blocks.config import CDNA3, choose
 
 
 def forward_of(case: Case) -> torch.Tensor:
@@ -150,3 +151,22 @@ def test_small_terms_of_panels_are_added_first(monkeypatch: pytest.MonkeyPatch) 
         (2.0**-9, False),
         (1.0, False),
     ]
+
+
+# Sides that fill no tile, every format of products, each way to read a row.
+ON_A_GPU = [
+    (80, Case("scaled", 33, 70, negatives="cross", need=(True, True, True), strides="transposed")),
+    (90, Case("hard", 70, 33, loss="info_nce", exponent=-5.0, negatives="cross", strides="every other")),
+    (90, Case("collapsed", 130, 40, dtype=torch.float16, reduction="none", need=(True, True, True))),
+    (100, Case("zeros", 258, 20, dtype=torch.float16, negatives="cross", temperature=0.02)),
+    (CDNA3, Case("big", 100, 65, normalize=False, loss="info_nce", need=(False, True, True), reduction="sum")),
+]
+
+
+@pytest.mark.skipif(ON_GPU, reason="there every test takes that GPU's tiles")
+@pytest.mark.parametrize(("arch", "case"), ON_A_GPU, ids=lambda value: str(getattr(value, "regime", value)))
+def test_acceptance_in_the_tiles_of_a_gpu(arch: int, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreted = engine.describe(case.dtype, DEVICE, case.n, case.d, problem())
+    monkeypatch.setattr(engine, "_arch", lambda: arch)
+    assert engine.describe(case.dtype, DEVICE, case.n, case.d, problem()) != interpreted
+    check(case, "triton", DEVICE, chain=chain_of(case))
