@@ -1,8 +1,8 @@
 """The Triton path's entry points: value and statistics in the forward, gradients recomputed in the backward.
 
 Small batches keep all their dot products and take three kernels. Of others no N x N matrix is stored: logits live in
-tiles, weights in panels of a bounded workspace. Nothing is read back to the
-host, so that calls can be captured in a CUDA graph, and every sum has a fixed order, so that results repeat exactly.
+tiles, weights in panels of a bounded workspace. Nothing is read back to the host, so that calls can be captured in a
+CUDA graph, and every sum has a fixed order, so that results repeat exactly.
 """
 
 from __future__ import annotations
@@ -171,9 +171,8 @@ def backward(
             return small.backward(upstream, x, y, temperature, saved, problem, needs, shapes)
         chosen = config.choose(n, d, x.dtype, _arch(), problem)
         rows = by_row.pack(x, y, temperature, saved, None, problem.normalize, chosen)
-        weighed = by_row.weigh(
-            rows, upstream, problem.loss == "info_nce", problem.reduction == "mean", slope=need_temperature
-        )
+        learnt = temperature if need_temperature else None
+        weighed = by_row.weigh(rows, upstream, problem.loss == "info_nce", problem.reduction == "mean", learnt)
         slope = None
         if weighed.slope is not None:
             slope = weighed.slope.sum() if weighed.slope.numel() > 1 else weighed.slope[0]

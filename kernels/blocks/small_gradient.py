@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from . import stats
-from .finish import store_gradient
+from .finish import norms_shared_out, projected, store_gradient
 from .kept import load_products
 from .lse import logits
 from .pack import load_entries, read_rate, rescaled, stacked_rows
@@ -163,24 +163,20 @@ def small_gradient(
         )
         other_entries = load_entries(rows, columns, live, width, stride)
         gain = common_gain(upstream_ptr, chosen, exponent, count, PER_ROW)
-        factor = tl.full((ROWS,), 1.0, tl.float64) * gain
+        scales, inverses = stats_ptr + SCALE * plane, stats_ptr + INVERSE * plane
+        pull, inverse, factor = norms_shared_out(pull, gain, scales, inverses, index, partner, ROWS, NORMALIZE)
         if NORMALIZE:
-            scale = tl.load(stats_ptr + SCALE * plane + index)
-            inverse = tl.load(stats_ptr + INVERSE * plane + index)
-            # The sums hold 1/|row| already, the positive does not.
-            pull = pull * inverse * tl.load(stats_ptr + INVERSE * plane + partner)
-            factor = factor * scale.to(tl.float64)
             column_of_partner = position
             if not CROSS:
                 column_of_partner = partner
             product = load_products(products_ptr, plane * num_columns, index * num_columns + column_of_partner, PARTS)
             radial = (radial - pull * product.to(tl.float32)) * inverse
-            other_entries = rescaled(other_entries, tl.load(stats_ptr + SCALE * plane + partner), RESCALE)
+            other_entries = rescaled(other_entries, tl.load(scales + partner), RESCALE)
             rows, live, stride = stacked_rows(
                 x_ptr, y_ptr, stride_xr, stride_xc, stride_yr, stride_yc, first, num_rows, padded, ROWS
             )
-            own = rescaled(load_entries(rows, columns, live, width, stride), scale, RESCALE).to(tl.float32)
-            total -= radial[:, None] * (own * inverse[:, None])
+            own = rescaled(load_entries(rows, columns, live, width, stride), tl.load(scales + index), RESCALE)
+            total = projected(total, own.to(tl.float32), radial, inverse)
         total -= pull[:, None] * other_entries.to(tl.float32)
         gradient_ptr = x_gradient_ptr
         if of_y == 1:
