@@ -26,6 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from benchmarks.aot_calls import SHIPPED, TABLED, Shipped
 from benchmarks.aot_devices import Compiled, Device, compile_for
 from benchmarks.aot_table import insert, markdown
 from ctloss.kernels.blocks import config, engine, flash, launch, rows, small
@@ -140,21 +141,6 @@ def recording(arch: int, halves: config.Halves) -> Iterator[list[Launch]]:
         yield launches
 
 
-def launches_of(
-    arch: int, n: int, d: int, dtype: torch.dtype, problem: Problem, halves: config.Halves = "none"
-) -> list[Launch]:
-    """The distinct launches of one forward and backward, temperature's gradient included, logits kept or not."""
-    x, y = torch.zeros(n, d, dtype=dtype), torch.zeros(n, d, dtype=dtype)
-    options: dict[str, Any] = {"problem": problem, "need_x": True, "need_y": True, "need_temperature": True}
-    with recording(arch, halves) as launches:
-        for differentiated in (True, False):
-            needs = options | {"need_x": differentiated, "need_y": differentiated}
-            _, saved, held_x, held_y, held_temperature = engine.forward(x, y, 0.07, **needs)
-            engine.forward(x, y, 0.07, **(needs | {"need_temperature": False}))
-            engine.backward(torch.ones(()), x, y, 0.07, saved, held_x, held_y, held_temperature, **options)
-    return list(dict.fromkeys(launches))
-
-
 def compile_launch(recorded: Launch, device: Device, case: str) -> Compiled:
     """Compile a launch for a device and read what the compiler reports."""
     source = ASTSource(
@@ -166,70 +152,30 @@ def compile_launch(recorded: Launch, device: Device, case: str) -> Compiled:
     return compile_for(device, source, dict(recorded.options), recorded.kernel, case)
 
 
-@dataclass(frozen=True)
-class Shipped:
-    """A kind of call whose configuration is shipped: the inputs' dtype and the options that change the kernels."""
-
-    dtype: torch.dtype
-    normalize: bool
-    precision: str
-    d: int
-    n: int = 1500
-
-    def __str__(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{dtype} n={self.n} d={self.d} {'cosine' if self.normalize else 'dot'} {self.precision}"
-
-
-# Halves have one precision; 768 columns are aligned and whole tiles, 75 neither.
-SHIPPED = [
-    Shipped(dtype, normalize, precision, d)
-    for dtype in (torch.bfloat16, torch.float16, torch.float32)
-    for normalize in (True, False)
-    for precision in (("highest", "high", "medium") if dtype == torch.float32 else ("highest",))
-    for d in (768, 75)
-]
-# Below 1,024 pairs half-precision batches keep more digits of their weights.
-SHIPPED += [Shipped(dtype, True, "highest", 768, n=600) for dtype in (torch.bfloat16, torch.float16)]
-# Small ones take kernels of their own, in tiles that become smaller with them.
-SHIPPED += [
-    Shipped(dtype, normalize, precision, d, n=300)
-    for dtype in (torch.bfloat16, torch.float16, torch.float32)
-    for normalize in (True, False)
-    for precision in (("highest", "high", "medium") if dtype == torch.float32 else ("highest",))
-    for d in (768, 75)
-]
-# The smallest form their products in float64.
-SHIPPED += [
-    Shipped(dtype, normalize, "highest", 768, n=n)
-    for n in (200, 100, 50)
-    for dtype in (torch.bfloat16, torch.float16, torch.float32)
-    for normalize in (True, False)
-]
-# Several panels take kernels that a single one does not.
-SHIPPED += [Shipped(dtype, True, "highest", 512, n=30000) for dtype in (torch.bfloat16, torch.float16, torch.float32)]
-# Narrow rows take weights in registers where that is expected to win, from bfloat16's three terms to one tf32 product.
-SHIPPED += [
-    Shipped(dtype, normalize, "highest", 64, n=n)
-    for n in (1500, 600)
-    for dtype in (torch.bfloat16, torch.float16)
-    for normalize in (True, False)
-]
-SHIPPED += [Shipped(torch.float16, True, "highest", 128)]
-# What the documentation tables.
-TABLED = [
-    shipped
-    for shipped in SHIPPED
-    if shipped.normalize and shipped.precision == "highest" and shipped.d == 768 and shipped.n in (1500, 300, 50)
-]
+def launches_of(arch: int, shipped: Shipped, halves: config.Halves = "none") -> list[Launch]:
+    """The distinct launches of forwards and a backward, logits kept or not, the temperature learnt or not."""
+    x, y = (torch.zeros(shipped.n, shipped.d, dtype=shipped.dtype) for _ in range(2))
+    if shipped.transposed:
+        y = y.T.contiguous().T
+    tau = torch.tensor(0.07) if shipped.on_device else 0.07
+    upstream = torch.ones(2 * shipped.n if shipped.reduction == "none" else ())
+    about = ("loss", "negatives", "normalize", "reduction", "precision")
+    problem = Problem(**{name: getattr(shipped, name) for name in about}, workspace=2**28)
+    options: dict[str, Any] = {"problem": problem, "need_x": True, "need_y": True, "need_temperature": shipped.slope}
+    with recording(arch, halves) as launches:
+        for differentiated in (True, False):
+            needs = options | {"need_x": differentiated, "need_y": differentiated}
+            _, saved, held_x, held_y, held_temperature = engine.forward(x, y, tau, **needs)
+            engine.forward(x, y, tau, **(needs | {"need_temperature": False}))
+            engine.backward(upstream, x, y, tau, saved, held_x, held_y, held_temperature, **options)
+    return list(dict.fromkeys(launches))
 
 
 def compile_shipped(
     shipped: Shipped, device: Device, known: dict[tuple[Launch, str], Compiled], halves: config.Halves
 ) -> Iterator[Compiled]:
     """What becomes of the launches of a call; those that are not in ``known`` are compiled and added to it."""
-    problem = Problem("cz_nce", "both", shipped.normalize, "mean", shipped.precision, 2**28)  # type: ignore[arg-type]
-    for recorded in launches_of(device.arch, shipped.n, shipped.d, shipped.dtype, problem, halves):
+    for recorded in launches_of(device.arch, shipped, halves):
         if (recorded, device.name) not in known:
             known[recorded, device.name] = compile_launch(recorded, device, str(shipped))
         yield replace(known[recorded, device.name], case=str(shipped))

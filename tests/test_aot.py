@@ -35,12 +35,17 @@ KERNELS = {
 PRODUCTS = {"block_lse", "block_weights", "add_weighed", "small_products", "small_gradient"}
 ARCHITECTURES = {"80": "sm_80", "89": "sm_89", "90": "sm_90", "100": "sm_100", "gfx942": "gfx942"}
 # Cosines take more registers than dot products. A text that begins with float16 finds bfloat16 calls too.
-EVERYWHERE = ["float16 n=1500 d=768 cosine", "float32 n=1500 d=768 cosine highest", "float32 n=50 d=768 cosine"]
+EVERYWHERE = [
+    "float16 n=1500 d=768 cosine",
+    "float32 n=1500 d=768 cosine highest",
+    "float32 n=50 d=768 cosine",
+    "float32 n=300 d=75 cosine medium info_nce cross none on_device transposed",
+]
 BESIDES = {
     "80": ["float32 n=1500 d=768 cosine high", "bfloat16 n=1500 d=768 dot"],
     "89": ["float16 n=1500 d=768 dot", "float16 n=300 d=768"],
     "90": ["float16 n=300 d=768", "bfloat16 n=1500 d=75 cosine", "bfloat16 n=30000"],
-    "100": ["bfloat16 n=30000", "float32 n=1500 d=768 cosine high"],
+    "100": ["bfloat16 n=30000", "float32 n=1500 d=768 cosine high", "float32 n=60 d=75 cosine high transposed"],
     "gfx942": ["float16 n=300 d=768", "float32 n=1500 d=768 cosine medium"],
 }
 

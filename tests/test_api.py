@@ -141,6 +141,14 @@ def test_opcheck(impl: str, reduction: str, dtype: torch.dtype) -> None:
     torch.library.opcheck(torch.ops.ctloss.contrastive.default, (x, y.detach(), None, 0.1, f"{options} 1 0 0"))
 
 
+@pytest.mark.parametrize("impl", FUSED)
+@pytest.mark.parametrize("seed", range(2))
+def test_opcheck_of_more_pairs(impl: str, seed: int) -> None:
+    """Of so many numbers that what is only now and then no number shows."""
+    options = f"cz_nce both 1 mean highest {1 << 28} log {impl} 1 1 0"
+    torch.library.opcheck(torch.ops.ctloss.contrastive.default, (*batch(n=20, d=12, seed=seed), None, 0.07, options))
+
+
 @pytest.mark.parametrize("impl", PATHS)
 def test_temperature_tensors(impl: str) -> None:
     x, y = batch(n=9)

@@ -81,6 +81,25 @@ def test_float32_is_not_split_where_matrix_cores_take_it(dtype: torch.dtype, nor
     assert configuration(torch.float32, CDNA3, precision="medium").weight_products == "tf32"
 
 
+@pytest.mark.parametrize("arch", [INTERPRETER, 80, 89, 90, 100, 120, CDNA3])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("negatives", ["both", "cross"])
+def test_no_tile_of_a_small_batch_crosses_the_sides(
+    negatives: str, precision: str, dtype: torch.dtype, arch: int
+) -> None:
+    """First rows of tiles and of steps in the gradient's sum, each tile of one side alone and none left over."""
+    for n, normalize in product((2, 63, 64, 65, 128, 129, 256, 257, 320, 511, 512), (True, False)):
+        problem = replace(PROBLEM, negatives=negatives, precision=precision, normalize=normalize)
+        chosen = choose_small(n, dtype, arch, problem)
+        padded = schedule.padded_rows(n)
+        for extent in (chosen.block, chosen.row_block, chosen.gradient_rows, chosen.gradient_depth):
+            for first in range(0, 2 * padded, extent):
+                assert first // padded == (first + extent - 1) // padded
+        assert padded % chosen.row_block == schedule.product_columns(n, problem) % chosen.block == 0
+        assert schedule.product_columns(n, problem) % chosen.gradient_depth == 0
+
+
 @pytest.mark.parametrize("arch", [80, 89, 90, 100])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [2, 64, 65, 128, 256, 257, 512])
@@ -214,6 +233,11 @@ def test_frozen_and_checked() -> None:
         replace(chosen, gemm_columns=96)
     with pytest.raises(ValueError, match="expected no halves where products are summed in float64"):
         replace(chosen, products="double", halves="apart")
+    small = choose_small(300, torch.float32, 90, PROBLEM)
+    for name in ("block", "row_block", "gradient_rows", "gradient_depth"):
+        for extent in (128, 48):
+            with pytest.raises(ValueError, match=f"expected block, .*gradient_depth to divide 64.* {name}={extent}"):
+                replace(small, **{name: extent})
 
 
 @triton.jit

@@ -14,8 +14,8 @@ Halves = Literal["none", "together", "apart"]
 
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 
-# Each side's rows are padded to a multiple of this, or of half of it in small batches; tiles divide it.
-ROW_PADDING = 128
+# Each side's rows are padded to a multiple of this, or in small batches of that; tiles divide it.
+ROW_PADDING, SMALL_PADDING = 128, 64
 # Packed rows are padded with zeros to a multiple of this many columns, so that products load them without masks.
 WIDTH_PADDING = 64
 # What stands for a compute capability where there is none: the interpreter, and AMD's gfx942 (MI300).
@@ -130,6 +130,13 @@ class SmallConfig(Formats):
     gradient_warps: int
     gradient_stages: int
 
+    def __post_init__(self) -> None:
+        """Hold the relations that keep every tile and every step within one side's rows, of whole tiles."""
+        extents = self.block, self.row_block, self.gradient_rows, self.gradient_depth
+        if any(SMALL_PADDING % extent for extent in extents):
+            names = "block, row_block, gradient_rows and gradient_depth"
+            raise ValueError(f"expected {names} to divide {SMALL_PADDING}, got {self}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FlashConfig(Formats):
@@ -216,8 +223,10 @@ def choose_small(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> Sma
         if formats.products == "double":
             tile = {"block": 8, "depth": 64, "num_stages": 4}
         else:
+            # Three tf32 products of transposed rows take all registers on 10.0 and later.
+            narrow = formats.products == "tf32x3" and arch >= 100
             # Without tensor cores the work itself is felt, and is shared out evenly in smaller tiles.
-            tile = {"block": 64 if tall else 32, "depth": 64 if half else 32, "num_stages": 3}
+            tile = {"block": 64 if tall else 32, "depth": 64 if half else 16 if narrow else 32, "num_stages": 3}
         rows = 16 if n <= 128 else 64 if tall else 32
         warps = 8 if tall else 4
         # Without tensor cores, and before 9.0 with float32 operands on them, more columns take too many registers.

@@ -183,9 +183,8 @@ def backward(
             return small.backward(upstream, x, y, temperature, saved, problem, needs, shapes)
         chosen = config.choose(n, d, x.dtype, _arch(), problem)
         rows = by_row.pack(x, y, temperature, saved, None, problem, chosen)
-        weighed = by_row.weigh(
-            rows, upstream, problem.loss == "info_nce", problem.reduction == "mean", slope=need_temperature
-        )
+        learnt = temperature if need_temperature else None
+        weighed = by_row.weigh(rows, upstream, problem.loss == "info_nce", problem.reduction == "mean", learnt)
         slope = None
         if weighed.slope is not None:
             slope = weighed.slope.sum() if weighed.slope.numel() > 1 else weighed.slope[0]

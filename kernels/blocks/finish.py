@@ -24,6 +24,25 @@ def load_sums(sums_ptr, plane, planes, row, columns, pitch):
 
 
 @triton.jit
+def norms_shared_out(pull, gain, scale_ptr, inverse_ptr, own, other, ROWS: tl.constexpr, NORMALIZE: tl.constexpr):
+    """What stacked rows ``own`` are pulled to ``other`` with, 1/|row|, and what a finished row is multiplied by."""
+    factor = tl.full((ROWS,), 1.0, tl.float64) * gain
+    inverse = tl.full((ROWS,), 1.0, tl.float32)
+    if NORMALIZE:
+        inverse = tl.load(inverse_ptr + own)
+        # The sums hold 1/|row| already, the positive does not.
+        pull = pull * inverse * tl.load(inverse_ptr + other)
+        factor = factor * tl.load(scale_ptr + own).to(tl.float64)
+    return pull, inverse, factor
+
+
+@triton.jit
+def projected(value, own, radial, inverse):
+    """Columns of rows without their radial part, of which ``own`` are those of the row projected off."""
+    return value - radial[:, None] * (own * inverse[:, None])
+
+
+@triton.jit
 def store_gradient(gradient_ptr, value, factor, position, columns, num_rows, width):
     """Rows of a side's gradient, each times its factor."""
     # In float64: a tiny gain and a large 1/|row| may each leave float32's range where their product does not.
@@ -68,16 +87,12 @@ def finish_gradient(
     gradient_ptr = x_gradient_ptr
     if side == 1:
         gradient_ptr = y_gradient_ptr
-    pull = tl.load(pull_ptr + position)
-    factor = tl.full((ROWS,), 1.0, tl.float64) * tl.load(gain_ptr)
+    pull, inverse, factor = norms_shared_out(
+        tl.load(pull_ptr + position), tl.load(gain_ptr), scale_ptr, inverse_ptr, own_row, other_row, ROWS, NORMALIZE
+    )
     offsets = tl.arange(0, DEPTH)
     radial = tl.zeros((ROWS,), tl.float32)
-    inverse = tl.full((ROWS,), 1.0, tl.float32)
     if NORMALIZE:
-        inverse = tl.load(inverse_ptr + own_row)
-        # The sums hold 1/|row| already, the positive does not.
-        pull = pull * inverse * tl.load(inverse_ptr + other_row)
-        factor = factor * tl.load(scale_ptr + own_row).to(tl.float64)
         for start in range(0, pitch, DEPTH):
             columns = start + offsets
             other = load_chunk(packed_ptr, other_row, columns, pitch)
@@ -88,5 +103,5 @@ def finish_gradient(
         value = load_sums(sums_ptr, sums_plane, sums_planes, local, columns, pitch)
         value -= pull[:, None] * load_chunk(packed_ptr, other_row, columns, pitch)
         if NORMALIZE:
-            value -= radial[:, None] * (load_chunk(packed_ptr, own_row, columns, pitch) * inverse[:, None])
+            value = projected(value, load_chunk(packed_ptr, own_row, columns, pitch), radial, inverse)
         store_gradient(gradient_ptr, value, factor, position, columns, num_rows, width)

@@ -87,7 +87,8 @@ def add_gradient(block: Tensor, packed: Tensor, sums: Tensor, first: bool, confi
     The block may be a transpose.
     """
     if config.weight_dtype == torch.bfloat16:
-        for position, term in enumerate(block):
+        # The smallest terms first, for the reason that small batches add them so.
+        for position, term in enumerate(reversed(block.unbind())):
             library_product(term, packed, sums, first and position == 0)
         return
     weights = block[0]

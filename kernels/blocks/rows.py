@@ -61,7 +61,7 @@ class Pull:
         coefficient: weight over total (2, padded rows).
         pull: the weights of each pair, added (padded rows).
         gain: float64 scalar, common to all rows.
-        slope: shares of the temperature's gradient, float64, or None.
+        slope: shares of the temperature's gradient, or None.
     """
 
     coefficient: Tensor
@@ -75,6 +75,15 @@ def temperature_arguments(temperature: float | Tensor, placeholder: Tensor) -> t
     if isinstance(temperature, Tensor):
         return temperature, 0.0
     return placeholder, LOG2_E / temperature
+
+
+def empty_slope(temperature: float | Tensor, programs: int, device: torch.device) -> Tensor:
+    """Where so many programs write their shares of the temperature's gradient: in float64, to be added up.
+
+    A single share is all of it, and is written as the float32 number that a float32 temperature's gradient will be.
+    """
+    whole = programs == 1 and isinstance(temperature, Tensor) and temperature.dtype == torch.float32
+    return torch.empty(programs, dtype=torch.float32 if whole else torch.float64, device=device)
 
 
 def pack(
@@ -150,8 +159,8 @@ def fold(rows: Rows, slots: Tensor, start: int, close: tuple[Tensor, Tensor, boo
     )
 
 
-def weigh(rows: Rows, upstream: Tensor, info: bool, mean: bool, slope: bool) -> Pull:
-    """Turn upstream gradients, one or (2n,) of them, into weights of rows."""
+def weigh(rows: Rows, upstream: Tensor, info: bool, mean: bool, temperature: float | Tensor | None) -> Pull:
+    """Turn upstream gradients, one or (2n,) of them, into weights of rows, and ``temperature``'s if it is given."""
     device = rows.packed.device
     programs = triton.cdiv(rows.padded, WEIGH_ROWS)
     single, double = torch.float32, torch.float64
@@ -159,7 +168,7 @@ def weigh(rows: Rows, upstream: Tensor, info: bool, mean: bool, slope: bool) -> 
         torch.empty((2, rows.padded), dtype=single, device=device),
         torch.empty(rows.padded, dtype=single, device=device),
         torch.empty((), dtype=double, device=device),
-        torch.empty(programs, dtype=double, device=device) if slope else None,
+        None if temperature is None else empty_slope(temperature, programs, device),
     )
     weigh_rows[(programs,)](
         rows.stats,
@@ -176,7 +185,7 @@ def weigh(rows: Rows, upstream: Tensor, info: bool, mean: bool, slope: bool) -> 
         SWEEP=WEIGH_SWEEP,
         PER_ROW=upstream.dim() == 1,
         INFO=info,
-        SLOPE=slope,
+        SLOPE=temperature is not None,
         num_warps=4,
     )
     return result

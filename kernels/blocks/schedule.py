@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt
 
-import torch
-
 from ..problem import Problem
 from . import config
-from .config import ROW_PADDING, WIDTH_PADDING, BlockConfig
+from .config import ROW_PADDING, SMALL_PADDING, WIDTH_PADDING, BlockConfig
 
 X, Y = 0, 1
 # Beyond this side a panel of weights gains nothing; its products with 768 columns are two full waves on 132 SMs.
@@ -47,7 +45,7 @@ def padded_rows(n: int) -> int:
     >>> padded_rows(300), padded_rows(1100)
     (320, 1152)
     """
-    padding = ROW_PADDING if n >= config.MANY_PAIRS else ROW_PADDING // 2
+    padding = ROW_PADDING if n >= config.MANY_PAIRS else SMALL_PADDING
     return -(-n // padding) * padding
 
 
@@ -72,18 +70,18 @@ def product_columns(n: int, problem: Problem) -> int:
     return padded_rows(n) if problem.negatives == "cross" else 2 * padded_rows(n)
 
 
-def product_dtype(n: int) -> torch.dtype:
-    """What the products are kept in: few are float64, in which most of those are formed."""
-    return torch.float64 if n <= config.FEW_PAIRS else torch.float32
+def product_parts(n: int) -> int:
+    """How many float32 numbers a product is kept as: few are formed in float64, which two hold."""
+    return 2 if n <= config.FEW_PAIRS else 1
 
 
 def product_floats(n: int, problem: Problem) -> int:
-    """How many times the memory of a float32 number the dot products of all stacked rows take.
+    """How many float32 numbers the dot products of all stacked rows are kept as.
 
     >>> product_floats(300, Problem("cz_nce", "both", True, "mean", "highest", 2**28)) == 640 * 640
     True
     """
-    return 2 * padded_rows(n) * product_columns(n, problem) * product_dtype(n).itemsize // 4
+    return 2 * padded_rows(n) * product_columns(n, problem) * product_parts(n)
 
 
 def side_runs(n: int, size: int, side: int) -> list[tuple[int, int]]:

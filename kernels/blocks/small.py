@@ -13,8 +13,8 @@ from torch import Tensor
 from ..problem import Problem
 from . import stats
 from .config import SmallConfig
-from .rows import PACK_DEPTH, WEIGH_SWEEP, temperature_arguments
-from .schedule import padded_rows, product_columns, product_dtype
+from .rows import PACK_DEPTH, WEIGH_SWEEP, empty_slope, temperature_arguments
+from .schedule import padded_rows, product_columns, product_parts
 from .small_close import small_close
 from .small_gradient import small_gradient
 from .small_products import small_products
@@ -42,6 +42,7 @@ def forward(
     shared = {
         "CROSS": cross,
         "NORMALIZE": problem.normalize,
+        "PARTS": product_parts(n),
         "TENSOR": isinstance(temperature, Tensor),
         "num_warps": NUM_WARPS,
     }
@@ -105,10 +106,7 @@ def backward(
     x_gradient, y_gradient = (
         torch.empty((n, d), dtype=x.dtype, device=x.device) if need else None for need in needs[:2]
     )
-    slope = None
-    if needs[2]:
-        precise = isinstance(temperature, Tensor) and temperature.dtype == torch.float32
-        slope = torch.empty((), dtype=torch.float32 if precise else torch.float64, device=x.device)
+    slope = empty_slope(temperature, 1, x.device) if needs[2] else None
     tau, rate = temperature_arguments(temperature, saved)
     num_rows = padded * (needs[0] + needs[1])
     column_tiles = triton.cdiv(d, chosen.gradient_columns)
@@ -140,6 +138,7 @@ def backward(
         SWEEP=WEIGH_SWEEP,
         CROSS=problem.negatives == "cross",
         NORMALIZE=problem.normalize,
+        PARTS=product_parts(n),
         RESCALE=chosen.rescale,
         TENSOR=isinstance(temperature, Tensor),
         PER_ROW=upstream.dim() == 1,
@@ -153,9 +152,9 @@ def backward(
         maxnreg=MOST_REGISTERS if chosen.gradient_warps == NUM_WARPS else None,
         num_stages=chosen.gradient_stages,
     )
-    return x_gradient, y_gradient, slope
+    return x_gradient, y_gradient, None if slope is None else slope[0]
 
 
 def _products(saved: Tensor, n: int) -> Tensor:
-    """The products (2 padded rows, product columns), flat."""
-    return saved[stats.PLANES * 2 * padded_rows(n) :].view(product_dtype(n))
+    """The products (parts, 2 padded rows, product columns), flat."""
+    return saved[stats.PLANES * 2 * padded_rows(n) :]

@@ -9,6 +9,7 @@ from . import stats
 from .fold import close_rows
 from .lse import first_moment, has_common_peak, logits
 from .pack import read_rate
+from .small_kept import load_products
 from .tiles import kept_pairs
 
 PEAK, TOTAL = tl.constexpr(stats.PEAK), tl.constexpr(stats.TOTAL)
@@ -31,6 +32,7 @@ def small_close(
     COLUMNS: tl.constexpr,
     CROSS: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    PARTS: tl.constexpr,
     TENSOR: tl.constexpr,
     MOMENT: tl.constexpr,
     INFO: tl.constexpr,
@@ -46,7 +48,7 @@ def small_close(
     other = column
     if CROSS:
         other += tl.where(first >= padded, 0, padded)
-    product = tl.load(products_ptr + index[:, None] * num_columns + column[None, :])
+    product = load_products(products_ptr, plane * num_columns, index[:, None] * num_columns + column[None, :], PARTS)
     factors = stats_ptr + FACTOR * plane
     logit = logits(product, factors, stats_ptr + RESIDUE * plane, chosen, index, other, NORMALIZE)
     kept = kept_pairs(index % padded, other % padded, num_rows) & inside[None, :]

@@ -6,9 +6,10 @@ import triton
 import triton.language as tl
 
 from . import stats
-from .finish import store_gradient
+from .finish import norms_shared_out, projected, store_gradient
 from .lse import logits
 from .pack import load_entries, read_rate, rescaled, stacked_rows
+from .small_kept import load_products
 from .tiles import kept_pairs
 from .upstream import common_exponent, common_gain, over_total, relative_weights, slope_share
 from .weights import pair_weights, round_to_tf32
@@ -19,15 +20,21 @@ SCALE = tl.constexpr(stats.SCALE)
 
 
 @triton.jit
+def bfloat16_term(weight, POSITION: tl.constexpr):
+    """The bfloat16 number nearest to what those at lower positions leave of a weight."""
+    for _ in tl.static_range(POSITION):
+        weight -= weight.to(tl.bfloat16).to(tl.float32)
+    return weight.to(tl.bfloat16)
+
+
+@triton.jit
 def weighed_sum(weight, rows, TERMS: tl.constexpr, BFLOAT16: tl.constexpr, PRECISION: tl.constexpr):
     """Weights times rows, the weights as sums of TERMS bfloat16 numbers or as the float32 numbers that they are."""
     if BFLOAT16:
-        rounded = weight.to(tl.bfloat16)
-        total = tl.dot(rounded, rows)
-        for _ in tl.static_range(TERMS - 1):
-            weight -= rounded.to(tl.float32)
-            rounded = weight.to(tl.bfloat16)
-            total = tl.dot(rounded, rows, total)
+        # The smallest first: tensor cores round sums towards zero, which large ones feel at every step.
+        total = tl.dot(bfloat16_term(weight, TERMS - 1), rows)
+        for position in tl.static_range(2, TERMS + 1):
+            total = tl.dot(bfloat16_term(weight, TERMS - position), rows, total)
     else:
         total = tl.dot(weight, rows.to(tl.float32), input_precision=PRECISION)
     return total
@@ -63,6 +70,7 @@ def small_gradient(
     SWEEP: tl.constexpr,
     CROSS: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    PARTS: tl.constexpr,
     RESCALE: tl.constexpr,
     TENSOR: tl.constexpr,
     PER_ROW: tl.constexpr,
@@ -108,7 +116,8 @@ def small_gradient(
             first_other = begin + start
             steps = tl.arange(0, DEPTH)
             other = first_other + steps
-            product = tl.load(products_ptr + index[:, None] * num_columns + (start + steps)[None, :])
+            offsets = index[:, None] * num_columns + (start + steps)[None, :]
+            product = load_products(products_ptr, plane * num_columns, offsets, PARTS)
             logit = logits(
                 product, stats_ptr + FACTOR * plane, stats_ptr + RESIDUE * plane, chosen, index, other, NORMALIZE
             )
@@ -136,6 +145,8 @@ def small_gradient(
             entries = load_entries(rows, columns, live, width, stride)
             if RESCALE:
                 entries = rescaled(entries, tl.load(stats_ptr + SCALE * plane + other), RESCALE)
+            if ROUND:
+                entries = round_to_tf32(entries.to(tl.float32))
             # Apart from the total, for the reason that logits' products are.
             total = tl.fma(weighed_sum(weights, entries, TERMS, BFLOAT16, PRECISION), 1.0, total)
         rows, live, stride = stacked_rows(
@@ -152,24 +163,20 @@ def small_gradient(
         )
         other_entries = load_entries(rows, columns, live, width, stride)
         gain = common_gain(upstream_ptr, chosen, exponent, count, PER_ROW)
-        factor = tl.full((ROWS,), 1.0, tl.float64) * gain
+        scales, inverses = stats_ptr + SCALE * plane, stats_ptr + INVERSE * plane
+        pull, inverse, factor = norms_shared_out(pull, gain, scales, inverses, index, partner, ROWS, NORMALIZE)
         if NORMALIZE:
-            scale = tl.load(stats_ptr + SCALE * plane + index)
-            inverse = tl.load(stats_ptr + INVERSE * plane + index)
-            # The sums hold 1/|row| already, the positive does not.
-            pull = pull * inverse * tl.load(stats_ptr + INVERSE * plane + partner)
-            factor = factor * scale.to(tl.float64)
             column_of_partner = position
             if not CROSS:
                 column_of_partner = partner
-            product = tl.load(products_ptr + index * num_columns + column_of_partner).to(tl.float32)
-            radial = (radial - pull * product) * inverse
-            other_entries = rescaled(other_entries, tl.load(stats_ptr + SCALE * plane + partner), RESCALE)
+            product = load_products(products_ptr, plane * num_columns, index * num_columns + column_of_partner, PARTS)
+            radial = (radial - pull * product.to(tl.float32)) * inverse
+            other_entries = rescaled(other_entries, tl.load(scales + partner), RESCALE)
             rows, live, stride = stacked_rows(
                 x_ptr, y_ptr, stride_xr, stride_xc, stride_yr, stride_yc, first, num_rows, padded, ROWS
             )
-            own = rescaled(load_entries(rows, columns, live, width, stride), scale, RESCALE).to(tl.float32)
-            total -= radial[:, None] * (own * inverse[:, None])
+            own = rescaled(load_entries(rows, columns, live, width, stride), tl.load(scales + index), RESCALE)
+            total = projected(total, own.to(tl.float32), radial, inverse)
         total -= pull[:, None] * other_entries.to(tl.float32)
         gradient_ptr = x_gradient_ptr
         if of_y == 1:

@@ -6,7 +6,9 @@ import triton
 import triton.language as tl
 
 from .pack import load_entries, read_rate, rescaled, scale_of, stacked_rows, sweep_pairs
+from .small_kept import store_products
 from .tiles import add_products, no_products, tile_at, whole_products
+from .weights import round_to_tf32
 
 
 @triton.jit
@@ -39,6 +41,10 @@ def raw_products(
         if MEASURE:
             a_largest = tl.maximum(a_largest, tl.max(tl.abs(a.to(tl.float32)), 1))
             b_largest = tl.maximum(b_largest, tl.max(tl.abs(b.to(tl.float32)), 1))
+        if PRECISION == "tf32" and a.dtype == tl.float32:
+            # As the gradient rounds them: its radial part is taken from these products.
+            a = round_to_tf32(a)
+            b = round_to_tf32(b)
         total = add_products(total, a, b, PRECISION)
     return whole_products(total, PRECISION), a_largest, b_largest
 
@@ -69,6 +75,7 @@ def small_products(
     ROW_DEPTH: tl.constexpr,
     CROSS: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    PARTS: tl.constexpr,
     RESCALE: tl.constexpr,
     TENSOR: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -162,6 +169,7 @@ def small_products(
                     )
         index = tl.arange(0, BLOCK)
         offsets = index[:, None] * num_columns + index[None, :]
-        tl.store(products_ptr + first_a * num_columns + b * BLOCK + offsets, product)
+        plane = 2 * padded * num_columns
+        store_products(products_ptr, plane, first_a * num_columns + b * BLOCK + offsets, product, PARTS)
         if CROSS or a != b:
-            tl.store(products_ptr + first_b * num_columns + a * BLOCK + offsets, product.T)
+            store_products(products_ptr, plane, first_b * num_columns + a * BLOCK + offsets, product.T, PARTS)
