@@ -43,7 +43,7 @@ EVERYWHERE = [
 ]
 BESIDES = {
     "80": ["float32 n=1500 d=768 cosine high", "bfloat16 n=1500 d=768 dot"],
-    "89": ["float16 n=1500 d=768 dot", "float16 n=300 d=768"],
+    "89": ["float16 n=1500 d=768 dot", "float16 n=300 d=768", "float32 n=300 d=75 cosine highest info_nce"],
     "90": ["float16 n=300 d=768", "bfloat16 n=1500 d=75 cosine", "bfloat16 n=30000"],
     "100": ["bfloat16 n=30000", "float32 n=1500 d=768 cosine high", "float32 n=60 d=75 cosine high transposed"],
     "gfx942": ["float16 n=300 d=768", "float32 n=1500 d=768 cosine medium"],

@@ -223,8 +223,8 @@ def choose_small(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> Sma
         if formats.products == "double":
             tile = {"block": 8, "depth": 64, "num_stages": 4}
         else:
-            # Three tf32 products of transposed rows take all registers on 10.0 and later.
-            narrow = formats.products == "tf32x3" and arch >= 100
+            # Of transposed rows, more columns would take more registers than there are.
+            narrow = (formats.products == "ieee" and arch < 90) or (formats.products == "tf32x3" and arch >= 100)
             # Without tensor cores the work itself is felt, and is shared out evenly in smaller tiles.
             tile = {"block": 64 if tall else 32, "depth": 64 if half else 16 if narrow else 32, "num_stages": 3}
         rows = 16 if n <= 128 else 64 if tall else 32
