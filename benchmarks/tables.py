@@ -100,12 +100,11 @@ def _beside_others(own: Rows, timed: Rows) -> str:
                 f"{float(row['ratio']):.2f}",
                 over("compile"),
                 over("lightly"),
-                over("metric-learning"),
                 f"{float(row['gradient_error']):.0e}",
                 f"{float(others['eager']['gradient_error']):.0e}",
             ]
         )
-    names = ["", "n", "ms", "÷ best eager", "÷ compile", "÷ lightly", "÷ PML", "gradient's error", "eager's"]
+    names = ["", "n", "ms", "÷ best eager", "÷ compile", "÷ lightly", "gradient's error", "eager's"]
     return table(names, lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -26,10 +27,11 @@ class Timing:
 def interleaved(
     calls: Mapping[str, Callable[[], object]], *, device: str, seconds: float, fewest_rounds: int = 5
 ) -> dict[str, Timing | str]:
-    """Time callables in turns, round after round.
+    """Time callables in turns, round after round, each round in another order.
 
     A sample is as many calls in a row as last about 2 ms, so that clocks and launches do not count. The first two calls
-    of each are not measured: they compile and allocate.
+    of each are not measured: they compile and allocate. Nor is the first of a sample of several: it would pay for the
+    caches and the memory that whoever came before has taken.
 
     Args:
         calls: what to time, by name.
@@ -54,11 +56,14 @@ def interleaved(
             continue
         repeats[name] = max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-7)))
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in repeats}
+    order = random.Random(0)
     end = time.perf_counter() + seconds
     rounds = 0
     while repeats and rounds < MOST_ROUNDS and (rounds < fewest_rounds or time.perf_counter() < end):
-        for name, repeat in repeats.items():
-            samples[name].append(clock(calls[name], repeat))
+        for name in order.sample(list(repeats), len(repeats)):
+            if repeats[name] > 1:
+                calls[name]()
+            samples[name].append(clock(calls[name], repeats[name]))
         rounds += 1
     for name, taken in samples.items():
         walls, cpus = zip(*taken, strict=True)
