@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Correctness, checkers, ceilings and times on a bare CUDA machine: bash benchmarks/gpu.sh [--output FOLDER] [--dry]
+# It stops after 9.5 minutes (--minutes); limits of its parts and their order are in gpu.py, --parts NAME... runs some.
 # WHEELS=FOLDER installs the wheels in it first (the rivals; and FOLDER/fallback if pytest is missing), with no network.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from benchmarks import gpu_peers, providers
 from benchmarks.exact import Exact, exact
 from benchmarks.peers import PairLoss
 from benchmarks.providers import Case, NotOffered
+
+Result = TypeVar("Result")
 
 OURS = "ctloss-triton"
 LOSSES = ("cz-both", "info-both", "info-cross")
@@ -71,3 +75,30 @@ def build(name: str, case: Case) -> PairLoss:
     if case.loss == gpu_peers.SIGLIP and name in providers.PROVIDERS:
         raise NotOffered("computes no sigmoid loss")
     return guarded(ALL[name].build(case))
+
+
+def peak_bytes(run: Callable[[], object], device: str) -> int | None:
+    """The allocator's peak during a call beyond what was held before."""
+    if not device.startswith("cuda"):
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def captured(step: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result, Result]:
+    """A CUDA graph of a call, what the call gave before, and the tensors that a replay writes."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            plain = step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = step()
+    return graph, plain, recorded

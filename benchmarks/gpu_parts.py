@@ -11,11 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
-from benchmarks import batches, gpu_checks, gpu_peers
+from benchmarks import batches, gpu_checks, gpu_choices, gpu_peers
 from benchmarks.exact import errors
-from benchmarks.gpu_case import LOSSES, OURS, Run, build, truth_of
+from benchmarks.gpu_case import LOSSES, OURS, Run, build, peak_bytes, truth_of
 from benchmarks.providers import DTYPES, Case, NotOffered
 from benchmarks.sweep import PASSES, forward, forward_backward
 from benchmarks.timing import Timing, interleaved
@@ -24,19 +22,6 @@ RIVALS = (
     OURS, "eager", "lightly", "open_clip", "memeff", "inf-cl", "cut-cross-entropy", "cut-cross-entropy-exact",
     "siglip-kernel",
 )  # fmt: skip
-
-
-def peak_bytes(run: Callable[[], object], device: str) -> int | None:
-    """The allocator's peak during a call beyond what was held before."""
-    if not device.startswith("cuda"):
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
 def times(run: Run, cases: Sequence[Case], names: Sequence[str]) -> None:
@@ -145,6 +130,7 @@ PARTS: dict[str, Callable[[Run], None]] = {
     "huge": huge,
     "widths": widths,
     "checked": gpu_checks.checked,
+    "choices": gpu_choices.choices,
     "precisions": precisions,
     "compiled": compiled,
 }

@@ -54,6 +54,27 @@ def _plain(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def _choices(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line a race: what each alternative took and missed, who won, and whether that is what is shipped."""
+
+    def each(row: Mapping[str, Any], key: str, digits: str, unit: float = 1.0) -> str:
+        values = row.get(key, {}).items()
+        return ", ".join(f"{name} {_number(value / unit, digits)}" for name, value in values if value is not None)
+
+    lines = [
+        [
+            row["choice"], row["dtype"], row["d"], row["n"], row["how"], each(row, "ms", ".4g"),
+            each(row, "forward_ms", ".4g"), each(row, "peak_bytes", ".0f", 2**20), each(row, "gradient_error", ".1e"),
+            each(row, "value_error", ".1e"), row.get("winner", ""), row.get("shipped", ""),
+            {True: "yes", False: "**no**"}.get(row.get("won"), ""), row.get("note", ""),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    columns = ("choice", "dtype", "d", "n", "how", "f+b ms", "forward ms", "peak MiB", "grad error", "value error",
+               "winner", "shipped", "shipped won", "note")  # fmt: skip
+    return table(columns, lines)
+
+
 def markdown(result: Mapping[str, Any]) -> str:
     """The page: machine, parts and how they ended, a table for each.
 
@@ -79,7 +100,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     ))  # fmt: skip
     for name, part in done.items():
         if part["rows"]:
-            page.append(f"## {name}\n\n" + (_times if name in TIMED else _plain)(part["rows"]))
+            shown = _choices if name == "choices" else _times if name in TIMED else _plain
+            page.append(f"## {'Choices' if name == 'choices' else name}\n\n" + shown(part["rows"]))
         if part["status"].startswith(("failed", "stopped")):
             page.append(f"## {name}: end of its output\n\n```\n{part.get('log', '')[-2500:]}\n```")
     return "\n\n".join(page) + "\n"

@@ -186,7 +186,7 @@ def test_csv_survives_a_round_trip(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_gpu_run_dry(tmp_path: Path) -> None:
     """The one GPU command from end to end under the interpreter, without the parts that take long there."""
-    parts = ["ceilings", "shapes", "graphs", "memcheck"]
+    parts = ["ceilings", "shapes", "choices", "graphs", "memcheck"]
     done = subprocess.run(
         ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "--dry", "--output", str(tmp_path), "--parts", *parts],
         env={**os.environ, "PYTHON": sys.executable},
@@ -197,10 +197,19 @@ def test_gpu_run_dry(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "gpu.json").read_text())
     statuses = {name: part["status"] for name, part in result["parts"].items()}
-    assert statuses == {"ceilings": "ok", "shapes": "ok", "graphs": "ok", "memcheck": "skipped"}
+    assert statuses == {"ceilings": "ok", "shapes": "ok", "choices": "ok", "graphs": "ok", "memcheck": "skipped"}
     assert {row["loss"] for row in result["parts"]["shapes"]["rows"]} == set(providers.LOSSES)
     assert all(row["gradient_error"] < 1e-5 for row in result["parts"]["shapes"]["rows"])
-    assert "| memcheck | skipped |" in (tmp_path / "gpu.md").read_text()
+    page = (tmp_path / "gpu.md").read_text()
+    assert "| memcheck | skipped |" in page
+    raced = result["parts"]["choices"]["rows"]
+    assert len({row["choice"] for row in raced}) == 6
+    for row in raced:
+        assert "note" not in row, row
+        assert {row["winner"], row["shipped"]} <= row["ms"].keys() == row["forward_ms"].keys()
+        assert row["won"] == (row["ms"][row["shipped"]] <= 1.02 * row["ms"][row["winner"]])
+        assert max(row["gradient_error"].values()) < 1e-5
+        assert f"| {row['winner']} | {row['shipped']} | {'yes' if row['won'] else '**no**'} |" in page
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

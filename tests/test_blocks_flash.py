@@ -149,6 +149,12 @@ def test_rows_of_zeros_have_no_gradient(flashing: None) -> None:
     assert x.grad[1:].any(dim=1).all()
 
 
+def test_opcheck(flashing: None) -> None:
+    x, y = (rows.to(DEVICE).requires_grad_() for rows in Case("random", 11, 20, dtype=DTYPES[-1]).embeddings())
+    options = "cz_nce both 1 mean highest 268435456 log triton"
+    torch.library.opcheck(torch.ops.ctloss.contrastive.default, (x, y, None, 0.1, f"{options} 1 1 0"))
+
+
 def test_one_launch_and_no_panel(flashing: None, monkeypatch: pytest.MonkeyPatch) -> None:
     launched = []
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from acceptance import answer, check
-from block_calls import DEVICE, DTYPES, both_passes, chain_of, problem
+from block_calls import DEVICE, DTYPES, ON_GPU, both_passes, chain_of, problem
 from hypothesis import given, settings
 from regimes import Case, cases
 
@@ -130,11 +130,12 @@ def test_cosines_too_coarse_for_a_small_temperature_are_not_used(tau: float, mon
 @pytest.mark.parametrize("tau", [0.07, 0.01])
 @pytest.mark.parametrize("negatives", ["both", "cross"])
 def test_cosines_are_fine_enough_for_bfloat16(tau: float, negatives: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the interpreter does not know bfloat16: float16 embeddings with what bfloat16 ones are allowed to keep."""
-    case = Case("random", 70, 48, dtype=torch.float16, negatives=negatives)
+    """The interpreter does not know it: there float16 embeddings, with what bfloat16 ones are allowed to keep."""
+    case = Case("random", 70, 48, dtype=DTYPES[-1], negatives=negatives)
     x, y = (rows.to(DEVICE) for rows in case.embeddings())
     asked = problem(negatives=negatives)
-    monkeypatch.setattr(kept, "TF32_RATE", kept.BFLOAT16_RATE)
+    if not ON_GPU:
+        monkeypatch.setattr(kept, "TF32_RATE", kept.BFLOAT16_RATE)
     keep(monkeypatch, many_pairs=2)
     used = both_passes(x, y, asked, tau)
     forget(monkeypatch)
@@ -176,7 +177,7 @@ def test_repeats_bit_for_bit(many_pairs: int, monkeypatch: pytest.MonkeyPatch) -
 def test_opcheck(many_pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes are promised for changing sizes as well, and what is kept is a function of the inputs, padding too."""
     keep(monkeypatch, many_pairs)
-    x, y = (rows.to(DEVICE).requires_grad_() for rows in Case("random", 11, 20, dtype=torch.float16).embeddings())
+    x, y = (rows.to(DEVICE).requires_grad_() for rows in Case("random", 11, 20, dtype=DTYPES[-1]).embeddings())
     options = "info_nce both 1 mean highest 268435456 log triton"
     torch.library.opcheck(torch.ops.ctloss.contrastive.default, (x, y, None, 0.1, f"{options} 1 1 0"))
 
@@ -213,7 +214,10 @@ def test_only_what_will_be_differentiated_is_kept(
             shape = engine.stats_shape(dtype, 70, 20, asked, differentiated=differentiated)
             assert saved[differentiated].shape == shape
         assert saved[False].numel() == 9 * 2 * 128
-        # Both sides are padded to 128 rows, and a side's tile is of 32.
-        pairs = 32**2 * (4 * 4 if negatives == "cross" else 8 * 9 // 2)
+        # Both sides are padded to 128 rows.
+        block = engine.describe(dtype, DEVICE, 70, 20, asked)["block"]
+        assert isinstance(block, int)
+        tiles = 128 // block
+        pairs = block**2 * (tiles**2 if negatives == "cross" else tiles * (2 * tiles + 1))
         bits = 16 if many_pairs == 2 and dtype != torch.float32 else 32
         assert saved[True].numel() - saved[False].numel() == pairs * bits // 32

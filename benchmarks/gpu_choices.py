@@ -1,0 +1,231 @@
+"""Choices of the kernels that were made by counting, each raced against its alternatives on the GPU.
+
+What is shipped and what could be are patched in around the calls and timed in turns, with the error against float64
+beside each time. Small batches are timed in CUDA graphs, where a launch's cost does not hide the work's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import product
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ctloss
+from benchmarks import batches
+from benchmarks.exact import Exact, errors
+from benchmarks.gpu_case import OURS, Run, build, captured, peak_bytes, truth_of
+from benchmarks.peers import PairLoss
+from benchmarks.providers import DTYPES, Case
+from benchmarks.sweep import forward, forward_backward
+from benchmarks.timing import Timing, interleaved
+from ctloss.kernels.blocks import config, launch
+
+# Attributes of the kernels' modules and what they are while an alternative runs; none: all as it is shipped.
+Changes = tuple[tuple[ModuleType, str, object], ...]
+
+# No batch is small; those of a real run are too large to notice.
+IN_PANELS: Changes = ((config, "SMALL_PAIRS", 0), (config, "FEW_PAIRS", 0))
+# Up to so many pairs Python hardly launches a step faster than a GPU takes it.
+LAUNCH_BOUND = 4096
+# The largest batch of those that are called from Python as well.
+SMALL = 512
+# A time so many times the best one's is as good.
+TIE = 1.02
+
+
+@dataclass(frozen=True)
+class Race:
+    """Alternatives on one case; the first that is configured as ``base`` alone would be is the shipped one."""
+
+    choice: str
+    case: Case
+    options: Mapping[str, Changes]
+    base: Changes = IN_PANELS
+
+    @property
+    def ways(self) -> Sequence[str]:
+        """How the calls are launched: graphs need a CUDA device, and small batches are called from Python too."""
+        if not self.case.device.startswith("cuda") or self.case.n > LAUNCH_BOUND:
+            return ("python",)
+        return ("graph", "python") if self.case.n <= SMALL else ("graph",)
+
+
+@contextmanager
+def changed(changes: Changes) -> Iterator[None]:
+    """Within it the modules' attributes have the values given."""
+    before = [(module, name, getattr(module, name)) for module, name, _ in changes]
+    try:
+        for module, name, value in changes:
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+def configured(**fields: Any) -> Changes:
+    """Panels with these fields of their configuration."""
+    choose = config.choose
+    return ((config, "choose", lambda *about: replace(choose(*about), **fields)),)
+
+
+def gradients_in_triton(**tile: int) -> Changes:
+    """Weights of one term multiplied by the kernel that float32 ones go to."""
+    add_gradient = launch.add_gradient
+
+    def add(block: Tensor, packed: Tensor, sums: Tensor, first: bool, chosen: config.BlockConfig) -> None:
+        add_gradient(block, packed, sums, first, replace(chosen, weight_dtype=torch.float32, **tile))
+
+    return ((launch, "add_gradient", add),)
+
+
+def races(run: Run) -> Iterator[Race]:
+    """All races, what most users' batches wait for first."""
+
+    def cases(sizes: Sequence[int], dtypes: Sequence[str], d: int = run.d) -> Iterator[Case]:
+        for n, dtype in product(run.sizes(*sizes)[-1:] if run.dry else sizes, run.dtypes(*dtypes)):
+            yield Case("cz-both", n, d, dtype, run.device)
+
+    both = ("bfloat16", "float16")
+    kept = {"kept": configured(keeps=True), "formed again": configured(keeps=False)}
+    for case in cases((1024, 4096, 16384), (*both, "float32")):
+        yield Race("logits of the forward", case, kept)
+    halves: dict[str, Changes] = {
+        "none": configured(halves="none"),
+        "none, nothing kept": configured(halves="none", keeps=False),
+        "together": configured(halves="together"),
+        "apart": configured(halves="apart"),
+    }
+    for case in cases((4096, 16384), both):
+        yield Race("halves of tiles", case, halves)
+    products: dict[str, Changes] = {
+        "cuBLAS": (),
+        "Triton 64x64x32": gradients_in_triton(),
+        "Triton 128x64x64": gradients_in_triton(gemm_rows=128, gemm_depth=64, gemm_stages=4),
+    }
+    for case in cases((1024, 4096, 16384), ("bfloat16",)):
+        yield Race("products of bfloat16 weights", case, products)
+    flash: dict[str, Changes] = {
+        "flash": ((config, "flash_wins", lambda *about: True),),
+        "panels": ((config, "flash_wins", lambda *about: False),),
+    }
+    for d in (40,) if run.dry else (64, 128):
+        for case in cases((1024, 4096, 16384, 65536), both, d):
+            yield Race("gradient of narrow rows", case, flash)
+    small: dict[str, Changes] = {
+        "three kernels": ((config, "SMALL_PAIRS", SMALL),),
+        "panels": ((config, "SMALL_PAIRS", 0),),
+    }
+    for case in cases((64, 256, 512), ("bfloat16",)):
+        yield Race("small batches", case, small, base=())
+    few: dict[str, Changes] = {
+        "float64": ((config, "FEW_PAIRS", 64),),
+        "as in larger batches": ((config, "FEW_PAIRS", 0),),
+    }
+    for case in cases((16, 64), (*both, "float32")):
+        yield Race("products of few pairs", case, few, base=())
+
+
+def shipped(race: Race) -> str:
+    """Which of the options is the one that a user gets, by the configuration that would run."""
+    case = race.case
+    rows = torch.empty(case.n, case.d, dtype=DTYPES[case.dtype], device=case.device)
+
+    def configuration(changes: Changes) -> dict[str, object]:
+        loss, negatives = case.parts
+        with changed(race.base + changes):
+            return ctloss.explain(rows, rows, loss=loss, negatives=negatives, impl="triton").configuration
+
+    plain = configuration(())
+    return next(name for name, changes in race.options.items() if configuration(changes) == plain)
+
+
+@lru_cache(maxsize=16)
+def _batch(case: Case) -> tuple[Tensor, Tensor, Exact]:
+    """Inputs and the float64 answer, which several races share."""
+    x, y = batches.untrained(case.n, case.d, dtype=DTYPES[case.dtype], device=case.device)
+    return x, y, truth_of(case, x, y)
+
+
+def _with(changes: Changes, call: PairLoss, prepare: Callable[..., Callable[[], object]], case: Case) -> Any:
+    """A pass under these changes; autograd's backward runs before it returns."""
+    x, y, _ = _batch(case)
+    step = prepare(call, x, y)
+
+    def run() -> object:
+        with changed(changes):
+            return step()
+
+    return run
+
+
+def raced(race: Race, way: str, run: Run) -> dict[str, object]:
+    """Errors, peak memory and times of all options of a race.
+
+    Args:
+        race: what is raced.
+        way: "graph" or "python".
+        run: where.
+
+    Returns:
+        Milliseconds of a step (``ms``) and of the forward alone (``forward_ms``), errors and peaks by option; the
+        ``winner`` is the fastest step, ``shipped`` what a user gets, and it ``won`` if no option is more than 2 %
+        faster. What failed is in ``note``.
+    """
+    case = race.case
+    found: dict[str, dict[str, float]] = {name: {} for name in ("ms", "forward_ms", "gradient_error", "value_error")}
+    peaks: dict[str, int | None] = {}
+    failed: dict[str, str] = {}
+    passes: dict[str, dict[str, Callable[[], object]]] = {"ms": {}, "forward_ms": {}}
+    call = build(OURS, case)
+    x, y, truth = _batch(case)
+    for name, changes in race.options.items():
+        changes = race.base + changes
+        try:
+            with changed(changes):
+                missed = errors(call, x, y, truth)
+                if not all(map(math.isfinite, missed.values())):
+                    raise ArithmeticError(f"expected finite errors, got {missed}")
+                for kind, error in missed.items():
+                    found[kind][name] = error
+                peaks[name] = peak_bytes(forward_backward(call, x, y), case.device)
+            for which, prepare in (("ms", forward_backward), ("forward_ms", forward)):
+                step = _with(changes, call, prepare, case)
+                passes[which][name] = captured(step)[0].replay if way == "graph" else step
+        except Exception as error:  # an alternative that cannot run has lost, whatever it raises
+            failed[name] = f"{type(error).__name__}: {error}"[:200]
+            passes["ms"].pop(name, None)
+    for which, calls in passes.items():
+        timed = interleaved(
+            calls, device=case.device, seconds=0.01 if run.dry else 0.4, fewest_rounds=1 if run.dry else 3
+        )
+        for name, outcome in timed.items():
+            if isinstance(outcome, Timing):
+                found[which][name] = outcome.wall * 1e3
+            else:
+                failed[name] = outcome[:200]
+    times, ours = found["ms"], shipped(race)
+    winner = min(times, key=times.__getitem__) if times else ""
+    won = ours in times and times[ours] <= TIE * times[winner]
+    row: dict[str, object] = {**found, "peak_bytes": peaks, "winner": winner, "shipped": ours, "won": won}
+    return {**row, "note": "; ".join(f"{name}: {why}" for name, why in failed.items())} if failed else row
+
+
+def choices(run: Run) -> None:
+    """Every race, a row each."""
+    for race in races(run):
+        case = race.case
+        for way in race.ways:
+            about = {"choice": race.choice, "loss": case.loss, "n": case.n, "d": case.d, "dtype": case.dtype}
+            try:
+                run.emit(**about, how=way, **raced(race, way, run))
+            except Exception as error:  # recorded; the other races are still to be run
+                run.emit(**about, how=way, note=f"{type(error).__name__}: {error}"[:300])
