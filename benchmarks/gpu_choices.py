@@ -77,7 +77,7 @@ def configured(**fields: Any) -> Changes:
     return ((config, "choose", lambda *about: replace(choose(*about), **fields)),)
 
 
-def gradients_in_triton(**tile: int) -> Changes:
+def gradients_in_triton(**tile: Any) -> Changes:
     """Weights of one term multiplied by the kernel that float32 ones go to."""
     add_gradient = launch.add_gradient
 

@@ -185,10 +185,10 @@ def _differentiate(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) ->
     return _gradients(ctx, upstream, torch.ops.ctloss.contrastive_backward)
 
 
-def _gradients(ctx: Any, upstream: Tensor | None, form: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, upstream: Tensor | None, run: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor | None, ...]:
     if upstream is None:
         return (None,) * 5
-    gradients = form(upstream, *ctx.saved_tensors, ctx.tau, ctx.options)
+    gradients = run(upstream, *ctx.saved_tensors, ctx.tau, ctx.options)
     return *(gradient if need else None for gradient, need in zip(gradients, ctx.needs, strict=True)), None, None
 
 
@@ -216,22 +216,27 @@ class Contrastive(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         # Grad mode is on if the gradient is to be differentiated: the operator refuses that.
-        recording = torch.is_grad_enabled()
-        return _gradients(ctx, upstream, torch.ops.ctloss.contrastive_backward if recording else _contrastive_backward)
+        direct = not torch.is_grad_enabled() and (upstream is None or _unwatched(upstream))
+        return _gradients(ctx, upstream, _contrastive_backward if direct else torch.ops.ctloss.contrastive_backward)
 
 
-def _unwatched(x: Tensor, y: Tensor, temperature: Tensor | None) -> bool:
-    """Whether neither compilers, transforms, modes nor subclasses of tensors look for operators here."""
+def _unwatched(*tensors: Tensor | None) -> bool:
+    """Whether no compiler, transform, batching, dispatch mode or subclass of tensors looks for operators here."""
     return (
-        x.device.type in ("cpu", "cuda")
-        and type(x) in PLAIN
-        and type(y) in PLAIN
-        and (temperature is None or type(temperature) in PLAIN)
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and not torch._C._is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
+        and all(tensor is None or _is_plain(tensor) for tensor in tensors)
     )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    if type(tensor) not in PLAIN:
+        return False
+    # A batched tensor has the type and the device of what it is a batch of, but not the key.
+    keys = torch._C._dispatch_keys(tensor)
+    return any(keys.has(key) for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA))
 
 
 def fused(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Problem, form: str, impl: str) -> Tensor:

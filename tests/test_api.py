@@ -149,6 +149,40 @@ def test_opcheck_of_more_pairs(impl: str, seed: int) -> None:
     torch.library.opcheck(torch.ops.ctloss.contrastive.default, (*batch(n=20, d=12, seed=seed), None, 0.07, options))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("impl", FUSED)
+def test_batched_gradients(impl: str, reduction: str) -> None:
+    x, y = batch(20)
+    x = x.requires_grad_()
+    loss = ctloss.cz_nce(x, y, impl=impl, reduction=reduction)
+    upstream = torch.randn(3, *loss.shape)
+    together = torch.autograd.grad(loss, x, upstream, is_grads_batched=True, retain_graph=True)[0]
+    for one, alone in zip(together, upstream, strict=True):
+        assert torch.equal(one, torch.autograd.grad(loss, x, alone, retain_graph=True)[0])
+
+
+@pytest.mark.parametrize("n", [6, 20, 300])
+@pytest.mark.parametrize("impl", FUSED)
+def test_row_losses_may_be_changed_in_place(impl: str, n: int) -> None:
+    x, y = batch(n)
+    loss = ctloss.cz_nce(x.requires_grad_(), y, impl=impl, reduction="none")
+    twice = 2 * loss.detach()
+    loss *= 2
+    assert torch.equal(loss, twice)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("impl", FUSED)
+def test_the_operator_and_the_direct_call_are_one(impl: str, reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = (rows.requires_grad_() for rows in batch(20))
+    answers = []
+    for unwatched in (True, False):
+        monkeypatch.setattr("ctloss.ops._unwatched", lambda *tensors, unwatched=unwatched: unwatched)
+        loss = ctloss.info_nce(x, y, impl=impl, reduction=reduction)
+        answers.append((loss.detach(), *torch.autograd.grad(loss.sum(), (x, y))))
+    assert all(map(torch.equal, *answers))
+
+
 @pytest.mark.parametrize("impl", PATHS)
 def test_temperature_tensors(impl: str) -> None:
     x, y = batch(n=9)

@@ -217,6 +217,7 @@ def _fill(
     n, packed = rows.n, rows.packed
     workspace = problem.workspace - (0 if rows.kept is None else rows.kept.nbytes)
     plan = schedule.plan_backward(n, rows.d, chosen.weight_bytes, workspace)
+    assert rows.kept is None or plan.shared, "kept tiles are found by their place above the diagonal alone"
     memory = torch.empty(plan.size**2 * chosen.weight_terms, dtype=chosen.weight_dtype, device=packed.device)
     if plan.shared:
         sums = torch.empty(packed.shape, dtype=torch.float32, device=packed.device)

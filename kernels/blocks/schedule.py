@@ -133,7 +133,8 @@ def num_tiles(n: int, block: int, problem: Problem) -> int:
 def kept_tiles(n: int, d: int, chosen: BlockConfig, problem: Problem) -> int:
     """How many tiles of logits the forward keeps: all, as many as fit, or none if that is less than half of them.
 
-    Beside them there has to be room for the sums of all rows and for as large a panel of weights as is any use.
+    Beside them there has to be room for the sums of all rows and for as large a panel of weights as is any use: so the
+    backward's plan is a shared one, whose panels lie above the diagonal as the kept tiles do.
     """
     if not chosen.keeps or chosen.halves != "none" or n <= config.SMALL_PAIRS:
         return 0

@@ -47,8 +47,10 @@ def solve(
     per_sum = torch.div(_SCALE, (total + positive).to(total.dtype) if info else total)
     if not _in_range(total, phi, per_sum, info=info, cosines=logits.rows.norms is not None):
         return None
-    z = torch.log(phi).to(total.dtype).view(-1)
-    rows = torch.log1p(phi).to(total.dtype).view(-1) if info else z
+    # A loss of its own memory: a view could not be changed in place by who receives it.
+    phi = phi.view(-1)
+    z = torch.log(phi).to(total.dtype)
+    rows = torch.log1p(phi).to(total.dtype) if info else z
     weight = per_sum * total
     of_pairs = weight.sum(0) if info else None
     moment = None

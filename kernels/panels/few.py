@@ -78,8 +78,8 @@ def solve(
     excluded(weights, n).zero_()
     # Both directions of a pair have one positive: a row of totals a direction.
     total = sums(weights, n).view(2, n)
-    phi = total / positive
-    rows = (torch.log1p(phi) if info else torch.log(phi)).to(dtype).view(-1)
+    phi = (total / positive).view(-1)
+    rows = (torch.log1p(phi) if info else torch.log(phi)).to(dtype)
     if not (need_x or need_y or need_temperature):
         return Solved(rows, None, None, None)
     per_sum = torch.div(_SCALE, total + positive if info else total)
