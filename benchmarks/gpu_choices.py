@@ -6,7 +6,6 @@ beside each time. Small batches are timed in CUDA graphs, where a launch's cost 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,6 +38,8 @@ LAUNCH_BOUND = 4096
 SMALL = 512
 # A time so many times the best one's is as good.
 TIE = 1.02
+# No rounding makes a gradient so wrong: a fast mistake wins no race.
+WRONG = 0.05
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def configured(**fields: Any) -> Changes:
     return ((config, "choose", lambda *about: replace(choose(*about), **fields)),)
 
 
-def gradients_in_triton(**tile: int) -> Changes:
+def gradients_in_triton(**tile: Any) -> Changes:
     """Weights of one term multiplied by the kernel that float32 ones go to."""
     add_gradient = launch.add_gradient
 
@@ -111,10 +112,12 @@ def races(run: Run) -> Iterator[Race]:
     }
     for case in cases((4096, 16384), both):
         yield Race("halves of tiles", case, halves, forward=True)
+    # The interpreted batches have fewer rows than the larger tile.
+    rows = 64 if run.dry else 128
     products: dict[str, Changes] = {
         "cuBLAS": (),
-        "Triton 64x64x32": gradients_in_triton(),
-        "Triton 128x64x64": gradients_in_triton(gemm_rows=128, gemm_depth=64, gemm_stages=4),
+        "Triton": gradients_in_triton(),
+        f"Triton {rows}x64x64": gradients_in_triton(gemm_rows=rows, gemm_depth=64, gemm_stages=4),
     }
     for case in cases((1024, 4096, 16384), ("bfloat16",)):
         yield Race("products of bfloat16 weights", case, products)
@@ -197,8 +200,8 @@ def raced(race: Race, way: str, run: Run) -> dict[str, object]:
         try:
             with changed(changes):
                 missed = errors(call, x, y, truth)
-                if not all(map(math.isfinite, missed.values())):
-                    raise ArithmeticError(f"expected finite errors, got {missed}")
+                if not missed["gradient_error"] <= WRONG:
+                    raise ArithmeticError(f"expected a gradient error of at most {WRONG}, got {missed}")
                 for kind, error in missed.items():
                     found[kind][name] = error
                 peaks[name] = peak_bytes(forward_backward(call, x, y), case.device)

@@ -66,7 +66,7 @@ def _choices(rows: Sequence[Mapping[str, Any]]) -> str:
             row["choice"], row["dtype"], row["d"], row["n"], row["how"], each(row, "ms", ".4g"),
             each(row, "forward_ms", ".4g"), each(row, "peak_bytes", ".0f", 2**20), each(row, "gradient_error", ".1e"),
             each(row, "value_error", ".1e"), row.get("winner", ""), row.get("shipped", ""),
-            {True: "yes", False: "**no**"}.get(row.get("won"), ""), row.get("note", ""),
+            {True: "yes", False: "**no**", None: ""}[row.get("won")], row.get("note", ""),
         ]
         for row in rows
     ]  # fmt: skip
