@@ -106,7 +106,7 @@ def races(run: Run) -> Iterator[Race]:
         yield Race("logits of the forward", case, kept)
     halves: dict[str, Changes] = {
         "none": configured(halves="none"),
-        "none, nothing kept": configured(halves="none", keeps=False),
+        "none without kept logits": configured(halves="none", keeps=False),
         "together": configured(halves="together"),
         "apart": configured(halves="apart"),
     }

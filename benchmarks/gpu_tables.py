@@ -59,7 +59,7 @@ def _choices(rows: Sequence[Mapping[str, Any]]) -> str:
 
     def each(row: Mapping[str, Any], key: str, digits: str, unit: float = 1.0) -> str:
         values = row.get(key, {}).items()
-        return ", ".join(f"{name} {_number(value / unit, digits)}" for name, value in values if value is not None)
+        return "; ".join(f"{name} {_number(value / unit, digits)}" for name, value in values if value is not None)
 
     lines = [
         [
