@@ -6,7 +6,6 @@ beside each time. Small batches are timed in CUDA graphs, where a launch's cost 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,16 +38,22 @@ LAUNCH_BOUND = 4096
 SMALL = 512
 # A time so many times the best one's is as good.
 TIE = 1.02
+# No rounding makes a gradient so wrong: a fast mistake wins no race.
+WRONG = 0.05
 
 
 @dataclass(frozen=True)
 class Race:
-    """Alternatives on one case; the first that is configured as ``base`` alone would be is the shipped one."""
+    """Alternatives on one case; the first that is configured as ``base`` alone would be is the shipped one.
+
+    The ``forward`` is timed on its own where they differ in it.
+    """
 
     choice: str
     case: Case
     options: Mapping[str, Changes]
     base: Changes = IN_PANELS
+    forward: bool = False
 
     @property
     def ways(self) -> Sequence[str]:
@@ -92,7 +97,8 @@ def races(run: Run) -> Iterator[Race]:
 
     def cases(sizes: Sequence[int], dtypes: Sequence[str], d: int = run.d) -> Iterator[Case]:
         for n, dtype in product(run.sizes(*sizes)[-1:] if run.dry else sizes, run.dtypes(*dtypes)):
-            yield Case("cz-both", n, d, dtype, run.device)
+            # The interpreter takes its time: both languages' negatives would be two and a half times the tiles.
+            yield Case("cz-cross" if run.dry else "cz-both", n, d, dtype, run.device)
 
     both = ("bfloat16", "float16")
     kept = {"kept": configured(keeps=True), "formed again": configured(keeps=False)}
@@ -100,16 +106,18 @@ def races(run: Run) -> Iterator[Race]:
         yield Race("logits of the forward", case, kept)
     halves: dict[str, Changes] = {
         "none": configured(halves="none"),
-        "none, nothing kept": configured(halves="none", keeps=False),
+        "none without kept logits": configured(halves="none", keeps=False),
         "together": configured(halves="together"),
         "apart": configured(halves="apart"),
     }
     for case in cases((4096, 16384), both):
-        yield Race("halves of tiles", case, halves)
+        yield Race("halves of tiles", case, halves, forward=True)
+    # The interpreted batches have fewer rows than the larger tile.
+    rows = 64 if run.dry else 128
     products: dict[str, Changes] = {
         "cuBLAS": (),
-        "Triton 64x64x32": gradients_in_triton(),
-        "Triton 128x64x64": gradients_in_triton(gemm_rows=128, gemm_depth=64, gemm_stages=4),
+        "Triton": gradients_in_triton(),
+        f"Triton {rows}x64x64": gradients_in_triton(gemm_rows=rows, gemm_depth=64, gemm_stages=4),
     }
     for case in cases((1024, 4096, 16384), ("bfloat16",)):
         yield Race("products of bfloat16 weights", case, products)
@@ -125,13 +133,13 @@ def races(run: Run) -> Iterator[Race]:
         "panels": ((config, "SMALL_PAIRS", 0),),
     }
     for case in cases((64, 256, 512), ("bfloat16",)):
-        yield Race("small batches", case, small, base=())
+        yield Race("small batches", case, small, base=(), forward=True)
     few: dict[str, Changes] = {
         "float64": ((config, "FEW_PAIRS", 64),),
         "as in larger batches": ((config, "FEW_PAIRS", 0),),
     }
     for case in cases((16, 64), (*both, "float32")):
-        yield Race("products of few pairs", case, few, base=())
+        yield Race("products of few pairs", case, few, base=(), forward=True)
 
 
 def shipped(race: Race) -> str:
@@ -176,8 +184,8 @@ def raced(race: Race, way: str, run: Run) -> dict[str, object]:
         run: where.
 
     Returns:
-        Milliseconds of a step (``ms``) and of the forward alone (``forward_ms``), errors and peaks by option; the
-        ``winner`` is the fastest step, ``shipped`` what a user gets, and it ``won`` if no option is more than 2 %
+        Milliseconds of a step (``ms``) and, if asked for, of the forward (``forward_ms``), errors and peaks by option;
+        the ``winner`` is the fastest step, ``shipped`` what a user gets, and it ``won`` if no option is more than 2 %
         faster. What failed is in ``note``.
     """
     case = race.case
@@ -192,12 +200,13 @@ def raced(race: Race, way: str, run: Run) -> dict[str, object]:
         try:
             with changed(changes):
                 missed = errors(call, x, y, truth)
-                if not all(map(math.isfinite, missed.values())):
-                    raise ArithmeticError(f"expected finite errors, got {missed}")
+                if not missed["gradient_error"] <= WRONG:
+                    raise ArithmeticError(f"expected a gradient error of at most {WRONG}, got {missed}")
                 for kind, error in missed.items():
                     found[kind][name] = error
                 peaks[name] = peak_bytes(forward_backward(call, x, y), case.device)
-            for which, prepare in (("ms", forward_backward), ("forward_ms", forward)):
+            timed_passes = (("ms", forward_backward), ("forward_ms", forward))
+            for which, prepare in timed_passes if race.forward else timed_passes[:1]:
                 step = _with(changes, call, prepare, case)
                 passes[which][name] = captured(step)[0].replay if way == "graph" else step
         except Exception as error:  # an alternative that cannot run has lost, whatever it raises

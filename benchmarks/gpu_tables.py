@@ -59,14 +59,14 @@ def _choices(rows: Sequence[Mapping[str, Any]]) -> str:
 
     def each(row: Mapping[str, Any], key: str, digits: str, unit: float = 1.0) -> str:
         values = row.get(key, {}).items()
-        return ", ".join(f"{name} {_number(value / unit, digits)}" for name, value in values if value is not None)
+        return "; ".join(f"{name} {_number(value / unit, digits)}" for name, value in values if value is not None)
 
     lines = [
         [
             row["choice"], row["dtype"], row["d"], row["n"], row["how"], each(row, "ms", ".4g"),
             each(row, "forward_ms", ".4g"), each(row, "peak_bytes", ".0f", 2**20), each(row, "gradient_error", ".1e"),
             each(row, "value_error", ".1e"), row.get("winner", ""), row.get("shipped", ""),
-            {True: "yes", False: "**no**"}.get(row.get("won"), ""), row.get("note", ""),
+            {True: "yes", False: "**no**", None: ""}[row.get("won")], row.get("note", ""),
         ]
         for row in rows
     ]  # fmt: skip
