@@ -28,7 +28,8 @@ def set_workspace_limit(num_bytes: int | None) -> None:
     ``reduction="none"``), without which that path cannot run at all: where the copies alone exceed the limit, blocks
     shrink to their smallest and the copies stand. The Triton path holds one packed copy of x and y beside the limit.
     A larger limit lets either path keep logits for the gradient, on the Triton path until each call's backward, if x or
-    y is to be differentiated; a smaller one makes it form them again. It does not bound ``impl="reference"``, which holds several N × N matrices.
+    y is to be differentiated; a smaller one makes it form them again. It does not bound ``impl="reference"``, which
+    holds several N × N matrices.
 
     Args:
         num_bytes: at least 1 MiB; or None for the default, 1 GiB on CUDA and 256 MiB elsewhere.

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from acceptance import answer, check
-from block_calls import DEVICE, DTYPES, ON_GPU, both_passes, chain_of, problem
+from block_calls import DEVICE, DTYPES, both_passes, chain_of, problem
 from hypothesis import given, settings
 from regimes import Case, cases
 
@@ -32,7 +32,11 @@ ROUNDED = [
 
 
 def keep(patch: pytest.MonkeyPatch, many_pairs: int = config.MANY_PAIRS) -> None:
-    """Have every batch computed in panels and its logits kept, in 16 bits from so many pairs on."""
+    """Have every batch computed in panels and its logits kept, from so many pairs on in 16 bits.
+
+    float16 stands in for bfloat16 there, which the interpreter does not know.
+    """
+    patch.setattr(config, "COARSE", config.HALF_PRECISION)
     for name in ("FEW_PAIRS", "SMALL_PAIRS", "TENSOR_COLUMNS", "PLAIN_COLUMNS"):
         patch.setattr(config, name, 0)
     patch.setattr(config, "MANY_PAIRS", many_pairs)
@@ -110,7 +114,7 @@ def test_kept_tiles_are_found_by_other_panels(negatives: str, monkeypatch: pytes
     assert all(map(torch.equal, used, both_passes(x, y, asked)))
 
 
-@pytest.mark.parametrize("tau", [0.065, 0.06, 0.01])
+@pytest.mark.parametrize("tau", [0.032, 0.031, 0.01])
 def test_cosines_too_coarse_for_a_small_temperature_are_not_used(tau: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which is settled on the device, where the temperature may be."""
     case = Case("random", 40, 33, dtype=torch.float16)
@@ -120,40 +124,35 @@ def test_cosines_too_coarse_for_a_small_temperature_are_not_used(tau: float, mon
     used = both_passes(x, y, problem(), temperature)
     forget(monkeypatch)
     formed = both_passes(x, y, problem(), temperature)
-    fine = 1 / math.log(2) / tau <= kept.TF32_RATE.value
-    assert fine == (tau >= 1 / 16)
+    fine = 1 / math.log(2) / tau <= kept.COARSEST_RATE.value
+    assert fine == (tau >= 1 / 32)
     assert torch.equal(used[0], formed[0])
     assert torch.equal(used[3], formed[3]), "the temperature's gradient knows nothing of what is kept"
     assert torch.equal(used[1], formed[1]) != fine
 
 
-@pytest.mark.parametrize("tau", [1 / 16, 0.0626, 0.07, 0.1])
-def test_cosines_half_a_step_off_all_alike(tau: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cosine is 1/2, between two steps: what 16 bits take away does not average out."""
-    keep(monkeypatch, many_pairs=2)
-    half = torch.cat((torch.ones(8, 1), torch.eye(8)), 1).to(DEVICE, torch.float16)
-    x, y = half.clone().requires_grad_(), half.clone().requires_grad_()
-    found = torch.autograd.grad(ctloss.cz_nce(x, y, temperature=tau, impl="triton"), (x, y))
-    u, v = half.double().requires_grad_(), half.double().requires_grad_()
-    exact = torch.autograd.grad(ctloss.cz_nce(u, v, temperature=tau, impl="reference"), (u, v))
-    error = torch.cat(found).double() - torch.cat(exact)
-    assert error.norm() <= 5e-4 * torch.cat(exact).norm()
-
-
-@pytest.mark.parametrize("tau", [0.07, 0.02])
+@pytest.mark.parametrize("tau", [0.07, 0.032])
 @pytest.mark.parametrize("negatives", ["both", "cross"])
-def test_cosines_are_fine_enough_for_bfloat16(tau: float, negatives: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter does not know it: there float16 embeddings, with what bfloat16 ones are allowed to keep."""
-    case = Case("random", 70, 48, dtype=DTYPES[-1], negatives=negatives)
-    x, y = (rows.to(DEVICE) for rows in case.embeddings())
+@pytest.mark.parametrize("alike", [False, True], ids=["random", "half a step off all alike"])
+def test_cosines_are_fine_enough_for_bfloat16(
+    tau: float, negatives: str, alike: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where all cosines are 1/2 and what 16 bits take does not average out.
+
+    An exponential moves by 2^-11 at most, and with it the weight (tf32) and the gradient (float16) may by one step each.
+    """
+    if alike:
+        x = torch.cat((torch.ones(8, 1), torch.eye(8)), 1).to(DEVICE, DTYPES[-1])
+        y = x.clone()
+    else:
+        case = Case("random", 70, 48, dtype=DTYPES[-1], negatives=negatives)
+        x, y = (rows.to(DEVICE) for rows in case.embeddings())
     asked = problem(negatives=negatives)
-    if not ON_GPU:
-        monkeypatch.setattr(kept, "TF32_RATE", kept.BFLOAT16_RATE)
     keep(monkeypatch, many_pairs=2)
     used = both_passes(x, y, asked, tau)
     forget(monkeypatch)
     for one, other in zip(used[1:3], both_passes(x, y, asked, tau)[1:3], strict=True):
-        assert 0 < (one.double() - other.double()).norm() <= 4e-3 * other.double().norm()
+        assert 0 < (one.double() - other.double()).norm() <= 3 * 2.0**-11 * other.double().norm()
 
 
 @pytest.mark.parametrize("many_pairs", [2, config.MANY_PAIRS])

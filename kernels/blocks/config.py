@@ -13,6 +13,8 @@ Products = Literal["double", "ieee", "tf32x3", "tf32"]
 Halves = Literal["none", "together", "apart"]
 
 HALF_PRECISION = (torch.bfloat16, torch.float16)
+# Embeddings whose weights may be rounded so far that cosines in 16 bits cost little beside it.
+COARSE = (torch.bfloat16,)
 
 # Each side's rows are padded to a multiple of this, or in small batches of that; tiles divide it.
 ROW_PADDING, SMALL_PADDING = 128, 64
@@ -166,7 +168,7 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
     """
     half = dtype in HALF_PRECISION
     formats = choose_formats(n, dtype, arch, problem)
-    kept = torch.int16 if half and problem.normalize and n >= MANY_PAIRS else torch.float32
+    kept = torch.int16 if dtype in COARSE and problem.normalize and n >= MANY_PAIRS else torch.float32
     tile: dict[str, Any]
     gemm: dict[str, Any]
     if arch == INTERPRETER:

@@ -1,6 +1,6 @@
 """Logits that the forward keeps for the backward, tile by tile, each pair of rows once.
 
-float32 logits are kept as they are. Where weights are rounded to half precision, cosines are kept instead as multiples
+float32 logits are kept as they are. Where weights are rounded to bfloat16, cosines are kept instead as multiples
 of 1/32767 in 16 bits: that is no rounding of logits to half precision, whose steps grow with the logit to 2^-8 of it,
 but one step for all of them, 2^-15 of the largest possible logit.
 """
@@ -15,9 +15,9 @@ import triton.language as tl
 STEPS = tl.constexpr(32767.0)
 # Added to a smaller number, it leaves that number's nearest integer in the lowest bits, without a slow conversion.
 SHIFT = tl.constexpr(1.5 * 2.0**23)
-# Half a step changes an exponential by rate log(2) 2^-16 of itself: up to these log2(e)/τ by no more than half of what
-# rounding the weight to bfloat16 (2^-9) or tf32 (2^-11) does. Among equal cosines both errors are the same everywhere.
-BFLOAT16_RATE, TF32_RATE = tl.constexpr(2.0**6 / math.log(2)), tl.constexpr(2.0**4 / math.log(2))
+# Half a step changes an exponential by rate log(2) 2^-16 of itself: up to this log2(e)/τ by no more than an eighth of
+# what rounding the weight to bfloat16 may (2^-8). Among equal cosines neither error averages out.
+COARSEST_RATE = tl.constexpr(2.0**5 / math.log(2))
 
 
 @triton.jit
@@ -57,11 +57,11 @@ def keep_logits(kept_ptr, place, num_kept, logit, rate, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def has_kept(kept_ptr, place, num_kept, rate, ROUND: tl.constexpr):
-    """Whether a tile of logits was kept, and finely enough for weights rounded to tf32 (ROUND) or to bfloat16."""
+def has_kept(kept_ptr, place, num_kept, rate):
+    """Whether a tile of logits was kept, and finely enough for weights that are rounded to bfloat16."""
     kept = place < num_kept
     if kept_ptr.dtype.element_ty == tl.int16:
-        kept = kept & (rate <= (TF32_RATE if ROUND else BFLOAT16_RATE))
+        kept = kept & (rate <= COARSEST_RATE)
     return kept
 
 

@@ -89,7 +89,7 @@ def block_weights(
     for part in tl.static_range(PARTS):
         begin = part * WIDTH
         columns = begin + tl.arange(0, WIDTH)
-        if kept_ptr is None or not has_kept(kept_ptr, place, num_kept, rate, ROUND):
+        if kept_ptr is None or not has_kept(kept_ptr, place, num_kept, rate):
             logit = part_logits(
                 begun, packed, halved, factor_ptr, residue_ptr, rate, pitch, first_a, first_b, part,
                 BLOCK, DEPTH, NORMALIZE, PRECISION, HALVES,
