@@ -139,7 +139,7 @@ def test_cosines_are_fine_enough_for_bfloat16(
 ) -> None:
     """Also where all cosines are 1/2 and what 16 bits take does not average out.
 
-    An exponential moves by 2^-11 at most, and with it the weight (tf32) and the gradient (float16) may by one step each.
+    An exponential moves by 2^-11 at most, and with it the weight (tf32) and the gradient (float16) by a step each.
     """
     if alike:
         x = torch.cat((torch.ones(8, 1), torch.eye(8)), 1).to(DEVICE, DTYPES[-1])
