@@ -77,10 +77,15 @@ class Encoder:
             raise ValueError(f"expected pooling to be one of {', '.join(POOLINGS)}, got {pooling!r}")
         if batch_size < 1:
             raise ValueError(f"expected batch_size to be 1 or more, got {batch_size}")
-        name = str(model) if isinstance(model, str | Path) else model.config.name_or_path
+        name = str(model) if isinstance(model, str | Path) else str(model.config.name_or_path or "")
         self.pooling = own_pooling(name) if pooling == "model" else pooling
-        loaded = load(name, pooler=self.pooling == "pooler") if isinstance(model, str | Path) else model.base_model
-        self.model: Any = loaded.eval()
+        loaded: Any = load(name, pooler=self.pooling == "pooler") if isinstance(model, str | Path) else model.base_model
+        self.model = loaded.eval()
+        if self.pooling == "pooler" and getattr(loaded, "pooler", None) is None:
+            raise ValueError(
+                f"expected {name or 'the model'!r} to say its pooling or to have a pooler, got neither; "
+                f"choose one of {', '.join(POOLINGS[:-1])}"
+            )
         if tokenizer is None:
             from transformers import AutoTokenizer
 

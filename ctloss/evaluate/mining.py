@@ -133,7 +133,7 @@ def mine(x: np.ndarray, y: np.ndarray, k: int = 4) -> list[tuple[int, int, float
         >>> import numpy as np
         >>> x, y = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.0, 1.0], [1.0, 0.1], [0.9, 0.9]])
         >>> [(i, j, round(score, 3)) for i, j, score in mine(x, y, k=2)]
-        [(1, 0, 1.477), (0, 1, 1.425)]
+        [(1, 0, 1.478), (0, 1, 1.423)]
     """
     import numpy as np
 

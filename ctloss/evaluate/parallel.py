@@ -11,14 +11,12 @@ from pathlib import Path
 from .score import DataError
 
 # XTREME names its files by two letters, Tatoeba's by three; cmn, pes and swh are its Chinese, Persian and Swahili.
-TWO_LETTERS = dict(
-    pair.split(":")
-    for pair in (
-        "afr:af ara:ar aze:az ben:bn bul:bg cmn:zh deu:de ell:el eng:en est:et eus:eu fin:fi fra:fr heb:he hin:hi "
-        "hun:hu ind:id ita:it jav:jv jpn:ja kat:ka kaz:kk kor:ko lit:lt mal:ml mar:mr nld:nl pes:fa pol:pl por:pt "
-        "ron:ro rus:ru spa:es swh:sw tam:ta tel:te tgl:tl tha:th tur:tr ukr:uk urd:ur vie:vi"
-    ).split()
-)
+_CODES = """
+    afr:af ara:ar aze:az ben:bn bul:bg cmn:zh deu:de ell:el eng:en est:et eus:eu fin:fi fra:fr heb:he hin:hi
+    hun:hu ind:id ita:it jav:jv jpn:ja kat:ka kaz:kk kor:ko lit:lt mal:ml mar:mr nld:nl pes:fa pol:pl por:pt
+    ron:ro rus:ru spa:es swh:sw tam:ta tel:te tgl:tl tha:th tur:tr ukr:uk urd:ur vie:vi
+"""
+TWO_LETTERS = dict(pair.split(":") for pair in _CODES.split())
 CODE = re.compile("[a-z]{2,3}(?:[-_][A-Za-z0-9]+)?")
 
 
@@ -34,7 +32,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Corpora:
-    """Two monolingual corpora, (id, sentence) each, and the pairs of ids in them that translate each other, if known."""
+    """Two monolingual corpora, (id, sentence) each, and the pairs of ids that translate each other, if known."""
 
     languages: tuple[str, str]
     first: list[tuple[str, str]]
@@ -240,7 +238,8 @@ def read_alignments(prefix: Path) -> list[AlignedWords]:
             raise DataError(
                 f"{text_path}, line {number}: expected SOURCE ||| TARGET with words on both sides, got {text[:80]!r}"
             )
-        sure, possible = set(), set()
+        sure: set[tuple[int, int]] = set()
+        possible: set[tuple[int, int]] = set()
         for link in line.split():
             match = re.fullmatch("([0-9]+)([-p])([0-9]+)", link)
             if not match or int(match[1]) >= len(sides[0]) or int(match[3]) >= len(sides[1]):
@@ -249,7 +248,7 @@ def read_alignments(prefix: Path) -> list[AlignedWords]:
                     f"{len(sides[1])} (the numbers of words), got {link!r}; count from zero"
                 )
             (sure if match[2] == "-" else possible).add((int(match[1]), int(match[3])))
-        aligned.append(AlignedWords(*sides, frozenset(sure), frozenset(sure | possible)))
+        aligned.append(AlignedWords(sides[0], sides[1], frozenset(sure), frozenset(sure | possible)))
     return aligned
 
 

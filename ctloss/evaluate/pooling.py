@@ -42,14 +42,16 @@ def own_pooling(name: str) -> str:
     """Returns the pooling that a model's own files name; ``"pooler"``, its trained pooler, if they name none.
 
     Args:
-        name: name or folder of a Hugging Face model.
+        name: name or folder of a Hugging Face model; empty for one without.
 
     Raises:
         ValueError: they name a pooling that is none of those known here.
     """
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     def settings(file: str) -> dict[str, Any] | None:
+        if not name:
+            return None
         path = cached_file(
             name,
             file,

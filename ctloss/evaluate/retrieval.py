@@ -34,7 +34,7 @@ def evaluate_tatoeba(
 ) -> Outcome:
     """Tatoeba's accuracy: the share of sentences whose nearest one of the other language, by cosine, translates them.
 
-    The way from English (``"eng-deu"``: an English sentence looks for its German one) is XTREME's score, which stands in
+    The way from English (``"eng-deu"``: an English sentence looks for its German one) is XTREME's score, the one of
     published tables. Beside it: the way to English, both ways with each language's mean taken out (``"_centred"``), the
     cosine of random pairs, and the means over languages as ``"eng-X"`` and ``"X-eng"``. Predictions are XTREME's: for
     each English sentence in the order of code points the line, from 0, of the sentence found.
