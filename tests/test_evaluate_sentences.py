@@ -1,9 +1,11 @@
-"""Tatoeba, line-aligned retrieval and BUCC: by hand, against scikit-learn, and on files that are not what they claim."""
+"""Tatoeba, line-aligned retrieval and BUCC: by hand, against scikit-learn, and on files that are at fault."""
 
 from __future__ import annotations
 
 import os
+import random
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -164,8 +166,6 @@ def test_halves_are_scored_by_each_others_threshold() -> None:
     mined = {(name, name.upper()): 10.0 - i for i, name in enumerate(identifiers)}
     gold = {(name, name.upper()) for name in identifiers[:5]}
     ordered = sorted(identifiers)
-    import random
-
     random.Random(7).shuffle(ordered)
     left = set(ordered[:4])
     sides = [{pair: s for pair, s in mined.items() if (pair[0] in left) == side} for side in (True, False)]
@@ -227,7 +227,7 @@ def test_bucc_test_split_is_cut_at_the_threshold_of_dev(tmp_path: Path) -> None:
 def test_tiny_bert_finds_identical_sentences(tmp_path: Path) -> None:
     words = [f"w{i}" for i in range(12)]
     model = saved(tmp_path / "model", words)
-    lines = [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+    lines = [f"{a} {b}" for a, b in pairwise(words)]
     data = write(tmp_path / "data", tatoeba__deu___eng__deu=lines, tatoeba__deu___eng__eng=lines)
     with pytest.warns(UserWarning, match="last layer"):
         outcome = evaluate_tatoeba(model, data)
@@ -251,9 +251,11 @@ def test_tatoeba_refusals(tmp_path: Path) -> None:
     (tmp_path / "tatoeba.deu-eng.deu").unlink()
     with refused("readable text file, got No such file", where=tmp_path / "tatoeba.deu-eng.deu"):
         read_tatoeba(tmp_path)
-    write(tmp_path, de___en__de=GERMAN, de___en__en=ENGLISH, test___de__tsv=["0", "3", "1"])
-    with refused("expected a line number from 0 to 2, each once, got '3'", where=tmp_path / "test-de.tsv", line=2):
-        read_tatoeba(tmp_path, ["de"])[0]
+    folder = write(tmp_path / "xtreme", de___en__de=GERMAN, de___en__en=ENGLISH)
+    for wrong in ("3", "0", "one"):
+        write(folder, test___de__tsv=["0", wrong, "1"])
+        with refused(f"a line number from 0 to 2, each once, got '{wrong}'", where=folder / "test-de.tsv", line=2):
+            read_tatoeba(folder, ["de"])
 
 
 def test_text_refusals(tmp_path: Path) -> None:
