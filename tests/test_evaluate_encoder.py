@@ -46,6 +46,16 @@ def test_poolings_by_hand(folder: Path, batch_size: int) -> None:
         torch.testing.assert_close(torch.from_numpy(found), by_one, atol=1e-5, rtol=1e-5)
 
 
+def test_models_in_memory_are_left_as_they_are() -> None:
+    model = tiny_bert(14, mlm=True).train()
+    encoder = Encoder(model, tokenizer=word_tokenizer(PIECES), pooling="mean")
+    first = encoder.sentences(TEXTS)
+    assert model.training
+    np.testing.assert_array_equal(first, encoder.sentences(TEXTS))
+    assert encoder.sentences([]).shape == (0, 16)
+    assert encoder.pieces([]) == []
+
+
 def test_prefix_is_part_of_the_sentence(folder: Path) -> None:
     prefixed = Encoder(folder, pooling="mean", prefix="query: ").sentences(TEXTS)
     whole = Encoder(folder, pooling="mean").sentences([f"query: {text}" for text in TEXTS])

@@ -44,14 +44,15 @@ class Encoder:
     output as 0, so it is hidden_states[8], the default here.
 
     Args:
-        model: name or folder of a Hugging Face encoder, or a model in memory (with ``tokenizer``).
+        model: name or folder of a Hugging Face encoder, or a model in memory (with ``tokenizer``), which is left in
+            the mode it is in, training or not.
         tokenizer: a fast tokenizer; by default the one beside the model.
         pooling: see above.
         layer: index into hidden_states for ``"layer"``; by default 8, or with a warning the last if there are fewer.
         prefix: put before every sentence as it stands, such as ``"query: "``.
         max_length: tokens of a sentence at most; by default what the model takes, but not over 512. A longer sentence
             is cut, with a warning.
-        device: by default a GPU if there is one.
+        device: by default a GPU if there is one, or where a model in memory is.
         batch_size: sentences at a time, taken in the order of their lengths.
         progress: whether to show a progress bar on a terminal.
 
@@ -80,7 +81,7 @@ class Encoder:
         name = str(model) if isinstance(model, str | Path) else str(model.config.name_or_path or "")
         self.pooling = own_pooling(name) if pooling == "model" else pooling
         loaded: Any = load(name, pooler=self.pooling == "pooler") if isinstance(model, str | Path) else model.base_model
-        self.model = loaded.eval()
+        self.model = loaded
         if self.pooling == "pooler" and getattr(loaded, "pooler", None) is None:
             raise ValueError(
                 f"expected {name or 'the model'!r} to say its pooling or to have a pooler, got neither; "
@@ -96,6 +97,8 @@ class Encoder:
         self.layer = _layer(layer, self.model.config.num_hidden_layers) if self.pooling == "layer" else None
         self.prefix, self.batch_size, self.progress = prefix, batch_size, progress
         self.max_length = _max_length(max_length, self.model.config)
+        if device is None and not isinstance(model, str | Path):
+            device = loaded.device
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model.to(self.device)
 
@@ -103,8 +106,10 @@ class Encoder:
         """Returns the vectors of sentences, (n, H) float32, in their order."""
         import numpy as np
 
-        coded = self._encode([self.prefix + text for text in texts])
         found = np.empty((len(texts), self.model.config.hidden_size), dtype=np.float32)
+        if not texts:
+            return found
+        coded = self._encode([self.prefix + text for text in texts])
         for part, output, mask in self._batches(coded, self.pooling == "pooler"):
             found[part] = pooled(output, mask, self.pooling, self.layer).cpu().numpy()
         return found
@@ -115,6 +120,8 @@ class Encoder:
         They are those that sentence vectors are the mean of; with ``"cls"`` and a model's pooler, which see no other
         token, the last layer's. A word that the tokenizer or the length leaves nothing of has no pieces.
         """
+        if not sentences:
+            return []
         before = self.prefix.split()
         coded = self._encode([[*before, *words] for words in sentences], is_split_into_words=True)
         found: list[Pieces | None] = [None] * len(sentences)
@@ -151,12 +158,15 @@ class Encoder:
         lengths = [len(ids) for ids in coded["input_ids"]]
         # The longest first: if memory does not suffice, that shows at once.
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        was_training = self.model.training
+        self.model.eval()
         with tqdm(total=len(order), unit="sentence", desc="encoding", disable=None if self.progress else True) as bar:
             for start in range(0, len(order), self.batch_size):
                 part = order[start : start + self.batch_size]
                 inputs = {name: tensor.to(self.device) for name, tensor in self._padded(coded, part).items()}
                 yield part, self.model(**inputs, output_hidden_states=not pooler), inputs["attention_mask"]
                 bar.update(len(part))
+        self.model.train(was_training)
 
     def _padded(self, coded: BatchEncoding, part: Sequence[int]) -> dict[str, Tensor]:
         longest = max(len(coded["input_ids"][i]) for i in part)
