@@ -283,6 +283,12 @@ def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
     assert read_aligned(tmp_path / "t") == {"de": ["a\u2028b", "c\x0cd"], "en": ["x", "y"]}
 
 
+def test_bucc_spaces_around_a_sentence_are_no_part_of_it(tmp_path: Path) -> None:
+    folder, _ = bucc(tmp_path)
+    write(folder, zh___en__dev__zh=["zh-0\t\u3000f0", "zh-1\tf1 "], zh___en__dev__gold=["zh-1\ten-1"])
+    assert read_bucc(folder)[0].first == [("zh-0", "f0"), ("zh-1", "f1")]
+
+
 def test_bucc_refusals(tmp_path: Path) -> None:
     with refused("expected files such as zh-en.dev.zh", where=tmp_path):
         read_bucc(tmp_path)

@@ -210,8 +210,8 @@ def read_bucc(folder: Path, languages: Sequence[str] | None = None, split: str =
 def _read_sentences(path: Path) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for number, line in enumerate(read_lines(path), start=1):
-        identifier, tab, sentence = line.partition("\t")
-        if not (identifier and tab and sentence) or identifier in found:
+        identifier, _, sentence = (part.strip() for part in line.partition("\t"))
+        if not (identifier and sentence) or identifier in found:
             raise DataError(
                 f"{path}, line {number}: expected ID TAB SENTENCE with an id of its own, got {line[:80]!r}; "
                 "put one tab between the two, and give each id once"
