@@ -15,12 +15,16 @@ import ctloss
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-MODULE_OF = {"scikit-learn": "sklearn"}
-# What the extra installs is what training may import, so neither can lack anything of the other.
-TRAINING_LIBRARIES = frozenset(
-    MODULE_OF.get(name, name)
-    for name in (re.split("[^a-z0-9_-]", wanted)[0] for wanted in PROJECT["optional-dependencies"]["train"])
-) | {"torch"}
+MODULE_OF = {"scikit-learn": "sklearn", "faiss-cpu": "faiss"}
+
+
+def libraries(extra: str) -> frozenset[str]:
+    """What an extra installs is what its layer may import, so neither can lack anything of the other."""
+    names = (re.split("[^a-z0-9_-]", wanted)[0] for wanted in PROJECT["optional-dependencies"][extra])
+    return frozenset(MODULE_OF.get(name, name) for name in names) | {"torch"}
+
+
+TRAINING_LIBRARIES, EVALUATION_LIBRARIES = libraries("train"), libraries("evaluate")
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ LAYERS = (
     Layer("ctloss.kernels.blocks", frozenset({"torch", "triton"}), ("ctloss.kernels.blocks", "ctloss.kernels.problem")),
     Layer("ctloss.kernels", frozenset({"torch"}), ("ctloss.kernels",)),
     Layer("ctloss.train", TRAINING_LIBRARIES, ("ctloss.train",), public=True),
-    Layer("ctloss.evaluate", TRAINING_LIBRARIES, ("ctloss.evaluate",), public=True),
+    Layer("ctloss.evaluate", EVALUATION_LIBRARIES, ("ctloss.evaluate",), public=True),
     Layer("ctloss", frozenset({"torch"}), ("ctloss",)),
 )
 ABOVE_THE_CORE = ("ctloss.train", "ctloss.evaluate")
@@ -126,6 +130,9 @@ def test_imports_point_down(path: Path) -> None:
         ("ctloss.train.objective", "from ctloss import cz_nce\nimport transformers", []),
         ("ctloss.train.objective", "from ctloss.dispatch import choose", ["ctloss.dispatch.choose"]),
         ("ctloss.train.objective", "from .. import ops", ["ctloss.ops"]),
+        ("ctloss.evaluate.mining", "import faiss\nfrom .score import Score\nfrom ctloss import cz_nce", []),
+        ("ctloss.evaluate.mining", "from ctloss.train import Recipe", ["ctloss.train.Recipe"]),
+        ("ctloss.train.probe", "import faiss", ["faiss"]),
     ],
 )
 def test_the_rule_itself(module: str, source: str, caught: list[str]) -> None:
