@@ -13,20 +13,23 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # Names of the configurations of google/xtreme, where they are no codes.
-UDPOS_NAMES = dict(
-    name.split("=")
-    for name in (
-        "af=Afrikans ar=Arabic bg=Bulgarian de=German el=Greek en=English es=Spanish et=Estonian eu=Basque fa=Persian "
-        "fi=Finnish fr=French he=Hebrew hi=Hindi hu=Hungarian id=Indonesian it=Italian ja=Japanese kk=Kazakh ko=Korean "
-        "mr=Marathi nl=Dutch pt=Portuguese ru=Russian ta=Tamil te=Telugu th=Thai tl=Tagalog tr=Turkish ur=Urdu "
-        "vi=Vietnamese yo=Yoruba zh=Chinese"
-    ).split()
-)
+_NAMES = """
+    af=Afrikans ar=Arabic bg=Bulgarian de=German el=Greek en=English es=Spanish et=Estonian eu=Basque fa=Persian
+    fi=Finnish fr=French he=Hebrew hi=Hindi hu=Hungarian id=Indonesian it=Italian ja=Japanese kk=Kazakh ko=Korean
+    mr=Marathi nl=Dutch pt=Portuguese ru=Russian ta=Tamil te=Telugu th=Thai tl=Tagalog tr=Turkish ur=Urdu
+    vi=Vietnamese yo=Yoruba zh=Chinese
+"""
+UDPOS_NAMES = dict(name.split("=") for name in _NAMES.split())
 TOGETHER = "XNLI"
 SPLITS = {"train": ("train",), "dev": ("validation", "dev"), "test": ("test",)}
 PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"))
 WORDS = ("tokens", "words")
-LABELS = {"pair": ("label", "gold_label"), "word": ("upos", "pos_tags", "ner_tags", "tags")}
+LABELS = {
+    "xnli": ("label", "gold_label"),
+    "pawsx": ("label", "gold_label"),
+    "udpos": ("upos", "pos_tags", "tags"),
+    "panx": ("ner_tags", "tags"),
+}
 
 
 def read_hub(name: str, task: Task, split: str, languages: Sequence[str] | None) -> dict[str, list[Row]]:
@@ -135,7 +138,7 @@ def _read_together(name: str, task: Task, split: str, languages: Sequence[str] |
 
 
 def _rows(table: Dataset, place: str, task: Task) -> list[Row]:
-    label = _column(place, table, LABELS[task.unit], required=False)
+    label = _column(place, table, LABELS[task.name])
     name = _namer(table, label)
     if task.unit == "pair":
         pair = next((pair for pair in PAIRS if set(pair) <= set(table.column_names)), PAIRS[0])
@@ -145,7 +148,7 @@ def _rows(table: Dataset, place: str, task: Task) -> list[Row]:
     rows: list[Row] = []
     bare: bool | None = None
     for number, item in enumerate(table, start=1):
-        value = item[label] if label else None
+        value = item[label]
         row: Row
         if task.unit == "pair":
             row = LabelledPair(
@@ -179,16 +182,16 @@ def _rows(table: Dataset, place: str, task: Task) -> list[Row]:
     return rows
 
 
-def _column(place: str, table: Dataset, names: Sequence[str], *, required: bool = True) -> str:
-    found = next((name for name in names if name in table.column_names), "")
-    if required and not found:
+def _column(place: str, table: Dataset, names: Sequence[str]) -> str:
+    found = next((name for name in names if name in table.column_names), None)
+    if found is None:
         raise DataError(f"{place}: expected a column {' or '.join(names)}, got {', '.join(table.column_names)}")
     return found
 
 
 def _namer(table: Dataset, label: str) -> Callable[[Any], str | None]:
     """Returns what turns a label as stored, number or name, into its name; a number below 0 stands for none."""
-    feature = table.features[label] if label else None
+    feature = table.features[label]
     feature = getattr(feature, "feature", feature)
     names = getattr(feature, "names", None)
 
