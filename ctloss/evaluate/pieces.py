@@ -80,7 +80,7 @@ class WordPieces:
             start, ids, firsts = 0, list(self._before), list[int]()
             for number, word in enumerate(words):
                 pieces = self._pieces[word]
-                if firsts and len(ids) - len(self._before) + len(pieces) > self._room:
+                if len(ids) - len(self._before) + len(pieces) > self._room:
                     windows.append(Window(index, start, (*ids, *self._after), tuple(firsts)))
                     start, ids, firsts = number, list(self._before), []
                 firsts.append(len(ids))
