@@ -25,6 +25,7 @@ from ctloss.evaluate.classification import (
     evaluate_xnli,
     majority_accuracy,
 )
+from ctloss.evaluate.head import Collate, load_model
 from ctloss.evaluate.labelled import read_pairs, read_tagged
 from ctloss.evaluate.options import XTREME_OPTIONS, FinetuneOptions
 from ctloss.evaluate.pieces import WordPieces, join
@@ -209,7 +210,7 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(tmp_path: Path, unit
         )
         found = kept.best(folder)
         assert found is not None
-        trained = finetune.load_model(str(found[0]), head)
+        trained = load_model(str(found[0]), head)
         weights.append(torch.cat([value.flatten() for value in trained.state_dict().values()]))
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=2e-5)
 
@@ -290,7 +291,7 @@ def test_windows_hold_every_word_once(model: str) -> None:
 def test_first_pieces_are_labelled(model: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     (window,) = WordPieces(tokenizer, 64).windows([["the", "unknown", "cat"]])
-    assert tokenizer.convert_ids_to_tokens(window.ids) == ["[CLS]", "the", "un", "##known", "cat", "[SEP]"]
+    assert tokenizer.convert_ids_to_tokens(list(window.ids)) == ["[CLS]", "the", "un", "##known", "cat", "[SEP]"]
     assert window.labels([5, 6, 7]) == [-100, 5, 6, -100, 7, -100]
     # Five pieces do not fit into four and two special tokens: the last word has a window of its own.
     first, second = WordPieces(tokenizer, 5).windows([["the", "unknown", "cat"]])
@@ -308,14 +309,14 @@ def test_pairs_are_read_as_one_input(model: str) -> None:
     assert short["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1, 1]
     assert (short["labels"], "labels" in long) == (1, False)
     assert encoded.decode(np.array([0, 1])) == ["1", "0"]
-    batch = finetune.Collate(pad=7)([{"input_ids": [1, 2], "labels": [3, 3]}, {"input_ids": [4], "labels": [5]}])
+    batch = Collate(pad=7)([{"input_ids": [1, 2], "labels": [3, 3]}, {"input_ids": [4], "labels": [5]}])
     assert batch["input_ids"].tolist() == [[1, 2], [4, 7]]
     assert batch["labels"].tolist() == [[3, 3], [5, -100]]
 
 
 def test_heads_number_labels_as_they_name_them(model: str) -> None:
-    pair = finetune.load_model(model, PairHead(XNLI.labels))
-    word = finetune.load_model(model, WordHead(UPOS, prefixed=False))
+    pair = load_model(model, PairHead(XNLI.labels))
+    word = load_model(model, WordHead(UPOS, prefixed=False))
     assert isinstance(pair, type(AutoModelForSequenceClassification.from_config(pair.config)))
     assert isinstance(word, type(AutoModelForTokenClassification.from_config(word.config)))
     assert pair.config.id2label == dict(enumerate(XNLI.labels))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-    from .finetune import Encoded, Features
+    from .head import Encoded, Features
 
 MAJORITY = "majority class"
 
@@ -97,7 +97,7 @@ class PairHead:
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> Encoded:
         """Returns pairs as the model reads them; of a pair that is too long, the longer sentence is cut."""
-        from .finetune import Encoded
+        from .head import Encoded
 
         pairs = [row for row in rows if isinstance(row, LabelledPair)]
         read: dict[str, Any] = dict(

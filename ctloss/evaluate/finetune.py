@@ -5,17 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
@@ -23,48 +18,10 @@ from transformers import (
     set_seed,
 )
 
+from .head import Collate, Encoded, Head, check_length, load_model, without_bars_of_files
 from .kept import best, claim, finish, is_finished, last_checkpoint, mark_whole, writing_best
 from .options import FinetuneOptions
-from .pieces import IGNORED
 from .tasks import Row
-
-Features = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Rows as a model reads them.
-
-    Args:
-        features: ids, mask, perhaps types, and labels where the rows have them; the longest first, so that a batch
-            is of one length and too large a batch fails at once.
-        decode: turns the predicted label numbers, (features,) or (features, length), into one prediction a row.
-    """
-
-    features: list[Features]
-    decode: Callable[[np.ndarray], list[Any]]
-
-
-class Head(Protocol):
-    """What differs between labelling pairs and tagging words."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """All labels; their order numbers them."""
-
-    @property
-    def model_class(self) -> Any:
-        """The class of transformers that puts such a head on an encoder."""
-
-    @property
-    def tokenizer_options(self) -> dict[str, Any]:
-        """How the tokenizer is to be loaded."""
-
-    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> Encoded:
-        """Returns rows as a model reads them."""
-
-    def score(self, rows: Sequence[Row], predicted: Sequence[Any]) -> float:
-        """Returns the score that chooses the best step."""
 
 
 class _Finetuner(Trainer):
@@ -102,7 +59,7 @@ class _Keeper(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         score, kept = kwargs["metrics"]["eval_score"], best(self._folder)
         if state.is_world_process_zero and (kept is None or score > kept[1]):
-            with writing_best(self._folder, state.global_step, score) as folder:
+            with writing_best(self._folder, state.global_step, score) as folder, without_bars_of_files():
                 kwargs["model"].save_pretrained(folder)
                 self._tokenizer.save_pretrained(folder)
 
@@ -190,63 +147,6 @@ def _train(trainer: _Finetuner, folder: Path) -> None:
     trainer.accelerator.wait_for_everyone()
     if trainer.args.process_index == 0:
         finish(folder, steps)
-
-
-@dataclass(frozen=True)
-class Collate:
-    """Makes tensors of features, padded to the longest: ids with ``pad``, words' labels with -100, the rest with 0."""
-
-    pad: int
-
-    def __call__(self, rows: Sequence[Features]) -> dict[str, Tensor]:
-        """Returns int64 tensors (rows, length), or (rows,) where a feature is one number a row."""
-        padding = {"input_ids": self.pad, "labels": IGNORED}
-        batch = {}
-        for name, first in rows[0].items():
-            if isinstance(first, int):
-                batch[name] = torch.tensor([row[name] for row in rows])
-                continue
-            length = max(len(row[name]) for row in rows)
-            fill = padding.get(name, 0)
-            batch[name] = torch.tensor([[*row[name], *[fill] * (length - len(row[name]))] for row in rows])
-        return batch
-
-
-def load_model(name: str, head: Head) -> PreTrainedModel:
-    """Returns an encoder with a head, in float32; what the encoder's files lack is drawn from torch's generator.
-
-    Raises:
-        ValueError: no encoder, or none with its weights as safetensors.
-    """
-    names = dict(enumerate(head.labels))
-    numbers = {label: number for number, label in names.items()}
-    try:
-        return head.model_class.from_pretrained(
-            name, id2label=names, label2id=numbers, dtype=torch.float32, use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"expected a transformer encoder with its weights as safetensors, got {name!r} "
-            f"({str(error).splitlines()[0]}); check the name, or load the model where you trust its pickled weights "
-            "and write it with save_pretrained"
-        ) from error
-
-
-def check_length(model: str, max_length: int) -> None:
-    """Refuses windows longer than a model has positions for.
-
-    Raises:
-        ValueError: with the most that the model takes.
-    """
-    config = AutoConfig.from_pretrained(model)
-    most = getattr(config, "max_position_embeddings", None)
-    if most and ("roberta" in config.model_type or config.model_type in ("camembert", "mpnet", "xmod")):
-        # RoBERTa and what follows it number positions from after the padding token's id.
-        most -= (config.pad_token_id or 0) + 1
-    if most and 0 < most < max_length:
-        raise ValueError(
-            f"expected max_length at most {most}, the wordpieces that {model} takes, got {max_length}; lower it"
-        )
 
 
 def training_arguments(options: FinetuneOptions, folder: Path, seed: int) -> TrainingArguments:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-    from .finetune import Encoded, Features
+    from .head import Encoded, Features
 
 Tags = Sequence[Sequence[str]]
 
@@ -123,7 +123,7 @@ class WordHead:
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> Encoded:
         """Returns sentences as windows that the model reads; no word is left out."""
-        from .finetune import Encoded
+        from .head import Encoded
         from .pieces import WordPieces, join
 
         sentences = [row for row in rows if isinstance(row, TaggedSentence)]

@@ -17,7 +17,7 @@ from .score import DataError
 from .tasks import Row, Task
 
 if TYPE_CHECKING:
-    from .finetune import Head
+    from .head import Head
 
 # What a run may differ in from the one it goes on from: the rows that the files hold are compared themselves.
 NOT_COMPARED = frozenset({"seeds", "train", "dev", "hold_out", "test_split", "output", "evaluation_batch_size"})
