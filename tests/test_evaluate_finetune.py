@@ -298,7 +298,9 @@ def test_first_pieces_are_labelled(model: str) -> None:
     assert (first.firsts, second.firsts, second.start) == ((1, 2), (1,), 2)
 
 
-def test_pairs_are_read_as_one_input(model: str) -> None:
+@pytest.mark.parametrize("chunk", [1, 5000])
+def test_pairs_are_read_as_one_input(model: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctloss.evaluate.classification.CHUNK", chunk)
     tokenizer = AutoTokenizer.from_pretrained(model)
     rows = [LabelledPair("the cat", "a dog .", "1"), LabelledPair("the cat and the dog and the cat", "a dog", None)]
     encoded = PairHead(PAWSX.labels).encode(tokenizer, rows, 9)
@@ -321,6 +323,29 @@ def test_heads_number_labels_as_they_name_them(model: str) -> None:
     assert isinstance(word, type(AutoModelForTokenClassification.from_config(word.config)))
     assert pair.config.id2label == dict(enumerate(XNLI.labels))
     assert word.config.label2id["VERB"] == UPOS.index("VERB")
+
+
+def test_encoders_with_and_without_another_head_are_loaded_alike(tmp_path: Path, model: str) -> None:
+    """A masked language model's files name the encoder's weights otherwise; half precision becomes single."""
+    from transformers import AutoModel, AutoModelForMaskedLM
+
+    torch.manual_seed(3)
+    masked = AutoModelForMaskedLM.from_config(AutoModel.from_pretrained(model).config)
+    masked.save_pretrained(tmp_path / "masked")
+    masked.base_model.save_pretrained(tmp_path / "bare")
+    head = WordHead(UPOS, prefixed=False)
+    for name in ("masked", "bare"):
+        loaded = load_model(str(tmp_path / name), head).base_model.state_dict()
+        for key, weight in masked.base_model.state_dict().items():
+            assert torch.equal(loaded[key], weight), key
+    masked.half().save_pretrained(tmp_path / "half")
+    assert load_model(str(tmp_path / "half"), head).dtype == torch.float32
+
+
+def test_bfloat16(tmp_path: Path, model: str) -> None:
+    tiny_tasks.write_task(tmp_path, "panx")
+    options = dataclasses.replace(QUICK, max_steps=25, precision="bf16")
+    assert value(evaluate_panx(model, tmp_path, ["xx"], options), "xx", "f1", "") > 0.9
 
 
 def test_accuracy_and_majority() -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .head import Encoded, Features
 
 MAJORITY = "majority class"
+CHUNK = 5000
 
 
 def evaluate_xnli(
@@ -97,22 +98,28 @@ class PairHead:
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> Encoded:
         """Returns pairs as the model reads them; of a pair that is too long, the longer sentence is cut."""
+        from tqdm import tqdm
+
         from .head import Encoded
 
         pairs = [row for row in rows if isinstance(row, LabelledPair)]
-        read: dict[str, Any] = dict(
-            tokenizer(
-                [pair.first for pair in pairs],
-                [pair.second for pair in pairs],
-                truncation="longest_first",
-                max_length=max_length,
+        read: list[Features] = []
+        # Not all at once: what the tokenizer knows of every wordpiece besides its id takes gigabytes for MultiNLI.
+        for start in tqdm(range(0, len(pairs), CHUNK), desc="tokenizing", disable=len(pairs) <= CHUNK):
+            chunk = pairs[start : start + CHUNK]
+            batch: dict[str, Any] = dict(
+                tokenizer(
+                    [pair.first for pair in chunk],
+                    [pair.second for pair in chunk],
+                    truncation="longest_first",
+                    max_length=max_length,
+                )
             )
-        )
-        order = sorted(range(len(pairs)), key=lambda index: -len(read["input_ids"][index]))
-        features: list[Features] = [{name: values[index] for name, values in read.items()} for index in order]
-        for row, index in zip(features, order, strict=True):
-            if (label := pairs[index].label) is not None:
-                row["labels"] = self.labels.index(label)
+            read += [{name: values[index] for name, values in batch.items()} for index in range(len(chunk))]
+        for row, pair in zip(read, pairs, strict=True):
+            if pair.label is not None:
+                row["labels"] = self.labels.index(pair.label)
+        order = sorted(range(len(pairs)), key=lambda index: -len(read[index]["input_ids"]))
 
         def decode(predicted: np.ndarray) -> list[str]:
             answers = [""] * len(order)
@@ -120,7 +127,7 @@ class PairHead:
                 answers[index] = self.labels[int(number)]
             return answers
 
-        return Encoded(features, decode)
+        return Encoded([read[index] for index in order], decode)
 
     def score(self, rows: Sequence[Row], predicted: Sequence[str]) -> float:
         """Returns the accuracy."""

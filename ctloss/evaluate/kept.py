@@ -103,8 +103,9 @@ def is_finished(folder: Path) -> bool:
 
 
 def digest_of_model(model: str) -> str:
-    """Returns a name for a model's weights: a digest of a folder's configuration and weights, or the model's name."""
-    files = sorted(path for pattern in ("*.json", "*.safetensors") for path in Path(model).glob(pattern))
+    """Returns what tells a model apart: a digest of a folder's configuration, tokenizer and weights, or its name."""
+    patterns = ("config.json", "tokenizer*", "vocab*", "*.model", "*.safetensors")
+    files = sorted({path for pattern in patterns for path in Path(model).glob(pattern) if path.is_file()})
     if not files:
         return model
     total = hashlib.sha256()

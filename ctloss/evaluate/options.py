@@ -26,7 +26,8 @@ class FinetuneOptions:
         evaluate_every: steps between two scores on English dev; the last step is always scored.
         checkpoint_every: steps between two checkpoints, from which a killed run goes on.
         evaluation_batch_size: items a device predicts at a time.
-        seeds: one run each: of the head's initialisation, the order of the data and dropout.
+        seeds: one run each: of the head's initialisation, the order of the data and dropout. XTREME's one run has seed
+            1 for tags and 42 for pairs.
         precision: ``"fp32"``, or ``"bf16"`` for autocast.
         train: English training files; empty for the train split of the data.
         dev: English files that choose the best step; empty for the dev split of the data.
