@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 class DataError(ValueError):
-    """Data of a task are not what their format promises; the message names the file and, where there is one, the line."""
+    """Data of a task are not what their format promises; the message names the file and, if it can, the line."""
 
 
 @dataclass(frozen=True)

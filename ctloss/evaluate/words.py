@@ -1,0 +1,250 @@
+"""Word level: translations of a lexicon's words, and alignment of the words of a sentence with its translation's."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .encoder import Encoder, Pieces
+from .neighbours import centred, nearest, unit
+from .parallel import AlignedWords, read_alignments, read_lexicon
+from .retrieval import means
+from .score import DataError, Outcome, Score
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Link = tuple[int, int]
+METHODS = ("argmax", "softmax")
+
+
+@dataclass(frozen=True)
+class LexiconOptions:
+    """Which translations of a lexicon are asked for.
+
+    Args:
+        lines: the lines, from 0, whose translations are asked for, such as those held out of training; by default all.
+        pivot: the language that all others are paired with; by default every two languages are a pair.
+    """
+
+    lines: Collection[int] | None = None
+    pivot: str | None = "en"
+
+
+@dataclass(frozen=True)
+class AlignmentOptions:
+    """How words are aligned.
+
+    Args:
+        method: ``"argmax"``: wordpieces that are each other's nearest by cosine (Jalili Sabet et al. 2020, arXiv
+            2004.08728); ``"softmax"``: those that the softmax of inner products gives over ``threshold`` both ways (Dou
+            and Neubig 2021, arXiv 2101.08231), which depends on the scale of the hidden states.
+        threshold: for ``"softmax"``.
+    """
+
+    method: str = "argmax"
+    threshold: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"expected method to be one of {', '.join(METHODS)}, got {self.method!r}")
+
+
+def held_out_lines(count: int, share: float, seed: int = 0) -> frozenset[int]:
+    """Draws the lines of a lexicon of ``count`` lines that are to be kept out of training.
+
+    Example:
+        >>> sorted(held_out_lines(10, 0.3, seed=1))
+        [1, 2, 4]
+    """
+    return frozenset(random.Random(seed).sample(range(count), round(share * count)))
+
+
+def evaluate_words(
+    encoder: Encoder | str | Path,
+    data: str | Path,
+    languages: Sequence[str] | None = None,
+    options: LexiconOptions | None = None,
+) -> Outcome:
+    """Word-translation retrieval: the share of words whose nearest one of the other language translates them.
+
+    A word is encoded by itself; its vector is the mean of its wordpieces'. Translations of lines that are not asked for
+    are neither right nor candidates. As many translations are spelled alike, which any encoder finds,
+    ``"accuracy_respelled"`` counts only the words that no right translation is spelled like.
+
+    Args:
+        encoder: an encoder, or the name or folder of one.
+        data: the folder of the word lists, see :func:`read_lexicon`.
+        languages: codes; by default all in the folder.
+        options: see :class:`LexiconOptions`.
+
+    Returns:
+        Scores of both ways, as they are and centred, and their means; no predictions.
+
+    Raises:
+        DataError: a language is missing, or a file is not what it should be.
+    """
+    options = options or LexiconOptions()
+    encoder = encoder if isinstance(encoder, Encoder) else Encoder(encoder)
+    folder = Path(data)
+    lists = read_lexicon(folder, languages)
+    if options.pivot is not None and options.pivot not in lists:
+        raise DataError(f"{folder}: expected words of the pivot {options.pivot!r}, got {', '.join(lists)}")
+    forms = {
+        language: list(dict.fromkeys(word for line in lines for word in line)) for language, lines in lists.items()
+    }
+    vectors, kept = {}, {}
+    for language, words in forms.items():
+        pieces = encoder.pieces([word.split() for word in words])
+        with_pieces = [(word, item) for word, item in zip(words, pieces, strict=True) if item.words]
+        kept[language] = {word: row for row, (word, _) in enumerate(with_pieces)}
+        vectors[language] = _stacked([item.vectors.mean(axis=0) for _, item in with_pieces])
+    codes = list(lists)
+    scores = []
+    for a, b in [(a, b) for i, a in enumerate(codes) for b in codes[i + 1 :] if options.pivot in (None, a, b)]:
+        for suffix, x, y in (("", vectors[a], vectors[b]), ("_centred", centred(vectors[a]), centred(vectors[b]))):
+            for one, other, queries, candidates in ((a, b, x, y), (b, a, y, x)):
+                right, removed = translations(lists[one], lists[other], kept[one], kept[other], options.lines)
+                if not right:
+                    raise DataError(
+                        f"{folder}: expected translations from {one!r} to {other!r} in the lines asked for, got none; "
+                        "ask for other lines"
+                    )
+                found = first_allowed(queries[list(right)], candidates, [removed.get(row, set()) for row in right])
+                hits = {row: hit in right[row] for row, hit in zip(right, found, strict=True)}
+                spelled, targets = list(kept[one]), list(kept[other])
+                apart = [row for row in right if spelled[row] not in {targets[hit] for hit in right[row]}]
+                name, about = f"{one}-{other}", f"{len(right)} words"
+                scores.append(Score("words", name, f"accuracy{suffix}", sum(hits.values()) / len(hits), about=about))
+                if apart:
+                    value, about = sum(hits[row] for row in apart) / len(apart), f"{len(apart)} words"
+                    scores.append(Score("words", name, f"accuracy_respelled{suffix}", value, about=about))
+    return Outcome(scores + means("words", scores), {})
+
+
+def translations(
+    sources: Sequence[Sequence[str]],
+    targets: Sequence[Sequence[str]],
+    source_rows: dict[str, int],
+    target_rows: dict[str, int],
+    lines: Collection[int] | None,
+) -> tuple[dict[int, set[int]], dict[int, set[int]]]:
+    """Returns by source row the right target rows, of the lines asked for, and those that are no candidates.
+
+    A translation that another line gives too is none of the right ones.
+    """
+    asked = None if lines is None else set(lines)
+    right: dict[int, set[int]] = {}
+    removed: dict[int, set[int]] = {}
+    for number, (words, meanings) in enumerate(zip(sources, targets, strict=True)):
+        table = right if asked is None or number in asked else removed
+        for word in words:
+            for meaning in meanings:
+                if word in source_rows and meaning in target_rows:
+                    table.setdefault(source_rows[word], set()).add(target_rows[meaning])
+    left = {row: meanings - removed.get(row, set()) for row, meanings in right.items()}
+    return {row: meanings for row, meanings in left.items() if meanings}, removed
+
+
+def first_allowed(queries: np.ndarray, candidates: np.ndarray, removed: Sequence[set[int]]) -> list[int]:
+    """Returns of each query the nearest candidate that is not removed for it; some candidate must be left."""
+    _, rows = nearest(queries, candidates, 1 + max(map(len, removed)))
+    return [next(int(row) for row in found if int(row) not in out) for found, out in zip(rows, removed, strict=True)]
+
+
+def evaluate_alignment(
+    encoder: Encoder | str | Path,
+    data: str | Path,
+    languages: Sequence[str] | None = None,
+    options: AlignmentOptions | None = None,
+) -> Outcome:
+    """Alignment error rate of the words that an encoder's hidden states link, on gold alignments.
+
+    With predicted links A, sure gold links S and possible ones P (S among them), summed over all sentences,
+
+        AER = 1 - (|A ∩ S| + |A ∩ P|) / (|A| + |S|),   precision = |A ∩ P| / |A|,   recall = |A ∩ S| / |S|.
+
+    Args:
+        encoder: an encoder, or the name or folder of one. Its pooling says which hidden states are compared.
+        data: the folder of the files, ``en-fr.txt`` with ``en-fr.gold`` and so on, see :func:`read_alignments`.
+        languages: pairs such as ``"en-fr"``; by default all in the folder.
+        options: see :class:`AlignmentOptions`.
+
+    Returns:
+        Scores of each pair and their means; no predictions.
+
+    Raises:
+        DataError: a pair is missing, or a file is not what it should be.
+    """
+    options = options or AlignmentOptions()
+    encoder = encoder if isinstance(encoder, Encoder) else Encoder(encoder)
+    folder = Path(data)
+    there = [path.name.removesuffix(".gold") for path in sorted(folder.glob("*.gold"))]
+    scores: list[Score] = []
+    for name in dict.fromkeys(there if languages is None else languages):
+        if name not in there:
+            raise DataError(
+                f"{folder / f'{name}.gold'}: expected the gold alignment of {name!r}, got no such file; "
+                f"the folder has {', '.join(there) or 'none'}"
+            )
+        pairs = read_alignments(folder / name)
+        first, second = (encoder.pieces([getattr(pair, side) for pair in pairs]) for side in ("first", "second"))
+        links = [align(x, y, options) for x, y in zip(first, second, strict=True)]
+        values = alignment_error(links, pairs)
+        scores += [Score("alignment", name, metric, value) for metric, value in values.items()]
+    if not scores:
+        raise DataError(f"{folder}: expected files such as en-fr.txt and en-fr.gold, got none")
+    return Outcome(scores + means("alignment", scores), {})
+
+
+def align(x: Pieces, y: Pieces, options: AlignmentOptions) -> set[Link]:
+    """Returns the links of words any of whose wordpieces are linked."""
+    import numpy as np
+
+    if not x.words or not y.words:
+        return set()
+    if options.method == "argmax":
+        cosines = unit(x.vectors) @ unit(y.vectors).T
+        forth, back = cosines.argmax(axis=1), cosines.argmax(axis=0)
+        linked: Iterable[Link] = ((i, int(j)) for i, j in enumerate(forth) if back[j] == i)
+    else:
+        products = x.vectors.astype(np.float64) @ y.vectors.astype(np.float64).T
+        forth, back = _softmax(products, 1), _softmax(products, 0)
+        linked = ((int(i), int(j)) for i, j in np.argwhere(np.minimum(forth, back) > options.threshold))
+    return {(x.words[i], y.words[j]) for i, j in linked}
+
+
+def alignment_error(found: Sequence[set[Link]], gold: Sequence[AlignedWords]) -> dict[str, float]:
+    """Returns AER, precision and recall of links over all sentences; see :func:`evaluate_alignment`.
+
+    Example:
+        >>> pair = AlignedWords(["a", "b"], ["A", "B"], frozenset({(0, 0)}), frozenset({(0, 0), (1, 1)}))
+        >>> alignment_error([{(0, 0), (1, 1), (0, 1)}], [pair])
+        {'aer': 0.25, 'precision': 0.6666666666666666, 'recall': 1.0}
+    """
+    links, sure = sum(map(len, found)), sum(len(pair.sure) for pair in gold)
+    if not sure:
+        raise DataError("expected sure links (i-j) in the gold alignments, got none; mark the sure ones")
+    in_sure = sum(len(a & pair.sure) for a, pair in zip(found, gold, strict=True))
+    in_possible = sum(len(a & pair.possible) for a, pair in zip(found, gold, strict=True))
+    return {
+        "aer": 1 - (in_sure + in_possible) / (links + sure),
+        "precision": in_possible / links if links else 0.0,
+        "recall": in_sure / sure,
+    }
+
+
+def _softmax(values: np.ndarray, axis: int) -> np.ndarray:
+    import numpy as np
+
+    powers = np.exp(values - values.max(axis=axis, keepdims=True))
+    return powers / powers.sum(axis=axis, keepdims=True)
+
+
+def _stacked(rows: Sequence[np.ndarray]) -> np.ndarray:
+    import numpy as np
+
+    return np.stack(rows)

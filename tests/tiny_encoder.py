@@ -1,0 +1,82 @@
+"""A random BERT and a tokenizer of whole words, and encoders that need no model, for tests of evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedModel, PreTrainedTokenizerFast
+
+from ctloss.evaluate import Encoder
+from ctloss.evaluate.encoder import Pieces
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def word_tokenizer(pieces: Iterable[str]) -> PreTrainedTokenizerFast:
+    vocabulary = {piece: number for number, piece in enumerate([*SPECIAL, *dict.fromkeys(pieces)])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = [(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def tiny_bert(
+    vocabulary: int, *, layers: int = 3, positions: int = 32, mlm: bool = False, pooler: bool = False
+) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=positions,
+        initializer_range=0.5,
+    )
+    return BertForMaskedLM(config) if mlm else BertModel(config, add_pooling_layer=pooler)
+
+
+def saved(folder: Path, pieces: Iterable[str], **options: bool | int) -> Path:
+    tokenizer = word_tokenizer(pieces)
+    tokenizer.save_pretrained(folder)
+    tiny_bert(len(tokenizer), **options).save_pretrained(folder)
+    return folder
+
+
+class Table(Encoder):
+    """Looks sentences' and words' vectors up, so that scores can be worked out by hand."""
+
+    def __init__(self, vectors: dict[str, Sequence[float]]) -> None:
+        self.vectors = {text: np.array(vector, dtype=np.float32) for text, vector in vectors.items()}
+
+    def sentences(self, texts: Sequence[str]) -> np.ndarray:
+        return np.stack([self.vectors[text] for text in texts])
+
+    def pieces(self, sentences: Sequence[Sequence[str]]) -> list[Pieces]:
+        found = []
+        for words in sentences:
+            pieces = [(piece, i) for i, word in enumerate(words) for piece in word.split("+") if piece in self.vectors]
+            vectors = np.stack([self.vectors[piece] for piece, _ in pieces]) if pieces else np.empty((0, 2))
+            found.append(Pieces(vectors, [i for _, i in pieces]))
+        return found
+
+
+def write(folder: Path, **files: Sequence[str]) -> Path:
+    """Writes files of lines; a dot in a name is written as two underscores, a hyphen as three."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in files.items():
+        path = folder / name.replace("___", "-").replace("__", ".")
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return folder
