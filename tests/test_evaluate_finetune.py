@@ -94,7 +94,7 @@ def test_a_test_set_without_labels_is_predicted_and_not_scored(tmp_path: Path, m
     tiny_tasks.write_task(tmp_path, "pawsx")
     tiny_tasks.write_pairs(tmp_path / "pawsx" / "test-xx.tsv", tiny_tasks.paraphrase_rows(30, 4), labels=False)
     outcome = evaluate_pawsx(model, tmp_path, options=dataclasses.replace(QUICK, max_steps=1))
-    assert {score.language for score in outcome.scores} == {"en"}
+    assert {score.language for score in outcome.scores} == {"en", "mean"}
     assert len(outcome.predictions["xx"]) == 30
 
 
@@ -106,7 +106,9 @@ def test_english_files_by_name_and_held_out_rows(tmp_path: Path, model: str) -> 
         QUICK, max_steps=2, train=(tmp_path / "pawsx" / "dev-en.tsv",), hold_out=0.25, seeds=(3, 5)
     )
     outcome = evaluate_pawsx(model, tmp_path, ["xx"], options)
-    assert [score.seed for score in outcome.scores] == [3, 5, None]
+    assert [(score.language, score.seed) for score in outcome.scores] == [
+        (language, seed) for language in ("xx", "mean") for seed in (3, 5, None)
+    ]
     with pytest.raises(DataError, match=r"expected train-en\.tsv"):
         evaluate_pawsx(model, tmp_path, ["xx"], dataclasses.replace(options, train=()))
     with pytest.raises(DataError, match=r"expected rows enough to hold out 0\.999 of them, got 24"):

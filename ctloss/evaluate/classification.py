@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import extra as extra
 from .options import FinetuneOptions
 from .score import Outcome, Score
+from .spread import with_means
 from .tasks import PAWSX, XNLI, LabelledPair, Row, Task
 from .zeroshot import transfer
 
@@ -36,8 +37,8 @@ def evaluate_xnli(
         options: None for XTREME's; of MultiNLI's 392,702 training items, fewer can be given by name.
 
     Returns:
-        Accuracy by language and seed, beside it that of always answering the test set's most frequent label; none where
-        the test set has no labels. Predictions are the first seed's.
+        Accuracy by language and seed, beside it that of always answering the test set's most frequent label, and their
+        means over languages; none where the test set has no labels. Predictions are the first seed's.
 
     Raises:
         DataError: a file is missing or malformed.
@@ -149,4 +150,4 @@ def _evaluate(
             for seed, answers in predicted.items():
                 scores.append(Score(task.name, language, "accuracy", accuracy(gold, answers[language]), seed))
             scores.append(Score(task.name, language, "accuracy", majority_accuracy(gold), about=MAJORITY))
-    return Outcome(scores, next(iter(predicted.values())))
+    return Outcome(with_means(scores), next(iter(predicted.values())))

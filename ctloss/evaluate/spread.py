@@ -26,20 +26,19 @@ class Spread:
 
 
 def with_means(scores: Iterable[Score]) -> list[Score]:
-    """Returns the scores and, of every kind and seed with several languages, their mean as language ``"mean"``.
+    """Returns the scores and, of every kind and seed, their mean over languages as language ``"mean"``.
 
     Example:
         >>> with_means([Score("xnli", "de", "accuracy", 0.5, 1), Score("xnli", "fr", "accuracy", 0.7, 1)])[-1]
-        Score(task='xnli', language='mean', metric='accuracy', value=0.6, seed=1, about='')
+        Score(task='xnli', language='mean', metric='accuracy', value=0.6, seed=1, about='mean of 2')
     """
     scores = list(scores)
     kinds: dict[tuple[str, str, int | None, str], list[float]] = defaultdict(list)
     for score in scores:
         kinds[score.task, score.metric, score.seed, score.about].append(score.value)
     return scores + [
-        Score(task, ALL, metric, fmean(values), seed, about)
+        Score(task, ALL, metric, fmean(values), seed, "; ".join(filter(None, (about, f"mean of {len(values)}"))))
         for (task, metric, seed, about), values in kinds.items()
-        if len(values) > 1
     ]
 
 

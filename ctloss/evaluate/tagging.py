@@ -13,6 +13,7 @@ from . import extra as extra
 from .classification import accuracy
 from .options import FinetuneOptions
 from .score import Outcome, Score
+from .spread import with_means
 from .tasks import PANX, UDPOS, Row, TaggedSentence, Task
 from .zeroshot import transfer
 
@@ -37,8 +38,8 @@ def evaluate_udpos(
         options: None for XTREME's.
 
     Returns:
-        F1 and the share of rightly tagged words by language and seed; none where the test set has no tags. Predictions
-        are the first seed's.
+        F1 and the share of rightly tagged words by language and seed, and their means over languages; none where the
+        test set has no tags. Predictions are the first seed's.
 
     Raises:
         DataError: a file is missing or malformed.
@@ -187,4 +188,4 @@ def _evaluate(
                 right = token_accuracy(gold, answers[language])
                 scores.append(Score(task.name, language, "accuracy", right, seed, about="words"))
     first = next(iter(predicted.values()))
-    return Outcome(scores, {language: submission_lines(tags) for language, tags in first.items()})
+    return Outcome(with_means(scores), {language: submission_lines(tags) for language, tags in first.items()})
