@@ -346,7 +346,7 @@ def test_encoders_with_and_without_another_head_are_loaded_alike(tmp_path: Path,
 
 def test_bfloat16(tmp_path: Path, model: str) -> None:
     tiny_tasks.write_task(tmp_path, "panx")
-    options = dataclasses.replace(QUICK, max_steps=25, precision="bf16")
+    options = dataclasses.replace(QUICK, precision="bf16")
     assert value(evaluate_panx(model, tmp_path, ["xx"], options), "xx", "f1", "") > 0.9
 
 
