@@ -1,0 +1,125 @@
+"""What is put on an encoder for a task: its labels, its inputs, and how it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .pieces import IGNORED
+from .tasks import Row
+
+Features = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows as a model reads them.
+
+    Args:
+        features: ids, mask, perhaps types, and labels where the rows have them; the longest first, so that a batch
+            is of one length and too large a batch fails at once.
+        decode: turns the predicted label numbers, (features,) or (features, length), into one prediction a row.
+    """
+
+    features: list[Features]
+    decode: Callable[[np.ndarray], list[Any]]
+
+
+class Head(Protocol):
+    """What differs between labelling pairs and tagging words."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels; their order numbers them."""
+
+    @property
+    def model_class(self) -> Any:
+        """The class of transformers that puts such a head on an encoder."""
+
+    @property
+    def tokenizer_options(self) -> dict[str, Any]:
+        """How the tokenizer is to be loaded."""
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> Encoded:
+        """Returns rows as a model reads them."""
+
+    def score(self, rows: Sequence[Row], predicted: Sequence[Any]) -> float:
+        """Returns the score that chooses the best step."""
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Makes tensors of features, padded to the longest: ids with ``pad``, words' labels with -100, the rest with 0."""
+
+    pad: int
+
+    def __call__(self, rows: Sequence[Features]) -> dict[str, Tensor]:
+        """Returns int64 tensors (rows, length), or (rows,) where a feature is one number a row."""
+        padding = {"input_ids": self.pad, "labels": IGNORED}
+        batch = {}
+        for name, first in rows[0].items():
+            if isinstance(first, int):
+                batch[name] = torch.tensor([row[name] for row in rows])
+                continue
+            length = max(len(row[name]) for row in rows)
+            fill = padding.get(name, 0)
+            batch[name] = torch.tensor([[*row[name], *[fill] * (length - len(row[name]))] for row in rows])
+        return batch
+
+
+def load_model(name: str, head: Head) -> PreTrainedModel:
+    """Returns an encoder with a head, in float32; what the encoder's files lack is drawn from torch's generator.
+
+    Raises:
+        ValueError: no encoder, or none with its weights as safetensors.
+    """
+    names = dict(enumerate(head.labels))
+    numbers = {label: number for number, label in names.items()}
+    try:
+        with without_bars_of_files():
+            return head.model_class.from_pretrained(
+                name, id2label=names, label2id=numbers, dtype=torch.float32, use_safetensors=True
+            )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"expected a transformer encoder with its weights as safetensors, got {name!r} "
+            f"({str(error).splitlines()[0]}); check the name, or load the model where you trust its pickled weights "
+            "and write it with save_pretrained"
+        ) from error
+
+
+@contextmanager
+def without_bars_of_files() -> Iterator[None]:
+    """A bar for every file read or written would stand between those of the training."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def check_length(model: str, max_length: int) -> None:
+    """Refuses windows longer than a model has positions for.
+
+    Raises:
+        ValueError: with the most that the model takes.
+    """
+    config = AutoConfig.from_pretrained(model)
+    most = getattr(config, "max_position_embeddings", None)
+    if most and ("roberta" in config.model_type or config.model_type in ("camembert", "mpnet", "xmod")):
+        # RoBERTa and what follows it number positions from after the padding token's id.
+        most -= (config.pad_token_id or 0) + 1
+    if most and 0 < most < max_length:
+        raise ValueError(
+            f"expected max_length at most {most}, the wordpieces that {model} takes, got {max_length}; lower it"
+        )
