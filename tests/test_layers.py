@@ -139,11 +139,19 @@ def test_the_rule_itself(module: str, source: str, caught: list[str]) -> None:
     assert forbidden(source, module) == caught
 
 
-def test_training_extra_is_used() -> None:
-    files = [path for path in sources() if path.is_relative_to(ROOT / "ctloss" / "train")]
-    used = {name.partition(".")[0] for path in files for name in imported(path.read_text(encoding="utf-8"), "", False)}
+@pytest.mark.parametrize(
     # Trainer itself needs accelerate, and its TensorBoard callback tensorboard.
-    assert TRAINING_LIBRARIES - used <= {"accelerate", "tensorboard"}
+    ("part", "wanted", "others_need"),
+    [
+        ("train", TRAINING_LIBRARIES, {"accelerate", "tensorboard"}),
+        ("evaluate", EVALUATION_LIBRARIES, {"accelerate"}),
+    ],
+    ids=["train", "evaluate"],
+)
+def test_extra_is_used(part: str, wanted: frozenset[str], others_need: set[str]) -> None:
+    files = [path for path in sources() if path.is_relative_to(ROOT / "ctloss" / part)]
+    used = {name.partition(".")[0] for path in files for name in imported(path.read_text(encoding="utf-8"), "", False)}
+    assert wanted - used <= others_need
 
 
 def test_benchmarks_use_public_names() -> None:

@@ -1,32 +1,49 @@
 """Evaluation of multilingual encoders, zero-shot from English.
 
-from ctloss.evaluate import Encoder, evaluate_tatoeba
+``python -m ctloss.evaluate`` runs it from the command line; from Python:
 
-encoder = Encoder("bert-base-multilingual-cased")
-for score in evaluate_tatoeba(encoder, "data/tatoeba", ["deu", "fra"]).scores:
-    print(score.language, score.metric, score.value)
+    from ctloss.evaluate import Encoder, evaluate_tatoeba, evaluate_xnli
+
+    encoder = Encoder("bert-base-multilingual-cased")
+    for score in evaluate_tatoeba(encoder, "data/tatoeba", ["deu", "fra"]).scores:
+        print(score.language, score.metric, score.value)
+    outcome = evaluate_xnli("bert-base-multilingual-cased", "data", ["en", "de", "fr"])
 """
 
 from . import extra as extra
+from .classification import evaluate_pawsx, evaluate_xnli
 from .encoder import Encoder
 from .mining import MiningOptions, evaluate_bucc
+from .options import XTREME_OPTIONS, FinetuneOptions
 from .retrieval import PairsOptions, evaluate_pairs, evaluate_tatoeba
 from .score import DataError, Outcome, Score
+from .spread import Spread, over_seeds
+from .submission import write_submission
+from .tagging import evaluate_panx, evaluate_udpos
 from .words import AlignmentOptions, LexiconOptions, evaluate_alignment, evaluate_words, held_out_lines
 
 __all__ = [
+    "XTREME_OPTIONS",
     "AlignmentOptions",
     "DataError",
     "Encoder",
+    "FinetuneOptions",
     "LexiconOptions",
     "MiningOptions",
     "Outcome",
     "PairsOptions",
     "Score",
+    "Spread",
     "evaluate_alignment",
     "evaluate_bucc",
     "evaluate_pairs",
+    "evaluate_panx",
+    "evaluate_pawsx",
     "evaluate_tatoeba",
+    "evaluate_udpos",
     "evaluate_words",
+    "evaluate_xnli",
     "held_out_lines",
+    "over_seeds",
+    "write_submission",
 ]

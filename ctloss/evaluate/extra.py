@@ -2,10 +2,7 @@
 
 from importlib.util import find_spec
 
-PACKAGES = (
-    *("accelerate", "datasets", "faiss", "matplotlib", "numpy", "pyarrow", "safetensors", "seqeval", "sklearn"),
-    *("tokenizers", "tqdm", "transformers"),
-)
+PACKAGES = ("accelerate", "datasets", "faiss", "matplotlib", "numpy", "seqeval", "sklearn", "tqdm", "transformers")
 
 missing = [name for name in PACKAGES if find_spec(name) is None]
 if missing:

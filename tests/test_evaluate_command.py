@@ -1,0 +1,288 @@
+"""python -m ctloss.evaluate from end to end: results, going on after a kill, refusals, tables and figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_tasks
+from tiny_encoder import write
+
+from ctloss.evaluate import Encoder, Outcome, Score
+from ctloss.evaluate.__main__ import main
+from ctloss.evaluate.evaluations import EVALUATIONS
+from ctloss.evaluate.figures import choose_words, draw_languages, draw_words
+from ctloss.evaluate.kept_results import Results, TaskResult, read_results, write_results
+from ctloss.evaluate.tables import report, table_by_language, table_of_means
+
+PNG = b"\x89PNG\r\n\x1a\n"
+SENTENCES = [f"the {noun} {verb} a dog ." for noun in tiny_tasks.NOUNS for verb in tiny_tasks.VERBS]
+QUICK = ["--pooling", "mean", "--max-steps", "2", "--finetune-max-length", "32", "--finetune-batch-size", "8"]
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_tasks.save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All nine evaluations' data; a language's sentences are the English ones, so that retrieval finds them all."""
+    folder = tmp_path_factory.mktemp("data")
+    for task in ("xnli", "pawsx", "udpos", "panx"):
+        tiny_tasks.write_task(folder, task)
+    write(folder / "tatoeba", tatoeba__deu___eng__deu=SENTENCES, tatoeba__deu___eng__eng=SENTENCES)
+    for code in ("zh", "en"):
+        lines = [f"{code}-{number}\t{sentence}" for number, sentence in enumerate(SENTENCES)]
+        write(folder / "bucc2018", **{f"zh___en__dev__{code}": lines})
+    write(folder / "bucc2018", zh___en__dev__gold=[f"zh-{number}\ten-{number}" for number in range(len(SENTENCES))])
+    (folder / "multi30k").mkdir()
+    write(folder / "multi30k", **{f"test_2016_flickr__{code}": SENTENCES for code in ("de", "en")})
+    write(folder / "lexicon", en__txt=tiny_tasks.NOUNS, de__txt=tiny_tasks.NOUNS)
+    links = " ".join(f"{place}-{place}" for place in range(6))
+    write(folder / "align", en___de__txt=[f"{text} ||| {text}" for text in SENTENCES])
+    write(folder / "align", en___de__gold=[links] * len(SENTENCES))
+    return folder
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: Any) -> tuple[int, str]:
+        status = main([str(argument) for argument in arguments])
+        read = capsys.readouterr()
+        return status, read.err if status else read.out
+
+    return call
+
+
+def forbidden(*_: Any) -> Outcome:
+    raise AssertionError("a result that is there was made again")
+
+
+def test_all_evaluations_end_to_end(
+    tmp_path: Path, model: str, data: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    command = [model, "--tasks", *EVALUATIONS, "--data", data, "--output", output, "--before", model, *QUICK]
+    status, printed = run(*command)
+    assert status == 0
+    assert "| **tiny** |" in printed
+    results = read_results(output)
+    assert set(results.tasks) == set(EVALUATIONS)
+    scores = {(score.language, score.metric): score.value for score in results.tasks["tatoeba"].scores}
+    assert scores["eng-deu", "accuracy"] == scores["deu-eng", "accuracy"] == scores["eng-X", "accuracy"] == 1
+    assert ("mean", "f1_same_set", 1.0) in [(s.language, s.metric, s.value) for s in results.tasks["bucc"].scores]
+    submitted = sorted(path.relative_to(output).as_posix() for path in (output / "submission").rglob("*.tsv"))
+    assert submitted == [
+        "submission/bucc2018/test-zh.tsv",
+        *(f"submission/{task}/test-{code}.tsv" for task in ("panx", "pawsx") for code in ("en", "xx")),
+        "submission/tatoeba/test-de.tsv",
+        *(f"submission/{task}/test-{code}.tsv" for task in ("udpos", "xnli") for code in ("en", "xx")),
+    ]
+    shown = (output / "results.md").read_text(encoding="utf-8")
+    assert shown.startswith("# Evaluation, zero-shot from English\n\n| model | XNLI acc. | PAWS-X acc. | POS F1 | ")
+    changed = "max_steps 2; batch_size 8; max_length 32; otherwise XTREME's settings"
+    assert f"- tiny, XNLI: en, xx; 1 seed; {changed}" in shown
+    assert "- tiny, BUCC: zh-en; pooling 'mean'" in shown
+    for picture in ("languages.png", "words.png"):
+        assert (output / picture).read_bytes().startswith(PNG)
+    for task, evaluation in EVALUATIONS.items():
+        monkeypatch.setitem(EVALUATIONS, task, replace(evaluation, run=forbidden))
+    before = (output / "results.json").read_bytes()
+    assert run(*command)[0] == 0
+    assert (output / "results.json").read_bytes() == before
+
+
+def test_a_killed_run_goes_on(
+    tmp_path: Path, model: str, data: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [model, "--tasks", "tatoeba", "bucc", "--data", data, "--output", tmp_path, "--pooling", "mean"]
+
+    def killed(*_: Any) -> Outcome:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(EVALUATIONS, "bucc", replace(EVALUATIONS["bucc"], run=killed))
+        with pytest.raises(KeyboardInterrupt):
+            run(*command)
+    assert list(read_results(tmp_path).tasks) == ["tatoeba"]
+    monkeypatch.setitem(EVALUATIONS, "tatoeba", replace(EVALUATIONS["tatoeba"], run=forbidden))
+    assert run(*command)[0] == 0
+    assert list(read_results(tmp_path).tasks) == ["tatoeba", "bucc"]
+
+
+def test_more_seeds_and_languages_go_on_and_other_settings_are_refused(
+    tmp_path: Path, model: str, data: Path, run: Run
+) -> None:
+    command = [model, "--tasks", "pawsx", "--data", data, "--output", tmp_path, *QUICK]
+    assert run(*command, "--languages", "xx")[0] == 0
+    weights = tmp_path / "finetuned" / "pawsx" / "seed-1" / "finished.json"
+    first = weights.stat().st_mtime_ns
+    assert run(*command, "--languages", "en", "pawsx=xx", "pawsx=en", "--seeds", "2")[0] == 0
+    scores = read_results(tmp_path).tasks["pawsx"].scores
+    assert {(score.language, score.seed) for score in scores if score.seed} == {
+        (language, seed) for language in ("en", "xx", "mean") for seed in (1, 2)
+    }
+    assert weights.stat().st_mtime_ns == first
+    settings = read_results(tmp_path).tasks["pawsx"].settings
+    for changes, name in (
+        (["--languages", "en", "xx", "--seeds", "1"], "seeds"),
+        (["--seeds", "2", "--languages", "xx"], "languages"),
+        (["--seeds", "2", "--epochs", "pawsx=3"], "epochs"),
+    ):
+        status, error = run(*command, *changes)
+        assert status == 2
+        assert f"results.json, pawsx: expected a result with {name} " in error
+        assert "choose another --output" in error
+    assert read_results(tmp_path).tasks["pawsx"].settings == settings
+
+
+def test_other_data_and_another_model_are_refused(tmp_path: Path, model: str, run: Run) -> None:
+    texts = tmp_path / "texts"
+    write(texts, tatoeba__deu___eng__deu=SENTENCES, tatoeba__deu___eng__eng=SENTENCES)
+    command = ["--tasks", "tatoeba", "--data", f"tatoeba={texts}", "--output", tmp_path / "out", "--pooling", "mean"]
+    assert run(model, *command)[0] == 0
+    other = tiny_tasks.save_model(tmp_path / "other", positions=32)
+    status, error = run(other, *command)
+    assert status == 2
+    assert f"expected results of {other}, got those of another model ({model}) for tatoeba" in error
+    write(texts, tatoeba__deu___eng__deu=SENTENCES[::-1])
+    status, error = run(model, *command)
+    assert status == 2
+    assert "tatoeba: expected a result with data " in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected a MODEL, or --beside and --output"),
+        (["MODEL"], "expected --tasks, some of xnli, pawsx, pos, ner, bucc, tatoeba, pairs, words, align, got none"),
+        (["MODEL", "--tasks", "xnli"], "xnli: expected files test-LANGUAGE.tsv, got none in no folder; give --data"),
+        (["MODEL", "--tasks", "xnli", "--data", "DATA/nothing"], "nothing: expected a folder of data, got no such"),
+        (
+            ["MODEL", "--tasks", "ner", "--data", "DATA/lexicon"],
+            "test-LANGUAGE.tsv, got none in DATA/lexicon/panx, DATA/lexicon/ner, DATA/lexicon; give",
+        ),
+        (
+            ["MODEL", "--tasks", "pairs", "--data", "DATA/align"],
+            "such as test.de and test.en for the path test, got none",
+        ),
+        (["MODEL", "--tasks", "tatoeba", "--data", "tatoeba=hub:x"], "expected files for tatoeba, got 'hub:x'"),
+        (["MODEL", "--tasks", "xnli", "--data", "nli=x"], "expected TASK=PATH with a task of xnli, "),
+        (["MODEL", "--tasks", "bucc", "--data", "DATA", "--languages", "de"], "expected BUCC's corpora of 'de'"),
+        (["MODEL", "--tasks", "xnli", "--data", "DATA", "--max-steps", "xnli=x"], "a whole number for --max-steps of"),
+        (
+            ["MODEL", "--tasks", "xnli", "--data", "DATA", "--epochs", "1", "2"],
+            "expected one --epochs for xnli, got 1, 2",
+        ),
+        (["MODEL", "--tasks", "xnli", "--data", "DATA", "--hold-out", "2"], "expected hold_out at least 0 and below 1"),
+        (["MODEL", "--tasks", "xnli", "--data", "DATA", "--seeds", "0"], "expected --seeds at least 1, got 0"),
+        (["MODEL", "--tasks", "xnli", "--data", "DATA", "--train", "DATA/no.tsv"], "no.tsv: expected a readable file"),
+        (["DATA", "--tasks", "words", "--data", "DATA"], "expected the name or folder of a Hugging Face encoder"),
+        (
+            ["MODEL", "--tasks", "words", "--data", "DATA", "--beside", "DATA"],
+            "results.json: expected results of python",
+        ),
+    ],
+)
+def test_what_is_missing_is_named(
+    tmp_path: Path, model: str, data: Path, run: Run, arguments: list[str], message: str
+) -> None:
+    filled = [argument.replace("MODEL", model).replace("DATA", str(data)) for argument in arguments]
+    status, error = run(*filled, *(["--output", tmp_path / "out"] if filled else []))
+    assert status == 2
+    assert error.startswith("python -m ctloss.evaluate: error: ")
+    assert message.replace("DATA", str(data)) in error
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def made(name: str, shift: float = 0.0) -> Results:
+    """Results with two seeds of XNLI, whose majority class has a third, and Tatoeba in two languages."""
+    xnli = [
+        Score("xnli", language, "accuracy", number + shift, seed, about)
+        for seed, numbers in ((1, (0.50, 0.60)), (2, (0.54, 0.66)))
+        for language, number, about in (("de", numbers[0], ""), ("mean", sum(numbers) / 2, "mean of 2"))
+    ]
+    xnli += [Score("xnli", "mean", "accuracy", 1 / 3, about="majority class; mean of 2")]
+    tatoeba = [
+        Score("tatoeba", "eng-deu", "accuracy", 0.25 + shift),
+        Score("tatoeba", "eng-X", "accuracy", 0.41 + shift, about="mean of 2"),
+        Score("tatoeba", "X-eng", "accuracy", 0.43 + shift, about="mean of 2"),
+    ]
+    settings = {"pooling": "layer", "layer": None, "prefix": "query: ", "max_length": None, "languages": None}
+    finetuning = {"seeds": [1, 2], "epochs": 2.0, "train": ["sick.tsv"], "dev": [], "languages": None}
+    tasks = {"xnli": TaskResult(finetuning, xnli, 1.0), "tatoeba": TaskResult(settings, tatoeba, 1.0)}
+    return Results(name, f"runs/{name}", tasks)
+
+
+def rows(table: str) -> dict[str, list[str]]:
+    read = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return {cells[0]: cells[1:] for cells in read}
+
+
+def test_table_of_means_by_hand() -> None:
+    table = rows(table_of_means([made("ours"), made("better", 0.1)]))
+    assert table["model"] == [
+        *("XNLI acc.", "PAWS-X acc.", "POS F1", "NER F1"),
+        *("BUCC F1, XTREME's same-set threshold", "Tatoeba acc., XTREME's eng→X", "Tatoeba acc., X→eng"),
+    ]
+    assert table["ML-CTL-CZ (paper's)"] == ["67.8", "85.3", "72.3", "62.9", "78.4", "43.4", "–"]
+    # Means over languages .55 and .60: their mean, and their sample standard deviation .05 / sqrt(2).
+    assert table["**ours**"] == ["57.5 ± 3.5", "–", "–", "–", "–", "41.0", "43.0"]
+    assert table["**better**"] == ["67.5 ± 3.5", "–", "–", "–", "–", "51.0", "53.0"]
+    assert [name for name in table if "majority" in name] == ["majority class of ours's test data"]
+    assert table["majority class of ours's test data"] == ["33.3", *["–"] * 6]
+
+
+def test_tables_by_language_and_notes_by_hand() -> None:
+    empty = Results("nothing", "nothing")
+    lines = table_by_language([made("ours"), empty], "xnli").splitlines()
+    assert lines == [
+        "| metric | language | ours | nothing |",
+        "|---|---|---|---|",
+        "| accuracy | de | 0.520 ± 0.028 | – |",
+        "| accuracy (mean of 2) | mean | 0.575 ± 0.035 | – |",
+        "| accuracy (majority class; mean of 2) | mean | 0.333 | – |",
+    ]
+    shown = report([made("ours")])
+    assert "- ours, XNLI: de; 2 seeds; epochs 2.0; train sick.tsv; otherwise XTREME's settings" in shown
+    assert "- ours, Tatoeba: eng-deu; pooling 'layer'; prefix 'query: '" in shown
+    assert "## Tatoeba by language" in shown
+    assert "## NER by language" not in shown
+
+
+def test_a_report_of_results_that_are_there(tmp_path: Path, run: Run) -> None:
+    for number, name in enumerate(("one", "two")):
+        write_results(tmp_path / name, made(name, number / 10))
+        assert read_results(tmp_path / name) == made(name, number / 10)
+    status, printed = run("--beside", tmp_path / "one", tmp_path / "two", "--output", tmp_path / "both")
+    assert status == 0
+    assert printed.index("| **one** |") < printed.index("| **two** |")
+    assert (tmp_path / "both" / "languages.png").read_bytes().startswith(PNG)
+    assert not (tmp_path / "both" / "results.json").exists()
+    (tmp_path / "one" / "results.json").write_text(json.dumps({"name": "one"}))
+    status, error = run("--beside", tmp_path / "one", "--output", tmp_path / "both")
+    assert status == 2
+    assert "expected results as python -m ctloss.evaluate writes them" in error
+
+
+def test_words_of_the_picture(tmp_path: Path, model: str) -> None:
+    """Linked one to one and no function word: horse in both files; house in one; not dog, which is short."""
+    write(tmp_path, en___de__txt=["the horse with dog ||| das pferd mit hund"], en___de__gold=["0-0 1-1 2-2 3-3"])
+    write(tmp_path, zh___en__txt=["x y ||| horse house", "x ||| house house"], zh___en__gold=["0-0 1p1", "0-0 0-1"])
+    assert choose_words(tmp_path, 5) == {
+        "horse": {
+            "en": [(("the", "horse", "with", "dog"), 1), (("horse", "house"), 0)],
+            "de": [(("das", "pferd", "mit", "hund"), 1)],
+            "zh": [(("x", "y"), 0)],
+        }
+    }
+    encoder = Encoder(model, pooling="mean")
+    assert not draw_words({"tiny": encoder}, tmp_path, tmp_path / "words.png")
+    assert not draw_languages([Results("nothing", "nothing")], tmp_path / "languages.png")
+    assert list(tmp_path.glob("*.png*")) == []
