@@ -107,7 +107,7 @@ def evaluate(given: argparse.Namespace) -> Path | None:
         raise ValueError(f"expected --tasks, some of {', '.join(EVALUATIONS)}, got none")
     if given.model is None and given.tasks:
         raise ValueError("expected a MODEL for --tasks, got none; name one")
-    output = Path(given.output or Path("results") / Path(given.model).name)
+    output = Path(given.output or Path("results") / Path(given.model).resolve().name)
     others = [read_results(folder) for folder in given.beside]
     vectors = VectorOptions(given.pooling, given.layer, given.prefix, given.max_length, given.batch_size, given.device)
     results = list(others)

@@ -70,7 +70,7 @@ def run(
     """
     check_model(model)
     output, vectors = Path(output), vectors or VectorOptions()
-    name = name or Path(model).name
+    name = name or Path(model).resolve().name
     digest = digest_of_model(model)
     options = {task: _finetuning(task, finetuning or {}) for task in data}
     settings = {
@@ -97,6 +97,8 @@ def run(
         _say(f"{task}: {data[task]}", first)
         start = time.monotonic()
         if chosen is not None:
+            # Training wants the memory.
+            encoder = None
             outcome = evaluation.run(
                 model, data[task], wanted, dataclasses.replace(chosen, output=output / "finetuned")
             )
