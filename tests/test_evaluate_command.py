@@ -196,7 +196,7 @@ def test_what_is_missing_is_named(
     filled = [argument.replace("MODEL", model).replace("DATA", str(data)) for argument in arguments]
     status, error = run(*filled, *(["--output", tmp_path / "out"] if filled else []))
     assert status == 2
-    assert error.startswith("python -m ctloss.evaluate: error: ")
+    assert "python -m ctloss.evaluate: error: " in error
     assert message.replace("DATA", str(data)) in error
     assert not (tmp_path / "out" / "results.json").exists()
 
