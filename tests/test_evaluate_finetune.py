@@ -1,35 +1,27 @@
-"""Fine-tuning on four tasks end to end, its scores, its windows, and going on after a kill."""
+"""Fine-tuning on four tasks end to end, its settings, and going on after a kill."""
 
 from __future__ import annotations
 
 import dataclasses
-import random
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tiny_tasks
 import torch
 from sklearn.metrics import accuracy_score
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
-from ctloss.evaluate import DataError, Outcome, Score, finetune, kept
+from ctloss.evaluate import DataError, Outcome, finetune, kept
 from ctloss.evaluate.classification import (
     PairHead,
-    accuracy,
     evaluate_pawsx,
     evaluate_xnli,
-    majority_accuracy,
 )
-from ctloss.evaluate.head import Collate, load_model
+from ctloss.evaluate.head import load_model
 from ctloss.evaluate.labelled import read_pairs, read_tagged
 from ctloss.evaluate.options import XTREME_OPTIONS, FinetuneOptions
-from ctloss.evaluate.pieces import WordPieces, join
-from ctloss.evaluate.spread import over_seeds, with_means
 from ctloss.evaluate.submission import write_submission
 from ctloss.evaluate.tagging import (
     WordHead,
@@ -37,10 +29,8 @@ from ctloss.evaluate.tagging import (
     evaluate_panx,
     evaluate_udpos,
     pos_f1,
-    submission_lines,
-    token_accuracy,
 )
-from ctloss.evaluate.tasks import PANX, PAWSX, UDPOS, UPOS, XNLI, LabelledPair, TaggedSentence
+from ctloss.evaluate.tasks import PANX, PAWSX, UDPOS, XNLI, LabelledPair, TaggedSentence
 
 QUICK = FinetuneOptions(learning_rate=4e-3, batch_size=16, max_steps=40, max_length=32, evaluate_every=20, clip=1.0)
 Entry = Callable[..., Outcome]
@@ -265,186 +255,7 @@ def test_defaults_are_xtremes() -> None:
         assert (options.weight_decay, options.warmup_steps, options.clip, options.seeds) == (0.0, 0, 1.0, (1,))
 
 
-def test_windows_hold_every_word_once(model: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    draw = random.Random(0)
-    # "unknown" is two pieces, "long" * 9 and the lone zero-width space become one unknown token each.
-    words = ("cat", "unknown", "\u200b", "long" * 9, "the")
-    sentences = [[draw.choice(words) for _ in range(draw.randrange(0, 30))] for _ in range(50)]
-    for max_length in (4, 5, 7, 64):
-        windows = WordPieces(tokenizer, max_length).windows(sentences)
-        assert max(len(window.ids) for window in windows) <= max_length
-        assert all(window.ids[0] == 2 and window.ids[-1] == 3 for window in windows)
-        # Each word is numbered, the number set at its first piece alone, and read back.
-        numbers = [[100 * index + place for place in range(len(words))] for index, words in enumerate(sentences)]
-        width = max(len(window.ids) for window in windows)
-        labels = np.full((len(windows), width), -100)
-        for row, window in zip(labels, windows, strict=True):
-            row[: len(window.ids)] = window.labels(numbers[window.sentence])
-        assert (labels >= 0).sum() == sum(map(len, sentences))
-        order = list(range(len(windows)))
-        draw.shuffle(order)
-        lengths = [len(words) for words in sentences]
-        assert join([windows[i] for i in order], labels[order], lengths) == numbers
-    with pytest.raises(ValueError, match="expected a max_length over the 2 special tokens, got 2"):
-        WordPieces(tokenizer, 2)
-
-
-def test_first_pieces_are_labelled(model: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    (window,) = WordPieces(tokenizer, 64).windows([["the", "unknown", "cat"]])
-    assert tokenizer.convert_ids_to_tokens(list(window.ids)) == ["[CLS]", "the", "un", "##known", "cat", "[SEP]"]
-    assert window.labels([5, 6, 7]) == [-100, 5, 6, -100, 7, -100]
-    # Five pieces do not fit into four and two special tokens: the last word has a window of its own.
-    first, second = WordPieces(tokenizer, 5).windows([["the", "unknown", "cat"]])
-    assert (first.firsts, second.firsts, second.start) == ((1, 2), (1,), 2)
-
-
-@pytest.mark.parametrize("chunk", [1, 5000])
-def test_pairs_are_read_as_one_input(model: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctloss.evaluate.classification.CHUNK", chunk)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    rows = [LabelledPair("the cat", "a dog .", "1"), LabelledPair("the cat and the dog and the cat", "a dog", None)]
-    encoded = PairHead(PAWSX.labels).encode(tokenizer, rows, 9)
-    long, short = encoded.features
-    assert tokenizer.convert_ids_to_tokens(long["input_ids"]) == (
-        ["[CLS]", "the", "cat", "and", "the", "[SEP]", "a", "dog", "[SEP]"]
-    )
-    assert short["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1, 1]
-    assert (short["labels"], "labels" in long) == (1, False)
-    assert encoded.decode(np.array([0, 1])) == ["1", "0"]
-    batch = Collate(pad=7)([{"input_ids": [1, 2], "labels": [3, 3]}, {"input_ids": [4], "labels": [5]}])
-    assert batch["input_ids"].tolist() == [[1, 2], [4, 7]]
-    assert batch["labels"].tolist() == [[3, 3], [5, -100]]
-
-
-def test_heads_number_labels_as_they_name_them(model: str) -> None:
-    pair = load_model(model, PairHead(XNLI.labels))
-    word = load_model(model, WordHead(UPOS, prefixed=False))
-    assert isinstance(pair, type(AutoModelForSequenceClassification.from_config(pair.config)))
-    assert isinstance(word, type(AutoModelForTokenClassification.from_config(word.config)))
-    assert pair.config.id2label == dict(enumerate(XNLI.labels))
-    assert word.config.label2id["VERB"] == UPOS.index("VERB")
-
-
-def test_encoders_with_and_without_another_head_are_loaded_alike(tmp_path: Path, model: str) -> None:
-    """A masked language model's files name the encoder's weights otherwise; half precision becomes single."""
-    from transformers import AutoModel, AutoModelForMaskedLM
-
-    torch.manual_seed(3)
-    masked = AutoModelForMaskedLM.from_config(AutoModel.from_pretrained(model).config)
-    masked.save_pretrained(tmp_path / "masked")
-    masked.base_model.save_pretrained(tmp_path / "bare")
-    head = WordHead(UPOS, prefixed=False)
-    for name in ("masked", "bare"):
-        loaded = load_model(str(tmp_path / name), head).base_model.state_dict()
-        for key, weight in masked.base_model.state_dict().items():
-            assert torch.equal(loaded[key], weight), key
-    masked.half().save_pretrained(tmp_path / "half")
-    assert load_model(str(tmp_path / "half"), head).dtype == torch.float32
-
-
 def test_bfloat16(tmp_path: Path, model: str) -> None:
     tiny_tasks.write_task(tmp_path, "panx")
     options = dataclasses.replace(QUICK, precision="bf16")
     assert value(evaluate_panx(model, tmp_path, ["xx"], options), "xx", "f1", "") > 0.9
-
-
-def test_accuracy_and_majority() -> None:
-    assert accuracy(["0", "1", "1"], ["0", "0", "1"]) == pytest.approx(2 / 3)
-    assert majority_accuracy(["0", "1", "1", "1"]) == 0.75
-    with pytest.raises(ValueError, match="expected as many predictions as labels, at least 1, got 1 for 2"):
-        accuracy(["0", "1"], ["0"])
-    with pytest.raises(ValueError, match="got 0 for 0"):
-        accuracy([], [])
-
-
-def runs(tags: tuple[str, ...] | list[str]) -> set[tuple[str, int, int]]:
-    """The chunks of unprefixed tags, written down anew: runs of one tag, SCONJ and SYM alone."""
-    found, start = set(), 0
-    for end in range(1, len(tags) + 1):
-        if end == len(tags) or tags[end] != tags[start] or tags[start][0] == "S":
-            found.add((tags[start], start, end))
-            start = end
-    return found
-
-
-def f1_of_runs(gold: list[list[str]], predicted: list[list[str]]) -> float:
-    sides = [{(i, *run) for i, tags in enumerate(side) for run in runs(tags)} for side in (gold, predicted)]
-    return 2 * len(sides[0] & sides[1]) / (len(sides[0]) + len(sides[1]))
-
-
-def test_parts_of_speech_by_hand() -> None:
-    """Gold chunks: CCONJ, NOUN NOUN, PUNCT; predicted: SCONJ, NOUN, VERB, PUNCT. One is common: 2 / (3 + 4)."""
-    gold, predicted = [["CCONJ", "NOUN", "NOUN", "PUNCT"]], [["SCONJ", "NOUN", "VERB", "PUNCT"]]
-    assert pos_f1(gold, predicted) == pytest.approx(2 / 7)
-    assert token_accuracy(gold, predicted) == 0.5
-
-
-def test_cconj_and_sconj_are_two_parts_of_speech() -> None:
-    """The installed seqeval, given tags as they are, makes them one; XTREME's score keeps them apart."""
-    from seqeval.metrics import f1_score
-
-    gold, predicted = [["CCONJ", "NOUN"]], [["SCONJ", "NOUN"]]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert f1_score(gold, predicted) == 1.0
-    assert pos_f1(gold, predicted) == 0.5
-    assert pos_f1(gold, gold) == 1.0
-    # Two of SCONJ stand alone, each a chunk; two of CCONJ are one.
-    assert pos_f1([["SCONJ", "SCONJ"]], [["SCONJ", "X"]]) == 0.5
-    assert pos_f1([["CCONJ", "CCONJ"]], [["CCONJ", "X"]]) == 0.0
-
-
-def test_parts_of_speech_against_runs() -> None:
-    draw = random.Random(1)
-    for _ in range(50):
-        gold = [[draw.choice(UPOS) for _ in range(draw.randrange(1, 20))] for _ in range(5)]
-        predicted = [[tag if draw.random() < 0.7 else draw.choice(UPOS) for tag in tags] for tags in gold]
-        assert pos_f1(gold, predicted) == pytest.approx(f1_of_runs(gold, predicted), abs=1e-12)
-        flat = [[tag for tags in side for tag in tags] for side in (gold, predicted)]
-        assert token_accuracy(gold, predicted) == accuracy_score(*flat)
-
-
-def test_entities_by_hand_and_by_seqeval() -> None:
-    """Gold: PER at 0-1, LOC at 3. Predicted: PER at 0-1, LOC at 3 and at 4. F1 = 2 * 2 / (2 + 3)."""
-    gold = [["B-PER", "I-PER", "O", "B-LOC", "O"]]
-    predicted = [["B-PER", "I-PER", "O", "B-LOC", "B-LOC"]]
-    assert entity_f1(gold, predicted) == pytest.approx(0.8)
-    assert entity_f1([["O"]], [["O"]]) == 0.0
-    from seqeval.metrics import f1_score
-
-    draw = random.Random(2)
-    gold, predicted = ([[draw.choice(PANX.labels) for _ in range(9)] for _ in range(30)] for _ in range(2))
-    assert entity_f1(gold, predicted) == f1_score(gold, predicted)
-    with pytest.raises(ValueError, match="expected 9 tags in sentence 0, got 8"):
-        entity_f1(gold, [gold[0][:8], *gold[1:]])
-    with pytest.raises(ValueError, match="expected as many sentences as gold ones, at least 1, got 29 for 30"):
-        entity_f1(gold, gold[1:])
-
-
-def test_submission_files(tmp_path: Path) -> None:
-    lines = submission_lines([["DET", "NOUN"], ["PUNCT"]])
-    (path,) = write_submission(tmp_path, "udpos", {"de": lines})
-    assert path == tmp_path / "udpos" / "test-de.tsv"
-    assert path.read_bytes() == b"DET\nNOUN\n\nPUNCT\n"
-    write_submission(tmp_path, "xnli", {"fr": ["neutral", "entailment"]})
-    assert (tmp_path / "xnli" / "test-fr.tsv").read_text() == "neutral\nentailment\n"
-    with pytest.raises(ValueError, match="expected the two-letter code of a language"):
-        write_submission(tmp_path, "tatoeba", {"deu": ["1"]})
-    with pytest.raises(ValueError, match="expected a task of xnli"):
-        write_submission(tmp_path, "ner", {"de": ["O"]})
-    with pytest.raises(ValueError, match="line 2: expected one line"):
-        write_submission(tmp_path, "xnli", {"de": ["neutral", "neu\ntral"]})
-
-
-def test_means_and_spread() -> None:
-    scores = [
-        Score("xnli", language, "accuracy", value, seed)
-        for seed, values in ((1, (0.4, 0.6)), (2, (0.6, 0.8)))
-        for language, value in zip(("de", "fr"), values, strict=True)
-    ]
-    means = [spread for spread in over_seeds(with_means(scores)) if spread.language == "mean"]
-    assert [(round(spread.mean, 12), spread.runs) for spread in means] == [(0.6, 2)]
-    assert means[0].deviation == pytest.approx(np.std([0.5, 0.7], ddof=1))
-    assert over_seeds(scores[:1])[0].deviation is None
