@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,10 @@ def _number(row: Mapping[str, str], key: str) -> int:
     return int(row[key])
 
 
+def _case(row: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(row[key] for key in CASE)
+
+
 def _order(row: Mapping[str, str]) -> tuple[object, ...]:
     dtypes = ("float32", "bfloat16", "float16", "float64")
     return row["loss"], _number(row, "threads"), _number(row, "d"), dtypes.index(row["dtype"]), _number(row, "n")
@@ -85,21 +90,21 @@ def _order(row: Mapping[str, str]) -> tuple[object, ...]:
 
 def _beside_others(own: Rows, timed: Rows) -> str:
     """The README's: our time, and over that of others, with both errors."""
+    by_case: dict[tuple[str, ...], dict[str, Mapping[str, str]]] = defaultdict(dict)
+    for row in timed:
+        by_case[_case(row)][row["provider"]] = row
     lines = []
     for row in sorted((row for row in own if _is(row, **MAIN)), key=_order):
-        others = {other["provider"]: other for other in timed if all(other[key] == row[key] for key in CASE)}
-
-        def over(name: str, row: Mapping[str, str] = row, others: Mapping[str, Mapping[str, str]] = others) -> str:
-            return f"{seconds(row) / seconds(others[name]):.2f}" if name in others else ""
-
+        others = by_case[_case(row)]
+        over = {name: f"{seconds(row) / seconds(other):.2f}" for name, other in others.items()}
         lines.append(
             [
                 row["dtype"],
                 f"{_number(row, 'n'):,}",
                 f"{seconds(row) * 1e3:.3g}",
                 f"{float(row['ratio']):.2f}",
-                over("compile"),
-                over("lightly"),
+                over.get("compile", ""),
+                over.get("lightly", ""),
                 f"{float(row['gradient_error']):.0e}",
                 f"{float(others['eager']['gradient_error']):.0e}",
             ]
@@ -122,7 +127,7 @@ def _goals(own: Rows) -> str:
 
 
 def _all_cases(own: Rows, forward: Rows) -> str:
-    alone = {tuple(row[key] for key in CASE): row for row in forward if row["provider"] == OWN}
+    alone = {_case(row): row for row in forward if row["provider"] == OWN}
     lines = [
         [
             row["loss"],
@@ -131,7 +136,7 @@ def _all_cases(own: Rows, forward: Rows) -> str:
             row["dtype"],
             f"{_number(row, 'n'):,}",
             f"{float(row['ratio']):.2f}",
-            f"{float(alone[tuple(row[key] for key in CASE)]['ratio']):.2f}",
+            f"{float(alone[_case(row)]['ratio']):.2f}",
             _share(row),
         ]
         for row in sorted(own, key=_order)

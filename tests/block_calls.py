@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from regimes import Case
 
-from ctloss.kernels.blocks import engine
+from ctloss.kernels.blocks import config, engine, schedule
 from ctloss.kernels.problem import Problem
 
 ON_GPU = torch.cuda.is_available()
@@ -34,3 +35,11 @@ def both_passes(
 def problem(**options: object) -> Problem:
     defaults = Problem("cz_nce", "both", True, "mean", "highest", 1 << 28)
     return replace(defaults, **options)
+
+
+def in_flash(patch: pytest.MonkeyPatch, wins: bool = True, least_sweep: int = 32) -> None:
+    """Have every batch's gradient formed with its weights in registers, or else in panels."""
+    patch.setattr(config, "FEW_PAIRS", 0)
+    patch.setattr(config, "SMALL_PAIRS", 0)
+    patch.setattr(config, "flash_wins", lambda *about: wins)
+    patch.setattr(schedule, "LEAST_SWEEP", least_sweep)

@@ -77,7 +77,7 @@ def test_no_spills_and_shared_memory_fits(arch: str) -> None:
     products = [row for row in rows if row["kernel"] in PRODUCTS]
     plain = [row["case"] for row in products if row["tensor_core"] == "none"]
     assert plain
-    assert all(case.endswith("highest") and (case.startswith("float32") or "n=50" in case) for case in plain)
+    assert all("highest" in case and (case.startswith("float32") or "n=50" in case) for case in plain)
 
 
 @pytest.mark.slow

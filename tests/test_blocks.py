@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from acceptance import answer, check
-from block_calls import DEVICE, DTYPES, ON_GPU, both_passes, chain_of, problem
+from block_calls import DEVICE, DTYPES, ON_GPU, both_passes, chain_of, in_flash, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from regimes import REGIMES, Case, cases
@@ -42,12 +42,15 @@ FEWER = settings(max_examples=settings().max_examples // 2)
 SMALL_PAIRS = {"small": config.SMALL_PAIRS, "panels": 0}
 
 
-@pytest.fixture(params=SMALL_PAIRS)
+@pytest.fixture(params=[*SMALL_PAIRS, "flash"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Take small batches' three kernels, or panels for every batch."""
-    monkeypatch.setattr(config, "SMALL_PAIRS", SMALL_PAIRS[request.param])
-    taken = engine.describe(DTYPES[0], DEVICE, 40, 8, problem())["kernels"]
-    assert taken == {"small": "three, products kept", "panels": "panels"}[request.param]
+    """Take small batches' three kernels, panels for every batch, or panels and the gradient's weights in registers."""
+    if request.param == "flash":
+        in_flash(monkeypatch)
+    else:
+        monkeypatch.setattr(config, "SMALL_PAIRS", SMALL_PAIRS[request.param])
+    taken = {"small": "three, products kept", "panels": "panels", "flash": "panels, flash gradient"}
+    assert engine.describe(DTYPES[0], DEVICE, 40, 8, problem())["kernels"] == taken[request.param]
     return str(request.param)
 
 
@@ -73,6 +76,7 @@ def test_acceptance_of_the_products_of_larger_batches(case: Case, small_pairs: i
         check(case, "triton", DEVICE, chain=chain_of(case))
 
 
+@pytest.mark.parametrize("path", SMALL_PAIRS, indirect=True)
 @pytest.mark.parametrize("case", LARGER, ids=lambda case: f"{case.regime}-{case.n}x{case.d}")
 def test_acceptance_larger(case: Case, path: str) -> None:
     check(case, "triton", DEVICE)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-
 import pytest
 import torch
-from acceptance import answer, check
-from block_calls import DEVICE, DTYPES, both_passes, chain_of, problem
+from acceptance import check
+from block_calls import DEVICE, DTYPES, both_passes, chain_of, in_flash, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from regimes import REGIMES, Case, cases
+from regimes import Case, cases
 
-import ctloss
-from ctloss.kernels.blocks import config, engine, flash, launch, schedule
+from ctloss.kernels.blocks import engine, flash, launch, schedule
 
 # Around whole tiles of either side, rows of one tile of columns and of two.
 LARGER = [
@@ -26,14 +22,6 @@ LARGER = [
     Case("scaled", 193, 47, need=(True, True, True), strides="transposed"),
     Case("identical", 160, 64, temperature=0.01),
 ]
-
-
-def in_flash(patch: pytest.MonkeyPatch, wins: bool = True, least_sweep: int = 32) -> None:
-    """Have every batch's gradient formed with its weights in registers, or else in panels."""
-    patch.setattr(config, "FEW_PAIRS", 0)
-    patch.setattr(config, "SMALL_PAIRS", 0)
-    patch.setattr(config, "flash_wins", lambda *about: wins)
-    patch.setattr(schedule, "LEAST_SWEEP", least_sweep)
 
 
 @pytest.fixture
@@ -53,15 +41,6 @@ def test_acceptance(case: Case, least_sweep: int) -> None:
 @pytest.mark.parametrize("case", LARGER, ids=lambda case: f"{case.regime}-{case.n}x{case.d}")
 def test_acceptance_larger(case: Case, flashing: None) -> None:
     check(case, "triton", DEVICE, chain=chain_of(case))
-
-
-@pytest.mark.parametrize("regime", ["random", "collapsed", "zeros"])
-def test_rounded_weights(regime: str, flashing: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What large float16 batches use; errors along the row, large in collapsed batches, are projected out."""
-    monkeypatch.setattr(config, "MANY_PAIRS", 2)
-    case = Case(regime, 40, 33, dtype=torch.float16)
-    assert config.choose_flash(case.n, case.dtype, config.INTERPRETER, problem()).rounds_weights
-    check(case, "triton", DEVICE)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -85,68 +64,6 @@ def test_means_what_panels_mean(
         for one, other in zip(expected, both_passes(x, y, asked, tau), strict=True):
             allowed = tolerance if one.dim() == 2 else 1e-6
             assert (one - other).abs().max() <= allowed * one.abs().max()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_repeats_bit_for_bit(dtype: torch.dtype, flashing: None) -> None:
-    case = Case("random", 70, 50, dtype=dtype, need=(True, True, True))
-    first, gradients = answer(case, "triton", DEVICE)
-    for _ in range(2):
-        again, repeated = answer(case, "triton", DEVICE)
-        assert torch.equal(first, again)
-        assert all(torch.equal(a, b) for a, b in zip(gradients, repeated, strict=True))
-
-
-@pytest.mark.parametrize("regime", REGIMES)
-def test_reads_nothing_unwritten(regime: str, flashing: None, poisoned: None) -> None:
-    normalize = regime != "big"
-    for negatives in ("both", "cross"):
-        case = Case(regime, 35, 21, normalize=normalize, negatives=negatives, need=(True, True, True))
-        check(case, "triton", DEVICE)
-
-
-@pytest.mark.parametrize(
-    "need", [(True, False, False), (False, True, False), (False, False, True), (False, True, True)]
-)
-@pytest.mark.parametrize("negatives", ["both", "cross"])
-def test_a_gradient_does_not_depend_on_the_others_asked_for(
-    need: tuple[bool, bool, bool], negatives: str, flashing: None
-) -> None:
-    case = Case("random", 70, 20, negatives=negatives, need=(True, True, True))
-    _, every = answer(case, "triton", DEVICE)
-    _, some = answer(replace(case, need=need), "triton", DEVICE)
-    for asked, full, part in zip(need, every, some, strict=True):
-        assert (part is None) == (not asked)
-        assert part is None or torch.equal(part, full)
-
-
-def test_temperature_on_the_device(flashing: None) -> None:
-    x, y = (rows.to(DEVICE) for rows in Case("random", 17, 9).embeddings())
-    by_number = both_passes(x, y, problem(), 0.05)
-    by_tensor = both_passes(x, y, problem(), torch.tensor(0.05, dtype=torch.float64, device=DEVICE))
-    assert all(torch.equal(a, b) for a, b in zip(by_number[1:3], by_tensor[1:3], strict=True))
-    for value in (0.0, -0.07, math.nan):
-        refused = both_passes(x, y, problem(), torch.tensor(value, device=DEVICE))
-        assert all(result.isnan().all() for result in refused)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("normalize", [True, False])
-def test_not_finite_in_gives_nan_out(bad: float, normalize: bool, flashing: None) -> None:
-    x, y = (rows.to(DEVICE) for rows in Case("random", 40, 20).embeddings())
-    x[3, 7] = bad
-    x.requires_grad_()
-    ctloss.cz_nce(x, y, normalize=normalize, impl="triton").backward()
-    assert x.grad is not None
-    assert x.grad[3].isnan().any()
-
-
-def test_rows_of_zeros_have_no_gradient(flashing: None) -> None:
-    x, y = (rows.to(DEVICE).requires_grad_() for rows in Case("zeros", 40, 7).embeddings())
-    ctloss.cz_nce(x, y, impl="triton").backward()
-    assert x.grad is not None
-    assert (x.grad[0] == 0).all()
-    assert x.grad[1:].any(dim=1).all()
 
 
 def test_opcheck(flashing: None) -> None:

@@ -15,7 +15,7 @@ from regimes import Case
 from triton.runtime import interpreter
 
 import ctloss
-from ctloss.kernels.blocks import engine, launch, schedule, small_gradient, stats
+from ctloss.kernels.blocks import engine, launch, schedule, stats, weights
 from ctloss.kernels.blocks.config import CDNA3, choose
 
 
@@ -116,7 +116,7 @@ def weighed(weight_ptr, rows_ptr, out_ptr, SIDE: tl.constexpr, TERMS: tl.constex
     index = tl.arange(0, SIDE)
     offsets = index[:, None] * SIDE + index[None, :]
     rows = tl.load(rows_ptr + offsets).to(tl.bfloat16)
-    total = small_gradient.weighed_sum(tl.load(weight_ptr + offsets), rows, TERMS, True, "ieee")
+    total = weights.weighed_sum(tl.load(weight_ptr + offsets), rows, TERMS, True, "ieee")
     tl.store(out_ptr + offsets, total)
 
 

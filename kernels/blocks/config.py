@@ -169,6 +169,9 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
     half = dtype in HALF_PRECISION
     formats = choose_formats(n, dtype, arch, problem)
     kept = torch.int16 if dtype in COARSE and problem.normalize and n >= MANY_PAIRS else torch.float32
+    columns = PLAIN_COLUMNS if formats.products == "ieee" and not half else TENSOR_COLUMNS
+    # Three tf32 products of registers leave none for the store.
+    crowded = formats.products == "tf32x3" and not half and INTERPRETER < arch < 90
     tile: dict[str, Any]
     gemm: dict[str, Any]
     if arch == INTERPRETER:
@@ -202,7 +205,7 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
         # Not yet timed on a GPU.
         halves="none",
         kept_dtype=kept,
-        keeps=d >= kept.itemsize * (PLAIN_COLUMNS if formats.products == "ieee" and not half else TENSOR_COLUMNS),
+        keeps=d >= kept.itemsize * columns and not crowded,
     )
 
 

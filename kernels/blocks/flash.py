@@ -17,9 +17,8 @@ from . import schedule, stats
 from .config import FlashConfig
 from .lse import logits
 from .rows import Pull, Rows, finish
-from .small_gradient import weighed_sum
 from .tiles import add_products, kept_pairs, needs_mask
-from .weights import pair_weights, round_to_tf32
+from .weights import pair_weights, round_to_tf32, weighed_sum
 
 
 @triton.jit
@@ -99,7 +98,6 @@ def flash_gradient(
 
 def fill(gradients: dict[int, Tensor], rows: Rows, weighed: Pull, problem: Problem, chosen: FlashConfig) -> None:
     """Gradients (n, d) of the sides asked for."""
-    cross = problem.negatives == "cross"
     plan = schedule.plan_flash(rows.n, rows.d, chosen.block, problem)
     first, last = min(gradients) * rows.padded, (max(gradients) + 1) * rows.padded
     width = rows.packed.shape[1]
@@ -129,7 +127,7 @@ def fill(gradients: dict[int, Tensor], rows: Rows, weighed: Pull, problem: Probl
             BLOCK=chosen.block,
             DEPTH=chosen.depth,
             PARTS=width // chosen.depth,
-            CROSS=cross,
+            CROSS=rows.cross,
             NORMALIZE=rows.normalize,
             ROUND=chosen.rounds_weights,
             TERMS=chosen.weight_terms,

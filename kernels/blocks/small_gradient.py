@@ -12,32 +12,11 @@ from .pack import load_entries, read_rate, rescaled, stacked_rows
 from .small_kept import load_products
 from .tiles import kept_pairs
 from .upstream import common_exponent, common_gain, over_total, relative_weights, slope_share
-from .weights import pair_weights, round_to_tf32
+from .weights import pair_weights, round_to_tf32, weighed_sum
 
 PEAK, INVERSE = tl.constexpr(stats.PEAK), tl.constexpr(stats.INVERSE)
 FACTOR, RESIDUE = tl.constexpr(stats.FACTOR), tl.constexpr(stats.RESIDUE)
 SCALE = tl.constexpr(stats.SCALE)
-
-
-@triton.jit
-def bfloat16_term(weight, POSITION: tl.constexpr):
-    """The bfloat16 number nearest to what those at lower positions leave of a weight."""
-    for _ in tl.static_range(POSITION):
-        weight -= weight.to(tl.bfloat16).to(tl.float32)
-    return weight.to(tl.bfloat16)
-
-
-@triton.jit
-def weighed_sum(weight, rows, TERMS: tl.constexpr, BFLOAT16: tl.constexpr, PRECISION: tl.constexpr):
-    """Weights times rows, the weights as sums of TERMS bfloat16 numbers or as the float32 numbers that they are."""
-    if BFLOAT16:
-        # The smallest first: tensor cores round sums towards zero, which large ones feel at every step.
-        total = tl.dot(bfloat16_term(weight, TERMS - 1), rows)
-        for position in tl.static_range(2, TERMS + 1):
-            total = tl.dot(bfloat16_term(weight, TERMS - position), rows, total)
-    else:
-        total = tl.dot(weight, rows.to(tl.float32), input_precision=PRECISION)
-    return total
 
 
 @triton.jit

@@ -20,6 +20,27 @@ def round_to_tf32(value):
 
 
 @triton.jit
+def bfloat16_term(weight, POSITION: tl.constexpr):
+    """The bfloat16 number nearest to what those at lower positions leave of a weight."""
+    for _ in tl.static_range(POSITION):
+        weight -= weight.to(tl.bfloat16).to(tl.float32)
+    return weight.to(tl.bfloat16)
+
+
+@triton.jit
+def weighed_sum(weight, rows, TERMS: tl.constexpr, BFLOAT16: tl.constexpr, PRECISION: tl.constexpr):
+    """Weights times rows, the weights as sums of TERMS bfloat16 numbers or as the float32 numbers that they are."""
+    if BFLOAT16:
+        # The smallest first: tensor cores round sums towards zero, which large ones feel at every step.
+        total = tl.dot(bfloat16_term(weight, TERMS - 1), rows)
+        for position in tl.static_range(2, TERMS + 1):
+            total = tl.dot(bfloat16_term(weight, TERMS - position), rows, total)
+    else:
+        total = tl.dot(weight, rows.to(tl.float32), input_precision=PRECISION)
+    return total
+
+
+@triton.jit
 def pair_weights(logit, row, column, peak_ptr, inverse_ptr, rate, index_a, index_b, NORMALIZE: tl.constexpr):
     """W_ij = v_i P_ij + v_j P_ji, divided by both rows' norms for cosines.
 
