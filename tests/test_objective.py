@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,15 +11,18 @@ from torch.nn import functional
 import ctloss
 from ctloss.train import CCEEncoder
 from ctloss.train.encoder import small_backbone
+from ctloss.train.forces import pull_and_push
 from ctloss.train.objective import Objective
 
 
-def objective(loss: str = "cz_nce", alpha: float = 0.1, levels: str = "multi", **options: Any) -> Objective:
+def objective(
+    loss: str = "cz_nce", alpha: float = 0.1, levels: str = "multi", head: bool = True, **options: Any
+) -> Objective:
     torch.manual_seed(0)
     backbone = small_backbone(
         vocabulary=40, layers=2, hidden=16, heads=2, dropout=0.0, max_length=12, pad=0, mlm=alpha > 0
     )
-    encoder = CCEEncoder(backbone, levels=levels, head=True)
+    encoder = CCEEncoder(backbone, levels=levels, head=head)
     return Objective(encoder, loss=loss, temperature=0.07, alpha=alpha, **options)
 
 
@@ -138,3 +141,47 @@ def test_loss_is_float32_under_autocast() -> None:
         measured = model(**made)
     assert {value.dtype for value in measured.values()} == {torch.float32}
     torch.testing.assert_close(measured["contrastive"], model(**made)["contrastive"], rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_levels_apart_is_the_mean_of_two_losses(head: bool) -> None:
+    model, made = objective(levels="apart", alpha=0.0, head=head), batch()
+    x, y = vectors(model, made)
+    assert x.shape == (4, 2, 16)
+    losses = [ctloss.cz_nce(x[:, level], y[:, level], temperature=0.07, negatives="both") for level in (0, 1)]
+    torch.testing.assert_close(model(**made)["contrastive"], sum(losses) / 2)
+
+
+@pytest.mark.parametrize("loss", ["cz_nce", "info_nce"])
+@pytest.mark.parametrize("negatives", ["both", "cross"])
+def test_pull_and_push_by_the_equations(loss: str, negatives: Literal["both", "cross"]) -> None:
+    n, temperature = 5, 0.3
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(2, n, 7, generator=generator, dtype=torch.float64)
+    u = functional.normalize(torch.cat([x, y]), dim=1)
+    positive = torch.arange(2 * n).roll(n)
+    logits = u @ u.T / temperature
+    allowed = ~torch.eye(2 * n, dtype=torch.bool)
+    allowed[torch.arange(2 * n), positive] = False
+    if negatives == "cross":
+        allowed[:n, :n] = allowed[n:, n:] = False
+    masked = logits.masked_fill(~allowed, -torch.inf)
+    z = masked.logsumexp(dim=1) - logits[torch.arange(2 * n), positive]
+    w = torch.ones(2 * n, dtype=torch.float64) if loss == "cz_nce" else z.sigmoid()
+    weighed = w.unsqueeze(1) * masked.softmax(dim=1)
+    pull = (w + w[positive]).unsqueeze(1) * u[positive] / (2 * n * temperature)
+    push = (weighed + weighed.T) @ u / (2 * n * temperature)
+    found = pull_and_push(x, y, loss=loss, temperature=temperature, negatives=negatives)
+    torch.testing.assert_close(torch.stack(found), torch.stack([pull.norm(), push.norm()]))
+
+
+def test_forces_are_measured_where_asked_and_leave_the_gradient_alone() -> None:
+    with_forces, without = objective(levels="apart"), objective(levels="apart")
+    measured = with_forces(**batch(), forces=True)
+    measured["loss"].backward()
+    without(**batch())["loss"].backward()
+    assert measured["pull"] > 0
+    assert measured["push"] > 0
+    for one, other in zip(with_forces.parameters(), without.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        assert one.grad is None or other.grad is None or torch.equal(one.grad, other.grad)

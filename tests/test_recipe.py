@@ -39,7 +39,7 @@ def test_tiny_is_self_contained() -> None:
         ({"temperature": 0.0}, r"temperature: expected a number above 0, got 0\.0; raise it"),
         ({"temperature": float("nan")}, r"temperature: expected a finite number, got nan"),
         ({"loss": "triplet"}, r"loss: expected one of cz_nce, info_nce, got 'triplet'; choose one of them"),
-        ({"levels": "word"}, r"levels: expected one of multi, sentence, got 'word'"),
+        ({"levels": "word"}, r"levels: expected one of multi, sentence, apart, got 'word'"),
         ({"negatives": "none"}, r"negatives: expected one of both, cross, got 'none'"),
         ({"alpha": -0.1}, r"alpha: expected at least 0, got -0\.1"),
         ({"alpha": 0.1, "mlm_probability": 0.0}, r"mlm_probability: expected a share above 0 when alpha is above 0"),

@@ -25,11 +25,12 @@ class CCEEncoder(nn.Module):
 
     The sentence is the set of all its tokens, [CLS] and [SEP] included; the word is the set of its wordpieces. At both
     levels the CCE is FC([v(sentence); v(word)]) with FC = Linear(2H, 2H), ReLU, Linear(2H, 2H); at the sentence level
-    it is FC(v(sentence)) of width H. Without a head FC is the identity.
+    it is FC(v(sentence)) of width H. With the levels apart, which is ours and not the paper's, the same FC of width H
+    maps v(sentence) and v(word) each by itself. Without a head FC is the identity.
 
     Args:
         backbone: a Hugging Face encoder, with or without a masked-language-modelling head.
-        levels: ``"multi"`` (sentence and word) or ``"sentence"``.
+        levels: ``"multi"`` (sentence and word joined), ``"apart"`` (both, not joined) or ``"sentence"``.
         head: whether FC is there.
     """
 
@@ -71,8 +72,15 @@ class CCEEncoder(nn.Module):
         return pooled[:, 0] if spans is None else pooled
 
     def forward(self, ids: Tensor, mask: Tensor, spans: Tensor | None = None) -> Tensor:
-        """Returns the CCE, float32 (rows, 2H) at both levels or (rows, H) at the sentence level; see ``vectors``."""
-        pooled = self.vectors(ids, mask, spans if self.levels == "multi" else None).flatten(1)
+        """Returns the CCE of what ``vectors`` pools.
+
+        Returns:
+            Float32 (rows, 2H) with both levels joined, (rows, 2, H) with them apart, the sentence's first, or (rows, H)
+            at the sentence level.
+        """
+        pooled = self.vectors(ids, mask, None if self.levels == "sentence" else spans)
+        if self.levels == "multi":
+            pooled = pooled.flatten(1)
         if self.head is None:
             return pooled
         with torch.autocast(pooled.device.type, enabled=False):

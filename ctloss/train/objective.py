@@ -12,9 +12,11 @@ from torch.nn import functional
 import ctloss
 
 from .encoder import CCEEncoder
+from .forces import pull_and_push
 
 # Below this φ, 1 - softmax rounds to 0 in float32: rows whose infoNCE would lose its gradient if computed that way.
 SATURATED = math.log(6e-8)
+FORCES = ("pull", "push")
 
 
 class Objective(nn.Module):
@@ -22,9 +24,10 @@ class Objective(nn.Module):
 
         L = L_contrastive + α · L_MLM,
 
-    where L_contrastive is the batch mean, eq. (2), over the CCE vectors of clean text, in float32 whatever the
-    autocast, and L_MLM the mean of both languages' cross-entropies over the masked copies. Logits are formed at the
-    masked positions alone, and with α = 0 the masked copies are not read.
+    where L_contrastive is the batch mean, eq. (2), over the CCE vectors of clean text, in float32 whatever the autocast
+    (the mean of two such losses, one a level, where the encoder keeps its levels apart), and L_MLM the mean of both
+    languages' cross-entropies over the masked copies. Logits are formed at the masked positions alone, and with α = 0
+    the masked copies are not read.
 
     Args:
         encoder: the CCE encoder.
@@ -65,27 +68,32 @@ class Objective(nn.Module):
         target_masked_ids: Tensor | None = None,
         source_labels: Tensor | None = None,
         target_labels: Tensor | None = None,
+        forces: bool = False,
     ) -> dict[str, Tensor]:
         """Computes the objective of one batch of n pairs.
 
         Args:
             source_ids, target_ids: wordpieces, (n, length), each side with its own length.
             source_mask, target_mask: 1 at tokens and 0 at padding.
-            source_span, target_span: the words' positions, (n, 2), end exclusive; needed at both levels.
+            source_span, target_span: the words' positions, (n, 2), end exclusive; needed but at the sentence level.
             source_masked_ids, target_masked_ids: copies with masked wordpieces; needed with α > 0.
             source_labels, target_labels: the wordpieces to predict, -100 elsewhere; needed with α > 0.
+            forces: measure ``pull`` and ``push`` too, at the price of one more pass through the loss.
 
         Returns:
             Float32 scalars: ``loss``, and detached ``contrastive``, ``mlm`` (with α > 0), ``z_mean``, ``z_min`` and
-            ``saturated``, the share of rows with φ = exp(z) < 6e-8.
+            ``saturated``, the share of rows with φ = exp(z) < 6e-8; ``pull`` and ``push`` where asked for, see
+            :func:`ctloss.train.forces.pull_and_push`, with levels apart the means of both levels'.
         """
         pad = self.encoder.backbone.config.pad_token_id
         ids, mask = _stack(source_ids, target_ids, pad), _stack(source_mask, target_mask, 0)
         spans = None if source_span is None or target_span is None else torch.cat([source_span, target_span])
         x, y = self.encoder(ids, mask, spans).chunk(2)
-        rows = self._rows(x, y)
+        rows = torch.cat([self._rows(*level) for level in _levels(x, y)])
         loss = contrastive = rows.mean()
         measured = {"contrastive": contrastive.detach(), **self._margins(rows.detach())}
+        if forces:
+            measured |= self._forces(x, y)
         if self.alpha > 0:
             if source_masked_ids is None or target_masked_ids is None or source_labels is None or target_labels is None:
                 raise ValueError("alpha above 0 needs masked copies and labels of both sides; the batch has none")
@@ -109,6 +117,14 @@ class Objective(nn.Module):
             z = rows + torch.log(-torch.expm1(-rows))
         return {"z_mean": z.mean(), "z_min": z.min(), "saturated": (z < SATURATED).float().mean()}
 
+    def _forces(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(x.device.type, enabled=False):
+            found = [
+                pull_and_push(*level, loss=self.loss, temperature=self.temperature, negatives=self.negatives)
+                for level in _levels(x, y)
+            ]
+        return {name: torch.stack(norms).mean() for name, norms in zip(FORCES, zip(*found, strict=True), strict=True)}
+
     def _mlm(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         _, states = self.encoder.first_and_last(ids, mask)
         chosen = labels != -100
@@ -116,6 +132,10 @@ class Objective(nn.Module):
         losses = functional.cross_entropy(logits.float(), labels[chosen], reduction="none")
         is_target = (torch.arange(len(ids), device=ids.device) >= len(ids) // 2).unsqueeze(1).expand_as(chosen)[chosen]
         return sum(_mean(losses[side]) for side in (~is_target, is_target)) / 2  # type: ignore[return-value]
+
+
+def _levels(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return [(x, y)] if x.dim() == 2 else list(zip(x.unbind(dim=1), y.unbind(dim=1), strict=True))
 
 
 def _mean(values: Tensor) -> Tensor:

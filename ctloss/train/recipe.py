@@ -89,7 +89,10 @@ class ObjectiveChoice(Group):
 
     loss: str = option("cz_nce", "contrastive loss: eq. (4) or eq. (1)", ("cz_nce", "info_nce"))
     levels: str = option(
-        "multi", "what is contrasted: sentence and word vectors, or the sentence's", ("multi", "sentence")
+        "multi",
+        "what is contrasted: sentence and word vectors joined, the sentence's alone, or apart: sentences with "
+        "sentences and words with words, the mean of two losses (ours)",
+        ("multi", "sentence", "apart"),
     )
     head: bool = option(True, "two-layer head between the encoder's vectors and the loss (used in training alone)")
     temperature: float = option(0.07, "temperature of the contrastive loss")
@@ -98,6 +101,11 @@ class ObjectiveChoice(Group):
     )
     alpha: float = option(0.1, "weight of masked language modelling; 0 leaves it out, with its cost")
     mlm_probability: float = option(0.15, "share of the wordpieces to be predicted (of them 80 % masked, 10 % random)")
+
+    @property
+    def needs_words(self) -> bool:
+        """Whether every training pair needs a word pair."""
+        return self.levels != "sentence"
 
     def check(self) -> None:
         self.positive("temperature")
@@ -197,7 +205,12 @@ class Recipe:
                 ("mlm_probability",),
                 "alpha is 0; leave it out, or raise alpha",
             ),
-            (self.objective.levels == "multi", self.data, ("only_with_words",), "levels multi does so anyway; drop it"),
+            (
+                self.objective.needs_words,
+                self.data,
+                ("only_with_words",),
+                f"levels {self.objective.levels} does so anyway; drop it",
+            ),
         ):
             for item in fields(part):
                 value = getattr(part, item.name)

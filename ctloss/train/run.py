@@ -193,7 +193,7 @@ class _Run:
         with refused("corpus"):
             rows = WPSDataset(
                 self.folder / "data" / "train",
-                require_words=recipe.data.only_with_words or objective.levels == "multi",
+                require_words=recipe.data.only_with_words or objective.needs_words,
                 held_out_share=recipe.data.held_out_words,
                 held_out_seed=seed,
             )
@@ -222,7 +222,7 @@ class _Run:
             collate=Collator(
                 self.tokenizer,
                 seed=seed,
-                words=objective.levels == "multi",
+                words=objective.needs_words,
                 mlm_probability=objective.mlm_probability if objective.alpha > 0 else 0.0,
             ),
             tokenizer=self.tokenizer,

@@ -20,7 +20,7 @@ from .checkpoint import CHECKPOINTS, checkpoint_folder, load_optimizer, remove_o
 from .dataset import WPSDataset
 from .encoder import CCEEncoder
 from .logs import JSONLines, ProgressLines, TensorBoard
-from .objective import Objective
+from .objective import FORCES, Objective
 from .output import LOG_FILE
 from .recipe import Recipe
 from .sampler import BatchPlan, PlanSampler
@@ -100,6 +100,7 @@ class PretrainingTrainer(Trainer):
         self._measure = measure
         self._sums: dict[str, Tensor] = {}
         self._z_min = torch.tensor(torch.inf)
+        self._forces: dict[str, Tensor] = {}
         self._steps = self._pairs = 0
         self._since = time.perf_counter()
 
@@ -136,21 +137,28 @@ class PretrainingTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Returns the objective of a batch, and keeps its parts for the log."""
-        measured = model(**{name: value for name, value in inputs.items() if name != "index"})
+        last_of_line = (self.state.global_step + 1) % self.args.logging_steps == 0
+        given = {name: value for name, value in inputs.items() if name != "index"}
+        measured = model(**given, forces=last_of_line)
         self._steps += 1
         self._pairs += len(inputs["source_ids"])
         for name in AVERAGED:
             if name in measured:
                 self._sums[name] = self._sums.get(name, 0) + measured[name].detach()
         self._z_min = torch.minimum(self._z_min.to(measured["z_min"].device), measured["z_min"])
+        self._forces = {name: measured[name] for name in FORCES if name in measured}
         return (measured["loss"], measured) if return_outputs else measured["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the parts of the objective, averaged since the last line and over processes, to a training line."""
+        """Adds the parts of the objective, averaged since the last line and over processes, to a training line.
+
+        Pull and push are those of this process's last batch.
+        """
         if "loss" in logs and self._steps:
             # Trainer's own mean of the loss forgets, on resuming, what the checkpoint's step had summed up.
             sums, logs["z_min"] = self._gathered()
             logs.update({name: value / self._steps for name, value in sums.items()})
+            logs.update({name: float(value) for name, value in self._forces.items()})
             elapsed = time.perf_counter() - self._since
             logs["pairs_per_second"] = self.args.world_size * self._pairs / elapsed
             self._forget()
