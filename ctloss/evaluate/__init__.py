@@ -13,12 +13,16 @@
 from . import extra as extra
 from .classification import evaluate_pawsx, evaluate_xnli
 from .encoder import Encoder
+from .figures import draw_languages, draw_words
+from .kept_results import Results, TaskResult, read_results
 from .mining import MiningOptions, evaluate_bucc
 from .options import XTREME_OPTIONS, FinetuneOptions
 from .retrieval import PairsOptions, evaluate_pairs, evaluate_tatoeba
 from .score import DataError, Outcome, Score
 from .spread import Spread, over_seeds
 from .submission import write_submission
+from .suite import VectorOptions, run
+from .tables import report, table_by_language, table_of_means
 from .tagging import evaluate_panx, evaluate_udpos
 from .words import AlignmentOptions, LexiconOptions, evaluate_alignment, evaluate_words, held_out_lines
 
@@ -32,8 +36,13 @@ __all__ = [
     "MiningOptions",
     "Outcome",
     "PairsOptions",
+    "Results",
     "Score",
     "Spread",
+    "TaskResult",
+    "VectorOptions",
+    "draw_languages",
+    "draw_words",
     "evaluate_alignment",
     "evaluate_bucc",
     "evaluate_pairs",
@@ -45,5 +54,10 @@ __all__ = [
     "evaluate_xnli",
     "held_out_lines",
     "over_seeds",
+    "read_results",
+    "report",
+    "run",
+    "table_by_language",
+    "table_of_means",
     "write_submission",
 ]

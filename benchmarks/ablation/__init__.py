@@ -1,0 +1,1 @@
+"""The paper's table in miniature: rows trained side by side from one base, and evaluated alike."""

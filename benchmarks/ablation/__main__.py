@@ -1,0 +1,73 @@
+"""The command line: ``python -m benchmarks.ablation --data FOLDER --output FOLDER [--quick]``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.ablation.plan import FULL, QUICK
+from benchmarks.ablation.whole import Ablation
+from benchmarks.markdown import insert
+
+BEGIN, END = "<!-- python -m benchmarks.ablation -->\n", "<!-- end of python -m benchmarks.ablation -->\n"
+PARTS = ("base", "table", "study", "words")
+EPILOG = """\
+The folder of the corpora holds tatoeba-train, news, tico19, bible and lexicon to train on, and tatoeba, bucc, multi30k,
+ud, ner, xnli, nli-train-en, pawsx and align to evaluate on; docs/results.md tells their formats. A rerun goes on where
+the last one stopped; a run is found again by its configuration, so a changed setting trains what it concerns alone.
+The report is written anew after every row.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    options = argparse.ArgumentParser(
+        prog="python -m benchmarks.ablation",
+        description="Train and evaluate the rows of the table of Chen et al. 2022 in miniature, side by side.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument("--data", required=True, type=Path, help="folder of the corpora")
+    options.add_argument("--output", required=True, type=Path, help="gets everything; report.md is the report")
+    options.add_argument("--quick", action="store_true", help="everything in little, in 20 minutes on two cores")
+    options.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="those of the rows (default: 1 2 3)")
+    options.add_argument("--only", choices=PARTS, help="train and evaluate no more than this (default: all)")
+    options.add_argument("--threads", type=int, help="of PyTorch (default: all cores)")
+    options.add_argument(
+        "--write", type=Path, metavar="DOCUMENT", help="put the report between the marks of this document too"
+    )
+    options.add_argument("--figures", type=Path, metavar="FOLDER", help="for the pictures (default: the output folder)")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    top = parser()
+    given = top.parse_args(arguments)
+    scale = QUICK if given.quick else FULL
+    if given.seeds:
+        scale = dataclasses.replace(scale, seeds=tuple(given.seeds))
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    try:
+        whole = Ablation(given.data, given.output, scale, given.figures or given.output)
+        whole.check_base()
+        for part in PARTS if given.only is None else (given.only,):
+            getattr(whole, part)()
+        text = whole.write()
+        if given.write:
+            insert(given.write, BEGIN, END, text)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"{top.prog}: error: {error}", file=sys.stderr)
+        return 2
+    print(f"report and pictures: {given.output / 'report.md'}, {whole.figures}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

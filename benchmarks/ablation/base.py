@@ -1,0 +1,144 @@
+"""The base model: a small multilingual BERT, trained by masked language modelling alone, and its untrained twin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    DataCollatorForLanguageModeling,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from benchmarks.ablation.text import sentences
+from ctloss.train.tokenizer import train_wordpiece
+
+
+@dataclass(frozen=True)
+class Base:
+    """How large the encoder is and how long its base is trained.
+
+    Attributes:
+        layers, hidden, heads: of the BERT.
+        vocabulary: wordpieces, trained on the same text.
+        max_length: wordpieces of a sentence; longer ones are cut.
+        steps, batch_size, learning_rate: of masked language modelling; warmup over 6 %, then linear decay.
+        seed: of weights, batches and masks.
+    """
+
+    layers: int = 4
+    hidden: int = 256
+    heads: int = 4
+    vocabulary: int = 16000
+    max_length: int = 128
+    steps: int = 8000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    seed: int = 2021
+
+
+class MaskedTrainer(Trainer):
+    """A Trainer that computes the vocabulary's logits at masked positions alone, a seventh of them."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Returns the mean cross entropy of the masked wordpieces."""
+        labels = inputs.pop("labels")
+        masked = labels != -100
+        states = model.bert(**inputs).last_hidden_state[masked]
+        loss = torch.nn.functional.cross_entropy(model.cls(states).float(), labels[masked])
+        return (loss, {"logits": states}) if return_outputs else loss
+
+
+class Encoded(torch.utils.data.Dataset[dict[str, list[int]]]):
+    """Sentences as wordpieces, kept in memory."""
+
+    def __init__(self, texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self.rows = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return {"input_ids": self.rows[index]}
+
+
+def make(base: Base, data: Path, folder: Path) -> tuple[Path, Path]:
+    """Train the base, or go on where it stopped.
+
+    Args:
+        base: its size and length.
+        data: the folder of the corpora.
+        folder: gets ``random`` and ``base``, two Hugging Face folders that differ in their weights alone.
+
+    Returns:
+        Both folders.
+    """
+    untrained, trained = folder / "random", folder / "base"
+    if not (trained / "config.json").is_file():
+        texts = sentences(data)
+        tokenizer = train_wordpiece(texts, vocabulary=base.vocabulary, lower_case=True, max_length=base.max_length)
+        torch.manual_seed(base.seed)
+        model = BertForMaskedLM(_configuration(base, tokenizer))
+        _save(model, tokenizer, untrained)
+        _train(base, model, tokenizer, texts, folder / "mlm")
+        _save(model, tokenizer, trained)
+    return untrained, trained
+
+
+def _configuration(base: Base, tokenizer: PreTrainedTokenizerBase) -> BertConfig:
+    return BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=base.hidden,
+        num_hidden_layers=base.layers,
+        num_attention_heads=base.heads,
+        intermediate_size=4 * base.hidden,
+        max_position_embeddings=base.max_length,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _train(
+    base: Base, model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase, texts: list[str], folder: Path
+) -> None:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=base.steps,
+        per_device_train_batch_size=base.batch_size,
+        learning_rate=base.learning_rate,
+        warmup_steps=base.steps * 6 // 100,
+        weight_decay=0.01,
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        train_sampling_strategy="group_by_length",
+        logging_steps=100,
+        save_steps=500,
+        save_total_limit=2,
+        seed=base.seed,
+        report_to=[],
+        remove_unused_columns=False,
+    )
+    trainer = MaskedTrainer(
+        model,
+        arguments,
+        train_dataset=Encoded(texts, tokenizer, base.max_length),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, seed=base.seed),
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+
+
+def _save(model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    unfinished = folder.with_name(f".{folder.name}")
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    if not folder.exists():
+        unfinished.rename(folder)

@@ -1,0 +1,106 @@
+"""The parallel text and the word translations that the rows are trained on, cut out of a folder of corpora."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks.ablation.text import lines_of
+from benchmarks.results import write_text
+from ctloss.evaluate import held_out_lines
+
+# Of the languages that the lexicon has: Chen et al. 2022 train on the same six.
+ENGLISH, OTHERS = "en", ("ar", "es", "fr", "ru", "zh")
+LINE_ALIGNED = ("news/newstest2008-2011", "news/newstest2012-2013", "tico19/all", "bible/bible")
+HELD_OUT, SEED = 0.1, 0
+
+
+def prepare(data: Path, folder: Path, per_source: int) -> Path:
+    """Write en-XX.tsv of every language, ``lexicon`` to train with, and ``words``, the translations held out of it.
+
+    Args:
+        data: the folder of tatoeba-train, news, tico19, bible and lexicon.
+        folder: gets a folder for this content, whose name changes with it.
+        per_source: most sentence pairs of a language and corpus, drawn by a hash.
+
+    Returns:
+        That folder.
+
+    Raises:
+        FileNotFoundError: naming the file that is missing.
+    """
+    pairs = {other: list(_pairs(data, other, per_source)) for other in OTHERS}
+    lists = {path.name.partition("_")[0]: lines_of(path) for path in sorted(_there(data / "lexicon").glob("*_uni.txt"))}
+    kept, held = split_lexicon(lists)
+    content = json.dumps([pairs, kept, held], ensure_ascii=False)
+    made = folder / hashlib.sha256(content.encode()).hexdigest()[:8]
+    if not (made / "done").is_file():
+        for other, rows in pairs.items():
+            write_text(made / f"{ENGLISH}-{other}.tsv", "".join(f"{a}\t{b}\n" for a, b in rows))
+        for name, part in (("lexicon", kept), ("words", held)):
+            for language, lines in part.items():
+                write_text(made / name / f"{language}.txt", "".join(f"{line}\n" for line in lines))
+        write_text(made / "done", "")
+    return made
+
+
+def split_lexicon(lists: dict[str, list[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Part line-aligned word lists in two that share no translation with English.
+
+    Returns:
+        The lines to train with, and those to ask for. Each has empty lines in place of the other's; a line that both
+        would share a translation by is in neither.
+    """
+    count = len(lists[ENGLISH])
+    asked = held_out_lines(count, HELD_OUT, SEED)
+    known = {pair for line in asked for pair in _translations(lists, line)}
+    kept = {line for line in range(count) if line not in asked and known.isdisjoint(_translations(lists, line))}
+
+    def part(lines: Iterable[int]) -> dict[str, list[str]]:
+        chosen = set(lines)
+        return {
+            language: [text if line in chosen else "" for line, text in enumerate(texts)]
+            for language, texts in lists.items()
+        }
+
+    return part(kept), part(asked)
+
+
+def _translations(lists: dict[str, list[str]], line: int) -> set[tuple[str, str, str]]:
+    def variants(language: str) -> list[str]:
+        return [word.strip().casefold() for word in re.split("[,，]", lists[language][line]) if word.strip()]
+
+    return {
+        (language, a, b)
+        for language in lists
+        if language != ENGLISH
+        for a in variants(ENGLISH)
+        for b in variants(language)
+    }
+
+
+def _pairs(data: Path, other: str, most: int) -> Iterable[tuple[str, str]]:
+    tsv = lines_of(_there(data / "tatoeba-train" / f"{ENGLISH}-{other}.tsv"))
+    yield from _drawn([(a, b) for a, _, b in (line.partition("\t") for line in tsv)], most)
+    for prefix in LINE_ALIGNED:
+        sides = [data / f"{prefix}.{language}" for language in (ENGLISH, other)]
+        _there(sides[0])
+        if sides[1].is_file():
+            first, second = map(lines_of, sides)
+            yield from _drawn(list(zip(first, second, strict=True)), most)
+
+
+def _drawn(pairs: Sequence[tuple[str, str]], most: int) -> list[tuple[str, str]]:
+    full = [pair for pair in dict.fromkeys(pairs) if all(side.strip() and "\t" not in side for side in pair)]
+    order = sorted(full, key=lambda pair: hashlib.sha256("\t".join(pair).encode()).digest())
+    chosen = set(order[:most])
+    return [pair for pair in full if pair in chosen]
+
+
+def _there(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"expected {path}, got no such file; give the folder of the corpora with --data")
+    return path

@@ -1,0 +1,84 @@
+"""Pictures of the study: retrieval against batch size, and pull and push along the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+COLOURS = {"info-snt": "C0", "CZ-snt": "C1"}
+Key = tuple[int, str, float, str]
+
+
+def draw_study(study: Mapping[Key, Sequence[Mapping[str, float]]], path: Path) -> None:
+    """Draws retrieval on the validation pairs against batch size, a panel a precision; a dot is a seed.
+
+    Args:
+        study: what the logs say, one item a seed, by batch size, precision, clip and method.
+        path: PNG file to write.
+    """
+    pyplot = _pyplot()
+    precisions = sorted({precision for _, precision, *_ in study}, reverse=True)
+    figure, axes = pyplot.subplots(1, len(precisions), figsize=(4.5 * len(precisions), 3.4), sharey=True, squeeze=False)
+    for axis, precision in zip(axes[0], precisions, strict=True):
+        for place, (name, colour) in enumerate(COLOURS.items()):
+            for clip, line, marker in ((1.0, "-", "o"), (0.0, "", "x")):
+                sizes = sorted(size for size, p, c, n in study if (p, c, n) == (precision, clip, name))
+                runs = [[run["validation"] for run in study[size, precision, clip, name]] for size in sizes]
+                label = name if clip else f"{name}, not clipped"
+                if sizes:
+                    axis.plot(sizes, list(map(fmean, runs)), line, marker=marker, color=colour, label=label)
+                    dots = [
+                        (size * (0.97 + 0.06 * place), value)
+                        for size, of in zip(sizes, runs, strict=True)
+                        for value in of
+                    ]
+                    axis.scatter(*zip(*dots, strict=True), s=8, color=colour, alpha=0.5)
+        axis.set(title=precision, xlabel="batch size", xscale="log")
+        ticks = sorted({size for size, *_ in study})
+        axis.set_xticks(ticks, ticks, minor=False)
+        axis.set_xticks([], minor=True)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("retrieval, validation pairs")
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def draw_forces(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Draws mean z, pull and push along the runs.
+
+    Args:
+        logs: lines of the log by the run's label, info-snt's and CZ-snt's.
+        path: PNG file to write.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4))
+    for label, lines in logs.items():
+        steps = [line["step"] for line in lines if "pull" in line]
+        for axis, name, title in zip(
+            axes, ("z_mean", "pull", "push"), ("mean z", "norm of the pull", "norm of the push"), strict=True
+        ):
+            axis.plot(steps, [line[name] for line in lines if "pull" in line], label=label)
+            axis.set(title=title, xlabel="step")
+            axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}")
+    figure.savefig(unfinished, dpi=110, format="png")
+    unfinished.replace(path)
+    _pyplot().close(figure)

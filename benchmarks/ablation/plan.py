@@ -1,0 +1,139 @@
+"""What is trained and evaluated: the rows of the table, the study of batch sizes, and how large all of it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from benchmarks.ablation.base import Base
+
+# What each method changes of the recipe. The first three are the rows of Chen et al. 2022, Table 1.
+METHODS: dict[str, dict[str, Any]] = {
+    "info-snt": {"loss": "info_nce", "levels": "sentence", "head": True},
+    "CZ-snt": {"loss": "cz_nce", "levels": "sentence", "head": True},
+    "ML-CTL-CZ": {"loss": "cz_nce", "levels": "multi", "head": True},
+    "ML-CTL-CZ without head": {"loss": "cz_nce", "levels": "multi", "head": False},
+    "sentences and words apart": {"loss": "cz_nce", "levels": "apart", "head": False},
+}
+PAPER_ORDER = ("base", "info-snt", "CZ-snt", "ML-CTL-CZ")
+STARTS = ("base", "random")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pretraining run from a start.
+
+    Attributes:
+        name: its method's, in tables.
+        start: ``"base"`` or ``"random"``.
+        seed: of batches, dropout, masks, the head, and of which sentences are held out.
+        changes: what its recipe changes.
+    """
+
+    name: str
+    start: str
+    seed: int
+    changes: dict[str, Any]
+
+    def key(self, also: dict[str, Any]) -> str:
+        """A name for its folder that any other configuration changes.
+
+        Args:
+            also: what else its result depends on.
+        """
+        text = json.dumps({**asdict(self), **also}, sort_keys=True)
+        title = f"{self.name} {self.start}".lower().replace(" ", "-")
+        return f"{title}-{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large an ablation is.
+
+    Attributes:
+        base: the encoder and its masked language modelling.
+        better_after: steps of CZ-snt after which the base must retrieve better than random weights; 0 to take any base.
+        per_source: most sentence pairs of a language and corpus.
+        steps, batch_size: of every row of the table.
+        learning_rate: of every contrastive run, at its peak.
+        seeds: of the table's rows and of the study.
+        study_pairs: sentence pairs that each run of the study sees, whatever its batch size.
+        batch_sizes: of the study.
+        finetuning: changes of the fine-tuned tasks' settings, by task; ``""`` for all.
+        languages: by evaluation, codes; without an entry all that its data have.
+    """
+
+    base: Base = field(default_factory=Base)
+    better_after: int = 150
+    per_source: int = 5000
+    steps: int = 600
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    seeds: tuple[int, ...] = (1, 2, 3)
+    study_pairs: int = 12800
+    batch_sizes: tuple[int, ...] = (8, 32, 64)
+    finetuning: dict[str, dict[str, Any]] = field(default_factory=dict)
+    languages: dict[str, list[str]] = field(default_factory=dict)
+
+
+FULL = Scale(
+    base=Base(layers=2, hidden=256, steps=10000),
+    finetuning={
+        "": {"learning_rate": 3e-4, "warmup_steps": 100, "epochs": 3},
+        "xnli": {"epochs": 2},
+    },
+)
+QUICK = Scale(
+    base=Base(layers=2, hidden=128, heads=2, vocabulary=8000, steps=200),
+    better_after=0,
+    per_source=400,
+    steps=40,
+    seeds=(1,),
+    study_pairs=640,
+    finetuning={"": {"learning_rate": 3e-4, "max_steps": 40}},
+    languages={
+        "tatoeba": ["deu", "fra", "cmn"],
+        "align": ["en-fr", "zh-en"],
+        "xnli": ["en", "zh"],
+        "pawsx": ["en", "zh"],
+        "pos": ["en", "zh"],
+        "ner": ["en", "zh"],
+    },
+)
+
+
+def table_rows(scale: Scale) -> list[Row]:
+    """The contrastive rows of the table: every method from both starts, the seeds one after the other."""
+    return [
+        Row(name, start, seed, {**changes, "max_steps": scale.steps, "batch_size": scale.batch_size})
+        for seed in scale.seeds
+        for start in STARTS
+        for name, changes in METHODS.items()
+    ]
+
+
+def study_rows(scale: Scale) -> list[Row]:
+    """Both losses at every batch size in float32 and bfloat16, and at the smallest without clipping; no MLM."""
+    rows = []
+    for seed in scale.seeds:
+        for size in scale.batch_sizes:
+            for precision, clip in (("fp32", 1.0), ("bf16", 1.0), *((("fp32", 0.0),) * (size == scale.batch_sizes[0]))):
+                rows += [
+                    Row(
+                        name,
+                        "base",
+                        seed,
+                        {
+                            **METHODS[name],
+                            "alpha": 0.0,
+                            "precision": precision,
+                            "clip": clip,
+                            "batch_size": size,
+                            "max_steps": scale.study_pairs // size,
+                        },
+                    )
+                    for name in ("info-snt", "CZ-snt")
+                ]
+    return rows

@@ -1,0 +1,136 @@
+"""The report: the table beside the paper's, its differences and their noise, and the study of batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+
+from benchmarks.ablation.plan import METHODS, PAPER_ORDER
+from benchmarks.ablation.statistics import Column, difference, values
+from benchmarks.markdown import table
+from ctloss.evaluate import Results, table_of_means
+
+TRAINED = ("ara", "cmn", "fra", "rus", "spa")
+COLUMNS = (
+    Column("XNLI", "xnli", "accuracy"),
+    Column("PAWS-X", "pawsx", "accuracy"),
+    Column("POS", "pos", "f1"),
+    Column("NER", "ner", "f1"),
+    Column("BUCC", "bucc", "f1"),
+    Column("Tatoeba eng→X", "tatoeba", "accuracy", "eng-X"),
+    Column("multi30k", "pairs", "accuracy"),
+    Column("words", "words", "accuracy"),
+    Column("AER", "align", "aer", lower=True),
+)
+DETAILS = (
+    Column("Tatoeba, 5 trained languages", "tatoeba", "accuracy", languages=tuple(f"eng-{code}" for code in TRAINED)),
+    Column("centred", "tatoeba", "accuracy_centred", languages=tuple(f"eng-{code}" for code in TRAINED)),
+    Column("Tatoeba, all, centred", "tatoeba", "accuracy_centred", "eng-X"),
+    Column("random-pair cosine", "tatoeba", "random_pair_cosine", "X-eng"),
+    Column("multi30k", "pairs", "accuracy"),
+    Column("centred", "pairs", "accuracy_centred"),
+    Column("random-pair cosine", "pairs", "random_pair_cosine"),
+    Column("words", "words", "accuracy"),
+    Column("centred", "words", "accuracy_centred"),
+    Column("not spelled alike", "words", "accuracy_respelled"),
+)
+NOTHING = "–"
+STUDY = {
+    "validation": "validation retrieval",
+    "z_mean": "mean z, end",
+    "z_min": "least z",
+    "saturated": "share φ < 6e-8",
+    "pull_first": "pull, start",
+    "pull": "pull, end",
+    "push_first": "push, start",
+    "push": "push, end",
+    "clipped": "steps clipped",
+}
+
+
+def report(rows: Sequence[Results], study: Mapping[tuple[int, str, float, str], Sequence[Mapping[str, float]]]) -> str:
+    """The whole report in Markdown.
+
+    Args:
+        rows: of the table, in its order: ``base``, ``random``, the methods, and the methods ``from random``.
+        study: what the logs say (see :func:`benchmarks.ablation.logs.facts`), one item a seed, by batch size, precision,
+            clip and method.
+    """
+    parts = ["### The table", "", table_of_means(rows), "", "### Raw and centred retrieval", "", details(rows), ""]
+    parts += ["### Which differences are beyond noise", "", differences(rows), "", order(rows), ""]
+    if study:
+        parts += ["### Batch size and precision", "", study_table(study), ""]
+    return "\n".join(parts)
+
+
+def details(rows: Sequence[Results]) -> str:
+    """Retrieval as it is and centred, in per cent; random-pair cosines as they are."""
+    lines = []
+    for row in rows:
+        cells = []
+        for column in DETAILS:
+            found = list(values(row, column).values())
+            scale = 1 if "cosine" in column.metric else 100
+            cells.append(_spread([scale * value for value in found], 2 if scale == 1 else 1))
+        lines.append([row.name, *cells])
+    return table(["", *(column.title for column in DETAILS)], lines)
+
+
+def differences(rows: Sequence[Results]) -> str:
+    """Each row less the one before it in the paper's order, and others of interest, in points; bold beyond noise."""
+    by_name = {row.name: row for row in rows}
+    last = list(METHODS)[-1]
+    pairs = [*zip(PAPER_ORDER, PAPER_ORDER[1:], strict=False), ("ML-CTL-CZ", "ML-CTL-CZ without head")]
+    pairs += [("CZ-snt", last), ("ML-CTL-CZ", last)]
+    pairs += [(f"{name}, from random", name) for name in METHODS]
+    lines = []
+    for first, second in pairs:
+        if first in by_name and second in by_name:
+            lines.append([f"{second} − {first}", *(_difference(by_name[first], by_name[second], c) for c in COLUMNS)])
+    return table(["", *(f"{column.title}{' (lower is better)' * column.lower}" for column in COLUMNS)], lines)
+
+
+def order(rows: Sequence[Results]) -> str:
+    """Says column by column whether base < info-snt < CZ-snt < ML-CTL-CZ."""
+    by_name = {row.name: row for row in rows}
+    if not set(PAPER_ORDER) <= by_name.keys():
+        return "The paper's order: some of its rows are not there yet."
+    held, broken = [], []
+    for column in COLUMNS:
+        found = [values(by_name[name], column) for name in PAPER_ORDER]
+        if all(found):
+            means = [fmean(several.values()) * (-1 if column.lower else 1) for several in found]
+            (held if means == sorted(means) and len(set(means)) == len(means) else broken).append(column.title)
+    return (
+        f"The paper's order ({' < '.join(PAPER_ORDER)}), by means alone: it holds for {', '.join(held) or 'no column'}; "
+        f"it does not for {', '.join(broken) or 'none'}."
+    )
+
+
+def study_table(study: Mapping[tuple[int, str, float, str], Sequence[Mapping[str, float]]]) -> str:
+    """One line a batch size, precision, clipping and loss; means over seeds with their standard deviation."""
+    lines = []
+    for (size, precision, clip, name), runs in sorted(study.items(), key=lambda item: (*item[0][:2], -item[0][2])):
+        cells = []
+        for fact in STUDY:
+            found = [run[fact] for run in runs if fact in run]
+            if fact in ("saturated", "clipped"):
+                cells.append(f"{100 * fmean(found):.2g} %" if found else NOTHING)
+            else:
+                cells.append(_spread(found, 3 if fact == "validation" else 2))
+        lines.append([size, precision, clip or "none", name, len(runs), *cells])
+    return table(["batch", "precision", "clip", "loss", "seeds", *STUDY.values()], lines)
+
+
+def _difference(first: Results, second: Results, column: Column) -> str:
+    found = difference(values(first, column), values(second, column))
+    if found is None:
+        return NOTHING
+    text = f"{100 * found.mean:+.1f}" + ("" if found.half_width is None else f" ± {100 * found.half_width:.1f}")
+    return f"**{text}**" if found.beyond_noise else text
+
+
+def _spread(found: Sequence[float], digits: int) -> str:
+    if not found:
+        return NOTHING
+    return f"{fmean(found):.{digits}f}" + (f" ± {stdev(found):.{digits}f}" if len(found) > 1 else "")

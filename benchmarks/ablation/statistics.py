@@ -1,0 +1,100 @@
+"""Seeds put together, and which differences between rows are beyond their noise."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from scipy.stats import t
+
+from ctloss.evaluate import Results, Score, TaskResult
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of a row: the mean of one of an evaluation's metrics.
+
+    Attributes:
+        title: of the column.
+        task, metric, language: of the score.
+        languages: the languages whose scores are averaged, where ``language`` is empty.
+        lower: whether lower is better.
+    """
+
+    title: str
+    task: str
+    metric: str
+    language: str = "mean"
+    languages: tuple[str, ...] = ()
+    lower: bool = False
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean over seeds of the difference of two rows, and half the width of its 95 % interval."""
+
+    mean: float
+    half_width: float | None
+    seeds: int
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether the interval leaves out 0; False where one seed gives no interval."""
+        return self.half_width is not None and abs(self.mean) > self.half_width
+
+
+def joined(name: str, runs: Mapping[int, Results]) -> Results:
+    """Results of several seeds as those of one model, every score under its run's seed."""
+    tasks: dict[str, TaskResult] = {}
+    for seed, results in runs.items():
+        for task, result in results.tasks.items():
+            scores = [dataclasses.replace(score, seed=seed) for score in result.scores]
+            there = tasks.get(task, TaskResult({**result.settings, "seeds": []}, [], 0.0))
+            settings = {**there.settings, "seeds": [*there.settings["seeds"], seed]}
+            tasks[task] = TaskResult(settings, there.scores + scores, there.seconds + result.seconds)
+    return Results(name, name, tasks)
+
+
+def values(results: Results, column: Column, not_about: str = "majority") -> dict[int, float]:
+    """A column's number of every seed.
+
+    Args:
+        results: of one row.
+        column: the number.
+        not_about: scores whose remark has this are another's.
+    """
+    found: dict[int, list[float]] = {}
+    for score in results.tasks[column.task].scores if column.task in results.tasks else []:
+        if _is(score, column) and not_about not in score.about:
+            found.setdefault(score.seed or 0, []).append(score.value)
+    return {seed: fmean(several) for seed, several in found.items()}
+
+
+def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
+    """What the second row has more than the first, paired by seed: the same seed means the same data in the same order.
+
+    A row with one value, such as the base, which has no seeds, is paired with each of the other's.
+
+    Returns:
+        The difference with the half width of Student's interval at 95 %; None without a common seed.
+
+    Example:
+        >>> difference({1: 0.5, 2: 0.6}, {1: 0.7, 2: 0.7})
+        Difference(mean=0.15, half_width=0.635..., seeds=2)
+    """
+    if len(first) == 1 < len(second):
+        first = dict.fromkeys(second, *first.values())
+    differences = [second[seed] - first[seed] for seed in second if seed in first]
+    if not differences:
+        return None
+    count = len(differences)
+    half = float(t.ppf(0.975, count - 1)) * stdev(differences) / count**0.5 if count > 1 else None
+    return Difference(fmean(differences), half, count)
+
+
+def _is(score: Score, column: Column) -> bool:
+    if score.metric != column.metric:
+        return False
+    return score.language == column.language if not column.languages else score.language in column.languages

@@ -1,0 +1,150 @@
+"""The whole of it, step by step: the base, the rows of the table, the study, the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from pathlib import Path
+
+from benchmarks.ablation.base import Base, make
+from benchmarks.ablation.corpus import prepare
+from benchmarks.ablation.figures import draw_forces, draw_study
+from benchmarks.ablation.logs import facts, read_log, validation
+from benchmarks.ablation.plan import METHODS, STARTS, Row, Scale, study_rows, table_rows
+from benchmarks.ablation.report import report
+from benchmarks.ablation.run import EVALUATION, evaluate, is_evaluated, place_of, train
+from benchmarks.ablation.statistics import joined
+from benchmarks.results import write_text
+from ctloss.evaluate import Encoder, Results, draw_languages, draw_words, read_results
+
+
+class Ablation:
+    """All of it, step by step, each found done where it is.
+
+    Args:
+        data: folder of the corpora.
+        output: folder for everything.
+        scale: how large.
+        figures: folder of the pictures.
+    """
+
+    def __init__(self, data: Path, output: Path, scale: Scale, figures: Path) -> None:
+        self.data, self.output, self.scale, self.figures = data, output, scale, figures
+        self.corpus = prepare(data, output / "corpus", scale.per_source)
+        untrained, trained = make(scale.base, data, output / f"base-{_digest(scale.base)}")
+        self.starts = dict(zip(STARTS, (trained, untrained), strict=True))
+
+    def check_base(self) -> None:
+        """Makes sure that the base is a better start than random weights.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if not self.scale.better_after:
+            return
+        reached = {}
+        for start in STARTS:
+            changes = {**METHODS["CZ-snt"], "alpha": 0.0, "batch_size": self.scale.batch_size}
+            row = Row("check", start, 0, {**changes, "max_steps": self.scale.better_after})
+            reached[start] = validation(self._train(row))
+        say(f"validation retrieval after {self.scale.better_after} steps: " + _listed(reached))
+        if reached["base"] <= reached["random"]:
+            raise ValueError(
+                f"expected a base that is a better start than random weights, got {_listed(reached)} validation "
+                "retrieval; train the base longer"
+            )
+
+    def base(self) -> None:
+        """Evaluates both starts."""
+        for start in STARTS:
+            self._evaluate(self.starts[start], start, self.scale.seeds)
+        self.write()
+
+    def table(self) -> None:
+        """Trains and evaluates the rows."""
+        for row in table_rows(self.scale):
+            self._evaluate(self._train(row), row.name, (row.seed,))
+            self.write()
+
+    def study(self) -> None:
+        """Trains at every batch size and precision."""
+        for row in study_rows(self.scale):
+            self._train(row)
+        self.write()
+
+    def write(self) -> str:
+        """Writes the report and the pictures of all that is done; returns the report."""
+        rows = self._rows()
+        found: dict[tuple[int, str, float, str], list[dict[str, float]]] = {}
+        logs = {}
+        for row in study_rows(self.scale):
+            folder = self._place(row)
+            if (folder / "results.json").is_file():
+                change = row.changes
+                key = (change["batch_size"], change["precision"], change["clip"], row.name)
+                found.setdefault(key, []).append(facts(folder, change["clip"]))
+                if row.seed == self.scale.seeds[0] and change["precision"] == "fp32":
+                    clipped = "" if change["clip"] else ", not clipped"
+                    logs[f"{row.name}, batch {change['batch_size']}{clipped}"] = read_log(folder)
+        text = report(rows, found)
+        write_text(self.output / "report.md", text)
+        if found:
+            draw_study(found, self.figures / "ablation-batch.png")
+            draw_forces(logs, self.figures / "ablation-forces.png")
+        shown = [results for results in rows if "random" not in results.name.split(", ")[-1]]
+        if shown:
+            draw_languages(shown, self.figures / "ablation-languages.png")
+        return text
+
+    def words(self) -> None:
+        """Draws the words before and after, of the last method's first seed."""
+        row = [row for row in table_rows(self.scale) if row.start == "base" and row.seed == self.scale.seeds[0]][-1]
+        models = {"before": self.starts["base"], f"after: {row.name}": self._place(row)}
+        encoders = {title: Encoder(str(model), pooling="avg-first-last") for title, model in models.items()}
+        draw_words(encoders, self.data / "align", self.figures / "ablation-words.png")
+
+    def _rows(self) -> list[Results]:
+        rows = [
+            dataclasses.replace(read_results(self.starts[start] / EVALUATION), name=start)
+            for start in STARTS
+            if is_evaluated(self.starts[start])
+        ]
+        for start in STARTS:
+            for name in METHODS:
+                runs = {
+                    row.seed: read_results(self._place(row) / EVALUATION)
+                    for row in table_rows(self.scale)
+                    if (row.name, row.start) == (name, start) and is_evaluated(self._place(row))
+                }
+                if runs:
+                    rows.append(joined(name if start == "base" else f"{name}, from random", runs))
+        return rows
+
+    def _place(self, row: Row) -> Path:
+        return place_of(row, self.starts[row.start], self.corpus, self.output / "rows", self.scale)
+
+    def _train(self, row: Row) -> Path:
+        started, folder = time.perf_counter(), self._place(row)
+        train(row, self.starts[row.start], self.corpus, folder, self.scale)
+        say(f"{folder.name}: trained, {time.perf_counter() - started:.0f} s")
+        return folder
+
+    def _evaluate(self, model: Path, name: str, seeds: tuple[int, ...]) -> None:
+        started = time.perf_counter()
+        evaluate(model, name, seeds, self.data, self.corpus, self.scale)
+        say(f"{model.name}: evaluated, {time.perf_counter() - started:.0f} s")
+
+
+def say(text: str) -> None:
+    """Tells what was done, and when, apart from the bars."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def _digest(base: Base) -> str:
+    return hashlib.sha256(json.dumps(dataclasses.asdict(base), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _listed(reached: dict[str, float]) -> str:
+    return ", ".join(f"{start} {value:.3f}" for start, value in reached.items())
