@@ -29,8 +29,8 @@ def facts(folder: Path, clip: float) -> dict[str, float]:
         clip: the norm its gradients were clipped to; 0 for none.
 
     Returns:
-        ``validation``; ``z_min`` the least z of all; ``z_mean`` of the last line; ``saturated`` the share of rows with
-        φ < 6e-8, of all; ``pull`` and ``push``, norms in the last line and, as ``pull_first`` and ``push_first``, in the
+        ``validation``; ``z_min`` the least z of all; ``z_mean`` of the last line; ``saturated`` the share of all rows
+        with φ < 6e-8; ``pull`` and ``push``, norms in the last line and, as ``pull_first`` and ``push_first``, in the
         first; ``clipped`` the share of logged steps whose gradient was longer than ``clip``.
     """
     lines = [line for line in read_log(folder) if "contrastive" in line]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
@@ -53,8 +54,8 @@ def report(rows: Sequence[Results], study: Mapping[tuple[int, str, float, str], 
 
     Args:
         rows: of the table, in its order: ``base``, ``random``, the methods, and the methods ``from random``.
-        study: what the logs say (see :func:`benchmarks.ablation.logs.facts`), one item a seed, by batch size, precision,
-            clip and method.
+        study: what the logs say (see :func:`benchmarks.ablation.logs.facts`), one item a seed, by batch size,
+            precision, clip and method.
     """
     parts = ["### The table", "", table_of_means(rows), "", "### Raw and centred retrieval", "", details(rows), ""]
     parts += ["### Which differences are beyond noise", "", differences(rows), "", order(rows), ""]
@@ -80,7 +81,7 @@ def differences(rows: Sequence[Results]) -> str:
     """Each row less the one before it in the paper's order, and others of interest, in points; bold beyond noise."""
     by_name = {row.name: row for row in rows}
     last = list(METHODS)[-1]
-    pairs = [*zip(PAPER_ORDER, PAPER_ORDER[1:], strict=False), ("ML-CTL-CZ", "ML-CTL-CZ without head")]
+    pairs = [*itertools.pairwise(PAPER_ORDER), ("ML-CTL-CZ", "ML-CTL-CZ without head")]
     pairs += [("CZ-snt", last), ("ML-CTL-CZ", last)]
     pairs += [(f"{name}, from random", name) for name in METHODS]
     lines = []
@@ -95,15 +96,16 @@ def order(rows: Sequence[Results]) -> str:
     by_name = {row.name: row for row in rows}
     if not set(PAPER_ORDER) <= by_name.keys():
         return "The paper's order: some of its rows are not there yet."
-    held, broken = [], []
+    held: list[str] = []
+    broken: list[str] = []
     for column in COLUMNS:
         found = [values(by_name[name], column) for name in PAPER_ORDER]
         if all(found):
             means = [fmean(several.values()) * (-1 if column.lower else 1) for several in found]
             (held if means == sorted(means) and len(set(means)) == len(means) else broken).append(column.title)
     return (
-        f"The paper's order ({' < '.join(PAPER_ORDER)}), by means alone: it holds for {', '.join(held) or 'no column'}; "
-        f"it does not for {', '.join(broken) or 'none'}."
+        f"The paper's order ({' < '.join(PAPER_ORDER)}), by means alone: it holds for "
+        f"{', '.join(held) or 'no column'}; it does not for {', '.join(broken) or 'none'}."
     )
 
 
