@@ -36,7 +36,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--output", required=True, type=Path, help="gets everything; report.md is the report")
     options.add_argument("--quick", action="store_true", help="everything in little, in 20 minutes on two cores")
     options.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="those of the rows (default: 1 2 3)")
-    options.add_argument("--only", choices=PARTS, help="train and evaluate no more than this (default: all)")
+    options.add_argument(
+        "--only",
+        choices=(*PARTS, "report"),
+        help="do no more than this (default: all); report writes that of what is done",
+    )
     options.add_argument("--threads", type=int, help="of PyTorch (default: all cores)")
     options.add_argument(
         "--write", type=Path, metavar="DOCUMENT", help="put the report between the marks of this document too"
@@ -56,9 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(given.threads)
     try:
         whole = Ablation(given.data, given.output, scale, given.figures or given.output)
-        whole.check_base()
-        for part in PARTS if given.only is None else (given.only,):
-            getattr(whole, part)()
+        if given.only != "report":
+            whole.check_base()
+            for part in PARTS if given.only is None else (given.only,):
+                getattr(whole, part)()
         text = whole.write()
         if given.write:
             insert(given.write, BEGIN, END, text)
