@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.ablation.plan import FULL, QUICK
+from benchmarks.ablation.plan import FULL, METHODS, QUICK
 from benchmarks.ablation.whole import Ablation
 from benchmarks.markdown import insert
 
@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--data", required=True, type=Path, help="folder of the corpora")
     options.add_argument("--output", required=True, type=Path, help="gets everything; report.md is the report")
     options.add_argument("--quick", action="store_true", help="everything in little, in 20 minutes on two cores")
+    options.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"of {', '.join(METHODS)}")
     options.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="those of the rows (default: 1 2 3)")
     options.add_argument(
         "--only",
@@ -54,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top = parser()
     given = top.parse_args(arguments)
     scale = QUICK if given.quick else FULL
-    if given.seeds:
-        scale = dataclasses.replace(scale, seeds=tuple(given.seeds))
+    chosen = {name: tuple(getattr(given, name)) for name in ("methods", "seeds") if getattr(given, name)}
+    scale = dataclasses.replace(scale, **chosen)
     if given.threads:
         torch.set_num_threads(given.threads)
     try:

@@ -58,6 +58,7 @@ class Scale:
         per_source: most sentence pairs of a language and corpus.
         steps, batch_size: of every row of the table.
         learning_rate: of every contrastive run, at its peak.
+        methods: of the table's rows.
         seeds: of the table's rows and of the study.
         study_pairs: sentence pairs that each run of the study sees, whatever its batch size.
         batch_sizes: of the study.
@@ -71,6 +72,7 @@ class Scale:
     steps: int = 600
     batch_size: int = 64
     learning_rate: float = 1e-3
+    methods: tuple[str, ...] = tuple(METHODS)
     seeds: tuple[int, ...] = (1, 2, 3)
     study_pairs: int = 12800
     batch_sizes: tuple[int, ...] = (8, 32, 64)
@@ -107,10 +109,10 @@ QUICK = Scale(
 def table_rows(scale: Scale) -> list[Row]:
     """The contrastive rows of the table: every method from both starts, the seeds one after the other."""
     return [
-        Row(name, start, seed, {**changes, "max_steps": scale.steps, "batch_size": scale.batch_size})
+        Row(name, start, seed, {**METHODS[name], "max_steps": scale.steps, "batch_size": scale.batch_size})
         for seed in scale.seeds
         for start in STARTS
-        for name, changes in METHODS.items()
+        for name in scale.methods
     ]
 
 

@@ -112,7 +112,7 @@ class Ablation:
             if is_evaluated(self.starts[start])
         ]
         for start in STARTS:
-            for name in METHODS:
+            for name in self.scale.methods:
                 runs = {
                     row.seed: read_results(self._place(row) / EVALUATION)
                     for row in table_rows(self.scale)

@@ -1,0 +1,251 @@
+"""benchmarks.ablation: no leak of the words asked for, equal terms for all rows, its statistics, a run in little."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_tasks
+from scipy.stats import ttest_rel
+from tiny_encoder import write
+from tiny_runs import OBJECTS, SUBJECTS, VERBS
+
+from benchmarks.ablation import logs, plan, report, whole
+from benchmarks.ablation.__main__ import PARTS, main
+from benchmarks.ablation.base import Base
+from benchmarks.ablation.corpus import prepare, split_lexicon
+from benchmarks.ablation.plan import METHODS, Row, Scale, study_rows, table_rows
+from benchmarks.ablation.run import recipe_of
+from benchmarks.ablation.statistics import Column, difference, joined, values
+from ctloss.evaluate import Results, Score, TaskResult, read_results
+
+TINY = Scale(
+    base=Base(layers=1, hidden=16, heads=2, vocabulary=200, steps=2, batch_size=4),
+    methods=("CZ-snt",),
+    better_after=0,
+    steps=2,
+    batch_size=4,
+    seeds=(1,),
+    study_pairs=8,
+    batch_sizes=(4,),
+    finetuning={"": {"max_steps": 2, "batch_size": 8, "max_length": 32}},
+)
+WORDS = {**SUBJECTS, **VERBS, **OBJECTS}
+
+
+def write_lines(path: Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All corpora; every language but English is written in French words, which the lexicon translates."""
+    folder = tmp_path_factory.mktemp("corpora")
+    triples = list(itertools.product(SUBJECTS, VERBS, OBJECTS))
+    english = [f"the {s} {v} a {o}" for s, v, o in triples]
+    french = [f"le {SUBJECTS[s]} {VERBS[v]} un {OBJECTS[o]}" for s, v, o in triples]
+    for code in ("ar", "es", "fr", "ru", "zh"):
+        pairs = [f"{a}\t{b} {code}" for a, b in zip(english, french, strict=True)]
+        write_lines(folder / "tatoeba-train" / f"en-{code}.tsv", pairs)
+        write_lines(folder / "lexicon" / f"{code}_uni.txt", list(WORDS.values()))
+    write_lines(folder / "lexicon" / "en_uni.txt", list(WORDS))
+    for prefix in ("news/newstest2008-2011", "news/newstest2012-2013", "tico19/all", "bible/bible"):
+        for code, lines in (("en", english), ("fr", french)):
+            write_lines(folder / f"{prefix}.{code}", [f"{line} {prefix[:4]}" for line in lines[:20]])
+
+    for code, lines in (("deu", french[:12]), ("eng", english[:12])):
+        write(folder / "tatoeba", **{f"tatoeba__deu___eng__{code}": lines})
+    for code, lines in (("zh", french[:12]), ("en", english[:12])):
+        write(folder / "bucc", **{f"zh___en__dev__{code}": [f"{code}-{n}\t{line}" for n, line in enumerate(lines)]})
+    write(folder / "bucc", zh___en__dev__gold=[f"zh-{n}\ten-{n}" for n in range(12)])
+    (folder / "multi30k").mkdir()
+    write(folder / "multi30k", test_2016_flickr__de=french[:12], test_2016_flickr__en=english[:12])
+    write(folder / "align", en___fr__txt=[f"{a} ||| {b}" for a, b in zip(english[:6], french[:6], strict=True)])
+    write(folder / "align", en___fr__gold=["0-0 1-1 2-2 3-3 4-4"] * 6)
+    for name, count in (("en/en_ewt-ud-train", 16), ("en/en_ewt-ud-dev", 6), ("pud/en_pud-ud-test", 6)):
+        tiny_tasks.write_words(folder / "ud" / f"{name}.tsv", tiny_tasks.pos_sentences(count, count))
+    tiny_tasks.write_words(folder / "ud" / "test" / "de_gsd-ud-test.tsv", tiny_tasks.pos_sentences(6, 9))
+    for name, count in (("train-en", 40), ("dev-en", 6), ("dev-de", 6)):
+        tiny_tasks.write_words(folder / "ner" / f"{name}.tsv", tiny_tasks.entity_sentences(count, count))
+    tiny_tasks.write_pairs(folder / "nli-train-en" / "one.tsv", tiny_tasks.nli_rows(16, 1))
+    for name in ("dev-en", "test-en", "test-de"):
+        tiny_tasks.write_pairs(folder / "xnli" / f"{name}.tsv", tiny_tasks.nli_rows(8, 2))
+        tiny_tasks.write_pairs(folder / "pawsx" / f"{name}.tsv", tiny_tasks.paraphrase_rows(20, 3))
+    return folder
+
+
+def test_held_out_translations_are_in_no_line_to_train_with() -> None:
+    english = [f"word{n % 90}" for n in range(100)]
+    french = [f"mot{n % 90}, autre{n % 90}" for n in range(100)]
+    kept, held = split_lexicon({"en": english, "fr": french})
+    assert sum(map(bool, held["en"])) == 10
+    trained = {word for word in kept["en"] if word}
+    assert trained.isdisjoint(word for word in held["en"] if word)
+    # Of the ten words that stand twice, some are held out: their second lines are in neither part.
+    assert sum(map(bool, kept["en"])) < 90
+    assert all(bool(a) == bool(b) for a, b in zip(kept["en"], kept["fr"], strict=True))
+
+
+def test_corpus_is_made_once_and_follows_its_content(data: Path, tmp_path: Path) -> None:
+    made = prepare(data, tmp_path, 30)
+    assert len((made / "en-zh.tsv").read_text(encoding="utf-8").splitlines()) == 30
+    # 30 of Tatoeba and 20 of each of the four that have French.
+    assert len((made / "en-fr.tsv").read_text(encoding="utf-8").splitlines()) == 110
+    assert prepare(data, tmp_path, 30) == made
+    assert prepare(data, tmp_path, 29) != made
+    with pytest.raises(FileNotFoundError, match="tatoeba-train"):
+        prepare(tmp_path, tmp_path, 30)
+
+
+def test_rows_of_a_seed_differ_in_their_method_alone(tmp_path: Path) -> None:
+    write_lines(tmp_path / "en-fr.tsv", [])
+    rows = table_rows(Scale())
+    assert len(rows) == len(METHODS) * 2 * 3
+    recipes = [recipe_of(row, Path("start"), tmp_path, 1e-3).as_dict() for row in rows if row.seed == 2]
+    for recipe in recipes:
+        recipe["name"] = ""
+        recipe["data"]["only_with_words"] = None
+        for name in ("loss", "levels", "head"):
+            del recipe["objective"][name]
+    assert all(recipe == recipes[0] for recipe in recipes)
+    assert {row.changes["levels"] for row in rows} == {"sentence", "multi", "apart"}
+
+
+def test_key_changes_with_the_configuration() -> None:
+    row = Row("CZ-snt", "base", 1, {"alpha": 0.1})
+    keys = {row.key({}), row.key({"rate": 1}), Row("CZ-snt", "base", 1, {"alpha": 0.2}).key({})}
+    assert len(keys) == 3
+    assert row.key({}) == Row("CZ-snt", "base", 1, {"alpha": 0.1}).key({})
+    assert all(key.startswith("cz-snt-base-1-") for key in keys)
+
+
+def test_every_run_of_the_study_sees_as_many_pairs() -> None:
+    rows = study_rows(Scale())
+    assert {row.changes["batch_size"] * row.changes["max_steps"] for row in rows} == {12800}
+    assert {(row.changes["batch_size"], row.changes["clip"]) for row in rows} == {(8, 1), (8, 0), (32, 1), (64, 1)}
+    assert {row.name for row in rows} == {"info-snt", "CZ-snt"}
+
+
+def scored(name: str, values: list[float], task: str = "pairs", metric: str = "accuracy") -> Results:
+    runs = {
+        seed: Results(name, name, {task: TaskResult({"seeds": []}, [Score(task, "mean", metric, value)], 1.0)})
+        for seed, value in enumerate(values, 1)
+    }
+    return joined(name, runs)
+
+
+def test_difference_is_the_paired_t_interval() -> None:
+    first, second = [0.50, 0.61, 0.55], [0.58, 0.65, 0.66]
+    column = Column("", "pairs", "accuracy")
+    found = difference(values(scored("a", first), column), values(scored("b", second), column))
+    wanted = ttest_rel(second, first).confidence_interval(0.95)
+    assert found is not None
+    assert found.half_width is not None
+    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((wanted.low, wanted.high))
+    assert found.beyond_noise == (wanted.low > 0)
+    alone = difference({1: 0.5}, {1: 0.9})
+    assert alone is not None
+    assert not alone.beyond_noise
+    assert difference({0: 0.5}, {1: 0.6, 2: 0.7}) == difference({1: 0.5, 2: 0.5}, {1: 0.6, 2: 0.7})
+
+
+def test_majority_and_other_languages_are_left_out() -> None:
+    scores = [
+        Score("xnli", "mean", "accuracy", 0.4, 1, "mean of 2"),
+        Score("xnli", "mean", "accuracy", 0.3, 1, "majority class; mean of 2"),
+        Score("xnli", "de", "accuracy", 0.9, 1),
+    ]
+    results = Results("a", "a", {"xnli": TaskResult({}, scores, 1.0)})
+    assert values(results, Column("", "xnli", "accuracy")) == {1: 0.4}
+    assert values(results, Column("", "xnli", "accuracy", languages=("de",))) == {1: 0.9}
+    assert values(results, Column("", "ner", "f1")) == {}
+
+
+def test_report_says_where_the_papers_order_holds() -> None:
+    def row(name: str, pairs: float, error: float) -> Results:
+        tasks = {
+            **scored(name, [pairs, pairs + 0.001]).tasks,
+            **scored(name, [error, error], "align", "aer").tasks,
+        }
+        return Results(name, name, tasks)
+
+    ordered = [row(name, 0.1 * n, 0.9 - 0.1 * n) for n, name in enumerate(plan.PAPER_ORDER)]
+    text = report.report(ordered, {})
+    assert "it holds for multi30k, AER; it does not for none." in text
+    swapped = [row(name, 0.1 * n, 0.9 + 0.1 * n) for n, name in enumerate(plan.PAPER_ORDER)]
+    assert "it holds for multi30k; it does not for AER." in report.report(swapped, {})
+    assert "| info-snt − base | – | – | – | – | – | – | **+10.0 ± 0.0** | – | **-10.0 ± 0.0** |" in text
+    assert "some of its rows are not there yet" in report.report(ordered[1:], {})
+
+
+def test_facts_of_a_log(tmp_path: Path) -> None:
+    common = {"contrastive": 1.0, "push": 0.5}
+    lines: list[dict[str, Any]] = [
+        {"step": 10, **common, "z_min": -9.0, "z_mean": 1.0, "saturated": 0.0, "pull": 3.0, "grad_norm": 2.0},
+        {"step": 20, "eval_sentence_forth": 0.2, "eval_sentence_back": 0.4},
+        {"step": 20, **common, "z_min": -5.0, "z_mean": -2.0, "saturated": 0.5, "pull": 1.0, "grad_norm": 0.5},
+        {"step": 20, "eval_sentence_forth": 0.5, "eval_sentence_back": 0.7},
+    ]
+    write_lines(tmp_path / "metrics.jsonl", [json.dumps(line) for line in lines])
+    found = logs.facts(tmp_path, clip=1.0)
+    assert found == pytest.approx(
+        {
+            "validation": 0.6,
+            "z_min": -9.0,
+            "z_mean": -2.0,
+            "saturated": 0.25,
+            "pull_first": 3.0,
+            "pull": 1.0,
+            "push_first": 0.5,
+            "push": 0.5,
+            "clipped": 0.5,
+        }
+    )
+    assert "clipped" not in logs.facts(tmp_path, clip=0.0)
+
+
+@pytest.mark.slow
+def test_a_whole_ablation_in_little(data: Path, tmp_path: Path) -> None:
+    def run() -> str:
+        ablation = whole.Ablation(data, tmp_path, TINY, tmp_path / "figures")
+        ablation.check_base()
+        for part in PARTS:
+            getattr(ablation, part)()
+        return ablation.write()
+
+    text = run()
+    for name in ("base", "random", "CZ-snt", "CZ-snt, from random"):
+        assert f"| **{name}** |" in text
+    assert "| 4 | bf16 | 1.0 | info-snt | 1 |" in text
+    assert "| 4 | fp32 | none | CZ-snt | 1 |" in text
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == text
+    pictures = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert pictures == {"ablation-batch.png", "ablation-forces.png", "ablation-languages.png", "ablation-words.png"}
+    row = next((tmp_path / "rows").glob("cz-snt-base-*"))
+    kept = read_results(row / "evaluation")
+    assert set(kept.tasks) == {"xnli", "pawsx", "pos", "ner", "bucc", "tatoeba", "pairs", "words", "align"}
+    assert {score.language for score in kept.tasks["pos"].scores} == {"en", "de-gsd", "mean"}
+
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert run() == text
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == written
+
+
+def test_a_base_that_is_no_better_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ablation = whole.Ablation(data, tmp_path, dataclasses.replace(TINY, better_after=1), tmp_path)
+    reached = iter((0.2, 0.3, 0.3, 0.2))
+    monkeypatch.setattr(ablation, "_train", lambda row: tmp_path)
+    monkeypatch.setattr(whole, "validation", lambda folder: next(reached))
+    with pytest.raises(ValueError, match=r"got base 0\.200, random 0\.300 validation retrieval; train the base longer"):
+        ablation.check_base()
+    ablation.check_base()
+
+
+def test_command_refuses_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert "expected" in capsys.readouterr().err
