@@ -183,6 +183,11 @@ def test_other_data_and_another_model_are_refused(tmp_path: Path, model: str, ru
         (["MODEL", "--tasks", "xnli", "--data", "DATA", "--hold-out", "2"], "expected hold_out at least 0 and below 1"),
         (["MODEL", "--tasks", "xnli", "--data", "DATA", "--seeds", "0"], "expected --seeds at least 1, got 0"),
         (["MODEL", "--tasks", "xnli", "--data", "DATA", "--train", "DATA/no.tsv"], "no.tsv: expected a readable file"),
+        (["MODEL", "--tasks", "words", "--data", "DATA", "--device", "gpu"], "expected a device of torch "),
+        (["MODEL", "--tasks", "words", "--data", "DATA", "--before", "MODEL"], "expected align among --tasks for --be"),
+        (["MODEL", "--tasks", "align", "--data", "DATA", "--before", "DATA"], "Hugging Face encoder, got 'DATA'"),
+        # Before a model is fine-tuned, not after.
+        (["MODEL", "--tasks", "xnli", "words", "--data", "DATA", "--layer", "3"], "expected layer from 0 "),
         (["DATA", "--tasks", "words", "--data", "DATA"], "expected the name or folder of a Hugging Face encoder"),
         (
             ["MODEL", "--tasks", "words", "--data", "DATA", "--beside", "DATA"],
@@ -199,6 +204,39 @@ def test_what_is_missing_is_named(
     assert "python -m ctloss.evaluate: error: " in error
     assert message.replace("DATA", str(data)) in error
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_what_cannot_be_written_to_is_no_output(tmp_path: Path, model: str, data: Path, run: Run) -> None:
+    (tmp_path / "file").write_text("")
+    command = [model, "--tasks", "tatoeba", "--data", data, "--pooling", "mean"]
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        status, error = run(*command, "--output", output)
+        assert status == 2
+        assert f"{output}: expected a folder to write to, got " in error
+        assert "tatoeba: " not in error
+
+
+def test_a_model_without_its_tokenizer_is_refused(tmp_path: Path, model: str, data: Path, run: Run) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((Path(model) / name).read_bytes())
+    status, error = run(tmp_path, "--tasks", "xnli", "--data", data, "--output", tmp_path / "out")
+    assert status == 2
+    assert "expected a tokenizer beside the model" in error
+
+
+def test_names_and_the_order_of_languages_make_nothing_anew(
+    tmp_path: Path, model: str, data: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for code in ("deu", "fra"):
+        write(tmp_path, **{f"tatoeba__{code}___eng__{side}": SENTENCES for side in (code, "eng")})
+    command = [model, "--tasks", "tatoeba", "--data", tmp_path, "--output", tmp_path / "out"]
+    with pytest.warns(UserWarning, match="2 layers, fewer than 8"):
+        assert "| **tiny** |" in run(*command, "--languages", "deu", "fra")[1]
+    monkeypatch.setitem(EVALUATIONS, "tatoeba", replace(EVALUATIONS["tatoeba"], run=forbidden))
+    assert "| **ours** |" in run(*command, "--languages", "fra", "deu", "--layer", "2", "--name", "ours")[1]
+    assert "| **ours** |" in run(*command, "--languages", "fra", "deu", "--layer", "2")[1]
+    shown = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    assert "- ours, Tatoeba: deu-eng, eng-deu, fra-eng, eng-fra; pooling 'layer'; layer 2" in shown
 
 
 def made(name: str, shift: float = 0.0) -> Results:
@@ -282,6 +320,7 @@ def test_words_of_the_picture(tmp_path: Path, model: str) -> None:
             "zh": [(("x", "y"), 0)],
         }
     }
+    assert list(choose_words(tmp_path, 5, ["en-de"])["horse"]) == ["en", "de"]
     encoder = Encoder(model, pooling="mean")
     assert not draw_words({"tiny": encoder}, tmp_path, tmp_path / "words.png")
     assert not draw_languages([Results("nothing", "nothing")], tmp_path / "languages.png")

@@ -86,7 +86,15 @@ def draw_languages(results: Sequence[Results], path: Path) -> bool:
     return True
 
 
-def draw_words(encoders: Mapping[str, Encoder], folder: Path, path: Path, *, meanings: int = 12, seed: int = 0) -> bool:
+def draw_words(
+    encoders: Mapping[str, Encoder],
+    folder: Path,
+    path: Path,
+    *,
+    languages: Sequence[str] | None = None,
+    meanings: int = 12,
+    seed: int = 0,
+) -> bool:
     """Draws t-SNE pictures of token embeddings, a panel an encoder: colours are meanings, markers languages.
 
     After Chen et al. 2022, poster, figure 3. A token's vector is the mean of its wordpieces', which the encoder's
@@ -96,6 +104,7 @@ def draw_words(encoders: Mapping[str, Encoder], folder: Path, path: Path, *, mea
         encoders: by the title of their panel, such as before and after an alignment.
         folder: of gold word alignments with English, see :func:`ctloss.evaluate.parallel.read_alignments`.
         path: PNG file to write.
+        languages: pairs such as ``"en-fr"``; by default all in the folder.
         meanings: how many English words.
         seed: of t-SNE.
 
@@ -115,7 +124,7 @@ def draw_words(encoders: Mapping[str, Encoder], folder: Path, path: Path, *, mea
 
     points = [
         (word, language, place)
-        for word, languages in choose_words(folder, meanings).items()
+        for word, languages in choose_words(folder, meanings, languages).items()
         for language, places in languages.items()
         for place in places
     ]
@@ -154,7 +163,9 @@ def draw_words(encoders: Mapping[str, Encoder], folder: Path, path: Path, *, mea
     return True
 
 
-def choose_words(folder: Path, meanings: int) -> dict[str, dict[str, list[Place]]]:
+def choose_words(
+    folder: Path, meanings: int, languages: Sequence[str] | None = None
+) -> dict[str, dict[str, list[Place]]]:
     """Chooses English words that gold alignments link one to one: those of most languages, the commonest first.
 
     Words of the list of function words that scikit-learn has, and short ones, are left out.
@@ -167,11 +178,12 @@ def choose_words(folder: Path, meanings: int) -> dict[str, dict[str, list[Place]
     places: dict[str, dict[str, list[Place]]] = {}
     count: Counter[str] = Counter()
     for path in sorted(folder.glob("*.gold")):
-        codes = path.name.partition(".")[0].split("-")
-        if len(codes) != 2 or "en" not in codes:
+        name = path.name.removesuffix(".gold")
+        codes = name.partition(".")[0].split("-")
+        if len(codes) != 2 or "en" not in codes or (languages is not None and name not in languages):
             continue
         english, other = codes.index("en"), codes[1 - codes.index("en")]
-        for pair in read_alignments(path.with_name(path.name.removesuffix(".gold"))):
+        for pair in read_alignments(folder / name):
             sides = (tuple(pair.first), tuple(pair.second))
             times = [Counter(link[side] for link in pair.possible) for side in (0, 1)]
             for link in sorted(pair.sure):
