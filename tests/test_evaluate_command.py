@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ctloss.evaluate import Encoder, Outcome, Score
 from ctloss.evaluate.__main__ import main
 from ctloss.evaluate.evaluations import EVALUATIONS
 from ctloss.evaluate.figures import choose_words, draw_languages, draw_words
-from ctloss.evaluate.kept_results import Results, TaskResult, read_results, write_results
+from ctloss.evaluate.kept_results import Results, TaskResult, add_result, read_results, write_results
 from ctloss.evaluate.tables import report, table_by_language, table_of_means
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -116,6 +117,15 @@ def test_a_killed_run_goes_on(
     assert list(read_results(tmp_path).tasks) == ["tatoeba", "bucc"]
 
 
+def test_results_of_several_processes_are_all_kept(tmp_path: Path) -> None:
+    """Threads that open the folder anew exclude each other as processes do."""
+    result = TaskResult({}, [Score("t", "de", "f1", 0.5)] * 100, 1.0)
+    tasks = [f"task {number}" for number in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda task: add_result(tmp_path, Results("a", "a"), task, result), tasks))
+    assert sorted(read_results(tmp_path).tasks) == sorted(tasks)
+
+
 def test_more_seeds_and_languages_go_on_and_other_settings_are_refused(
     tmp_path: Path, model: str, data: Path, run: Run
 ) -> None:
@@ -150,11 +160,11 @@ def test_other_data_and_another_model_are_refused(tmp_path: Path, model: str, ru
     other = tiny_tasks.save_model(tmp_path / "other", positions=32)
     status, error = run(other, *command)
     assert status == 2
-    assert f"expected results of {other}, got those of another model ({model}) for tatoeba" in error
+    assert f"expected results of {other} as it is, got those of another model ({model} as it was) for tatoeba" in error
     write(texts, tatoeba__deu___eng__deu=SENTENCES[::-1])
     status, error = run(model, *command)
     assert status == 2
-    assert "tatoeba: expected a result with data " in error
+    assert "tatoeba: expected a result with data (a digest of its files' names and contents) " in error
 
 
 @pytest.mark.parametrize(

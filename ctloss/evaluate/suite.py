@@ -15,7 +15,7 @@ from typing import Any
 from .encoder import Encoder, choose_layer
 from .evaluations import EVALUATIONS
 from .kept import digest_of_model
-from .kept_results import FILE, Results, TaskResult, read_results, serves, write_results
+from .kept_results import FILE, Results, TaskResult, add_result, read_results, serves, write_results
 from .loading import load_tokenizer, read_config
 from .options import XTREME_OPTIONS, FinetuneOptions
 from .pooling import own_pooling
@@ -84,10 +84,10 @@ def run(
     }
     kept = read_results(output) if (output / FILE).exists() else Results(Path(model).resolve().name, model)
     for task, result in kept.tasks.items():
-        if result.settings["model"] != digest:
+        if result.settings.get("model") != digest:
             raise ValueError(
-                f"{output / FILE}: expected results of {model}, got those of another model ({kept.model}) for {task}; "
-                "choose another --output"
+                f"{output / FILE}: expected results of {model} as it is, got those of another model ({kept.model} as "
+                f"it was) for {task}; choose another --output"
             )
     # All of it before the first hour is spent.
     waiting = [task for task in data if not serves(kept.tasks.get(task), settings[task], f"{output / FILE}, {task}")]
@@ -123,7 +123,7 @@ def run(
             continue
         if first:
             _submit(output, evaluation.submission, outcome)
-            _keep(output, kept, task, TaskResult(settings[task], outcome.scores, time.monotonic() - start))
+            add_result(output, kept, task, TaskResult(settings[task], outcome.scores, time.monotonic() - start))
     return read_results(output) if first else kept
 
 
@@ -171,12 +171,6 @@ def _settings(
         **how,
     }
     return json.loads(json.dumps(settings))
-
-
-def _keep(output: Path, kept: Results, task: str, result: TaskResult) -> None:
-    # Read again: another process may have added another task meanwhile.
-    there = read_results(output).tasks if (output / FILE).exists() else {}
-    write_results(output, dataclasses.replace(kept, tasks={**there, task: result}))
 
 
 def _submit(output: Path, task: str | None, outcome: Outcome) -> None:
