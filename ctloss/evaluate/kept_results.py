@@ -64,7 +64,7 @@ def read_results(folder: str | Path) -> Results:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{path}: expected results as python -m ctloss.evaluate writes them, got another file ({error!r}); "
-            "give its output folder, or remove the file"
+            "name another folder"
         ) from error
 
 
