@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,7 +58,10 @@ def draw_languages(results: Sequence[Results], path: Path) -> bool:
     panels = {task: models for task, models in panels.items() if any(models)}
     if not panels:
         return False
-    figure, axes = pyplot.subplots(len(panels), 1, figsize=(11, 2.6 * len(panels) + 0.6), squeeze=False)
+    # Inches.
+    legend = 0.2 + 0.2 * math.ceil(len(results) / 4)
+    figure, axes = pyplot.subplots(len(panels), 1, figsize=(11, 2.6 * len(panels) + legend), squeeze=False)
+    colours = pyplot.get_cmap("tab10" if len(results) <= 10 else "tab20")
     for axis, (task, models) in zip(axes[:, 0], panels.items(), strict=True):
         languages = sorted({language for found in models for language in found})
         width = 0.8 / len(results)
@@ -69,7 +73,7 @@ def draw_languages(results: Sequence[Results], path: Path) -> bool:
                 [spread.mean for spread in spreads],
                 width,
                 yerr=[spread.deviation or 0.0 for spread in spreads],
-                color=f"C{number}",
+                color=colours(number % colours.N),
             )
         for level in sorted({spread.mean for model in results for spread in _majority(model, task)}):
             axis.axhline(level, color="black", linestyle="--", linewidth=0.8)
@@ -79,9 +83,9 @@ def draw_languages(results: Sequence[Results], path: Path) -> bool:
         axis.set_xticks(range(len(languages)), languages, rotation=90 if len(languages) > 12 else 0)
         axis.set_ylim(0, 1)
         axis.spines[["top", "right"]].set_visible(False)
-    handles = [Patch(color=f"C{number}", label=model.name) for number, model in enumerate(results)]
+    handles = [Patch(color=colours(number % colours.N), label=model.name) for number, model in enumerate(results)]
     figure.legend(handles=handles, loc="upper center", ncols=4, frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.4 / figure.get_figheight()))
+    figure.tight_layout(rect=(0, 0, 1, 1 - legend / figure.get_figheight()))
     _save(figure, path)
     return True
 
