@@ -1,9 +1,10 @@
-"""python -m ctloss.evaluate from end to end: results, going on after a kill, refusals, tables and figures."""
+"""python -m ctloss.evaluate from end to end: results, going on after a kill, refusals and reports."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,12 @@ from typing import Any
 import pytest
 import tiny_tasks
 from tiny_encoder import write
+from tiny_results import made
 
-from ctloss.evaluate import Encoder, Outcome, Score
+from ctloss.evaluate import Outcome, Score
 from ctloss.evaluate.__main__ import main
 from ctloss.evaluate.evaluations import EVALUATIONS
-from ctloss.evaluate.figures import choose_words, draw_languages, draw_words
-from ctloss.evaluate.kept_results import Results, TaskResult, read_results, write_results
-from ctloss.evaluate.tables import report, table_by_language, table_of_means
+from ctloss.evaluate.kept_results import Results, TaskResult, add_result, read_results, write_results
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SENTENCES = [f"the {noun} {verb} a dog ." for noun in tiny_tasks.NOUNS for verb in tiny_tasks.VERBS]
@@ -116,6 +116,15 @@ def test_a_killed_run_goes_on(
     assert list(read_results(tmp_path).tasks) == ["tatoeba", "bucc"]
 
 
+def test_results_of_several_processes_are_all_kept(tmp_path: Path) -> None:
+    """Threads that open the folder anew exclude each other as processes do."""
+    result = TaskResult({}, [Score("t", "de", "f1", 0.5)] * 100, 1.0)
+    tasks = [f"task {number}" for number in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda task: add_result(tmp_path, Results("a", "a"), task, result), tasks))
+    assert sorted(read_results(tmp_path).tasks) == sorted(tasks)
+
+
 def test_more_seeds_and_languages_go_on_and_other_settings_are_refused(
     tmp_path: Path, model: str, data: Path, run: Run
 ) -> None:
@@ -150,11 +159,11 @@ def test_other_data_and_another_model_are_refused(tmp_path: Path, model: str, ru
     other = tiny_tasks.save_model(tmp_path / "other", positions=32)
     status, error = run(other, *command)
     assert status == 2
-    assert f"expected results of {other}, got those of another model ({model}) for tatoeba" in error
+    assert f"expected results of {other} as it is, got those of another model ({model} as it was) for tatoeba" in error
     write(texts, tatoeba__deu___eng__deu=SENTENCES[::-1])
     status, error = run(model, *command)
     assert status == 2
-    assert "tatoeba: expected a result with data " in error
+    assert "tatoeba: expected a result with data (a digest of its files' names and contents) " in error
 
 
 @pytest.mark.parametrize(
@@ -183,6 +192,11 @@ def test_other_data_and_another_model_are_refused(tmp_path: Path, model: str, ru
         (["MODEL", "--tasks", "xnli", "--data", "DATA", "--hold-out", "2"], "expected hold_out at least 0 and below 1"),
         (["MODEL", "--tasks", "xnli", "--data", "DATA", "--seeds", "0"], "expected --seeds at least 1, got 0"),
         (["MODEL", "--tasks", "xnli", "--data", "DATA", "--train", "DATA/no.tsv"], "no.tsv: expected a readable file"),
+        (["MODEL", "--tasks", "words", "--data", "DATA", "--device", "gpu"], "expected a device of torch "),
+        (["MODEL", "--tasks", "words", "--data", "DATA", "--before", "MODEL"], "expected align among --tasks for --be"),
+        (["MODEL", "--tasks", "align", "--data", "DATA", "--before", "DATA"], "Hugging Face encoder, got 'DATA'"),
+        # Before a model is fine-tuned, not after.
+        (["MODEL", "--tasks", "xnli", "words", "--data", "DATA", "--layer", "3"], "expected layer from 0 "),
         (["DATA", "--tasks", "words", "--data", "DATA"], "expected the name or folder of a Hugging Face encoder"),
         (
             ["MODEL", "--tasks", "words", "--data", "DATA", "--beside", "DATA"],
@@ -201,59 +215,37 @@ def test_what_is_missing_is_named(
     assert not (tmp_path / "out" / "results.json").exists()
 
 
-def made(name: str, shift: float = 0.0) -> Results:
-    """Results with two seeds of XNLI, whose majority class has a third, and Tatoeba in two languages."""
-    xnli = [
-        Score("xnli", language, "accuracy", number + shift, seed, about)
-        for seed, numbers in ((1, (0.50, 0.60)), (2, (0.54, 0.66)))
-        for language, number, about in (("de", numbers[0], ""), ("mean", sum(numbers) / 2, "mean of 2"))
-    ]
-    xnli += [Score("xnli", "mean", "accuracy", 1 / 3, about="majority class; mean of 2")]
-    tatoeba = [
-        Score("tatoeba", "eng-deu", "accuracy", 0.25 + shift),
-        Score("tatoeba", "eng-X", "accuracy", 0.41 + shift, about="mean of 2"),
-        Score("tatoeba", "X-eng", "accuracy", 0.43 + shift, about="mean of 2"),
-    ]
-    settings = {"pooling": "layer", "layer": None, "prefix": "query: ", "max_length": None, "languages": None}
-    finetuning = {"seeds": [1, 2], "epochs": 2.0, "train": ["sick.tsv"], "dev": [], "languages": None}
-    tasks = {"xnli": TaskResult(finetuning, xnli, 1.0), "tatoeba": TaskResult(settings, tatoeba, 1.0)}
-    return Results(name, f"runs/{name}", tasks)
+def test_what_cannot_be_written_to_is_no_output(tmp_path: Path, model: str, data: Path, run: Run) -> None:
+    (tmp_path / "file").write_text("")
+    command = [model, "--tasks", "tatoeba", "--data", data, "--pooling", "mean"]
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        status, error = run(*command, "--output", output)
+        assert status == 2
+        assert f"{output}: expected a folder to write to, got " in error
+        assert "tatoeba: " not in error
 
 
-def rows(table: str) -> dict[str, list[str]]:
-    read = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    return {cells[0]: cells[1:] for cells in read}
+def test_a_model_without_its_tokenizer_is_refused(tmp_path: Path, model: str, data: Path, run: Run) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((Path(model) / name).read_bytes())
+    status, error = run(tmp_path, "--tasks", "xnli", "--data", data, "--output", tmp_path / "out")
+    assert status == 2
+    assert "expected a tokenizer beside the model" in error
 
 
-def test_table_of_means_by_hand() -> None:
-    table = rows(table_of_means([made("ours"), made("better", 0.1)]))
-    assert table["model"] == [
-        *("XNLI acc.", "PAWS-X acc.", "POS F1", "NER F1"),
-        *("BUCC F1, XTREME's same-set threshold", "Tatoeba acc., XTREME's eng→X", "Tatoeba acc., X→eng"),
-    ]
-    assert table["ML-CTL-CZ (paper's)"] == ["67.8", "85.3", "72.3", "62.9", "78.4", "43.4", "–"]
-    # Means over languages .55 and .60: their mean, and their sample standard deviation .05 / sqrt(2).
-    assert table["**ours**"] == ["57.5 ± 3.5", "–", "–", "–", "–", "41.0", "43.0"]
-    assert table["**better**"] == ["67.5 ± 3.5", "–", "–", "–", "–", "51.0", "53.0"]
-    assert [name for name in table if "majority" in name] == ["majority class of ours's test data"]
-    assert table["majority class of ours's test data"] == ["33.3", *["–"] * 6]
-
-
-def test_tables_by_language_and_notes_by_hand() -> None:
-    empty = Results("nothing", "nothing")
-    lines = table_by_language([made("ours"), empty], "xnli").splitlines()
-    assert lines == [
-        "| metric | language | ours | nothing |",
-        "|---|---|---|---|",
-        "| accuracy | de | 0.520 ± 0.028 | – |",
-        "| accuracy (mean of 2) | mean | 0.575 ± 0.035 | – |",
-        "| accuracy (majority class; mean of 2) | mean | 0.333 | – |",
-    ]
-    shown = report([made("ours")])
-    assert "- ours, XNLI: de; 2 seeds; epochs 2.0; train sick.tsv; otherwise XTREME's settings" in shown
-    assert "- ours, Tatoeba: eng-deu; pooling 'layer'; prefix 'query: '" in shown
-    assert "## Tatoeba by language" in shown
-    assert "## NER by language" not in shown
+def test_names_and_the_order_of_languages_make_nothing_anew(
+    tmp_path: Path, model: str, data: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for code in ("deu", "fra"):
+        write(tmp_path, **{f"tatoeba__{code}___eng__{side}": SENTENCES for side in (code, "eng")})
+    command = [model, "--tasks", "tatoeba", "--data", tmp_path, "--output", tmp_path / "out"]
+    with pytest.warns(UserWarning, match="2 layers, fewer than 8"):
+        assert "| **tiny** |" in run(*command, "--languages", "deu", "fra")[1]
+    monkeypatch.setitem(EVALUATIONS, "tatoeba", replace(EVALUATIONS["tatoeba"], run=forbidden))
+    assert "| **ours** |" in run(*command, "--languages", "fra", "deu", "--layer", "2", "--name", "ours")[1]
+    assert "| **ours** |" in run(*command, "--languages", "fra", "deu", "--layer", "2")[1]
+    shown = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    assert "- ours, Tatoeba: deu-eng, eng-deu, fra-eng, eng-fra; pooling 'layer'; layer 2" in shown
 
 
 def test_a_report_of_results_that_are_there(tmp_path: Path, run: Run) -> None:
@@ -269,20 +261,3 @@ def test_a_report_of_results_that_are_there(tmp_path: Path, run: Run) -> None:
     status, error = run("--beside", tmp_path / "one", "--output", tmp_path / "both")
     assert status == 2
     assert "expected results as python -m ctloss.evaluate writes them" in error
-
-
-def test_words_of_the_picture(tmp_path: Path, model: str) -> None:
-    """Linked one to one and no function word: horse in both files; house in one; not dog, which is short."""
-    write(tmp_path, en___de__txt=["the horse with dog ||| das pferd mit hund"], en___de__gold=["0-0 1-1 2-2 3-3"])
-    write(tmp_path, zh___en__txt=["x y ||| horse house", "x ||| house house"], zh___en__gold=["0-0 1p1", "0-0 0-1"])
-    assert choose_words(tmp_path, 5) == {
-        "horse": {
-            "en": [(("the", "horse", "with", "dog"), 1), (("horse", "house"), 0)],
-            "de": [(("das", "pferd", "mit", "hund"), 1)],
-            "zh": [(("x", "y"), 0)],
-        }
-    }
-    encoder = Encoder(model, pooling="mean")
-    assert not draw_words({"tiny": encoder}, tmp_path, tmp_path / "words.png")
-    assert not draw_languages([Results("nothing", "nothing")], tmp_path / "languages.png")
-    assert list(tmp_path.glob("*.png*")) == []

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from tiny_encoder import saved, tiny_bert, word_tokenizer
-from transformers import AutoModel, AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from ctloss.evaluate import Encoder
 
@@ -56,6 +57,15 @@ def test_models_in_memory_are_left_as_they_are() -> None:
     assert encoder.pieces([]) == []
 
 
+def test_a_model_in_training_stays_so_after_an_error() -> None:
+    model = tiny_bert(14).train()
+    encoder = Encoder(model, tokenizer=word_tokenizer([*PIECES, "more"]), pooling="mean")
+    model.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        encoder.sentences(TEXTS)
+    assert model.training
+
+
 def test_prefix_is_part_of_the_sentence(folder: Path) -> None:
     prefixed = Encoder(folder, pooling="mean", prefix="query: ").sentences(TEXTS)
     whole = Encoder(folder, pooling="mean").sentences([f"query: {text}" for text in TEXTS])
@@ -71,6 +81,21 @@ def test_pieces_know_their_words(folder: Path, prefix: str) -> None:
     states = by_hand(folder, f"{prefix}the dogs sleep")[1]
     before = 1 + 2 * bool(prefix)
     np.testing.assert_allclose(one.vectors, states[before : before + 4].numpy(), atol=1e-5)
+
+
+def test_words_of_byte_level_tokenizers_are_cut_as_in_their_sentence() -> None:
+    """They cut a word after a space otherwise than the same word without; between words given apart is none."""
+    pieces = ["<pad>", *"dogcat", "Ġ", "do", "dog", "Ġd", "Ġdo", "Ġdog", "Ġc"]
+    merges = [("d", "o"), ("do", "g"), ("Ġ", "d"), ("Ġ", "do"), ("Ġ", "dog"), ("Ġ", "c")]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
+    assert fast("dog dog cat").tokens() == ["dog", "Ġdog", "Ġc", "a", "t"]
+    encoder = Encoder(tiny_bert(len(fast)), tokenizer=fast, pooling="mean")
+    [found] = encoder.pieces([["dog", "dog", "cat"]])
+    assert found.words == [0, 1, 2, 2, 2]
+    np.testing.assert_allclose(found.vectors.mean(axis=0), encoder.sentences(["dog dog cat"])[0], atol=1e-6)
 
 
 def test_default_layer_is_eight_or_the_last_with_a_warning(folder: Path) -> None:
@@ -124,7 +149,38 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         Encoder(folder, pooling="model")
     with pytest.raises(ValueError, match="to say its pooling or to have a pooler, got neither"):
         Encoder(tiny_bert(14), tokenizer=word_tokenizer(PIECES), pooling="model")
+    with pytest.raises(ValueError, match=r"expected a device of torch .* such as cpu or cuda, got 'gpu'"):
+        Encoder(folder, pooling="mean", device="gpu")
+    with pytest.raises(ValueError, match=r"expected the name or folder of a Hugging Face encoder, got '.*nothing'"):
+        Encoder(tmp_path / "nothing")
     bare = saved(tmp_path, PIECES)
     (bare / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="expected an encoder with its weights as safetensors"):
         Encoder(bare)
+
+
+def test_tokenizers_that_are_none_of_the_model_are_refused(folder: Path, tmp_path: Path) -> None:
+    """Without its files transformers makes one up that reads every word as unknown, which would score nonsense."""
+    tiny_bert(14).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"expected a tokenizer beside the model, got .* without a vocabulary"):
+        Encoder(tmp_path, pooling="mean")
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="expected a tokenizer beside the model"):
+        Encoder(tmp_path, pooling="mean")
+    other = Encoder(folder, tokenizer=word_tokenizer([*PIECES, "more"]), pooling="mean")
+    assert other.sentences(TEXTS).shape == (4, 16)
+    with pytest.raises(ValueError, match="expected wordpieces below 14, the model's vocabulary, got number 14"):
+        other.sentences(["a", "more"])
+
+
+def test_weights_that_are_cut_or_do_not_fit_are_refused(tmp_path: Path) -> None:
+    weights = saved(tmp_path, PIECES) / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match="expected whole weights that fit the configuration, got "):
+        Encoder(tmp_path, pooling="mean")
+    weights.write_bytes(whole)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    with pytest.raises(ValueError, match="expected whole weights that fit the configuration, got "):
+        Encoder(tmp_path, pooling="mean")

@@ -66,6 +66,16 @@ def test_tatoeba_in_xtreme_layout(tmp_path: Path) -> None:
     assert value(outcome, "eng-de", "accuracy") == value(outcome, "de-eng", "accuracy") == pytest.approx(2 / 3)
 
 
+def test_tatoeba_scores_what_it_predicts_of_equally_near_sentences(tmp_path: Path) -> None:
+    """Lines 0 and 2 are the same: two, which translates line 0, finds it first; three translates line 2, finds 1."""
+    encoder = Table({"eins": [1, 0], "zwei": [0, 1], "one": [0, 2], "three": [0, 1], "two": [3, 0]})
+    write(tmp_path, de___en__de=["eins", "zwei", "eins"], de___en__en=["one", "three", "two"])
+    write(tmp_path, test___de__tsv=["1", "2", "0"])
+    outcome = evaluate_tatoeba(encoder, tmp_path)
+    assert outcome.predictions == {"de": ["1", "1", "0"]}
+    assert value(outcome, "eng-de", "accuracy") == pytest.approx(2 / 3)
+
+
 def test_tatoeba_means_are_over_languages(tmp_path: Path) -> None:
     write(tmp_path, tatoeba__deu___eng__deu=GERMAN, tatoeba__deu___eng__eng=ENGLISH)
     write(tmp_path, tatoeba__nld___eng__nld=["one", "eins"], tatoeba__nld___eng__eng=["one", "eins"])

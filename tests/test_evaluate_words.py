@@ -180,6 +180,9 @@ def test_lexicon_refusals(tmp_path: Path) -> None:
         read_lexicon(tmp_path)
     with refused("the words of 'de', got no such file; the folder has en, fr", where=tmp_path / "de.txt"):
         read_lexicon(tmp_path, ["en", "de"])
+    write(tmp_path, fr__txt=["", ""])
+    with refused("expected words, got empty lines alone", where=tmp_path / "fr.txt", line=1):
+        read_lexicon(tmp_path)
     write(tmp_path, fr_uni__txt=["chien", "chat"])
     with refused("expected one word list a language, got fr.txt too", where=tmp_path / "fr_uni.txt"):
         read_lexicon(tmp_path)

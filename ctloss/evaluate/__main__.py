@@ -14,9 +14,10 @@ from .evaluations import EVALUATIONS
 from .figures import draw_languages, draw_words
 from .kept import write_atomically
 from .kept_results import read_results
+from .loading import read_config
 from .pooling import POOLINGS
 from .sources import find_data
-from .suite import VectorOptions, run
+from .suite import VectorOptions, open_folder, run
 from .tables import report, table_of_means
 
 REPORT, LANGUAGES, WORDS = "results.md", "languages.png", "words.png"
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = top.parse_args(arguments)
     try:
         output = evaluate(given)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"{top.prog}: error: {error}", file=sys.stderr)
         return 2
     if output is not None:
@@ -107,11 +108,16 @@ def evaluate(given: argparse.Namespace) -> Path | None:
         raise ValueError(f"expected --tasks, some of {', '.join(EVALUATIONS)}, got none")
     if given.model is None and given.tasks:
         raise ValueError("expected a MODEL for --tasks, got none; name one")
+    if given.before is not None:
+        if "align" not in (given.tasks or ()):
+            raise ValueError("expected align among --tasks for --before, which its picture shows, got it without")
+        read_config(given.before)
     output = Path(given.output or Path("results") / Path(given.model).resolve().name)
     others = [read_results(folder) for folder in given.beside]
     vectors = VectorOptions(given.pooling, given.layer, given.prefix, given.max_length, given.batch_size, given.device)
     results = list(others)
     data: dict[str, str] = {}
+    languages = by_task(given.languages, given.tasks or ())
     if given.model is not None:
         tasks = list(dict.fromkeys(given.tasks))
         settings = {name: getattr(given, f"finetune_{name}") for name in FINETUNING}
@@ -123,13 +129,14 @@ def evaluate(given: argparse.Namespace) -> Path | None:
                 data,
                 output,
                 name=given.name,
-                languages=by_task(given.languages, tasks),
+                languages=languages,
                 vectors=vectors,
                 finetuning=options,
             )
         )
     if int(os.environ.get("RANK", "0")) > 0:
         return None
+    open_folder(output)
     write_atomically(output / REPORT, report(results))
     print(table_of_means(results))
     draw_languages(results, output / LANGUAGES)
@@ -138,7 +145,7 @@ def evaluate(given: argparse.Namespace) -> Path | None:
         models |= {"after" if given.before else results[-1].name: given.model}
         options_of_encoder = vars(vectors)
         encoders = {title: Encoder(model, **options_of_encoder) for title, model in models.items()}
-        draw_words(encoders, Path(data["align"]), output / WORDS)
+        draw_words(encoders, Path(data["align"]), output / WORDS, languages=languages.get("align"))
     return output
 
 

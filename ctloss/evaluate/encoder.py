@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .loading import check_fast, load, load_tokenizer
 from .pooling import POOLINGS, own_pooling, pooled, states_wanted
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class Encoder:
         progress: whether to show a progress bar on a terminal.
 
     Raises:
-        ValueError: the model is no encoder or lacks weights or layers, the tokenizer is not a fast one, or an option is
-            not one of those above.
+        ValueError: the model is no encoder or lacks weights, layers or a tokenizer, the tokenizer is not a fast one,
+            or an option is not one of those above.
     """
 
     def __init__(
@@ -87,20 +88,22 @@ class Encoder:
                 f"expected {name or 'the model'!r} to say its pooling or to have a pooler, got neither; "
                 f"choose one of {', '.join(POOLINGS[:-1])}"
             )
-        if tokenizer is None:
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        self.tokenizer: Any = tokenizer
-        if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(f"expected a fast tokenizer, got {type(tokenizer).__name__}; load it with AutoTokenizer")
-        self.layer = _layer(layer, self.model.config.num_hidden_layers) if self.pooling == "layer" else None
+        self.tokenizer: Any = load_tokenizer(name) if tokenizer is None else tokenizer
+        check_fast(self.tokenizer)
+        self.layer = choose_layer(layer, self.model.config.num_hidden_layers) if self.pooling == "layer" else None
         self.prefix, self.batch_size, self.progress = prefix, batch_size, progress
         self.max_length = _max_length(max_length, self.model.config)
         if device is None and not isinstance(model, str | Path):
             device = loaded.device
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model.to(self.device)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            self.device = torch.device(device)
+            self.model.to(self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"expected a device of torch with room for the model, such as cpu or cuda, got {str(device)!r} "
+                f"({str(error).splitlines()[0]})"
+            ) from error
 
     def sentences(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the vectors of sentences, (n, H) float32, in their order."""
@@ -123,7 +126,10 @@ class Encoder:
         if not sentences:
             return []
         before = self.prefix.split()
-        coded = self._encode([[*before, *words] for words in sentences], is_split_into_words=True)
+        space = self._space()
+        given = [[*before, *words] for words in sentences]
+        spaced = [[*words[:1], *(space + word for word in words[1:])] for words in given]
+        coded = self._encode(spaced, is_split_into_words=True)
         found: list[Pieces | None] = [None] * len(sentences)
         for part, output, _ in self._batches(coded, False):
             states = states_wanted(output, self.pooling, self.layer).cpu().numpy()
@@ -137,8 +143,14 @@ class Encoder:
                 found[i] = Pieces(states[row, [place for place, _ in places]], [word for _, word in places])
         return [item for item in found if item is not None]
 
+    def _space(self) -> str:
+        # Byte-level tokenizers cut a word after a space otherwise than one without, and words given apart have none.
+        apart = self.tokenizer(["a", "a"], is_split_into_words=True)["input_ids"]
+        return "" if apart == self.tokenizer("a a")["input_ids"] else " "
+
     def _encode(self, texts: Sequence[Any], **options: bool) -> BatchEncoding:
-        coded = self.tokenizer(list(texts), add_special_tokens=True, return_attention_mask=False, **options)
+        # Not verbose: it would announce errors of indexing where sentences are cut below.
+        coded = self.tokenizer(list(texts), return_attention_mask=False, verbose=False, **options)
         lengths = [len(ids) for ids in coded["input_ids"]]
         if self.max_length is not None and max(lengths, default=0) > self.max_length:
             longer = sum(length > self.max_length for length in lengths)
@@ -148,6 +160,12 @@ class Encoder:
             )
             coded = self.tokenizer(
                 list(texts), truncation=True, max_length=self.max_length, return_attention_mask=False, **options
+            )
+        size, largest = self.model.config.vocab_size, max(max(ids, default=0) for ids in coded["input_ids"])
+        if largest >= size:
+            raise ValueError(
+                f"expected wordpieces below {size}, the model's vocabulary, got number {largest}; "
+                "choose the tokenizer that the model was trained with"
             )
         return coded
 
@@ -159,14 +177,17 @@ class Encoder:
         # The longest first: if memory does not suffice, that shows at once.
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         was_training = self.model.training
+        bar = tqdm(total=len(order), unit="sentence", desc="encoding", disable=None if self.progress else True)
         self.model.eval()
-        with tqdm(total=len(order), unit="sentence", desc="encoding", disable=None if self.progress else True) as bar:
-            for start in range(0, len(order), self.batch_size):
-                part = order[start : start + self.batch_size]
-                inputs = {name: tensor.to(self.device) for name, tensor in self._padded(coded, part).items()}
-                yield part, self.model(**inputs, output_hidden_states=not pooler), inputs["attention_mask"]
-                bar.update(len(part))
-        self.model.train(was_training)
+        try:
+            with bar:
+                for start in range(0, len(order), self.batch_size):
+                    part = order[start : start + self.batch_size]
+                    inputs = {name: tensor.to(self.device) for name, tensor in self._padded(coded, part).items()}
+                    yield part, self.model(**inputs, output_hidden_states=not pooler), inputs["attention_mask"]
+                    bar.update(len(part))
+        finally:
+            self.model.train(was_training)
 
     def _padded(self, coded: BatchEncoding, part: Sequence[int]) -> dict[str, Tensor]:
         longest = max(len(coded["input_ids"][i]) for i in part)
@@ -181,63 +202,16 @@ class Encoder:
         return inputs
 
 
-def load(name: str, *, pooler: bool = False) -> PreTrainedModel:
-    """Returns a Hugging Face encoder in float32, without heads; nothing is unpickled.
+def choose_layer(layer: int | None, layers: int) -> int:
+    """Returns the index into hidden_states that is meant: 8 where none is given, or with a warning the last.
 
     Args:
-        name: name or folder.
-        pooler: whether its pooler is wanted.
+        layer: as given.
+        layers: how many the model has.
 
     Raises:
-        ValueError: it is no encoder, has no weights as safetensors, or lacks some of them.
+        ValueError: the model has no such layer.
     """
-    from transformers import AutoConfig, AutoModel
-
-    config = AutoConfig.from_pretrained(name)
-    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
-        raise ValueError(f"expected a transformer encoder, got {name!r} ({config.model_type}); choose another")
-
-    def read(**options: bool) -> tuple[PreTrainedModel, dict[str, Any]]:
-        return AutoModel.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
-        )
-
-    try:
-        model, information = _quietly(lambda: read(add_pooling_layer=pooler))
-    except TypeError:  # The model's class knows no such option.
-        model, information = _quietly(read)
-    except OSError as error:
-        raise ValueError(
-            f"expected an encoder with its weights as safetensors, got {name!r} without "
-            f"({str(error).splitlines()[0]}); convert them: "
-            "load the model where you trust its pickled weights, and write it with save_pretrained"
-        ) from error
-    missing = sorted(part for part in information["missing_keys"] if pooler or "pooler" not in part.split("."))
-    if missing:
-        raise ValueError(
-            f"expected all weights of {type(model).__name__}, got {name!r} without {', '.join(missing[:3])}"
-            f"{' and others' if len(missing) > 3 else ''}, which would be random numbers; "
-            + ("choose another pooling" if pooler else "choose another model")
-        )
-    return model
-
-
-def _quietly(read: Callable[[], Any]) -> Any:
-    # Heads that are left out fill the screen; missing weights, which matter, are refused by the caller.
-    from transformers.utils import logging
-
-    verbosity, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        return read()
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _layer(layer: int | None, layers: int) -> int:
     if layer is None:
         if layers < USUAL_LAYER:
             warnings.warn(

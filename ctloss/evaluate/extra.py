@@ -2,7 +2,10 @@
 
 from importlib.util import find_spec
 
-PACKAGES = ("accelerate", "datasets", "faiss", "matplotlib", "numpy", "seqeval", "sklearn", "tqdm", "transformers")
+PACKAGES = (
+    *("accelerate", "datasets", "faiss", "matplotlib", "numpy", "safetensors", "seqeval", "sklearn", "tqdm"),
+    "transformers",
+)
 
 missing = [name for name in PACKAGES if find_spec(name) is None]
 if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,7 +58,10 @@ def draw_languages(results: Sequence[Results], path: Path) -> bool:
     panels = {task: models for task, models in panels.items() if any(models)}
     if not panels:
         return False
-    figure, axes = pyplot.subplots(len(panels), 1, figsize=(11, 2.6 * len(panels) + 0.6), squeeze=False)
+    # Inches.
+    legend = 0.2 + 0.2 * math.ceil(len(results) / 4)
+    figure, axes = pyplot.subplots(len(panels), 1, figsize=(11, 2.6 * len(panels) + legend), squeeze=False)
+    colours = pyplot.get_cmap("tab10" if len(results) <= 10 else "tab20")
     for axis, (task, models) in zip(axes[:, 0], panels.items(), strict=True):
         languages = sorted({language for found in models for language in found})
         width = 0.8 / len(results)
@@ -69,7 +73,7 @@ def draw_languages(results: Sequence[Results], path: Path) -> bool:
                 [spread.mean for spread in spreads],
                 width,
                 yerr=[spread.deviation or 0.0 for spread in spreads],
-                color=f"C{number}",
+                color=colours(number % colours.N),
             )
         for level in sorted({spread.mean for model in results for spread in _majority(model, task)}):
             axis.axhline(level, color="black", linestyle="--", linewidth=0.8)
@@ -79,14 +83,22 @@ def draw_languages(results: Sequence[Results], path: Path) -> bool:
         axis.set_xticks(range(len(languages)), languages, rotation=90 if len(languages) > 12 else 0)
         axis.set_ylim(0, 1)
         axis.spines[["top", "right"]].set_visible(False)
-    handles = [Patch(color=f"C{number}", label=model.name) for number, model in enumerate(results)]
+    handles = [Patch(color=colours(number % colours.N), label=model.name) for number, model in enumerate(results)]
     figure.legend(handles=handles, loc="upper center", ncols=4, frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.4 / figure.get_figheight()))
+    figure.tight_layout(rect=(0, 0, 1, 1 - legend / figure.get_figheight()))
     _save(figure, path)
     return True
 
 
-def draw_words(encoders: Mapping[str, Encoder], folder: Path, path: Path, *, meanings: int = 12, seed: int = 0) -> bool:
+def draw_words(
+    encoders: Mapping[str, Encoder],
+    folder: Path,
+    path: Path,
+    *,
+    languages: Sequence[str] | None = None,
+    meanings: int = 12,
+    seed: int = 0,
+) -> bool:
     """Draws t-SNE pictures of token embeddings, a panel an encoder: colours are meanings, markers languages.
 
     After Chen et al. 2022, poster, figure 3. A token's vector is the mean of its wordpieces', which the encoder's
@@ -96,6 +108,7 @@ def draw_words(encoders: Mapping[str, Encoder], folder: Path, path: Path, *, mea
         encoders: by the title of their panel, such as before and after an alignment.
         folder: of gold word alignments with English, see :func:`ctloss.evaluate.parallel.read_alignments`.
         path: PNG file to write.
+        languages: pairs such as ``"en-fr"``; by default all in the folder.
         meanings: how many English words.
         seed: of t-SNE.
 
@@ -115,7 +128,7 @@ def draw_words(encoders: Mapping[str, Encoder], folder: Path, path: Path, *, mea
 
     points = [
         (word, language, place)
-        for word, languages in choose_words(folder, meanings).items()
+        for word, languages in choose_words(folder, meanings, languages).items()
         for language, places in languages.items()
         for place in places
     ]
@@ -154,7 +167,9 @@ def draw_words(encoders: Mapping[str, Encoder], folder: Path, path: Path, *, mea
     return True
 
 
-def choose_words(folder: Path, meanings: int) -> dict[str, dict[str, list[Place]]]:
+def choose_words(
+    folder: Path, meanings: int, languages: Sequence[str] | None = None
+) -> dict[str, dict[str, list[Place]]]:
     """Chooses English words that gold alignments link one to one: those of most languages, the commonest first.
 
     Words of the list of function words that scikit-learn has, and short ones, are left out.
@@ -167,11 +182,12 @@ def choose_words(folder: Path, meanings: int) -> dict[str, dict[str, list[Place]
     places: dict[str, dict[str, list[Place]]] = {}
     count: Counter[str] = Counter()
     for path in sorted(folder.glob("*.gold")):
-        codes = path.name.partition(".")[0].split("-")
-        if len(codes) != 2 or "en" not in codes:
+        name = path.name.removesuffix(".gold")
+        codes = name.partition(".")[0].split("-")
+        if len(codes) != 2 or "en" not in codes or (languages is not None and name not in languages):
             continue
         english, other = codes.index("en"), codes[1 - codes.index("en")]
-        for pair in read_alignments(path.with_name(path.name.removesuffix(".gold"))):
+        for pair in read_alignments(folder / name):
             sides = (tuple(pair.first), tuple(pair.second))
             times = [Counter(link[side] for link in pair.possible) for side in (0, 1)]
             for link in sorted(pair.sure):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,13 +64,27 @@ def read_results(folder: str | Path) -> Results:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{path}: expected results as python -m ctloss.evaluate writes them, got another file ({error!r}); "
-            "give its output folder, or remove the file"
+            "name another folder"
         ) from error
 
 
 def write_results(folder: str | Path, results: Results) -> None:
     """Writes results.json, whole or not at all."""
     write_atomically(Path(folder) / FILE, json.dumps(dataclasses.asdict(results), indent=1, ensure_ascii=False) + "\n")
+
+
+def add_result(folder: str | Path, results: Results, task: str, result: TaskResult) -> None:
+    """Adds a task to the results in a folder, beside those that other processes may have added meanwhile.
+
+    Args:
+        folder: the output folder, which must be there.
+        results: name and model; its tasks are read again.
+        task: the evaluation's name.
+        result: its result.
+    """
+    with _alone(Path(folder)):
+        there = read_results(folder).tasks if (Path(folder) / FILE).exists() else {}
+        write_results(folder, dataclasses.replace(results, tasks={**there, task: result}))
 
 
 def serves(kept: TaskResult | None, settings: Mapping[str, Any], place: str) -> bool:
@@ -91,11 +107,28 @@ def serves(kept: TaskResult | None, settings: Mapping[str, Any], place: str) -> 
     different = sorted(name for name in there.keys() | settings.keys() if there.get(name) != settings.get(name))
     for name in different:
         if name not in MAY_GROW or not _holds(settings.get(name), there.get(name)):
+            meant = "data (a digest of its files' names and contents)" if name == "data" else name
             raise ValueError(
-                f"{place}: expected a result with {name} {settings.get(name)!r}, got one with {there.get(name)!r}; "
+                f"{place}: expected a result with {meant} {settings.get(name)!r}, got one with {there.get(name)!r}; "
                 "choose another --output, or go back to those settings"
             )
     return not different
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    # Two processes that read, add and write at once would lose one's result. The lock goes with its process.
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock.
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _holds(asked: list[Any] | None, there: list[Any] | None) -> bool:

@@ -259,7 +259,8 @@ def read_lexicon(folder: Path, languages: Sequence[str] | None = None) -> dict[s
         Of each language the variants of each line, which are parted by commas; an empty line has none.
 
     Raises:
-        DataError: a language is missing, the numbers of lines differ, or fewer than two languages are asked for.
+        DataError: a language is missing or has no words, the numbers of lines differ, or fewer than two languages are
+            asked for.
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.txt")):
@@ -278,6 +279,9 @@ def read_lexicon(folder: Path, languages: Sequence[str] | None = None) -> dict[s
     if len(wanted) < 2:
         raise DataError(f"{folder}: expected word lists of two languages or more, such as en.txt and fr.txt")
     lists = {language: read_lines(files[language], empty=True) for language in wanted}
+    for language, lines in lists.items():
+        if not any(lines):
+            raise DataError(f"{files[language]}, line 1: expected words, got empty lines alone; give the whole file")
     for language in wanted[1:]:
         require_equal(files[wanted[0]], len(lists[wanted[0]]), files[language], len(lists[language]))
     split = re.compile("[,，]")

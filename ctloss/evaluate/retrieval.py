@@ -48,6 +48,8 @@ def evaluate_tatoeba(
     Raises:
         DataError: a language is missing, or a file is not what it should be.
     """
+    import numpy as np
+
     encoder = encoder if isinstance(encoder, Encoder) else Encoder(encoder)
     scores: list[Score] = []
     predictions = {}
@@ -58,7 +60,8 @@ def evaluate_tatoeba(
         code = pairs.languages[0]
         predictions[TWO_LETTERS.get(code, code)] = [str(found[j]) for j in order]
         if pairs.gold is not None:
-            scores += both_ways("tatoeba", pairs.languages[0], "eng", x[pairs.gold], y)
+            # The candidates keep their order: of equally near ones, the scores then take the one that is predicted.
+            scores += both_ways("tatoeba", pairs.languages[0], "eng", x, y[np.argsort(pairs.gold)])
     return Outcome(scores + means("tatoeba", scores, "eng"), predictions)
 
 

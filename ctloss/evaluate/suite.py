@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .encoder import Encoder
+from .encoder import Encoder, choose_layer
 from .evaluations import EVALUATIONS
 from .kept import digest_of_model
-from .kept_results import FILE, Results, TaskResult, read_results, serves, write_results
+from .kept_results import FILE, Results, TaskResult, add_result, read_results, serves, write_results
+from .loading import load_tokenizer, read_config
 from .options import XTREME_OPTIONS, FinetuneOptions
 from .pooling import own_pooling
 from .score import Outcome
@@ -56,7 +57,7 @@ def run(
         model: name or folder of a Hugging Face encoder.
         data: by evaluation, where its data lie (see :func:`ctloss.evaluate.sources.find_data`).
         output: folder of ``results.json``, ``submission/`` in XTREME's layout, and ``finetuned/``.
-        name: in tables; by default the end of the model's name.
+        name: in tables; by default the one that the folder's results have, or else the end of the model's name.
         languages: by evaluation; without, all that its data have.
         vectors: how vectors are made.
         finetuning: options by fine-tuned evaluation; their ``output`` is set here.
@@ -65,29 +66,42 @@ def run(
         All that the folder then has.
 
     Raises:
-        ValueError: the model is no encoder, or the folder holds another model's results or other settings of these.
+        ValueError: the model is no encoder, the folder holds another model's results or other settings of these, or
+            it cannot be written to.
         DataError: files are missing or malformed.
     """
-    check_model(model)
-    output, vectors = Path(output), vectors or VectorOptions()
-    name = name or Path(model).resolve().name
+    config = read_config(model)
+    load_tokenizer(model)
+    output = Path(output)
     digest = digest_of_model(model)
     options = {task: _finetuning(task, finetuning or {}) for task in data}
+    vectors = vectors or VectorOptions()
+    if vectors.pooling == "layer" and None in options.values():
+        vectors = dataclasses.replace(vectors, layer=choose_layer(vectors.layer, config.num_hidden_layers))
     settings = {
         task: _settings(model, digest, task, place, (languages or {}).get(task), vectors, options[task])
         for task, place in data.items()
     }
-    kept = read_results(output) if (output / FILE).exists() else Results(name, model)
+    kept = read_results(output) if (output / FILE).exists() else Results(Path(model).resolve().name, model)
     for task, result in kept.tasks.items():
-        if result.settings["model"] != digest:
+        if result.settings.get("model") != digest:
             raise ValueError(
-                f"{output / FILE}: expected results of {model}, got those of another model ({kept.model}) for {task}; "
-                "choose another --output"
+                f"{output / FILE}: expected results of {model} as it is, got those of another model ({kept.model} as "
+                f"it was) for {task}; choose another --output"
             )
     # All of it before the first hour is spent.
     waiting = [task for task in data if not serves(kept.tasks.get(task), settings[task], f"{output / FILE}, {task}")]
     first = int(os.environ.get("RANK", "0")) == 0
     encoder: Encoder | None = None
+    if first:
+        open_folder(output)
+        if name not in (None, kept.name):
+            kept = dataclasses.replace(kept, name=name)
+            if kept.tasks:
+                write_results(output, kept)
+        # What it refuses is to show before the first hour is spent, too.
+        if any(options[task] is None for task in waiting):
+            encoder = Encoder(model, **dataclasses.asdict(vectors))
     for task in data:
         if task not in waiting:
             _say(f"{task}: already in {output / FILE}", first)
@@ -109,25 +123,24 @@ def run(
             continue
         if first:
             _submit(output, evaluation.submission, outcome)
-            _keep(output, name, model, task, TaskResult(settings[task], outcome.scores, time.monotonic() - start))
+            add_result(output, kept, task, TaskResult(settings[task], outcome.scores, time.monotonic() - start))
     return read_results(output) if first else kept
 
 
-def check_model(model: str) -> None:
-    """Refuses what is neither a folder of a Hugging Face model nor the name of one.
+def open_folder(output: Path) -> None:
+    """Makes an output folder unless it is there.
 
     Raises:
-        ValueError: says why.
+        ValueError: it is none, or cannot be written to.
     """
-    from transformers import AutoConfig
-
     try:
-        AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         raise ValueError(
-            f"expected the name or folder of a Hugging Face encoder, got {model!r} ({str(error).splitlines()[0]}); "
-            "check it, and the connection if it is a name"
+            f"{output}: expected a folder to write to, got {error.strerror}; choose another --output"
         ) from error
+    if not os.access(output, os.W_OK):
+        raise ValueError(f"{output}: expected a folder to write to, got one that is not; choose another --output")
 
 
 def _finetuning(task: str, given: Mapping[str, FinetuneOptions]) -> FinetuneOptions | None:
@@ -154,16 +167,10 @@ def _settings(
     settings = {
         "model": digest,
         "data": digest_of_data(evaluation, place, options),
-        "languages": None if languages is None else list(languages),
+        "languages": None if languages is None else sorted(set(languages)),
         **how,
     }
     return json.loads(json.dumps(settings))
-
-
-def _keep(output: Path, name: str, model: str, task: str, result: TaskResult) -> None:
-    # Read again: another process may have added another task meanwhile.
-    there = read_results(output) if (output / FILE).exists() else Results(name, model)
-    write_results(output, Results(name, model, {**there.tasks, task: result}))
 
 
 def _submit(output: Path, task: str | None, outcome: Outcome) -> None:

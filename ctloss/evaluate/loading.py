@@ -1,0 +1,133 @@
+"""Hugging Face encoders and their tokenizers, read from a folder or by name; what would score nonsense is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def read_config(name: str) -> PreTrainedConfig:
+    """Returns the configuration of an encoder.
+
+    Args:
+        name: name or folder.
+
+    Raises:
+        ValueError: there is no such model, or it is no encoder.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"expected the name or folder of a Hugging Face encoder, got {name!r} ({str(error).splitlines()[0]}); "
+            "check it, and the connection if it is a name"
+        ) from error
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
+        raise ValueError(f"expected a transformer encoder, got {name!r} ({config.model_type}); choose another")
+    return config
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer beside a model.
+
+    Args:
+        name: name or folder of the model.
+
+    Raises:
+        ValueError: it has none, or none that is fast.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # The tokenizers library raises no other class.
+        raise ValueError(
+            f"expected a tokenizer beside the model, got {name!r} without ({(str(error).splitlines() or [''])[0]}); "
+            "save the model's own tokenizer there"
+        ) from error
+    check_fast(tokenizer)
+    # Without its files transformers makes one up that knows special tokens alone.
+    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
+        raise ValueError(
+            f"expected a tokenizer beside the model, got {name!r} without a vocabulary; "
+            "save the model's own tokenizer there"
+        )
+    return tokenizer
+
+
+def check_fast(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a tokenizer that does not tell of which word a wordpiece is.
+
+    Raises:
+        ValueError: it is none of the tokenizers library.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(f"expected a fast tokenizer, got {type(tokenizer).__name__}; load it with AutoTokenizer")
+
+
+def load(name: str, *, pooler: bool = False) -> PreTrainedModel:
+    """Returns a Hugging Face encoder in float32, without heads; nothing is unpickled.
+
+    Args:
+        name: name or folder.
+        pooler: whether its pooler is wanted.
+
+    Raises:
+        ValueError: it is no encoder, has no weights as safetensors, or lacks some of them.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModel
+
+    read_config(name)
+
+    def read(**options: bool) -> tuple[PreTrainedModel, dict[str, Any]]:
+        return AutoModel.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
+
+    try:
+        try:
+            model, information = _quietly(lambda: read(add_pooling_layer=pooler))
+        except TypeError:  # The model's class knows no such option.
+            model, information = _quietly(read)
+    except OSError as error:
+        raise ValueError(
+            f"expected an encoder with its weights as safetensors, got {name!r} without "
+            f"({str(error).splitlines()[0]}); convert them: "
+            "load the model where you trust its pickled weights, and write it with save_pretrained"
+        ) from error
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"expected whole weights that fit the configuration, got {name!r} ({str(error).splitlines()[0]}); "
+            "fetch or save the model again"
+        ) from error
+    missing = sorted(part for part in information["missing_keys"] if pooler or "pooler" not in part.split("."))
+    if missing:
+        raise ValueError(
+            f"expected all weights of {type(model).__name__}, got {name!r} without {', '.join(missing[:3])}"
+            f"{' and others' if len(missing) > 3 else ''}, which would be random numbers; "
+            + ("choose another pooling" if pooler else "choose another model")
+        )
+    return model
+
+
+def _quietly(read: Callable[[], Any]) -> Any:
+    # Heads that are left out fill the screen; missing weights, which matter, are refused by the caller.
+    from transformers.utils import logging
+
+    verbosity, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        return read()
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
