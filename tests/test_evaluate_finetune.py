@@ -264,6 +264,31 @@ def test_defaults_are_xtremes() -> None:
         assert (options.batches, options.precision) == ("random", "fp32")
 
 
+def test_every_setting_reaches_the_trainer(tmp_path: Path) -> None:
+    options = FinetuneOptions(
+        learning_rate=3e-5,
+        epochs=2.5,
+        batch_size=12,
+        accumulation=3,
+        weight_decay=0.1,
+        warmup_steps=7,
+        clip=0.5,
+        evaluate_every=11,
+        checkpoint_every=13,
+        evaluation_batch_size=17,
+        precision="bf16",
+    )
+    arguments = finetune.training_arguments(options, tmp_path, seed=9)
+    assert (arguments.learning_rate, arguments.num_train_epochs, arguments.max_steps) == (3e-5, 2.5, -1)
+    assert (arguments.train_batch_size, arguments.gradient_accumulation_steps) == (4, 3)
+    assert (arguments.weight_decay, arguments.warmup_steps, arguments.max_grad_norm) == (0.1, 7, 0.5)
+    assert (arguments.eval_steps, arguments.save_steps, arguments.eval_batch_size) == (11, 13, 17)
+    assert (arguments.lr_scheduler_type, arguments.adam_epsilon, arguments.seed) == ("linear", 1e-8, 9)
+    assert (arguments.bf16, arguments.fp16) == (True, False)
+    steps = finetune.training_arguments(dataclasses.replace(options, max_steps=5), tmp_path, seed=9)
+    assert steps.max_steps == 5
+
+
 def test_bfloat16(tmp_path: Path, model: str) -> None:
     tiny_tasks.write_task(tmp_path, "panx")
     options = dataclasses.replace(QUICK, precision="bf16")
