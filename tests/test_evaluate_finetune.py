@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import tiny_tasks
@@ -109,13 +109,25 @@ def test_english_files_by_name_and_held_out_rows(tmp_path: Path, model: str) -> 
         evaluate_pawsx(model, tmp_path, ["xx"], dataclasses.replace(options, train=(bare,)))
 
 
-def test_resuming_a_killed_run_gives_the_same(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in mid-epoch, after a checkpoint and while writing the next: the rest is as if nothing had happened."""
+@pytest.mark.parametrize("batches", ["random", "by_length"])
+def test_resuming_a_killed_run_gives_the_same(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, batches: Literal["random", "by_length"]
+) -> None:
+    """Killed in mid-epoch, after a checkpoint and while writing the next: the rest is as if nothing had happened.
+
+    It may write its checkpoints more often then.
+    """
     tiny_tasks.write_task(tmp_path, "udpos")
     # The later, the better: what is compared has gone through all steps.
     monkeypatch.setattr(WordHead, "score", lambda *_: time.monotonic())
     options = dataclasses.replace(
-        QUICK, max_steps=18, accumulation=2, evaluate_every=5, checkpoint_every=4, output=tmp_path / "unbroken"
+        QUICK,
+        max_steps=18,
+        accumulation=2,
+        evaluate_every=5,
+        checkpoint_every=4,
+        batches=batches,
+        output=tmp_path / "unbroken",
     )
     unbroken = evaluate_udpos(model, tmp_path, ["xx"], options)
 
@@ -136,7 +148,7 @@ def test_resuming_a_killed_run_gives_the_same(tmp_path: Path, model: str, monkey
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-8"]
     assert kept.last_checkpoint(folder) == folder / "checkpoint-8"
 
-    assert evaluate_udpos(model, tmp_path, ["xx"], killed) == unbroken
+    assert evaluate_udpos(model, tmp_path, ["xx"], dataclasses.replace(killed, checkpoint_every=3)) == unbroken
     runs = [tmp_path / name / "udpos" / "seed-1" for name in ("unbroken", "killed")]
     assert (runs[0] / "best-18" / "model.safetensors").read_bytes() == (
         runs[1] / "best-18" / "model.safetensors"
@@ -156,6 +168,17 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, model: str, monkeyp
     tiny_tasks.write_pairs(tmp_path / "pawsx" / "dev-en.tsv", tiny_tasks.paraphrase_rows(24, 9))
     with pytest.raises(ValueError, match="got one with dev"):
         evaluate_pawsx(model, tmp_path, ["xx"], options)
+
+
+def test_a_run_that_kept_nothing_binds_nobody(tmp_path: Path, model: str) -> None:
+    """The settings of a refused run may be mended; those of a run with a best model may not."""
+    tiny_tasks.write_task(tmp_path, "pawsx")
+    options = dataclasses.replace(QUICK, max_steps=1, output=tmp_path / "runs")
+    with pytest.raises(ValueError, match="expected max_length at most 64"):
+        evaluate_pawsx(model, tmp_path, ["xx"], dataclasses.replace(options, max_length=128))
+    evaluate_pawsx(model, tmp_path, ["xx"], options)
+    with pytest.raises(ValueError, match="got one with max_length 32 instead of 16"):
+        evaluate_pawsx(model, tmp_path, ["xx"], dataclasses.replace(options, max_length=16))
 
 
 def test_the_best_step_on_dev_is_kept_the_earlier_of_two(
@@ -207,22 +230,6 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(tmp_path: Path, unit
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=2e-5)
 
 
-def test_refused_settings(tmp_path: Path, model: str) -> None:
-    tiny_tasks.write_task(tmp_path, "pawsx")
-    for changes, message in (
-        ({"max_length": 65}, "expected max_length at most 64, the wordpieces that .* takes, got 65"),
-        ({"accumulation": 3}, "expected a batch_size that 1 processes times 3 accumulated parts divide, got 16"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            evaluate_pawsx(model, tmp_path, ["xx"], dataclasses.replace(QUICK, **changes))
-    torch.save({}, tmp_path / "pytorch_model.bin")
-    (tmp_path / "config.json").write_text((Path(model) / "config.json").read_text())
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / name).write_text((Path(model) / name).read_text())
-    with pytest.raises(ValueError, match="expected a transformer encoder with its weights as safetensors"):
-        evaluate_pawsx(str(tmp_path), tmp_path, ["xx"], QUICK)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -235,6 +242,7 @@ def test_refused_settings(tmp_path: Path, model: str) -> None:
         ({"seeds": (1, 1)}, "expected seeds, each once"),
         ({"seeds": ()}, "expected seeds, each once"),
         ({"precision": "fp16"}, "expected precision 'fp32' or 'bf16'"),
+        ({"batches": "sorted"}, "expected batches 'random' or 'by_length'"),
     ],
 )
 def test_refused_options(changes: dict[str, Any], message: str) -> None:
@@ -253,6 +261,32 @@ def test_defaults_are_xtremes() -> None:
     for options in XTREME_OPTIONS.values():
         assert (options.learning_rate, options.batch_size, options.max_length) == (2e-5, 32, 128)
         assert (options.weight_decay, options.warmup_steps, options.clip, options.seeds) == (0.0, 0, 1.0, (1,))
+        assert (options.batches, options.precision) == ("random", "fp32")
+
+
+def test_every_setting_reaches_the_trainer(tmp_path: Path) -> None:
+    options = FinetuneOptions(
+        learning_rate=3e-5,
+        epochs=2.5,
+        batch_size=12,
+        accumulation=3,
+        weight_decay=0.1,
+        warmup_steps=7,
+        clip=0.5,
+        evaluate_every=11,
+        checkpoint_every=13,
+        evaluation_batch_size=17,
+        precision="bf16",
+    )
+    arguments = finetune.training_arguments(options, tmp_path, seed=9)
+    assert (arguments.learning_rate, arguments.num_train_epochs, arguments.max_steps) == (3e-5, 2.5, -1)
+    assert (arguments.train_batch_size, arguments.gradient_accumulation_steps) == (4, 3)
+    assert (arguments.weight_decay, arguments.warmup_steps, arguments.max_grad_norm) == (0.1, 7, 0.5)
+    assert (arguments.eval_steps, arguments.save_steps, arguments.eval_batch_size) == (11, 13, 17)
+    assert (arguments.lr_scheduler_type, arguments.adam_epsilon, arguments.seed) == ("linear", 1e-8, 9)
+    assert (arguments.bf16, arguments.fp16) == (True, False)
+    steps = finetune.training_arguments(dataclasses.replace(options, max_steps=5), tmp_path, seed=9)
+    assert steps.max_steps == 5
 
 
 def test_bfloat16(tmp_path: Path, model: str) -> None:

@@ -65,6 +65,19 @@ def test_lines_as_xtreme_writes_them(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("tagged", [True, False], ids=["tagged", "bare"])
+def test_a_space_that_is_no_ascii_is_a_word(tmp_path: Path, tagged: bool) -> None:
+    """As in Japanese treebanks; in a file without tags its line looks like the blank one after a sentence."""
+    words = ("東京", "\u3000", "a\u00a0b", "\u00a0", "cat")
+    lines = [f"{word}\tX" if tagged else word for word in words]
+    path = write(tmp_path / "words.tsv", "\r\n".join([*lines, " ", "dog\tX" if tagged else "dog", ""]))
+    expected = [
+        TaggedSentence(words, ("X",) * 5 if tagged else None),
+        TaggedSentence(("dog",), ("X",) if tagged else None),
+    ]
+    assert read_tagged(path, UDPOS.labels) == expected
+
+
 def test_a_fourth_column_is_left_unread(tmp_path: Path) -> None:
     path = write(tmp_path / "sick.tsv", "a cat\ta dog\tneutral\t3.2\n")
     assert read_pairs(path, XNLI.labels) == [LabelledPair("a cat", "a dog", "neutral")]

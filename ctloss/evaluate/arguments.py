@@ -16,6 +16,7 @@ FINETUNING: dict[str, tuple[Any, str]] = {
     "epochs": (float, "passes over the English training data"),
     "max_steps": (int, "steps instead of epochs"),
     "batch_size": (int, "items of a step, of all devices together"),
+    "batches": (str, "random, or by_length for items of about one length in a step, which is faster"),
     "accumulation": (int, "parts that a device's share of a batch is cut into, against lack of memory"),
     "max_length": (int, "most wordpieces of an item; sentences of tagged words are split, pairs cut"),
     "weight_decay": (float, "of AdamW"),

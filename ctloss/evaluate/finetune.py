@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
@@ -18,8 +19,9 @@ from transformers import (
     set_seed,
 )
 
-from .head import Collate, Encoded, Head, check_length, load_model, without_bars_of_files
+from .head import Collate, Encoded, Head, check_inputs, load_model, without_bars_of_files
 from .kept import best, claim, finish, is_finished, last_checkpoint, mark_whole, writing_best
+from .lengths import ByLength
 from .options import FinetuneOptions
 from .tasks import Row
 
@@ -27,12 +29,18 @@ from .tasks import Row
 class _Finetuner(Trainer):
     """A Trainer whose evaluation is one score of predictions, here called ``eval_score``."""
 
-    def __init__(self, *args: Any, measure: Callable[[_Finetuner], float], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, measure: Callable[[_Finetuner], float], sampler: Sampler[int] | None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.preprocess_logits_for_metrics = lambda logits, _: logits.argmax(dim=-1)
         self._measure = measure
+        self._sampler = sampler
         # The loss is a mean of each part of a batch; models that take any keyword are thought to divide by the whole.
         self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return super()._get_train_sampler(train_dataset) if self._sampler is None else self._sampler
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         metrics = {f"{metric_key_prefix}_score": self._measure(self)}
@@ -98,16 +106,17 @@ def finetune(
         For each language one prediction a row.
 
     Raises:
-        ValueError: the model is no encoder with safetensors, is too short for ``max_length``, the batch cannot be
-            divided, or the folder holds another run.
+        ValueError: the model is no encoder with safetensors, is too short for ``max_length``, has not its tokenizer
+            beside it, the batch cannot be divided, or the folder holds another run.
     """
     arguments = training_arguments(options, folder, seed)
     if arguments.process_index == 0:
         claim(folder, settings)
     tokenizer = AutoTokenizer.from_pretrained(model, **head.tokenizer_options)
-    check_length(model, options.max_length)
+    check_inputs(model, tokenizer, options.max_length)
     encoded = head.encode(tokenizer, train, options.max_length)
     judged = head.encode(tokenizer, dev, options.max_length)
+    lengths = [len(row["input_ids"]) for row in encoded.features]
     set_seed(seed)
     trainer = _Finetuner(
         load_model(model, head),
@@ -117,6 +126,7 @@ def finetune(
         eval_dataset=judged.features,
         callbacks=[_Keeper(folder, tokenizer)],
         measure=lambda trainer: head.score(dev, trainer.labels_of(judged)),
+        sampler=ByLength(lengths, options.batch_size, seed) if options.batches == "by_length" else None,
     )
     if not is_finished(folder):
         _train(trainer, folder)

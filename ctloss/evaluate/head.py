@@ -79,15 +79,28 @@ def load_model(name: str, head: Head) -> PreTrainedModel:
     """Returns an encoder with a head, in float32; what the encoder's files lack is drawn from torch's generator.
 
     Raises:
-        ValueError: no encoder, or none with its weights as safetensors.
+        ValueError: no encoder, none with its weights as safetensors, or one whose weights have other shapes.
     """
     names = dict(enumerate(head.labels))
     numbers = {label: number for number, label in names.items()}
     try:
         with without_bars_of_files():
             return head.model_class.from_pretrained(
-                name, id2label=names, label2id=numbers, dtype=torch.float32, use_safetensors=True
+                name,
+                id2label=names,
+                label2id=numbers,
+                dtype=torch.float32,
+                use_safetensors=True,
+                # Trainer would take them for further predictions.
+                output_hidden_states=False,
+                output_attentions=False,
             )
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected an encoder whose weights have the shapes of its configuration and of {len(head.labels)} labels, "
+            f"got {name!r} with others; if it has a head of other labels, load it with AutoModel and write it with "
+            "save_pretrained"
+        ) from error
     except (OSError, ValueError) as error:
         raise ValueError(
             f"expected a transformer encoder with its weights as safetensors, got {name!r} "
@@ -108,13 +121,25 @@ def without_bars_of_files() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_length(model: str, max_length: int) -> None:
-    """Refuses windows longer than a model has positions for.
+def check_inputs(model: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Refuses a tokenizer that is not the model's, and windows longer than the model has positions for.
 
     Raises:
         ValueError: with the most that the model takes.
     """
     config = AutoConfig.from_pretrained(model)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        # Where there are no files of one, transformers makes one up.
+        raise ValueError(
+            f"expected a tokenizer beside {model}, got one that knows special tokens alone; write the model's own "
+            "there with its save_pretrained"
+        )
+    rows = getattr(config, "vocab_size", None)
+    if rows and len(tokenizer) > rows:
+        raise ValueError(
+            f"expected a tokenizer of at most {rows} tokens, as many as {model} has embeddings, got one of "
+            f"{len(tokenizer)}; write the model's own there"
+        )
     most = getattr(config, "max_position_embeddings", None)
     if most and ("roberta" in config.model_type or config.model_type in ("camembert", "mpnet", "xmod")):
         # RoBERTa and what follows it number positions from after the padding token's id.

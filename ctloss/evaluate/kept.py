@@ -28,14 +28,15 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def claim(folder: Path, settings: Mapping[str, object]) -> None:
-    """Writes the settings of a run into its folder, or compares them with those that are there.
+    """Writes the settings of a run into its folder, or compares them with those of what is kept there.
 
     Raises:
         ValueError: the folder belongs to a run with other settings.
     """
     path = folder / SETTINGS
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    if not path.exists():
+    if not path.exists() or (best(folder) is None and not _whole_checkpoints(folder)):
+        # A run that was refused or killed before it kept anything binds nobody.
         write_atomically(path, text)
         return
     there, ours = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
@@ -58,11 +59,11 @@ def mark_whole(checkpoint: Path) -> None:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Returns the last whole checkpoint of a run, if any, and removes what a killed run left half-written."""
+    whole = _whole_checkpoints(folder)
     for _, checkpoint in _numbered(folder, "checkpoint"):
-        if not (checkpoint / WHOLE).exists():
+        if checkpoint not in whole:
             _remove(checkpoint)
-    whole = _numbered(folder, "checkpoint")
-    return whole[-1][1] if whole else None
+    return whole[-1] if whole else None
 
 
 @contextmanager
@@ -115,6 +116,10 @@ def digest_of_model(model: str) -> str:
             while chunk := file.read(1 << 20):
                 total.update(chunk)
     return total.hexdigest()
+
+
+def _whole_checkpoints(folder: Path) -> list[Path]:
+    return [path for _, path in _numbered(folder, "checkpoint") if (path / WHOLE).exists()]
 
 
 def _numbered(folder: Path, kind: str) -> list[tuple[int, Path]]:

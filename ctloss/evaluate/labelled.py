@@ -12,6 +12,8 @@ from .score import DataError
 from .tasks import LabelledPair, Row, TaggedSentence, Task
 
 HUB = "hub:"
+# What may surround a word: other spaces may be one.
+BLANKS = " \t\r"
 
 
 def read_split(
@@ -137,7 +139,8 @@ def read_pairs(path: Path, labels: Sequence[str]) -> list[Row]:
 def read_tagged(path: Path, labels: Sequence[str], language: str = "en") -> list[Row]:
     """Reads lines WORD tab TAG with a blank line after each sentence, or a CoNLL-U file if the name ends so.
 
-    Test files of XTREME have no tags: one column. The last sentence needs no blank line after it.
+    Test files of XTREME have no tags: one column. The last sentence needs no blank line after it. A word may be a space
+    of another kind than ASCII's, such as the ideographic one.
 
     Raises:
         DataError: a line with another number of columns, an empty word, an unknown tag, a file that is empty or has
@@ -157,7 +160,7 @@ def read_tagged(path: Path, labels: Sequence[str], language: str = "en") -> list
 
     untagged: bool | None = None
     for number, line in decoded_lines(path):
-        if not line.strip():
+        if not line.strip(BLANKS):
             end_sentence()
             continue
         columns = line.split("\t")
@@ -165,7 +168,7 @@ def read_tagged(path: Path, labels: Sequence[str], language: str = "en") -> list
             raise DataError(
                 f"{path}, line {number}: expected WORD and TAG between tabs, got {len(columns)} columns; correct it"
             )
-        word, tag = columns[0].strip(), columns[1].strip() if len(columns) == 2 else None
+        word, tag = columns[0].strip(BLANKS), columns[1].strip() if len(columns) == 2 else None
         if not word:
             raise DataError(f"{path}, line {number}: expected a word before the tab, got none; correct the line")
         check_label(f"{path}, line {number}", tag, labels)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from .head import Head
 
 # What a run may differ in from the one it goes on from: the rows that the files hold are compared themselves.
-NOT_COMPARED = frozenset({"seeds", "train", "dev", "hold_out", "test_split", "output", "evaluation_batch_size"})
+NOT_COMPARED = frozenset(
+    {"seeds", "train", "dev", "hold_out", "test_split", "output", "evaluation_batch_size", "checkpoint_every"}
+)
 
 
 def transfer(
