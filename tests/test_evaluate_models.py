@@ -49,7 +49,7 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path, model: str) -> None:
     five = changed(model, tmp_path / "five")
     AutoModelForSequenceClassification.from_pretrained(model, num_labels=5).save_pretrained(five)
     for name, message in (
-        (bare, "got one that knows special tokens alone"),
+        (bare, "without a vocabulary"),
         (small, f"expected a tokenizer of at most 20 tokens, .* got one of {len(tiny_tasks.VOCABULARY)}"),
         (five, "expected an encoder whose weights have the shapes of its configuration and of 2 labels"),
     ):

@@ -29,8 +29,8 @@ def recipe_of(row: Row, start: Path, corpus: Path, learning_rate: float) -> Reci
             "only_with_words": row.changes["levels"] == "sentence",
             "learning_rate": learning_rate,
             "seed": row.seed,
-            "log_every": 10,
-            "evaluate_every": 50,
+            "log_every": min(10, row.changes["max_steps"]),
+            "evaluate_every": min(50, row.changes["max_steps"]),
             "checkpoint_every": 100,
             "keep_checkpoints": 1,
             "pictured_words": 0,
@@ -132,4 +132,6 @@ def options_of(task: str, data: Path, seeds: tuple[int, ...], scale: Scale) -> F
         "ner": {"hold_out": 0.05, "test_split": "dev", "evaluate_every": 200},
     }
     changes = {**own[task], **scale.finetuning.get("", {}), **scale.finetuning.get(task, {})}
-    return dataclasses.replace(XTREME_OPTIONS[FINETUNED[task]], seeds=seeds, checkpoint_every=500, **changes)
+    return dataclasses.replace(
+        XTREME_OPTIONS[FINETUNED[task]], seeds=seeds, checkpoint_every=500, batches="by_length", **changes
+    )

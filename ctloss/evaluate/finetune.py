@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 from transformers import (
-    AutoTokenizer,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
@@ -22,6 +21,7 @@ from transformers import (
 from .head import Collate, Encoded, Head, check_inputs, load_model, without_bars_of_files
 from .kept import best, claim, finish, is_finished, last_checkpoint, mark_whole, writing_best
 from .lengths import ByLength
+from .loading import load_tokenizer
 from .options import FinetuneOptions
 from .tasks import Row
 
@@ -112,7 +112,7 @@ def finetune(
     arguments = training_arguments(options, folder, seed)
     if arguments.process_index == 0:
         claim(folder, settings)
-    tokenizer = AutoTokenizer.from_pretrained(model, **head.tokenizer_options)
+    tokenizer = load_tokenizer(model, **head.tokenizer_options)
     check_inputs(model, tokenizer, options.max_length)
     encoded = head.encode(tokenizer, train, options.max_length)
     judged = head.encode(tokenizer, dev, options.max_length)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -95,10 +96,10 @@ def load_model(name: str, head: Head) -> PreTrainedModel:
                 output_hidden_states=False,
                 output_attentions=False,
             )
-    except RuntimeError as error:
+    except (SafetensorError, RuntimeError) as error:
         raise ValueError(
-            f"expected an encoder whose weights have the shapes of its configuration and of {len(head.labels)} labels, "
-            f"got {name!r} with others; if it has a head of other labels, load it with AutoModel and write it with "
+            f"expected an encoder whose weights are whole and have the shapes of its configuration and of "
+            f"{len(head.labels)} labels, got {name!r} with others; if it has a head of other labels, load it with AutoModel and write it with "
             "save_pretrained"
         ) from error
     except (OSError, ValueError) as error:
@@ -122,18 +123,12 @@ def without_bars_of_files() -> Iterator[None]:
 
 
 def check_inputs(model: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Refuses a tokenizer that is not the model's, and windows longer than the model has positions for.
+    """Refuses a tokenizer of more tokens than the model has embeddings, and windows longer than it has positions for.
 
     Raises:
         ValueError: with the most that the model takes.
     """
     config = AutoConfig.from_pretrained(model)
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        # Where there are no files of one, transformers makes one up.
-        raise ValueError(
-            f"expected a tokenizer beside {model}, got one that knows special tokens alone; write the model's own "
-            "there with its save_pretrained"
-        )
     rows = getattr(config, "vocab_size", None)
     if rows and len(tokenizer) > rows:
         raise ValueError(

@@ -34,11 +34,12 @@ def read_config(name: str) -> PreTrainedConfig:
     return config
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     """Returns the tokenizer beside a model.
 
     Args:
         name: name or folder of the model.
+        options: of ``AutoTokenizer.from_pretrained``.
 
     Raises:
         ValueError: it has none, or none that is fast.
@@ -46,7 +47,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except Exception as error:  # The tokenizers library raises no other class.
         raise ValueError(
             f"expected a tokenizer beside the model, got {name!r} without ({(str(error).splitlines() or [''])[0]}); "
