@@ -46,12 +46,15 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path, model: str) -> None:
     tiny_tasks.write_task(tmp_path, "pawsx")
     bare = changed(model, tmp_path / "bare", tokenizer=None)
     small = changed(model, tmp_path / "small", vocab_size=20)
-    five = changed(model, tmp_path / "five")
+    five, cut = changed(model, tmp_path / "five"), changed(model, tmp_path / "cut")
+    weights = Path(cut) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
     AutoModelForSequenceClassification.from_pretrained(model, num_labels=5).save_pretrained(five)
     for name, message in (
         (bare, "without a vocabulary"),
         (small, f"expected a tokenizer of at most 20 tokens, .* got one of {len(tiny_tasks.VOCABULARY)}"),
-        (five, "expected an encoder whose weights have the shapes of its configuration and of 2 labels"),
+        (five, "expected an encoder whose weights are whole and have the shapes .* and of 2 labels"),
+        (cut, "expected an encoder whose weights are whole"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_pawsx(name, tmp_path, ["xx"], QUICK)

@@ -99,8 +99,8 @@ def load_model(name: str, head: Head) -> PreTrainedModel:
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(
             f"expected an encoder whose weights are whole and have the shapes of its configuration and of "
-            f"{len(head.labels)} labels, got {name!r} with others; if it has a head of other labels, load it with AutoModel and write it with "
-            "save_pretrained"
+            f"{len(head.labels)} labels, got {name!r} with others; if it has a head of other labels, load it with "
+            "AutoModel and write it with save_pretrained"
         ) from error
     except (OSError, ValueError) as error:
         raise ValueError(
