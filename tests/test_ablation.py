@@ -19,7 +19,7 @@ from benchmarks.ablation.__main__ import PARTS, main
 from benchmarks.ablation.base import Base
 from benchmarks.ablation.corpus import prepare, split_lexicon
 from benchmarks.ablation.plan import METHODS, Row, Scale, study_rows, table_rows
-from benchmarks.ablation.run import recipe_of
+from benchmarks.ablation.run import recipe_of, tags_english
 from benchmarks.ablation.statistics import Column, difference, joined, values
 from ctloss.evaluate import Results, Score, TaskResult, read_results
 
@@ -236,13 +236,20 @@ def test_a_whole_ablation_in_little(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_base_that_is_no_better_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ablation = whole.Ablation(data, tmp_path, dataclasses.replace(TINY, better_after=1), tmp_path)
-    reached = iter((0.2, 0.3, 0.3, 0.2))
-    monkeypatch.setattr(ablation, "_train", lambda row: tmp_path)
-    monkeypatch.setattr(whole, "validation", lambda folder: next(reached))
-    with pytest.raises(ValueError, match=r"got base 0\.200, random 0\.300 validation retrieval; train the base longer"):
+    ablation = whole.Ablation(data, tmp_path, dataclasses.replace(TINY, better_after=2), tmp_path)
+    reached = {"base": 0.2, "random": 0.3}
+    monkeypatch.setattr(whole, "tags_english", lambda model, *_: reached[model.name])
+    with pytest.raises(ValueError, match=r"got F1 of base 0\.200, random 0\.300 in tagging English .*; train the base"):
         ablation.check_base()
+    (checked,) = tmp_path.glob("base-*/starts.json")
+    checked.unlink()
+    reached["base"] = 0.4
     ablation.check_base()
+    assert "base 0.400, random weights 0.300" in ablation.write()
+
+
+def test_english_tagging_is_measured(data: Path, tmp_path: Path) -> None:
+    assert 0 <= tags_english(Path(tiny_tasks.save_model(tmp_path / "model", positions=128)), data, 2) <= 1
 
 
 def test_command_refuses_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

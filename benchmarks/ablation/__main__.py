@@ -7,6 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top = parser()
     given = top.parse_args(arguments)
     scale = QUICK if given.quick else FULL
-    chosen = {name: tuple(getattr(given, name)) for name in ("methods", "seeds") if getattr(given, name)}
+    chosen: dict[str, Any] = {name: tuple(getattr(given, name)) for name in ("methods", "seeds") if getattr(given, name)}
     scale = dataclasses.replace(scale, **chosen)
     if given.threads:
         torch.set_num_threads(given.threads)

@@ -54,7 +54,8 @@ class Scale:
 
     Attributes:
         base: the encoder and its masked language modelling.
-        better_after: steps of CZ-snt after which the base must retrieve better than random weights; 0 to take any base.
+        better_after: steps of fine-tuning after which the base must tag English better than random weights, and of
+            contrastive training after which both are compared; 0 to take any base.
         per_source: most sentence pairs of a language and corpus.
         steps, batch_size: of every row of the table.
         learning_rate: of every contrastive run, at its peak.
@@ -69,7 +70,7 @@ class Scale:
     base: Base = field(default_factory=Base)
     better_after: int = 150
     per_source: int = 5000
-    steps: int = 600
+    steps: int = 500
     batch_size: int = 64
     learning_rate: float = 1e-3
     methods: tuple[str, ...] = tuple(METHODS)
@@ -83,8 +84,8 @@ class Scale:
 FULL = Scale(
     base=Base(layers=2, hidden=256, steps=10000),
     finetuning={
-        "": {"learning_rate": 3e-4, "warmup_steps": 100, "epochs": 3},
-        "xnli": {"epochs": 2},
+        "": {"learning_rate": 3e-4, "warmup_steps": 100, "epochs": 2},
+        "xnli": {"epochs": 1},
     },
 )
 QUICK = Scale(

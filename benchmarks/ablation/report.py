@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
+from typing import Any
 
 from benchmarks.ablation.plan import METHODS, PAPER_ORDER
 from benchmarks.ablation.statistics import Column, difference, values
@@ -49,19 +50,35 @@ STUDY = {
 }
 
 
-def report(rows: Sequence[Results], study: Mapping[tuple[int, str, float, str], Sequence[Mapping[str, float]]]) -> str:
+def report(
+    rows: Sequence[Results],
+    study: Mapping[tuple[int, str, float, str], Sequence[Mapping[str, float]]],
+    starts: Mapping[str, Any] | None = None,
+) -> str:
     """The whole report in Markdown.
 
     Args:
         rows: of the table, in its order: ``base``, ``random``, the methods, and the methods ``from random``.
         study: what the logs say (see :func:`benchmarks.ablation.logs.facts`), one item a seed, by batch size,
             precision, clip and method.
+        starts: how the base and random weights compare (see :meth:`benchmarks.ablation.whole.Ablation.check_base`).
     """
-    parts = ["### The table", "", table_of_means(rows), "", "### Raw and centred retrieval", "", details(rows), ""]
+    parts = [f"{start_line(starts)}\n"] if starts else []
+    parts += ["### The table", "", table_of_means(rows), "", "### Raw and centred retrieval", "", details(rows), ""]
     parts += ["### Which differences are beyond noise", "", differences(rows), "", order(rows), ""]
     if study:
         parts += ["### Batch size and precision", "", study_table(study), ""]
     return "\n".join(parts)
+
+
+def start_line(starts: Mapping[str, Any]) -> str:
+    """Which of base and random weights is the better start."""
+    tagging, retrieval = starts["tagging"], starts["retrieval"]
+    return (
+        f"**The starts.** After {starts['steps']} steps of fine-tuning on parts of speech, F1 on English dev: base "
+        f"{tagging['base']:.3f}, random weights {tagging['random']:.3f}. After as many of CZ-snt without head or MLM, "
+        f"retrieval of validation pairs: base {retrieval['base']:.3f}, random weights {retrieval['random']:.3f}."
+    )
 
 
 def details(rows: Sequence[Results]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation.plan import Row, Scale
-from ctloss.evaluate import XTREME_OPTIONS, FinetuneOptions, VectorOptions, run
+from ctloss.evaluate import XTREME_OPTIONS, FinetuneOptions, VectorOptions, evaluate_udpos, run
 from ctloss.train import Recipe, pretrain
 
 MAX_LENGTH = 64
@@ -86,6 +86,22 @@ def evaluate(model: Path, name: str, seeds: tuple[int, ...], data: Path, corpus:
         finetuning={task: options_of(task, data, seeds, scale) for task in FINETUNED},
     )
     shutil.rmtree(output / "finetuned", ignore_errors=True)
+
+
+def tags_english(model: Path, data: Path, steps: int) -> float:
+    """F1 of parts of speech on English dev after so many steps of fine-tuning."""
+    treebank = data / "ud" / "en"
+    options = dataclasses.replace(
+        XTREME_OPTIONS["udpos"],
+        learning_rate=3e-4,
+        max_steps=steps,
+        train=(treebank / "en_ewt-ud-train.tsv",),
+        dev=(treebank / "en_ewt-ud-dev.tsv",),
+        test_split="dev",
+        batches="by_length",
+    )
+    scores = evaluate_udpos(str(model), treebank, ["en"], options).scores
+    return next(score.value for score in scores if (score.language, score.metric) == ("en", "f1"))
 
 
 def places(data: Path, corpus: Path) -> dict[str, Path]:
