@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top = parser()
     given = top.parse_args(arguments)
     scale = QUICK if given.quick else FULL
-    chosen: dict[str, Any] = {name: tuple(getattr(given, name)) for name in ("methods", "seeds") if getattr(given, name)}
+    lists = {name: getattr(given, name) for name in ("methods", "seeds")}
+    chosen: dict[str, Any] = {name: tuple(values) for name, values in lists.items() if values}
     scale = dataclasses.replace(scale, **chosen)
     if given.threads:
         torch.set_num_threads(given.threads)
