@@ -72,7 +72,7 @@ class Scale:
     per_source: int = 5000
     steps: int = 500
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     methods: tuple[str, ...] = tuple(METHODS)
     seeds: tuple[int, ...] = (1, 2, 3)
     study_pairs: int = 12800
