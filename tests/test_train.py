@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import small_arguments, small_recipe, write_corpus
-from transformers import AutoModel, AutoTokenizer, TrainingArguments
+from transformers import AutoModel, AutoTokenizer, TrainerControl, TrainerState, TrainingArguments
 
 from ctloss.train import CCEEncoder, RecipeError, Results, pretrain, tiny
 from ctloss.train.__main__ import main
 from ctloss.train.checkpoint import checkpoints
+from ctloss.train.logs import TensorBoard
 from ctloss.train.recipe import Optimisation
 from ctloss.train.sampler import BatchPlan
 from ctloss.train.schedule import learning_rate_factor, total_steps
@@ -282,3 +283,19 @@ def test_learning_rate_schedules() -> None:
     assert [linear(step) for step in (0, 5, 10, 55, 100)] == pytest.approx([0, 0.5, 1, 0.5, 0])
     constant = learning_rate_factor(Optimisation(schedule="constant", warmup=0.0), 100)
     assert {constant(step) for step in range(100)} == {1.0}
+
+
+def test_event_files_of_one_second_keep_their_order(tmp_path: Path) -> None:
+    arguments = TrainingArguments()
+    for resumed_at in (0, 4):
+        callback = TensorBoard(tmp_path)
+        callback.on_train_begin(arguments, TrainerState(global_step=resumed_at), TrainerControl())
+        for step in range(resumed_at + 1, resumed_at + 8):
+            callback.tb_writer.add_scalar("loss", resumed_at, step)
+        callback.tb_writer.close()
+        if resumed_at == 0:
+            # As of a process of a larger number, which a child that was killed is.
+            (path,) = tmp_path.iterdir()
+            path.rename(path.with_name(path.name.replace(f".{os.getpid()}.", ".999999999.")))
+    events = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [(s, 0 if s < 5 else 4) for s in range(1, 12)]

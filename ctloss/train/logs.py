@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,10 @@ class TensorBoard(TensorBoardCallback):
         """Opens the file of events."""
         if state.is_world_process_zero:
             purged = state.global_step + 1 if state.global_step else None
+            # Files are read in the order of the second in their names, then of the process: one begun in the second in
+            # which a killed run had begun its own would come before it, and purge nothing.
+            while any(self._folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
+                time.sleep(0.05)
             self.tb_writer = SummaryWriter(str(self._folder), purge_step=purged)
         super().on_train_begin(args, state, control, **kwargs)
 
