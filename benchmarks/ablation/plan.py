@@ -84,7 +84,7 @@ class Scale:
 FULL = Scale(
     base=Base(layers=2, hidden=256, steps=10000),
     finetuning={
-        "": {"learning_rate": 3e-4, "warmup_steps": 100, "epochs": 2},
+        "": {"learning_rate": 3e-4, "warmup_steps": 100, "epochs": 2, "precision": "bf16"},
         "xnli": {"epochs": 1},
     },
 )
