@@ -151,7 +151,15 @@ def test_difference_is_the_paired_t_interval() -> None:
     alone = difference({1: 0.5}, {1: 0.9})
     assert alone is not None
     assert not alone.beyond_noise
+
+
+def test_what_has_no_seed_is_paired_with_every_seed() -> None:
     assert difference({0: 0.5}, {1: 0.6, 2: 0.7}) == difference({1: 0.5, 2: 0.5}, {1: 0.6, 2: 0.7})
+    alone = difference({0: 0.5}, {1: 0.6})
+    assert alone is not None
+    assert (alone.mean, alone.half_width) == (pytest.approx(0.1), None)
+    # One seed of a row that is not done yet stands for no other seed.
+    assert difference({1: 0.5}, {1: 0.6, 2: 0.7}) == difference({1: 0.5}, {1: 0.6})
 
 
 def test_majority_and_other_languages_are_left_out() -> None:
