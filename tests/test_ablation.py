@@ -292,6 +292,16 @@ def test_english_tagging_is_measured(data: Path, tmp_path: Path) -> None:
     assert 0 <= tags_english(Path(tiny_tasks.save_model(tmp_path / "model", positions=128)), data, 2) <= 1
 
 
+def test_output_is_the_same_however_it_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = table_rows(TINY)[0]
+    recipes = [
+        recipe_of(row, ablation.starts["base"], ablation.corpus, 1e-3)
+        for ablation in (whole.Ablation(data, output, TINY, output) for output in (Path("out"), tmp_path / "out"))
+    ]
+    assert recipes[0] == recipes[1]
+
+
 def test_starts_keep_the_seeds_that_they_have(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ablation = whole.Ablation(data, tmp_path, dataclasses.replace(TINY, seeds=(2,)), tmp_path)
     kept = Results("base", "base", {"pos": TaskResult({"seeds": [1, 3]}, [], 1.0), "bucc": TaskResult({}, [], 1.0)})

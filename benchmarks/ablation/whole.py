@@ -40,9 +40,10 @@ class Ablation:
     """
 
     def __init__(self, data: Path, output: Path, scale: Scale, figures: Path) -> None:
-        self.data, self.output, self.scale, self.figures = data, output, scale, figures
-        self.corpus = prepare(data, output / "corpus", scale.per_source)
-        self._made = output / f"base-{_digest(scale.base)}"
+        # Recipes name files of this folder, and are to be the same however it is given.
+        self.data, self.output, self.scale, self.figures = data, output.absolute(), scale, figures
+        self.corpus = prepare(data, self.output / "corpus", scale.per_source)
+        self._made = self.output / f"base-{_digest(scale.base)}"
         self.starts = {start: self._made / start for start in STARTS}
         self._checked = self._made / "starts.json"
 
