@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from tiny_runs import OBJECTS, SUBJECTS, VERBS
 
 from benchmarks.ablation import logs, plan, report, whole
 from benchmarks.ablation.__main__ import PARTS, main
-from benchmarks.ablation.base import Base
+from benchmarks.ablation.base import Base, last_checkpoint
 from benchmarks.ablation.corpus import prepare, split_lexicon
 from benchmarks.ablation.plan import METHODS, Row, Scale, study_rows, table_rows
-from benchmarks.ablation.run import recipe_of, tags_english
+from benchmarks.ablation.run import recipe_of, tags_english, treebanks
 from benchmarks.ablation.statistics import Column, difference, joined, values
 from ctloss.evaluate import Results, Score, TaskResult, read_results
+from ctloss.evaluate.kept_results import write_results
 
 TINY = Scale(
     base=Base(layers=1, hidden=16, heads=2, vocabulary=200, steps=2, batch_size=4),
@@ -102,6 +104,36 @@ def test_corpus_is_made_once_and_follows_its_content(data: Path, tmp_path: Path)
         prepare(tmp_path, tmp_path, 30)
 
 
+def test_corpora_out_of_line_are_refused_by_name(data: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(data, tmp_path / "data")
+    (copy / "lexicon" / "zh_uni.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"zh_uni\.txt, got no such file"):
+        prepare(copy, tmp_path, 30)
+    write_lines(copy / "lexicon" / "zh_uni.txt", ["one"])
+    with pytest.raises(ValueError, match=r"zh_uni\.txt: expected as many lines as .*ar_uni\.txt, \d+, got 1;"):
+        prepare(copy, tmp_path, 30)
+    write_lines(copy / "bible" / "bible.fr", ["une"])
+    with pytest.raises(ValueError, match=r"bible\.fr: expected as many lines as .*bible\.en, 20, got 1;"):
+        prepare(copy, tmp_path, 30)
+
+
+def test_treebanks_are_those_of_the_data_given(data: Path, tmp_path: Path) -> None:
+    treebanks(data, tmp_path)
+    moved = shutil.copytree(data, tmp_path / "data")
+    links = sorted(treebanks(moved, tmp_path).iterdir())
+    assert [link.name for link in links] == ["test-de-gsd.tsv", "test-en.tsv"]
+    assert all(link.resolve().is_relative_to(moved.resolve()) for link in links)
+
+
+def test_base_goes_on_from_a_whole_checkpoint(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    for step in (500, 1000, 1500):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (500, 1000):
+        write_lines(tmp_path / f"checkpoint-{step}" / "trainer_state.json", ["{}"])
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1000")
+
+
 def test_rows_of_a_seed_differ_in_their_method_alone(tmp_path: Path) -> None:
     write_lines(tmp_path / "en-fr.tsv", [])
     rows = table_rows(Scale())
@@ -151,7 +183,15 @@ def test_difference_is_the_paired_t_interval() -> None:
     alone = difference({1: 0.5}, {1: 0.9})
     assert alone is not None
     assert not alone.beyond_noise
+
+
+def test_what_has_no_seed_is_paired_with_every_seed() -> None:
     assert difference({0: 0.5}, {1: 0.6, 2: 0.7}) == difference({1: 0.5, 2: 0.5}, {1: 0.6, 2: 0.7})
+    alone = difference({0: 0.5}, {1: 0.6})
+    assert alone is not None
+    assert (alone.mean, alone.half_width) == (pytest.approx(0.1), None)
+    # One seed of a row that is not done yet stands for no other seed.
+    assert difference({1: 0.5}, {1: 0.6, 2: 0.7}) == difference({1: 0.5}, {1: 0.6})
 
 
 def test_majority_and_other_languages_are_left_out() -> None:
@@ -250,6 +290,38 @@ def test_a_base_that_is_no_better_is_refused(data: Path, tmp_path: Path, monkeyp
 
 def test_english_tagging_is_measured(data: Path, tmp_path: Path) -> None:
     assert 0 <= tags_english(Path(tiny_tasks.save_model(tmp_path / "model", positions=128)), data, 2) <= 1
+
+
+def test_output_is_the_same_however_it_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = table_rows(TINY)[0]
+    recipes = [
+        recipe_of(row, ablation.starts["base"], ablation.corpus, 1e-3)
+        for ablation in (whole.Ablation(data, output, TINY, output) for output in (Path("out"), tmp_path / "out"))
+    ]
+    assert recipes[0] == recipes[1]
+
+
+def test_starts_keep_the_seeds_that_they_have(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ablation = whole.Ablation(data, tmp_path, dataclasses.replace(TINY, seeds=(2,)), tmp_path)
+    kept = Results("base", "base", {"pos": TaskResult({"seeds": [1, 3]}, [], 1.0), "bucc": TaskResult({}, [], 1.0)})
+    folder = ablation.starts["base"] / "evaluation"
+    folder.mkdir(parents=True)
+    write_results(folder, kept)
+    asked: dict[str, tuple[int, ...]] = {}
+    monkeypatch.setattr(whole, "evaluate", lambda model, name, seeds, *_: asked.update({name: seeds}))
+    ablation.base()
+    assert asked == {"base": (1, 2, 3), "random": (2,)}
+
+
+def test_report_of_nothing_is_refused_and_trains_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--data", str(data), "--output", str(tmp_path), "--quick", "--only", "report"]) == 2
+    assert "found none of this size and data" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+    with pytest.raises(FileNotFoundError, match="train the table first"):
+        whole.Ablation(data, tmp_path, TINY, tmp_path).words()
 
 
 def test_command_refuses_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,6 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from benchmarks.ablation.text import sentences
 from ctloss.train.tokenizer import train_wordpiece
@@ -133,7 +132,14 @@ def _train(
         train_dataset=Encoded(texts, tokenizer, base.max_length),
         data_collator=DataCollatorForLanguageModeling(tokenizer, seed=base.seed),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The last whole checkpoint of a Trainer, if any."""
+    # Its state is written last: a checkpoint without it is what a kill left.
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
 def _save(model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

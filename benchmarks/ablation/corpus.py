@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.ablation.text import lines_of
@@ -31,9 +31,10 @@ def prepare(data: Path, folder: Path, per_source: int) -> Path:
 
     Raises:
         FileNotFoundError: naming the file that is missing.
+        ValueError: naming line-aligned files of different lengths.
     """
     pairs = {other: list(_pairs(data, other, per_source)) for other in OTHERS}
-    lists = {path.name.partition("_")[0]: lines_of(path) for path in sorted(_there(data / "lexicon").glob("*_uni.txt"))}
+    lists = _word_lists(data / "lexicon")
     kept, held = split_lexicon(lists)
     content = json.dumps([pairs, kept, held], ensure_ascii=False)
     made = folder / hashlib.sha256(content.encode()).hexdigest()[:8]
@@ -90,7 +91,24 @@ def _pairs(data: Path, other: str, most: int) -> Iterable[tuple[str, str]]:
         _there(sides[0])
         if sides[1].is_file():
             first, second = map(lines_of, sides)
+            _aligned({sides[0]: first, sides[1]: second})
             yield from _drawn(list(zip(first, second, strict=True)), most)
+
+
+def _word_lists(folder: Path) -> dict[str, list[str]]:
+    files = {language: _there(folder / f"{language}_uni.txt") for language in (ENGLISH, *OTHERS)}
+    lists = {language: lines_of(path) for language, path in sorted(files.items())}
+    _aligned({files[language]: lines for language, lines in lists.items()})
+    return lists
+
+
+def _aligned(files: Mapping[Path, Sequence[str]]) -> None:
+    (first, lines), *others = files.items()
+    for path, more in others:
+        if len(more) != len(lines):
+            raise ValueError(
+                f"{path}: expected as many lines as {first}, {len(lines)}, got {len(more)}; give line-aligned files"
+            )
 
 
 def _drawn(pairs: Sequence[tuple[str, str]], most: int) -> list[tuple[str, str]]:

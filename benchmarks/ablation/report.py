@@ -37,6 +37,11 @@ DETAILS = (
     Column("not spelled alike", "words", "accuracy_respelled"),
 )
 NOTHING = "–"
+SPREADS = "Per cent, cosines as they are, means over languages; ± is the standard deviation over seeds."
+NOISE = (
+    "In points, paired by seed; ± is half the width of Student's 95 % interval. Bold: the interval leaves out 0, as "
+    "one in twenty would by chance. Where the base has no seeds, its number is taken as it is."
+)
 STUDY = {
     "validation": "validation retrieval",
     "z_mean": "mean z, end",
@@ -64,8 +69,9 @@ def report(
         starts: how the base and random weights compare (see :meth:`benchmarks.ablation.whole.Ablation.check_base`).
     """
     parts = [f"{start_line(starts)}\n"] if starts else []
-    parts += ["### The table", "", table_of_means(rows), "", "### Raw and centred retrieval", "", details(rows), ""]
-    parts += ["### Which differences are beyond noise", "", differences(rows), "", order(rows), ""]
+    parts += ["### The table", "", SPREADS, "", table_of_means(rows), ""]
+    parts += ["### Raw and centred retrieval", "", details(rows), ""]
+    parts += ["### Which differences are beyond noise", "", NOISE, "", differences(rows), "", order(rows), ""]
     if study:
         parts += ["### Batch size and precision", "", study_table(study), ""]
     return "\n".join(parts)

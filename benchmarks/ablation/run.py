@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation.plan import Row, Scale
-from ctloss.evaluate import XTREME_OPTIONS, FinetuneOptions, VectorOptions, evaluate_udpos, run
+from ctloss.evaluate import XTREME_OPTIONS, FinetuneOptions, VectorOptions, evaluate_udpos, read_results, run
 from ctloss.train import Recipe, pretrain
 
 MAX_LENGTH = 64
@@ -59,9 +59,20 @@ def train(row: Row, start: Path, corpus: Path, folder: Path, scale: Scale) -> No
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
+def is_trained(folder: Path) -> bool:
+    """Whether the row in a folder is trained to its end."""
+    return (folder / "results.json").is_file()
+
+
 def is_evaluated(model: Path) -> bool:
     """Whether a model has results of its evaluation."""
     return (model / EVALUATION / "results.json").is_file()
+
+
+def seeds_of(model: Path) -> set[int]:
+    """The seeds that a model was fine-tuned with in its evaluation; none without one."""
+    tasks = read_results(model / EVALUATION).tasks.values() if is_evaluated(model) else ()
+    return {seed for result in tasks for seed in result.settings.get("seeds", ())}
 
 
 def evaluate(model: Path, name: str, seeds: tuple[int, ...], data: Path, corpus: Path, scale: Scale) -> None:
@@ -128,7 +139,9 @@ def treebanks(data: Path, corpus: Path) -> Path:
         if path.parent.name == "en":
             continue
         link = folder / f"test-{language if name == 'pud' else f'{language}-{name}'}.tsv"
-        if not link.is_symlink():
+        if link.resolve() != path.resolve():
+            # Of data that lay elsewhere.
+            link.unlink(missing_ok=True)
             link.symlink_to(path.resolve())
     return folder
 

@@ -11,6 +11,9 @@ from scipy.stats import t
 
 from ctloss.evaluate import Results, Score, TaskResult
 
+# Under this :func:`values` gives what has no seed.
+SEEDLESS = 0
+
 
 @dataclass(frozen=True)
 class Column:
@@ -58,7 +61,7 @@ def joined(name: str, runs: Mapping[int, Results]) -> Results:
 
 
 def values(results: Results, column: Column, not_about: str = "majority") -> dict[int, float]:
-    """A column's number of every seed.
+    """A column's number of every seed; 0 stands for none.
 
     Args:
         results: of one row.
@@ -68,24 +71,24 @@ def values(results: Results, column: Column, not_about: str = "majority") -> dic
     found: dict[int, list[float]] = {}
     for score in results.tasks[column.task].scores if column.task in results.tasks else []:
         if _is(score, column) and not_about not in score.about:
-            found.setdefault(score.seed or 0, []).append(score.value)
+            found.setdefault(score.seed or SEEDLESS, []).append(score.value)
     return {seed: fmean(several) for seed, several in found.items()}
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
     """What the second row has more than the first, paired by seed: the same seed means the same data in the same order.
 
-    A row with one value, such as the base, which has no seeds, is paired with each of the other's.
+    A row without seeds, such as the base where nothing is fine-tuned, is paired with each of the other's.
 
     Returns:
         The difference with the half width of Student's interval at 95 %; None without a common seed.
 
     Example:
-        >>> difference({1: 0.5, 2: 0.6}, {1: 0.7, 2: 0.7})
-        Difference(mean=0.15, half_width=0.635..., seeds=2)
+        >>> difference({1: 0.5, 2: 0.5}, {1: 0.75, 2: 0.625})
+        Difference(mean=0.1875, half_width=0.794..., seeds=2)
     """
-    if len(first) == 1 < len(second):
-        first = dict.fromkeys(second, *first.values())
+    if set(first) == {SEEDLESS}:
+        first = dict.fromkeys(second, first[SEEDLESS])
     differences = [second[seed] - first[seed] for seed in second if seed in first]
     if not differences:
         return None

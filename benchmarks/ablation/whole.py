@@ -14,7 +14,16 @@ from benchmarks.ablation.figures import draw_forces, draw_study
 from benchmarks.ablation.logs import facts, read_log, validation
 from benchmarks.ablation.plan import METHODS, STARTS, Row, Scale, study_rows, table_rows
 from benchmarks.ablation.report import report
-from benchmarks.ablation.run import EVALUATION, evaluate, is_evaluated, place_of, tags_english, train
+from benchmarks.ablation.run import (
+    EVALUATION,
+    evaluate,
+    is_evaluated,
+    is_trained,
+    place_of,
+    seeds_of,
+    tags_english,
+    train,
+)
 from benchmarks.ablation.statistics import joined
 from benchmarks.results import write_text
 from ctloss.evaluate import Encoder, Results, draw_languages, draw_words, read_results
@@ -31,14 +40,15 @@ class Ablation:
     """
 
     def __init__(self, data: Path, output: Path, scale: Scale, figures: Path) -> None:
-        self.data, self.output, self.scale, self.figures = data, output, scale, figures
-        self.corpus = prepare(data, output / "corpus", scale.per_source)
-        untrained, trained = make(scale.base, data, output / f"base-{_digest(scale.base)}")
-        self.starts = dict(zip(STARTS, (trained, untrained), strict=True))
-        self._checked = trained.parent / "starts.json"
+        # Recipes name files of this folder, and are to be the same however it is given.
+        self.data, self.output, self.scale, self.figures = data, output.absolute(), scale, figures
+        self.corpus = prepare(data, self.output / "corpus", scale.per_source)
+        self._made = self.output / f"base-{_digest(scale.base)}"
+        self.starts = {start: self._made / start for start in STARTS}
+        self._checked = self._made / "starts.json"
 
     def check_base(self) -> None:
-        """Makes sure that the base is a better start than random weights, once.
+        """Makes the base, and makes sure that it is a better start than random weights, once.
 
         What masked language modelling is for, a fine-tuned task, decides; retrieval after contrastive training is
         measured beside it. Both go into ``starts.json`` and the report.
@@ -46,6 +56,7 @@ class Ablation:
         Raises:
             ValueError: English is tagged no better from the base.
         """
+        make(self.scale.base, self.data, self._made)
         steps = self.scale.better_after
         if not steps:
             return
@@ -67,9 +78,10 @@ class Ablation:
             )
 
     def base(self) -> None:
-        """Evaluates both starts."""
+        """Evaluates both starts, with the seeds that they were evaluated with before too."""
         for start in STARTS:
-            self._evaluate(self.starts[start], start, self.scale.seeds)
+            seeds = {*self.scale.seeds, *seeds_of(self.starts[start])}
+            self._evaluate(self.starts[start], start, tuple(sorted(seeds)))
         self.write()
 
     def table(self) -> None:
@@ -85,13 +97,17 @@ class Ablation:
         self.write()
 
     def write(self) -> str:
-        """Writes the report and the pictures of all that is done; returns the report."""
+        """Writes the report and the pictures of all that is done; returns the report.
+
+        Raises:
+            FileNotFoundError: nothing is.
+        """
         rows = self._rows()
         found: dict[tuple[int, str, float, str], list[dict[str, float]]] = {}
         logs = {}
         for row in study_rows(self.scale):
             folder = self._place(row)
-            if (folder / "results.json").is_file():
+            if is_trained(folder):
                 change = row.changes
                 key = (change["batch_size"], change["precision"], change["clip"], row.name)
                 found.setdefault(key, []).append(facts(folder, change["clip"]))
@@ -99,6 +115,11 @@ class Ablation:
                     clipped = "" if change["clip"] else ", not clipped"
                     logs[f"{row.name}, batch {change['batch_size']}{clipped}"] = read_log(folder)
         starts = json.loads(self._checked.read_text(encoding="utf-8")) if self._checked.is_file() else None
+        if not (rows or found or starts):
+            raise FileNotFoundError(
+                f"expected finished runs in {self.output}, found none of this size and data; run the parts first, or "
+                "give the --output that they are in"
+            )
         text = report(rows, found, starts)
         write_text(self.output / "report.md", text)
         if found:
@@ -110,8 +131,17 @@ class Ablation:
         return text
 
     def words(self) -> None:
-        """Draws the words before and after, of the last method's first seed."""
+        """Draws the words before and after, of the last method's first seed.
+
+        Raises:
+            FileNotFoundError: it is not trained yet.
+        """
         row = [row for row in table_rows(self.scale) if row.start == "base" and row.seed == self.scale.seeds[0]][-1]
+        if not is_trained(self._place(row)):
+            raise FileNotFoundError(
+                f"expected {row.name} of seed {row.seed} in {self._place(row)}, found no finished run; train the table "
+                "first (--only table)"
+            )
         models = {"before": self.starts["base"], f"after: {row.name}": self._place(row)}
         encoders = {title: Encoder(str(model), pooling="avg-first-last") for title, model in models.items()}
         draw_words(encoders, self.data / "align", self.figures / "ablation-words.png")
