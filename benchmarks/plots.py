@@ -87,6 +87,11 @@ def _finish(figure: Figure, axes: Mapping[tuple[str, str], Axes], title: str, x:
     figure.suptitle(title, fontsize=10)
     figure.supxlabel(x, fontsize=9)
     figure.supylabel(y, fontsize=9)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a picture in the format of its name, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".unfinished-{path.name}")
     figure.savefig(unfinished, dpi=130, format=path.suffix[1:])

@@ -33,12 +33,12 @@ class Base:
         seed: of weights, batches and masks.
     """
 
-    layers: int = 4
+    layers: int = 2
     hidden: int = 256
     heads: int = 4
     vocabulary: int = 16000
     max_length: int = 128
-    steps: int = 8000
+    steps: int = 10000
     batch_size: int = 64
     learning_rate: float = 1e-3
     seed: int = 2021
@@ -71,27 +71,24 @@ class Encoded(torch.utils.data.Dataset[dict[str, list[int]]]):
         return {"input_ids": self.rows[index]}
 
 
-def make(base: Base, data: Path, folder: Path) -> tuple[Path, Path]:
+def make(base: Base, data: Path, folder: Path) -> None:
     """Train the base, or go on where it stopped.
 
     Args:
         base: its size and length.
         data: the folder of the corpora.
         folder: gets ``random`` and ``base``, two Hugging Face folders that differ in their weights alone.
-
-    Returns:
-        Both folders.
     """
-    untrained, trained = folder / "random", folder / "base"
-    if not (trained / "config.json").is_file():
-        texts = sentences(data)
-        tokenizer = train_wordpiece(texts, vocabulary=base.vocabulary, lower_case=True, max_length=base.max_length)
-        torch.manual_seed(base.seed)
-        model = BertForMaskedLM(_configuration(base, tokenizer))
-        _save(model, tokenizer, untrained)
-        _train(base, model, tokenizer, texts, folder / "mlm")
-        _save(model, tokenizer, trained)
-    return untrained, trained
+    trained = folder / "base"
+    if (trained / "config.json").is_file():
+        return
+    texts = sentences(data)
+    tokenizer = train_wordpiece(texts, vocabulary=base.vocabulary, lower_case=True, max_length=base.max_length)
+    torch.manual_seed(base.seed)
+    model = BertForMaskedLM(_configuration(base, tokenizer))
+    _save(model, tokenizer, folder / "random")
+    _train(base, model, tokenizer, texts, folder / "mlm")
+    _save(model, tokenizer, trained)
 
 
 def _configuration(base: Base, tokenizer: PreTrainedTokenizerBase) -> BertConfig:

@@ -7,20 +7,24 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from matplotlib.figure import Figure
+
+from benchmarks.ablation.logs import Study
+from benchmarks.plots import save
+
 COLOURS = {"info-snt": "C0", "CZ-snt": "C1"}
-Key = tuple[int, str, float, str]
 
 
-def draw_study(study: Mapping[Key, Sequence[Mapping[str, float]]], path: Path) -> None:
+def draw_study(study: Study, path: Path) -> None:
     """Draws retrieval on the validation pairs against batch size, a panel a precision; a dot is a seed.
 
     Args:
-        study: what the logs say, one item a seed, by batch size, precision, clip and method.
+        study: what the logs say.
         path: PNG file to write.
     """
-    pyplot = _pyplot()
     precisions = sorted({precision for _, precision, *_ in study}, reverse=True)
-    figure, axes = pyplot.subplots(1, len(precisions), figsize=(4.5 * len(precisions), 3.4), sharey=True, squeeze=False)
+    figure = Figure(figsize=(4.5 * len(precisions), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(precisions), sharey=True, squeeze=False)
     for axis, precision in zip(axes[0], precisions, strict=True):
         for place, (name, colour) in enumerate(COLOURS.items()):
             for clip, line, marker in ((1.0, "-", "o"), (0.0, "", "x")):
@@ -42,7 +46,7 @@ def draw_study(study: Mapping[Key, Sequence[Mapping[str, float]]], path: Path) -
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("retrieval, validation pairs")
     axes[0, 0].legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_forces(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
@@ -52,8 +56,8 @@ def draw_forces(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
         logs: lines of the log by the run's label, info-snt's and CZ-snt's.
         path: PNG file to write.
     """
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4))
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    axes = figure.subplots(1, 3)
     for label, lines in logs.items():
         steps = [line["step"] for line in lines if "pull" in line]
         for axis, name, title in zip(
@@ -63,22 +67,4 @@ def draw_forces(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
             axis.set(title=title, xlabel="step")
             axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, fontsize=8)
-    _save(figure, path)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}")
-    figure.savefig(unfinished, dpi=110, format="png")
-    unfinished.replace(path)
-    _pyplot().close(figure)
+    save(figure, path)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 LOG = "metrics.jsonl"
+# By batch size, precision, clip and method, what :func:`facts` finds in each seed's run.
+Study = Mapping[tuple[int, str, float, str], Sequence[Mapping[str, float]]]
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

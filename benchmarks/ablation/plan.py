@@ -82,7 +82,6 @@ class Scale:
 
 
 FULL = Scale(
-    base=Base(layers=2, hidden=256, steps=10000),
     finetuning={
         "": {"learning_rate": 3e-4, "warmup_steps": 100, "epochs": 2, "precision": "bf16"},
         "xnli": {"epochs": 1},
@@ -91,7 +90,7 @@ FULL = Scale(
     },
 )
 QUICK = Scale(
-    base=Base(layers=2, hidden=128, heads=2, vocabulary=8000, steps=200),
+    base=Base(hidden=128, heads=2, vocabulary=8000, steps=200),
     better_after=0,
     per_source=400,
     steps=40,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from benchmarks.ablation.logs import Study
 from benchmarks.ablation.plan import METHODS, PAPER_ORDER
 from benchmarks.ablation.statistics import Column, difference, values
 from benchmarks.markdown import table
@@ -57,15 +58,14 @@ STUDY = {
 
 def report(
     rows: Sequence[Results],
-    study: Mapping[tuple[int, str, float, str], Sequence[Mapping[str, float]]],
+    study: Study,
     starts: Mapping[str, Any] | None = None,
 ) -> str:
     """The whole report in Markdown.
 
     Args:
         rows: of the table, in its order: ``base``, ``random``, the methods, and the methods ``from random``.
-        study: what the logs say (see :func:`benchmarks.ablation.logs.facts`), one item a seed, by batch size,
-            precision, clip and method.
+        study: what the logs say.
         starts: how the base and random weights compare (see :meth:`benchmarks.ablation.whole.Ablation.check_base`).
     """
     parts = [f"{start_line(starts)}\n"] if starts else []
@@ -132,7 +132,7 @@ def order(rows: Sequence[Results]) -> str:
     )
 
 
-def study_table(study: Mapping[tuple[int, str, float, str], Sequence[Mapping[str, float]]]) -> str:
+def study_table(study: Study) -> str:
     """One line a batch size, precision, clipping and loss; means over seeds with their standard deviation."""
     lines = []
     for (size, precision, clip, name), runs in sorted(study.items(), key=lambda item: (*item[0][:2], -item[0][2])):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .loading import check_fast, load, load_tokenizer
+from .loading import check_fast, load, load_tokenizer, positions
 from .pooling import POOLINGS, own_pooling, pooled, states_wanted
 
 if TYPE_CHECKING:
@@ -224,10 +224,7 @@ def choose_layer(layer: int | None, layers: int) -> int:
 
 
 def _max_length(asked: int | None, config: Any) -> int | None:
-    most = getattr(config, "max_position_embeddings", None)
-    if most and ("roberta" in config.model_type or config.model_type in ("camembert", "mpnet", "xmod")):
-        # RoBERTa and what follows it number positions from after the padding token's id.
-        most -= (config.pad_token_id or 0) + 1
+    most = positions(config)
     if asked is None:
         return min(most, 512) if most else 512
     if asked < 3 or (most and asked > most):

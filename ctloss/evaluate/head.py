@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .loading import positions
 from .pieces import IGNORED
 from .tasks import Row
 
@@ -135,11 +136,8 @@ def check_inputs(model: str, tokenizer: PreTrainedTokenizerBase, max_length: int
             f"expected a tokenizer of at most {rows} tokens, as many as {model} has embeddings, got one of "
             f"{len(tokenizer)}; write the model's own there"
         )
-    most = getattr(config, "max_position_embeddings", None)
-    if most and ("roberta" in config.model_type or config.model_type in ("camembert", "mpnet", "xmod")):
-        # RoBERTa and what follows it number positions from after the padding token's id.
-        most -= (config.pad_token_id or 0) + 1
-    if most and 0 < most < max_length:
+    most = positions(config)
+    if most and most < max_length:
         raise ValueError(
             f"expected max_length at most {most}, the wordpieces that {model} takes, got {max_length}; lower it"
         )

@@ -34,6 +34,15 @@ def read_config(name: str) -> PreTrainedConfig:
     return config
 
 
+def positions(config: PreTrainedConfig) -> int | None:
+    """Returns how many wordpieces, special tokens included, an encoder takes at most; None if unlimited."""
+    most = getattr(config, "max_position_embeddings", None)
+    if most and ("roberta" in config.model_type or config.model_type in ("camembert", "mpnet", "xmod")):
+        # RoBERTa and what follows it number positions from after the padding token's id.
+        most -= (config.pad_token_id or 0) + 1
+    return most if most and most > 0 else None
+
+
 def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     """Returns the tokenizer beside a model.
 
