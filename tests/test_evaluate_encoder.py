@@ -173,6 +173,22 @@ def test_tokenizers_that_are_none_of_the_model_are_refused(folder: Path, tmp_pat
         other.sentences(["a", "more"])
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_vectors_that_are_not_finite_are_refused(broken: float) -> None:
+    """No neighbour is nearer than NaN, so that a diverged model would score as if it had learnt nothing."""
+    model, tokenizer = tiny_bert(14), word_tokenizer(PIECES)
+    with torch.no_grad():
+        model.base_model.embeddings.word_embeddings.weight[tokenizer.convert_tokens_to_ids("red")] = broken
+    encoder = Encoder(model, tokenizer=tokenizer, pooling="mean")
+    assert np.isfinite(encoder.sentences(["the house", "dogs"])).all()
+    with pytest.raises(ValueError, match=r"expected finite vectors, got NaN or infinity from a model in torch.float32"):
+        encoder.sentences(TEXTS)
+    # A sentence without the word has finite pieces.
+    assert len(encoder.pieces([["the", "house"]])[0].vectors) == 2
+    with pytest.raises(ValueError, match="expected finite vectors"):
+        encoder.pieces([text.split() for text in TEXTS])
+
+
 def test_weights_that_are_cut_or_do_not_fit_are_refused(tmp_path: Path) -> None:
     weights = saved(tmp_path, PIECES) / "model.safetensors"
     whole = weights.read_bytes()

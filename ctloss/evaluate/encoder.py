@@ -106,7 +106,11 @@ class Encoder:
             ) from error
 
     def sentences(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns the vectors of sentences, (n, H) float32, in their order."""
+        """Returns the vectors of sentences, (n, H) float32, in their order.
+
+        Raises:
+            ValueError: the model gives NaN or infinity, or the tokenizer wordpieces that it lacks.
+        """
         import numpy as np
 
         found = np.empty((len(texts), self.model.config.hidden_size), dtype=np.float32)
@@ -114,7 +118,7 @@ class Encoder:
             return found
         coded = self._encode([self.prefix + text for text in texts])
         for part, output, mask in self._batches(coded, self.pooling == "pooler"):
-            found[part] = pooled(output, mask, self.pooling, self.layer).cpu().numpy()
+            found[part] = self._finite(pooled(output, mask, self.pooling, self.layer).cpu().numpy())
         return found
 
     def pieces(self, sentences: Sequence[Sequence[str]]) -> list[Pieces]:
@@ -122,6 +126,9 @@ class Encoder:
 
         They are those that sentence vectors are the mean of; with ``"cls"`` and a model's pooler, which see no other
         token, the last layer's. A word that the tokenizer or the length leaves nothing of has no pieces.
+
+        Raises:
+            ValueError: as :meth:`sentences`.
         """
         if not sentences:
             return []
@@ -140,8 +147,20 @@ class Encoder:
                     if word is not None and word >= len(before)
                 ]
                 # Indexing by a list copies, so that a few pieces do not keep their whole batch in memory.
-                found[i] = Pieces(states[row, [place for place, _ in places]], [word for _, word in places])
+                vectors = self._finite(states[row, [place for place, _ in places]])
+                found[i] = Pieces(vectors, [word for _, word in places])
         return [item for item in found if item is not None]
+
+    def _finite(self, vectors: np.ndarray) -> np.ndarray:
+        import numpy as np
+
+        # Whatever is compared with NaN is no neighbour, so that a broken model would just score badly.
+        if not np.isfinite(vectors).all():
+            raise ValueError(
+                f"expected finite vectors, got NaN or infinity from a model in {self.model.dtype}; its training "
+                "diverged or its numbers are too large for the type: take an earlier checkpoint or float32"
+            )
+        return vectors
 
     def _space(self) -> str:
         # Byte-level tokenizers cut a word after a space otherwise than one without, and words given apart have none.
