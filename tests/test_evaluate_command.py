@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,6 +14,8 @@ from typing import Any
 
 import pytest
 import tiny_tasks
+import torch
+from safetensors.torch import load_file
 from tiny_encoder import write
 from tiny_results import made
 
@@ -114,6 +119,32 @@ def test_a_killed_run_goes_on(
     monkeypatch.setitem(EVALUATIONS, "tatoeba", replace(EVALUATIONS["tatoeba"], run=forbidden))
     assert run(*command)[0] == 0
     assert list(read_results(tmp_path).tasks) == ["tatoeba", "bucc"]
+
+
+def test_processes_fine_tune_together_and_the_first_does_the_rest_after(tmp_path: Path, data: Path, run: Run) -> None:
+    """Two processes take the steps of one: without dropout all that can differ is rounding."""
+    model = tiny_tasks.save_model(tmp_path / "tiny", dropout=0.0)
+    command = [model, "--tasks", "tatoeba", "pawsx", "--data", data, *QUICK, "--evaluation-batch-size", "3"]
+    assert run(*command, "--output", tmp_path / "one")[0] == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    child = subprocess.run(
+        [*launcher, "-m", "ctloss.evaluate", *map(str, command), "--output", str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr
+    assert child.stderr.index("pawsx: ") < child.stderr.index("tatoeba: ")
+    one, two = (read_results(tmp_path / name).tasks for name in ("one", "two"))
+    assert two["tatoeba"].scores == one["tatoeba"].scores
+    assert [replace(score, value=0.0) for score in two["pawsx"].scores] == [
+        replace(score, value=0.0) for score in one["pawsx"].scores
+    ]
+    weights = [
+        load_file(next((tmp_path / name / "finetuned").rglob("best*/model.safetensors"))) for name in ("one", "two")
+    ]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_results_of_several_processes_are_all_kept(tmp_path: Path) -> None:

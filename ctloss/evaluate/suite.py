@@ -51,7 +51,7 @@ def run(
 ) -> Results:
     """Runs evaluations that the output folder does not have yet, and writes ``results.json`` and predictions there.
 
-    Started by torchrun, all processes fine-tune together and the first alone does the rest.
+    Started by torchrun, all processes fine-tune together, and then the first alone does the rest.
 
     Args:
         model: name or folder of a Hugging Face encoder.
@@ -102,7 +102,9 @@ def run(
         # What it refuses is to show before the first hour is spent, too.
         if any(options[task] is None for task in waiting):
             encoder = Encoder(model, **dataclasses.asdict(vectors))
-    for task in data:
+    # Processes that wait for the first one to fine-tune with them give up after a while.
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    for task in sorted(data, key=lambda task: together and options[task] is None):
         if task not in waiting:
             _say(f"{task}: already in {output / FILE}", first)
             continue
