@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,8 @@ def test_a_whole_ablation_in_little(data: Path, tmp_path: Path) -> None:
     for name in ("base", "random", "CZ-snt", "CZ-snt, from random"):
         assert f"| **{name}** |" in text
     assert "| 4 | bf16 | 1.0 | info-snt | 1 |" in text
+    for name in ("CZ-snt", "CZ-snt, from random"):
+        assert re.search(rf"\n\| {name} \| 1 \| 0\.\d+ \| (-?\d+\.\d+ \| ){{2}}0 % \|", text)
     assert "| 4 | fp32 | none | CZ-snt | 1 |" in text
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == text
     pictures = {path.name for path in (tmp_path / "figures").iterdir()}

@@ -9,8 +9,10 @@ from statistics import fmean
 from typing import Any
 
 LOG = "metrics.jsonl"
-# By batch size, precision, clip and method, what :func:`facts` finds in each seed's run.
-Study = Mapping[tuple[int, str, float, str], Sequence[Mapping[str, float]]]
+# What :func:`facts` finds in each seed's run.
+Facts = Sequence[Mapping[str, float]]
+# The same by batch size, precision, clip and method.
+Study = Mapping[tuple[int, str, float, str], Facts]
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

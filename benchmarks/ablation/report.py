@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.ablation.logs import Study
+from benchmarks.ablation.logs import Facts, Study
 from benchmarks.ablation.plan import METHODS, PAPER_ORDER
 from benchmarks.ablation.statistics import Column, difference, values
 from benchmarks.markdown import table
@@ -43,7 +43,7 @@ NOISE = (
     "In points, paired by seed; ± is half the width of Student's 95 % interval. Bold: the interval leaves out 0, as "
     "one in twenty would by chance. Where the base has no seeds, its number is taken as it is."
 )
-STUDY = {
+LOGGED = {
     "validation": "validation retrieval",
     "z_mean": "mean z, end",
     "z_min": "least z",
@@ -60,6 +60,7 @@ def report(
     rows: Sequence[Results],
     study: Study,
     starts: Mapping[str, Any] | None = None,
+    trained: Mapping[str, Facts] | None = None,
 ) -> str:
     """The whole report in Markdown.
 
@@ -67,11 +68,14 @@ def report(
         rows: of the table, in its order: ``base``, ``random``, the methods, and the methods ``from random``.
         study: what the logs say.
         starts: how the base and random weights compare (see :meth:`benchmarks.ablation.whole.Ablation.check_base`).
+        trained: what the logs of the table's rows say, by name.
     """
     parts = [f"{start_line(starts)}\n"] if starts else []
     parts += ["### The table", "", SPREADS, "", table_of_means(rows), ""]
     parts += ["### Raw and centred retrieval", "", details(rows), ""]
     parts += ["### Which differences are beyond noise", "", NOISE, "", differences(rows), "", order(rows), ""]
+    if trained:
+        parts += ["### What the rows' logs say", "", rows_table(trained), ""]
     if study:
         parts += ["### Batch size and precision", "", study_table(study), ""]
     return "\n".join(parts)
@@ -132,19 +136,29 @@ def order(rows: Sequence[Results]) -> str:
     )
 
 
+def rows_table(trained: Mapping[str, Facts]) -> str:
+    """One line a row of the table; means over seeds with their standard deviation."""
+    return table(["", "seeds", *LOGGED.values()], [[name, len(runs), *_logged(runs)] for name, runs in trained.items()])
+
+
 def study_table(study: Study) -> str:
     """One line a batch size, precision, clipping and loss; means over seeds with their standard deviation."""
-    lines = []
-    for (size, precision, clip, name), runs in sorted(study.items(), key=lambda item: (*item[0][:2], -item[0][2])):
-        cells = []
-        for fact in STUDY:
-            found = [run[fact] for run in runs if fact in run]
-            if fact in ("saturated", "clipped"):
-                cells.append(f"{100 * fmean(found):.2g} %" if found else NOTHING)
-            else:
-                cells.append(_spread(found, 3 if fact == "validation" else 2))
-        lines.append([size, precision, clip or "none", name, len(runs), *cells])
-    return table(["batch", "precision", "clip", "loss", "seeds", *STUDY.values()], lines)
+    lines = [
+        [size, precision, clip or "none", name, len(runs), *_logged(runs)]
+        for (size, precision, clip, name), runs in sorted(study.items(), key=lambda item: (*item[0][:2], -item[0][2]))
+    ]
+    return table(["batch", "precision", "clip", "loss", "seeds", *LOGGED.values()], lines)
+
+
+def _logged(runs: Facts) -> list[str]:
+    cells = []
+    for fact in LOGGED:
+        found = [run[fact] for run in runs if fact in run]
+        if fact in ("saturated", "clipped"):
+            cells.append(f"{100 * fmean(found):.3g} %" if found else NOTHING)
+        else:
+            cells.append(_spread(found, 3 if fact == "validation" else 2))
+    return cells
 
 
 def _difference(first: Results, second: Results, column: Column) -> str:

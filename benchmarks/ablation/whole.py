@@ -20,6 +20,7 @@ from benchmarks.ablation.run import (
     is_evaluated,
     is_trained,
     place_of,
+    recipe_of,
     seeds_of,
     tags_english,
     train,
@@ -110,7 +111,7 @@ class Ablation:
             if is_trained(folder):
                 change = row.changes
                 key = (change["batch_size"], change["precision"], change["clip"], row.name)
-                found.setdefault(key, []).append(facts(folder, change["clip"]))
+                found.setdefault(key, []).append(self._facts(row))
                 if row.seed == self.scale.seeds[0] and change["precision"] == "fp32":
                     clipped = "" if change["clip"] else ", not clipped"
                     logs[f"{row.name}, batch {change['batch_size']}{clipped}"] = read_log(folder)
@@ -120,7 +121,11 @@ class Ablation:
                 f"expected finished runs in {self.output}, found none of this size and data; run the parts first, or "
                 "give the --output that they are in"
             )
-        text = report(rows, found, starts)
+        trained: dict[str, list[dict[str, float]]] = {}
+        for row in sorted(table_rows(self.scale), key=lambda row: STARTS.index(row.start)):
+            if is_trained(self._place(row)):
+                trained.setdefault(_title(row.name, row.start), []).append(self._facts(row))
+        text = report(rows, found, starts, trained)
         write_text(self.output / "report.md", text)
         if found:
             draw_study(found, self.figures / "ablation-batch.png")
@@ -160,8 +165,12 @@ class Ablation:
                     if (row.name, row.start) == (name, start) and is_evaluated(self._place(row))
                 }
                 if runs:
-                    rows.append(joined(name if start == "base" else f"{name}, from random", runs))
+                    rows.append(joined(_title(name, start), runs))
         return rows
+
+    def _facts(self, row: Row) -> dict[str, float]:
+        recipe = recipe_of(row, self.starts[row.start], self.corpus, self.scale.learning_rate)
+        return facts(self._place(row), recipe.optimisation.clip)
 
     def _place(self, row: Row) -> Path:
         return place_of(row, self.starts[row.start], self.corpus, self.output / "rows", self.scale)
@@ -181,6 +190,10 @@ class Ablation:
 def say(text: str) -> None:
     """Tells what was done, and when, apart from the bars."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def _title(name: str, start: str) -> str:
+    return name if start == "base" else f"{name}, from random"
 
 
 def _digest(base: Base) -> str:
