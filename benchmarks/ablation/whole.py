@@ -121,11 +121,7 @@ class Ablation:
                 f"expected finished runs in {self.output}, found none of this size and data; run the parts first, or "
                 "give the --output that they are in"
             )
-        trained: dict[str, list[dict[str, float]]] = {}
-        for row in sorted(table_rows(self.scale), key=lambda row: STARTS.index(row.start)):
-            if is_trained(self._place(row)):
-                trained.setdefault(_title(row.name, row.start), []).append(self._facts(row))
-        text = report(rows, found, starts, trained)
+        text = report(rows, found, starts, self._logged())
         write_text(self.output / "report.md", text)
         if found:
             draw_study(found, self.figures / "ablation-batch.png")
@@ -167,6 +163,13 @@ class Ablation:
                 if runs:
                     rows.append(joined(_title(name, start), runs))
         return rows
+
+    def _logged(self) -> dict[str, list[dict[str, float]]]:
+        logged: dict[str, list[dict[str, float]]] = {}
+        for row in sorted(table_rows(self.scale), key=lambda row: STARTS.index(row.start)):
+            if is_trained(self._place(row)):
+                logged.setdefault(_title(row.name, row.start), []).append(self._facts(row))
+        return logged
 
     def _facts(self, row: Row) -> dict[str, float]:
         recipe = recipe_of(row, self.starts[row.start], self.corpus, self.scale.learning_rate)
