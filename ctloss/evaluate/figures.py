@@ -81,7 +81,7 @@ def draw_languages(results: Sequence[Results], path: Path) -> bool:
         better = ", lower is better" if metric == "aer" else ""
         axis.set(title=f"{EVALUATIONS[task].title}: {metric}{f', {start}X' if start else ''}{better}")
         axis.set_xticks(range(len(languages)), languages, rotation=90 if len(languages) > 12 else 0)
-        axis.set_ylim(0, 1)
+        axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
     handles = [Patch(color=colours(number % colours.N), label=model.name) for number, model in enumerate(results)]
     figure.legend(handles=handles, loc="upper center", ncols=4, frameon=False)
