@@ -143,6 +143,21 @@ def test_an_equal_build_is_reused_and_any_change_rebuilds(tmp_path: Path, tokeni
         assert json.loads((tmp_path / wps.MANIFEST_NAME).read_text())["fingerprint"] != before
 
 
+def test_how_sentences_were_cut_and_padded_last_is_no_change(tmp_path: Path) -> None:
+    """A saved tokenizer says it, and building changes it: a run that goes on would not know its own samples."""
+    tokenizer = wordpiece_tokenizer([f"{s} {t}" for s, t in ENGLISH_FRENCH])
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    tokenizer.backend_tokenizer.enable_padding()
+    states, prints = set(), set()
+    for name in ("train", "validation"):
+        states.add(tokenizer.backend_tokenizer.to_str())
+        counts = build(tmp_path / name, tokenizer, parallel(ENGLISH_FRENCH))
+        prints.add(json.loads((tmp_path / name / wps.MANIFEST_NAME).read_text())["fingerprint"])
+    assert len(states) == 2
+    assert len(prints) == 1
+    assert counts.rows == len(ENGLISH_FRENCH)
+
+
 def test_an_interrupted_build_leaves_nothing_that_counts(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ from .probe import Probe
 from .recipe import Recipe, RecipeError
 from .report import Measured, draw_words, model_card, table
 from .sampler import BatchPlan
+from .tokenizer import definition
 from .wps import ARROW_NAME, WPSCounts, read_manifest
 
 
@@ -166,8 +167,7 @@ class _Run:
         samples: dict[str, str] = {
             split: str(manifest["fingerprint"]) for split, manifest in manifests.items() if manifest
         }
-        text = self.tokenizer.backend_tokenizer.to_str()
-        return {**samples, "tokenizer": f"{stable_hash(text):016x}"}
+        return {**samples, "tokenizer": f"{stable_hash(definition(self.tokenizer)):016x}"}
 
     def _rows(self, split: Split) -> list[dict[str, Any]]:
         import pyarrow as pa

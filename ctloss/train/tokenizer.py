@@ -93,3 +93,16 @@ def load_tokenizer(name: str, *, lower_case: bool) -> PreTrainedTokenizerBase:
             **tokenizer.special_tokens_map,
         )
     return tokenizer
+
+
+def definition(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns what a fast tokenizer makes of a sentence, as text.
+
+    How the last sentences were cut and padded, which a tokenizer keeps and is saved with, is left out of it.
+    """
+    from tokenizers import Tokenizer
+
+    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    plain.no_truncation()
+    plain.no_padding()
+    return str(plain.to_str())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .corpus import ParallelSentence, Span, WordPair, stable_hash, text_key
 from .spans import require_fast, wordpiece_span
+from .tokenizer import definition
 from .words import is_stop_word, occurs_once
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def _fingerprint(
     for sentence in pairs:
         digest.update(repr(sentence).encode())
         total += 1
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    digest.update(definition(tokenizer).encode())
     digest.update(repr((FORMAT, source_of_words.fingerprint(), max_length)).encode())
     return digest.hexdigest(), total
 
