@@ -47,6 +47,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--write", type=Path, metavar="DOCUMENT", help="put the report between the marks of this document too"
     )
+    options.add_argument(
+        "--summary", type=Path, metavar="DOCUMENT", help="put the table in short between the same marks of this one"
+    )
     options.add_argument("--figures", type=Path, metavar="FOLDER", help="for the pictures (default: the output folder)")
     return options
 
@@ -70,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = whole.write()
         if given.write:
             insert(given.write, BEGIN, END, text)
+        if given.summary:
+            insert(given.summary, BEGIN, END, whole.summary())
     except (ValueError, FileNotFoundError) as error:
         print(f"{top.prog}: error: {error}", file=sys.stderr)
         return 2

@@ -37,6 +37,8 @@ DETAILS = (
     Column("centred", "words", "accuracy_centred"),
     Column("not spelled alike", "words", "accuracy_respelled"),
 )
+# The README's; XNLI, PAWS-X and BUCC are near chance here.
+SHORT = (*COLUMNS[2:4], COLUMNS[5], DETAILS[0], *COLUMNS[6:])
 NOTHING = "–"
 SPREADS = "Per cent, cosines as they are, means over languages; ± is the standard deviation over seeds."
 NOISE = (
@@ -81,6 +83,12 @@ def report(
     return "\n".join(parts)
 
 
+def summary(rows: Sequence[Results]) -> str:
+    """The table in short, in per cent: means over languages, with their standard deviation over seeds."""
+    lines = [[row.name, *(_spread([100 * v for v in values(row, c).values()], 1) for c in SHORT)] for row in rows]
+    return table(["", *(_title(column) for column in SHORT)], lines) + "\n"
+
+
 def start_line(starts: Mapping[str, Any]) -> str:
     """Which of base and random weights is the better start."""
     tagging, retrieval = starts["tagging"], starts["retrieval"]
@@ -115,7 +123,7 @@ def differences(rows: Sequence[Results]) -> str:
     for first, second in pairs:
         if first in by_name and second in by_name:
             lines.append([f"{second} − {first}", *(_difference(by_name[first], by_name[second], c) for c in COLUMNS)])
-    return table(["", *(f"{column.title}{' (lower is better)' * column.lower}" for column in COLUMNS)], lines)
+    return table(["", *(_title(column) for column in COLUMNS)], lines)
 
 
 def order(rows: Sequence[Results]) -> str:
@@ -167,6 +175,10 @@ def _difference(first: Results, second: Results, column: Column) -> str:
         return NOTHING
     text = f"{100 * found.mean:+.1f}" + ("" if found.half_width is None else f" ± {100 * found.half_width:.1f}")
     return f"**{text}**" if found.beyond_noise else text
+
+
+def _title(column: Column) -> str:
+    return column.title + " (lower is better)" * column.lower
 
 
 def _spread(found: Sequence[float], digits: int) -> str:

@@ -13,7 +13,7 @@ from benchmarks.ablation.corpus import prepare
 from benchmarks.ablation.figures import draw_forces, draw_study
 from benchmarks.ablation.logs import facts, read_log, validation
 from benchmarks.ablation.plan import METHODS, STARTS, Row, Scale, study_rows, table_rows
-from benchmarks.ablation.report import report
+from benchmarks.ablation.report import report, summary
 from benchmarks.ablation.run import (
     EVALUATION,
     evaluate,
@@ -130,6 +130,10 @@ class Ablation:
         if shown:
             draw_languages(shown, self.figures / "ablation-languages.png")
         return text
+
+    def summary(self) -> str:
+        """The table in short."""
+        return summary(self._rows())
 
     def words(self) -> None:
         """Draws the words before and after, of the last method's first seed.
