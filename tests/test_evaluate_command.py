@@ -223,6 +223,15 @@ def test_other_data_and_another_model_are_refused(tmp_path: Path, model: str, ru
             "expected one --epochs for xnli, got 1, 2",
         ),
         (["MODEL", "--tasks", "xnli", "--data", "DATA", "--hold-out", "2"], "expected hold_out at least 0 and below 1"),
+        (["MODEL", "--tasks", "words", "--data", "DATA", "--epochs", "3"], "expected --epochs for a task that uses it"),
+        (
+            ["MODEL", "--tasks", "xnli", "--data", "DATA", "--finetune-batch-size", "pos=3"],
+            "expected --finetune-batch-size for a task that uses it, got 'pos=3' for xnli",
+        ),
+        (
+            ["MODEL", "--tasks", "xnli", "--data", "DATA", "--languages", "xnli=de", "pos=de"],
+            "expected --languages for a task that uses it, got 'pos=de' for xnli",
+        ),
         (["MODEL", "--tasks", "xnli", "--data", "DATA", "--seeds", "0"], "expected --seeds at least 1, got 0"),
         (["MODEL", "--tasks", "xnli", "--data", "DATA", "--train", "DATA/no.tsv"], "no.tsv: expected a readable file"),
         (["MODEL", "--tasks", "words", "--data", "DATA", "--device", "gpu"], "expected a device of torch "),

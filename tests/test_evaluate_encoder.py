@@ -141,6 +141,8 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         Encoder(folder, pooling="max")
     with pytest.raises(ValueError, match=r"expected layer from 0 \(embeddings\) to 3 \(the model's last\), got 4"):
         Encoder(folder, layer=4)
+    with pytest.raises(ValueError, match="expected a layer with pooling 'layer' alone, got 1 with 'mean'"):
+        Encoder(folder, pooling="mean", layer=1)
     with pytest.raises(ValueError, match="expected max_length from 3 to 32"):
         Encoder(folder, pooling="mean", max_length=33)
     with pytest.raises(ValueError, match="batch_size to be 1 or more, got 0"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .arguments import FINETUNING, add_finetuning, by_task, finetuning
+from .arguments import FINETUNING, add_finetuning, by_task, finetuning, refuse_unused
 from .encoder import Encoder
 from .evaluations import EVALUATIONS
 from .figures import draw_languages, draw_words
@@ -119,6 +119,7 @@ def evaluate(given: argparse.Namespace) -> Path | None:
     vectors = VectorOptions(given.pooling, given.layer, given.prefix, given.max_length, given.batch_size, given.device)
     results = list(others)
     data: dict[str, str] = {}
+    refuse_unused("--languages", given.languages or (), given.tasks or ())
     languages = by_task(given.languages, given.tasks or ())
     if given.model is not None:
         tasks = list(dict.fromkeys(given.tasks))

@@ -28,7 +28,7 @@ FINETUNING: dict[str, tuple[Any, str]] = {
     "precision": (str, "fp32, or bf16 for autocast"),
     "train": (tuple, "English training files instead of the data's own"),
     "dev": (tuple, "English files that choose the best step instead of the data's own"),
-    "hold_out": (float, "share at the end of the training data that chooses the best step instead of dev"),
+    "hold_out": (float, "share of the training data, drawn by text, that chooses the best step instead of dev"),
     "test_split": (str, "the split that is scored"),
 }
 # Encoders that are used as they are have options of these names too.
@@ -82,6 +82,21 @@ def by_task(values: Sequence[str] | None, tasks: Sequence[str]) -> dict[str, lis
     return {task: chosen for task, chosen in found.items() if chosen}
 
 
+def refuse_unused(option: str, values: Sequence[str], tasks: Sequence[str]) -> None:
+    """Makes sure that every value of an option is for one of the tasks that use it.
+
+    Raises:
+        ValueError: one is for another task, or there is none to use it.
+    """
+    for value in values:
+        task, equals, _ = value.partition("=")
+        if not tasks or (equals and task in EVALUATIONS and task not in tasks):
+            raise ValueError(
+                f"expected {option} for a task that uses it, got {value!r} for {', '.join(tasks) or 'none'}; name the "
+                f"task in --tasks or leave {option} out"
+            )
+
+
 def finetuning(given: dict[str, list[str] | None], tasks: Sequence[str], seeds: int) -> dict[str, FinetuneOptions]:
     """Returns the options of every fine-tuned task among ``tasks``.
 
@@ -91,12 +106,16 @@ def finetuning(given: dict[str, list[str] | None], tasks: Sequence[str], seeds: 
         seeds: how many, from 1.
 
     Raises:
-        ValueError: a value that is no number, several where one is wanted, or one out of its range.
+        ValueError: a value that is no number, several where one is wanted, one out of its range, or one that no task
+            uses.
     """
     if seeds < 1:
         raise ValueError(f"expected --seeds at least 1, got {seeds}")
+    tuned = [task for task in finetuned_tasks() if task in tasks]
+    for name, values in given.items():
+        refuse_unused(flag(name), values or (), tuned)
     options = {}
-    for task in (task for task in finetuned_tasks() if task in tasks):
+    for task in tuned:
         changes: dict[str, Any] = {"seeds": tuple(range(1, seeds + 1))}
         for name, (kind, _) in FINETUNING.items():
             values = by_task(given.get(name), [task]).get(task)

@@ -90,6 +90,8 @@ class Encoder:
             )
         self.tokenizer: Any = load_tokenizer(name) if tokenizer is None else tokenizer
         check_fast(self.tokenizer)
+        if layer is not None and self.pooling != "layer":
+            raise ValueError(f"expected a layer with pooling 'layer' alone, got {layer} with {pooling!r}; leave it out")
         self.layer = choose_layer(layer, self.model.config.num_hidden_layers) if self.pooling == "layer" else None
         self.prefix, self.batch_size, self.progress = prefix, batch_size, progress
         self.max_length = _max_length(max_length, self.model.config)

@@ -33,8 +33,8 @@ class FinetuneOptions:
         precision: ``"fp32"``, or ``"bf16"`` for autocast.
         train: English training files; empty for the train split of the data.
         dev: English files that choose the best step; empty for the dev split of the data.
-        hold_out: share at the end of the training data that chooses the best step instead of dev, and is not trained
-            on; 0 for none.
+        hold_out: share of the training data that chooses the best step instead of dev, and is not trained on; 0 for
+            none. It is drawn by a hash of the text, a pair's first: rows of one text stay together.
         test_split: the split that is scored.
         output: folder of the runs, one folder a task and in it one a seed; None for a temporary one, from which nothing
             can be resumed.

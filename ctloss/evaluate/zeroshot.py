@@ -14,7 +14,7 @@ from .kept import digest_of_model
 from .labelled import is_labelled, read_files, read_split
 from .options import XTREME_OPTIONS, FinetuneOptions
 from .score import DataError
-from .tasks import Row, Task
+from .tasks import LabelledPair, Row, Task
 
 if TYPE_CHECKING:
     from .head import Head
@@ -82,13 +82,30 @@ def english_rows(data: str | Path, task: Task, options: FinetuneOptions) -> tupl
     train = rows(options.train, "train")
     if not options.hold_out:
         return train, rows(options.dev, "dev")
-    kept = len(train) - round(options.hold_out * len(train))
-    if not 0 < kept < len(train):
+    trained, held_out = _split(train, options.hold_out)
+    if not (trained and held_out):
         raise DataError(
             f"{', '.join(map(str, options.train)) or data}: expected rows enough to hold out {options.hold_out} "
             f"of them, got {len(train)}; give more rows, or dev files"
         )
-    return train[:kept], train[kept:]
+    return trained, held_out
+
+
+def _split(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
+    """Parts rows by their text alone: equal texts stay together, and no order of the file counts."""
+
+    def place(row: Row) -> str:
+        text = row.first if isinstance(row, LabelledPair) else " ".join(row.words)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    places = list(map(place, rows))
+    # Of the places in order, those up to this one are held out.
+    number = round(share * len(rows))
+    last = sorted(places)[number - 1] if number else ""
+    return (
+        [row for row, at in zip(rows, places, strict=True) if at > last],
+        [row for row, at in zip(rows, places, strict=True) if at <= last],
+    )
 
 
 def _all_seeds(
