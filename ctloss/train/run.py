@@ -132,12 +132,15 @@ class _Run:
         steps, seconds = self._train()
         stages["after"] = self.test(self.encoder)
         self.process.wait_for_everyone()
+        from .trainer import uses_bfloat16
+
         facts = {
             "steps": steps,
             "seconds of training since the last start": round(seconds, 1),
             "seconds in all since the last start": 0.0,
             "processes": self.process.num_processes,
             "threads": torch.get_num_threads(),
+            "precision": "bf16" if uses_bfloat16(self.recipe.bookkeeping.precision) else "fp32",
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
