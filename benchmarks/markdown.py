@@ -29,11 +29,20 @@ def insert(document: Path, begin: str, end: str, text: str) -> None:
     Raises:
         ValueError: if the document lacks a marker.
     """
-    page = document.read_text(encoding="utf-8")
-    head, found, rest = page.partition(begin)
+    head, tail = around(document, begin, end)
+    write_text(document, head + begin + text + end + tail)
+
+
+def around(document: Path, begin: str, end: str) -> tuple[str, str]:
+    """What a document has before the first of two markers and after the second.
+
+    Raises:
+        ValueError: if the document lacks a marker.
+    """
+    head, found, rest = document.read_text(encoding="utf-8").partition(begin)
     _, closed, tail = rest.partition(end)
     if not (found and closed):
         raise ValueError(
             f"expected the lines {begin.strip()!r} and {end.strip()!r} in {document}, found none; add them"
         )
-    write_text(document, head + begin + text + end + tail)
+    return head, tail

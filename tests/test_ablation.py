@@ -16,7 +16,7 @@ from scipy.stats import ttest_rel
 from tiny_encoder import write
 from tiny_runs import OBJECTS, SUBJECTS, VERBS
 
-from benchmarks.ablation import logs, plan, report, whole
+from benchmarks.ablation import base, logs, plan, report, whole
 from benchmarks.ablation.__main__ import PARTS, main
 from benchmarks.ablation.base import Base, last_checkpoint
 from benchmarks.ablation.corpus import prepare, split_lexicon
@@ -135,6 +135,17 @@ def test_base_goes_on_from_a_whole_checkpoint(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1000")
 
 
+def test_base_of_other_sentences_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "base").mkdir()
+    write_lines(tmp_path / "base" / "config.json", ["{}"])
+    for texts in (["a", "b"], ["a", "b"]):
+        monkeypatch.setattr(base, "sentences", lambda _, texts=texts: texts)
+        base.make(Base(), tmp_path, tmp_path)
+    monkeypatch.setattr(base, "sentences", lambda _: ["a", "c"])
+    with pytest.raises(ValueError, match="expected the sentences that this base was begun on, got others"):
+        base.make(Base(), tmp_path, tmp_path)
+
+
 def test_rows_of_a_seed_differ_in_their_method_alone(tmp_path: Path) -> None:
     write_lines(tmp_path / "en-fr.tsv", [])
     rows = table_rows(Scale())
@@ -208,6 +219,16 @@ def test_majority_and_other_languages_are_left_out() -> None:
     assert values(results, Column("", "ner", "f1")) == {}
 
 
+def test_the_majority_class_has_no_seeds() -> None:
+    def once(seed: int) -> Results:
+        majority = Score("xnli", "mean", "accuracy", 0.3, None, "majority class")
+        scores = [Score("xnli", "mean", "accuracy", 0.4, seed), majority]
+        return Results("a", "a", {"xnli": TaskResult({}, scores, 1.0)})
+
+    scores = joined("a", {1: once(1), 2: once(2)}).tasks["xnli"].scores
+    assert sorted((score.value, score.seed or 0) for score in scores) == [(0.3, 0), (0.4, 1), (0.4, 2)]
+
+
 def test_report_says_where_the_papers_order_holds() -> None:
     def row(name: str, pairs: float, error: float) -> Results:
         tasks = {
@@ -255,12 +276,13 @@ def test_facts_of_a_log(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_whole_ablation_in_little(data: Path, tmp_path: Path) -> None:
     def run() -> str:
-        ablation = whole.Ablation(data, tmp_path, TINY, tmp_path / "figures")
+        ablation = whole.Ablation(data, output, TINY, output / "figures")
         ablation.check_base()
         for part in PARTS:
             getattr(ablation, part)()
         return ablation.write()
 
+    output = tmp_path / "first"
     text = run()
     for name in ("base", "random", "CZ-snt", "CZ-snt, from random"):
         assert f"| **{name}** |" in text
@@ -268,16 +290,22 @@ def test_a_whole_ablation_in_little(data: Path, tmp_path: Path) -> None:
     for name in ("CZ-snt", "CZ-snt, from random"):
         assert re.search(rf"\n\| {name} \| 1 \| 0\.\d+ \| (-?\d+\.\d+ \| ){{2}}0 % \|", text)
     assert "| 4 | fp32 | none | CZ-snt | 1 |" in text
-    assert (tmp_path / "report.md").read_text(encoding="utf-8") == text
-    pictures = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert (output / "report.md").read_text(encoding="utf-8") == text
+    pictures = {path.name for path in (output / "figures").iterdir()}
     assert pictures == {"ablation-batch.png", "ablation-forces.png", "ablation-languages.png", "ablation-words.png"}
-    kept = read_results(next((tmp_path / "rows").glob("cz-snt-base-*/evaluation")))
+    kept = read_results(next((output / "rows").glob("cz-snt-base-*/evaluation")))
     assert set(kept.tasks) == {"xnli", "pawsx", "pos", "ner", "bucc", "tatoeba", "pairs", "words", "align"}
     assert {score.language for score in kept.tasks["pos"].scores} == {"en", "de-gsd", "mean"}
 
-    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    def written() -> dict[Path, int]:
+        return {path.relative_to(output): path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
+
+    before = written()
     assert run() == text
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == written
+    assert written() == before
+    output = output.rename(tmp_path / "second")
+    assert run() == text
+    assert written() == before
 
 
 def test_a_base_that_is_no_better_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,5 +358,17 @@ def test_report_of_nothing_is_refused_and_trains_nothing(
 
 
 def test_command_refuses_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
-    assert "expected" in capsys.readouterr().err
+    nothing, document = str(tmp_path), tmp_path / "page.md"
+    write_lines(document, ["no marks"])
+    for arguments, message in (
+        ([], "expected"),
+        (["--seeds", "0"], "expected --seeds from 1 on, each once, got 0"),
+        (["--seeds", "1", "1"], "each once, got 1 1"),
+        (["--threads", "0"], "expected --threads at least 1, got 0"),
+        # Before the first hour is spent, not after the last.
+        (["--summary", str(document)], "expected the lines '<!-- python -m benchmarks.ablation -->' and"),
+        (["--write", str(tmp_path / "none.md")], "none.md"),
+    ):
+        assert main(["--data", nothing, "--output", str(tmp_path / "out"), *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["--data", nothing, "--output", str(document)]) == 2

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.ablation.plan import FULL, METHODS, QUICK
 from benchmarks.ablation.whole import Ablation
-from benchmarks.markdown import insert
+from benchmarks.markdown import around, insert
 
 BEGIN, END = "<!-- python -m benchmarks.ablation -->\n", "<!-- end of python -m benchmarks.ablation -->\n"
 PARTS = ("base", "table", "study", "words")
@@ -21,7 +21,8 @@ EPILOG = """\
 The folder of the corpora holds tatoeba-train, news, tico19, bible and lexicon to train on, and tatoeba, bucc, multi30k,
 ud, ner, xnli, nli-train-en, pawsx and align to evaluate on; docs/results.md tells their formats. A rerun goes on where
 the last one stopped; a run is found again by its configuration, so a changed setting trains what it concerns alone.
-The report is written anew after every row.
+Evaluations by other settings or data than before are refused: remove the folders named evaluation to have them made
+anew. The report is written anew after every row.
 """
 
 
@@ -62,9 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lists = {name: getattr(given, name) for name in ("methods", "seeds")}
     chosen: dict[str, Any] = {name: tuple(values) for name, values in lists.items() if values}
     scale = dataclasses.replace(scale, **chosen)
-    if given.threads:
-        torch.set_num_threads(given.threads)
     try:
+        if given.threads is not None:
+            if given.threads < 1:
+                raise ValueError(f"expected --threads at least 1, got {given.threads}")
+            torch.set_num_threads(given.threads)
+        if min(scale.seeds) < 1 or len(set(scale.seeds)) < len(scale.seeds):
+            raise ValueError(f"expected --seeds from 1 on, each once, got {' '.join(map(str, scale.seeds))}")
+        for document in filter(None, (given.write, given.summary)):
+            around(document, BEGIN, END)
         whole = Ablation(given.data, given.output, scale, given.figures or given.output)
         if given.only != "report":
             whole.check_base()
@@ -75,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             insert(given.write, BEGIN, END, text)
         if given.summary:
             insert(given.summary, BEGIN, END, whole.summary())
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"{top.prog}: error: {error}", file=sys.stderr)
         return 2
     print(f"report and pictures: {given.output / 'report.md'}, {whole.figures}")

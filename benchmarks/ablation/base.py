@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from benchmarks.ablation.text import sentences
+from benchmarks.results import write_text
 from ctloss.train.tokenizer import train_wordpiece
 
 
@@ -78,11 +80,22 @@ def make(base: Base, data: Path, folder: Path) -> None:
         base: its size and length.
         data: the folder of the corpora.
         folder: gets ``random`` and ``base``, two Hugging Face folders that differ in their weights alone.
+
+    Raises:
+        ValueError: the folder's base was begun on other sentences.
     """
     trained = folder / "base"
+    texts = sentences(data)
+    record, digest = folder / "sentences.txt", hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()
+    if not record.is_file():
+        write_text(record, digest)
+    if record.read_text(encoding="utf-8") != digest:
+        raise ValueError(
+            f"{folder}: expected the sentences that this base was begun on, got others; restore those of --data or "
+            "name another --output"
+        )
     if (trained / "config.json").is_file():
         return
-    texts = sentences(data)
     tokenizer = train_wordpiece(texts, vocabulary=base.vocabulary, lower_case=True, max_length=base.max_length)
     torch.manual_seed(base.seed)
     model = BertForMaskedLM(_configuration(base, tokenizer))
@@ -113,7 +126,6 @@ def _train(
         learning_rate=base.learning_rate,
         warmup_steps=base.steps * 6 // 100,
         weight_decay=0.01,
-        bf16=True,
         use_cpu=not torch.cuda.is_available(),
         train_sampling_strategy="group_by_length",
         logging_steps=100,

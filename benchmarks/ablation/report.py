@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.ablation.logs import Facts, Study
 from benchmarks.ablation.plan import METHODS, PAPER_ORDER
-from benchmarks.ablation.statistics import Column, difference, values
+from benchmarks.ablation.statistics import Column, Difference, difference, values
 from benchmarks.markdown import table
 from ctloss.evaluate import Results, table_of_means
 
@@ -40,10 +40,11 @@ DETAILS = (
 # The README's; XNLI, PAWS-X and BUCC are near chance here.
 SHORT = (*COLUMNS[2:4], COLUMNS[5], DETAILS[0], *COLUMNS[6:])
 NOTHING = "–"
-SPREADS = "Per cent, cosines as they are, means over languages; ± is the standard deviation over seeds."
+SPREADS = "Per cent, cosines as they are, means over languages' test sets; ± is the standard deviation over seeds."
 NOISE = (
     "In points, paired by seed; ± is half the width of Student's 95 % interval. Bold: the interval leaves out 0, as "
-    "one in twenty would by chance. Where the base has no seeds, its number is taken as it is."
+    "{by_chance:.0f} of these {intervals} would by chance alone; {bold} do. Where the base has no seeds, its number "
+    "is taken as it is."
 )
 LOGGED = {
     "validation": "validation retrieval",
@@ -75,11 +76,14 @@ def report(
     parts = [f"{start_line(starts)}\n"] if starts else []
     parts += ["### The table", "", SPREADS, "", table_of_means(rows), ""]
     parts += ["### Raw and centred retrieval", "", details(rows), ""]
-    parts += ["### Which differences are beyond noise", "", NOISE, "", differences(rows), "", order(rows), ""]
+    compared = differences(rows)
+    intervals, bold = compared.count("±"), compared.count("**") // 2
+    noise = NOISE.format(by_chance=0.05 * intervals, intervals=intervals, bold=bold)
+    parts += ["### Which differences are beyond noise", "", noise, "", compared, "", order(rows), ""]
     if trained:
         parts += ["### What the rows' logs say", "", rows_table(trained), ""]
     if study:
-        parts += ["### Batch size and precision", "", study_table(study), ""]
+        parts += ["### Batch size and precision", "", study_table(study), "", study_differences(study), ""]
     return "\n".join(parts)
 
 
@@ -158,6 +162,18 @@ def study_table(study: Study) -> str:
     return table(["batch", "precision", "clip", "loss", "seeds", *LOGGED.values()], lines)
 
 
+def study_differences(study: Study) -> str:
+    """What CZ-snt retrieves more than info-snt of the validation pairs, paired by seed, in points."""
+    lines = []
+    for (size, precision, clip, name), runs in sorted(study.items(), key=lambda item: (*item[0][:2], -item[0][2])):
+        other = study.get((size, precision, clip, "info-snt"), [])
+        # Runs of both are in the order of their seeds.
+        if name == "CZ-snt" and len(other) == len(runs):
+            first, second = (dict(enumerate((run["validation"] for run in each), 1)) for each in (other, runs))
+            lines.append([size, precision, clip or "none", len(runs), _points(difference(first, second))])
+    return table(["batch", "precision", "clip", "seeds", "CZ-snt − info-snt"], lines)
+
+
 def _logged(runs: Facts) -> list[str]:
     cells = []
     for fact in LOGGED:
@@ -170,7 +186,10 @@ def _logged(runs: Facts) -> list[str]:
 
 
 def _difference(first: Results, second: Results, column: Column) -> str:
-    found = difference(values(first, column), values(second, column))
+    return _points(difference(values(first, column), values(second, column)))
+
+
+def _points(found: Difference | None) -> str:
     if found is None:
         return NOTHING
     text = f"{100 * found.mean:+.1f}" + ("" if found.half_width is None else f" ± {100 * found.half_width:.1f}")

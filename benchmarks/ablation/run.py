@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.ablation.plan import Row, Scale
 from ctloss.evaluate import XTREME_OPTIONS, FinetuneOptions, VectorOptions, evaluate_udpos, read_results, run
 from ctloss.train import Recipe, pretrain
+from ctloss.train.trainer import uses_bfloat16
 
 MAX_LENGTH = 64
 FINETUNED = {"xnli": "xnli", "pawsx": "pawsx", "pos": "udpos", "ner": "panx"}
@@ -29,6 +30,8 @@ def recipe_of(row: Row, start: Path, corpus: Path, learning_rate: float) -> Reci
             "only_with_words": row.changes["levels"] == "sentence",
             "learning_rate": learning_rate,
             "seed": row.seed,
+            # Of this machine: a row is not to go on in another's precision.
+            "precision": "bf16" if uses_bfloat16("auto") else "fp32",
             "log_every": min(10, row.changes["max_steps"]),
             "evaluate_every": min(50, row.changes["max_steps"]),
             "checkpoint_every": 100,
@@ -55,7 +58,9 @@ def train(row: Row, start: Path, corpus: Path, folder: Path, scale: Scale) -> No
         folder: gets the encoder, ``results.json`` and ``metrics.jsonl``.
         scale: of this ablation.
     """
-    pretrain(recipe_of(row, start, corpus, scale.learning_rate), folder, resume=folder.is_dir())
+    # Its recipe holds paths, and a finished row may have been moved.
+    if not is_trained(folder):
+        pretrain(recipe_of(row, start, corpus, scale.learning_rate), folder, resume=folder.is_dir())
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
@@ -157,7 +162,7 @@ def options_of(task: str, data: Path, seeds: tuple[int, ...], scale: Scale) -> F
             "dev": (data / "ud" / "en" / "en_ewt-ud-dev.tsv",),
             "evaluate_every": 200,
         },
-        # The dev sets are the test sets here; the end of the training data chooses the best step.
+        # The dev sets are the test sets here; a part of the training data chooses the best step.
         "ner": {"hold_out": 0.05, "test_split": "dev", "evaluate_every": 200},
     }
     changes = {**own[task], **scale.finetuning.get("", {}), **scale.finetuning.get(task, {})}

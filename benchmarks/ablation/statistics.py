@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from scipy.stats import t
 
 from ctloss.evaluate import Results, Score, TaskResult
+from ctloss.evaluate.classification import MAJORITY
 
 # Under this :func:`values` gives what has no seed.
 SEEDLESS = 0
@@ -49,18 +50,21 @@ class Difference:
 
 
 def joined(name: str, runs: Mapping[int, Results]) -> Results:
-    """Results of several seeds as those of one model, every score under its run's seed."""
+    """Results of several seeds as those of one model, every score under its run's seed but the majority class's."""
     tasks: dict[str, TaskResult] = {}
     for seed, results in runs.items():
         for task, result in results.tasks.items():
-            scores = [dataclasses.replace(score, seed=seed) for score in result.scores]
             there = tasks.get(task, TaskResult({**result.settings, "seeds": []}, [], 0.0))
+            of_data = [score for score in result.scores if MAJORITY in score.about and score not in there.scores]
+            scores = of_data + [
+                dataclasses.replace(score, seed=seed) for score in result.scores if MAJORITY not in score.about
+            ]
             settings = {**there.settings, "seeds": [*there.settings["seeds"], seed]}
             tasks[task] = TaskResult(settings, there.scores + scores, there.seconds + result.seconds)
     return Results(name, name, tasks)
 
 
-def values(results: Results, column: Column, not_about: str = "majority") -> dict[int, float]:
+def values(results: Results, column: Column, not_about: str = MAJORITY) -> dict[int, float]:
     """A column's number of every seed; 0 stands for none.
 
     Args:
