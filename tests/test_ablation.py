@@ -20,7 +20,7 @@ from benchmarks.ablation import base, logs, plan, report, whole
 from benchmarks.ablation.__main__ import PARTS, main
 from benchmarks.ablation.base import Base, last_checkpoint
 from benchmarks.ablation.corpus import prepare, split_lexicon
-from benchmarks.ablation.plan import METHODS, Row, Scale, study_rows, table_rows
+from benchmarks.ablation.plan import METHODS, Row, Scale, study_arms, study_row, table_rows
 from benchmarks.ablation.run import recipe_of, tags_english, treebanks
 from benchmarks.ablation.statistics import Column, difference, joined, values
 from ctloss.evaluate import Results, Score, TaskResult, read_results
@@ -169,10 +169,13 @@ def test_key_changes_with_the_configuration() -> None:
 
 
 def test_every_run_of_the_study_sees_as_many_pairs() -> None:
-    rows = study_rows(Scale())
+    rows = [study_row(arm, 1, Scale()) for arm in study_arms(Scale())]
     assert {row.changes["batch_size"] * row.changes["max_steps"] for row in rows} == {12800}
     assert {(row.changes["batch_size"], row.changes["clip"]) for row in rows} == {(8, 1), (8, 0), (32, 1), (64, 1)}
     assert {row.name for row in rows} == {"info-snt", "CZ-snt"}
+    assert len({row.key({}) for row in rows}) == len(rows) == 18
+    rates = {row.changes["batch_size"]: row.changes["learning_rate"] for row in rows if "learning_rate" in row.changes}
+    assert rates == {8: pytest.approx(2e-3 / 8**0.5), 32: pytest.approx(2e-3 / 2**0.5)}
 
 
 def scored(name: str, values: list[float], task: str = "pairs", metric: str = "accuracy") -> Results:
@@ -286,10 +289,11 @@ def test_a_whole_ablation_in_little(data: Path, tmp_path: Path) -> None:
     text = run()
     for name in ("base", "random", "CZ-snt", "CZ-snt, from random"):
         assert f"| **{name}** |" in text
-    assert "| 4 | bf16 | 1.0 | info-snt | 1 |" in text
+    assert "| 4 | bf16 |  | info-snt | 1 |" in text
     for name in ("CZ-snt", "CZ-snt, from random"):
         assert re.search(rf"\n\| {name} \| 1 \| 0\.\d+ \| (-?\d+\.\d+ \| ){{2}}0 % \|", text)
-    assert "| 4 | fp32 | none | CZ-snt | 1 |" in text
+    assert re.search(r"\n\| 4 \| fp32 \| not clipped \| CZ-snt \| 1 \|", text)
+    assert re.search(r"\n\| 4 \| fp32 \|  \| 1 \| [+-]\d+\.\d \|", text)
     assert (output / "report.md").read_text(encoding="utf-8") == text
     pictures = {path.name for path in (output / "figures").iterdir()}
     assert pictures == {"ablation-batch.png", "ablation-forces.png", "ablation-languages.png", "ablation-words.png"}

@@ -13,6 +13,8 @@ from benchmarks.ablation.logs import Study
 from benchmarks.plots import save
 
 COLOURS = {"info-snt": "C0", "CZ-snt": "C1"}
+# Of an arm of the study: line and marker.
+VARIANTS = {"": ("-", "o"), "not clipped": ("", "x"), "rate by √batch": (":", "^")}
 
 
 def draw_study(study: Study, path: Path) -> None:
@@ -22,15 +24,18 @@ def draw_study(study: Study, path: Path) -> None:
         study: what the logs say.
         path: PNG file to write.
     """
-    precisions = sorted({precision for _, precision, *_ in study}, reverse=True)
+    precisions = sorted({arm.precision for arm in study}, reverse=True)
     figure = Figure(figsize=(4.5 * len(precisions), 3.4), layout="constrained")
     axes = figure.subplots(1, len(precisions), sharey=True, squeeze=False)
     for axis, precision in zip(axes[0], precisions, strict=True):
         for place, (name, colour) in enumerate(COLOURS.items()):
-            for clip, line, marker in ((1.0, "-", "o"), (0.0, "", "x")):
-                sizes = sorted(size for size, p, c, n in study if (p, c, n) == (precision, clip, name))
-                runs = [[run["validation"] for run in study[size, precision, clip, name]] for size in sizes]
-                label = name if clip else f"{name}, not clipped"
+            for variant, (line, marker) in VARIANTS.items():
+                arms = sorted(
+                    arm for arm in study if (arm.precision, arm.variant, arm.name) == (precision, variant, name)
+                )
+                runs = [[run["validation"] for run in study[arm]] for arm in arms]
+                sizes = [arm.batch_size for arm in arms]
+                label = f"{name}, {variant}" if variant else name
                 if sizes:
                     axis.plot(sizes, list(map(fmean, runs)), line, marker=marker, color=colour, label=label)
                     dots = [
@@ -40,7 +45,7 @@ def draw_study(study: Study, path: Path) -> None:
                     ]
                     axis.scatter(*zip(*dots, strict=True), s=8, color=colour, alpha=0.5)
         axis.set(title=precision, xlabel="batch size", xscale="log")
-        ticks = sorted({size for size, *_ in study})
+        ticks = sorted({arm.batch_size for arm in study})
         axis.set_xticks(ticks, ticks, minor=False)
         axis.set_xticks([], minor=True)
         axis.spines[["top", "right"]].set_visible(False)
@@ -59,12 +64,13 @@ def draw_forces(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     axes = figure.subplots(1, 3)
     for label, lines in logs.items():
-        steps = [line["step"] for line in lines if "pull" in line]
+        # Runs of smaller batches have more steps of as many pairs.
+        steps = [line["step"] / lines[-1]["step"] for line in lines if "pull" in line]
         for axis, name, title in zip(
             axes, ("z_mean", "pull", "push"), ("mean z", "norm of the pull", "norm of the push"), strict=True
         ):
             axis.plot(steps, [line[name] for line in lines if "pull" in line], label=label)
-            axis.set(title=title, xlabel="step")
+            axis.set(title=title, xlabel="share of the run")
             axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     save(figure, path)

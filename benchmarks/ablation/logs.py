@@ -8,11 +8,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.ablation.plan import Arm
+
 LOG = "metrics.jsonl"
 # What :func:`facts` finds in each seed's run.
 Facts = Sequence[Mapping[str, float]]
-# The same by batch size, precision, clip and method.
-Study = Mapping[tuple[int, str, float, str], Facts]
+Study = Mapping[Arm, Facts]
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

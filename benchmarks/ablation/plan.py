@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.ablation.base import Base
 
@@ -118,26 +118,48 @@ def table_rows(scale: Scale) -> list[Row]:
     ]
 
 
-def study_rows(scale: Scale) -> list[Row]:
-    """Both losses at every batch size in float32 and bfloat16, and at the smallest without clipping; no MLM."""
-    rows = []
-    for seed in scale.seeds:
-        for size in scale.batch_sizes:
-            for precision, clip in (("fp32", 1.0), ("bf16", 1.0), *((("fp32", 0.0),) * (size == scale.batch_sizes[0]))):
-                rows += [
-                    Row(
-                        name,
-                        "base",
-                        seed,
-                        {
-                            **METHODS[name],
-                            "alpha": 0.0,
-                            "precision": precision,
-                            "clip": clip,
-                            "batch_size": size,
-                            "max_steps": scale.study_pairs // size,
-                        },
-                    )
-                    for name in ("info-snt", "CZ-snt")
-                ]
-    return rows
+class Arm(NamedTuple):
+    """What the study's runs differ in, but for their seed.
+
+    Attributes:
+        batch_size, precision, clip: of the recipe; a clip of 0 is none.
+        scaled: whether the learning rate is that of the table's batch size times √(batch size ÷ table's).
+        name: of the method.
+    """
+
+    batch_size: int
+    precision: str
+    clip: float
+    scaled: bool
+    name: str
+
+    @property
+    def variant(self) -> str:
+        """What sets it apart from the runs at every batch size."""
+        return "not clipped" if not self.clip else "rate by √batch" if self.scaled else ""
+
+
+def study_arms(scale: Scale) -> list[Arm]:
+    """Both losses at every batch size in float32 and bfloat16, the smallest without clipping, smaller rates too."""
+    arms = []
+    for size in scale.batch_sizes:
+        variants = [("fp32", 1.0, False), ("bf16", 1.0, False)]
+        variants += [("fp32", 0.0, False)] * (size == scale.batch_sizes[0])
+        variants += [("fp32", 1.0, True)] * (size < scale.batch_size)
+        arms += [Arm(size, *variant, name) for variant in variants for name in ("info-snt", "CZ-snt")]
+    return arms
+
+
+def study_row(arm: Arm, seed: int, scale: Scale) -> Row:
+    """A run of the study: from the base, without masked language modelling, as many pairs as any other."""
+    changes = {
+        **METHODS[arm.name],
+        "alpha": 0.0,
+        "precision": arm.precision,
+        "clip": arm.clip,
+        "batch_size": arm.batch_size,
+        "max_steps": scale.study_pairs // arm.batch_size,
+    }
+    if arm.scaled:
+        changes["learning_rate"] = scale.learning_rate * (arm.batch_size / scale.batch_size) ** 0.5
+    return Row(arm.name, "base", seed, changes)

@@ -154,24 +154,24 @@ def rows_table(trained: Mapping[str, Facts]) -> str:
 
 
 def study_table(study: Study) -> str:
-    """One line a batch size, precision, clipping and loss; means over seeds with their standard deviation."""
+    """One line an arm; means over seeds with their standard deviation."""
     lines = [
-        [size, precision, clip or "none", name, len(runs), *_logged(runs)]
-        for (size, precision, clip, name), runs in sorted(study.items(), key=lambda item: (*item[0][:2], -item[0][2]))
+        [arm.batch_size, arm.precision, arm.variant, arm.name, len(runs), *_logged(runs)] for arm, runs in study.items()
     ]
-    return table(["batch", "precision", "clip", "loss", "seeds", *LOGGED.values()], lines)
+    return table(["batch", "precision", "", "loss", "seeds", *LOGGED.values()], lines)
 
 
 def study_differences(study: Study) -> str:
     """What CZ-snt retrieves more than info-snt of the validation pairs, paired by seed, in points."""
     lines = []
-    for (size, precision, clip, name), runs in sorted(study.items(), key=lambda item: (*item[0][:2], -item[0][2])):
-        other = study.get((size, precision, clip, "info-snt"), [])
+    for arm, runs in study.items():
+        other = study.get(arm._replace(name="info-snt"), [])
         # Runs of both are in the order of their seeds.
-        if name == "CZ-snt" and len(other) == len(runs):
+        if arm.name == "CZ-snt" and len(other) == len(runs):
             first, second = (dict(enumerate((run["validation"] for run in each), 1)) for each in (other, runs))
-            lines.append([size, precision, clip or "none", len(runs), _points(difference(first, second))])
-    return table(["batch", "precision", "clip", "seeds", "CZ-snt − info-snt"], lines)
+            found = _points(difference(first, second))
+            lines.append([arm.batch_size, arm.precision, arm.variant, len(runs), found])
+    return table(["batch", "precision", "", "seeds", "CZ-snt − info-snt"], lines)
 
 
 def _logged(runs: Facts) -> list[str]:

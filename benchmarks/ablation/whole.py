@@ -12,7 +12,7 @@ from benchmarks.ablation.base import Base, make
 from benchmarks.ablation.corpus import prepare
 from benchmarks.ablation.figures import draw_forces, draw_study
 from benchmarks.ablation.logs import facts, read_log, validation
-from benchmarks.ablation.plan import METHODS, STARTS, Row, Scale, study_rows, table_rows
+from benchmarks.ablation.plan import METHODS, STARTS, Arm, Row, Scale, study_arms, study_row, table_rows
 from benchmarks.ablation.report import report, summary
 from benchmarks.ablation.run import (
     EVALUATION,
@@ -93,8 +93,9 @@ class Ablation:
 
     def study(self) -> None:
         """Trains at every batch size and precision."""
-        for row in study_rows(self.scale):
-            self._train(row)
+        for seed in self.scale.seeds:
+            for arm in study_arms(self.scale):
+                self._train(study_row(arm, seed, self.scale))
         self.write()
 
     def write(self) -> str:
@@ -104,17 +105,17 @@ class Ablation:
             FileNotFoundError: nothing is.
         """
         rows = self._rows()
-        found: dict[tuple[int, str, float, str], list[dict[str, float]]] = {}
+        found: dict[Arm, list[dict[str, float]]] = {}
         logs = {}
-        for row in study_rows(self.scale):
-            folder = self._place(row)
-            if is_trained(folder):
-                change = row.changes
-                key = (change["batch_size"], change["precision"], change["clip"], row.name)
-                found.setdefault(key, []).append(self._facts(row))
-                if row.seed == self.scale.seeds[0] and change["precision"] == "fp32":
-                    clipped = "" if change["clip"] else ", not clipped"
-                    logs[f"{row.name}, batch {change['batch_size']}{clipped}"] = read_log(folder)
+        for arm in study_arms(self.scale):
+            for row in (study_row(arm, seed, self.scale) for seed in self.scale.seeds):
+                folder = self._place(row)
+                if is_trained(folder):
+                    found.setdefault(arm, []).append(self._facts(row))
+                    if row.seed == self.scale.seeds[0] and arm.precision == "fp32":
+                        logs[", ".join(filter(None, (arm.name, f"batch {arm.batch_size}", arm.variant)))] = read_log(
+                            folder
+                        )
         starts = json.loads(self._checked.read_text(encoding="utf-8")) if self._checked.is_file() else None
         if not (rows or found or starts):
             raise FileNotFoundError(
