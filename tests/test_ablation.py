@@ -1,29 +1,25 @@
-"""benchmarks.ablation: no leak of the words asked for, equal terms for all rows, its statistics, a run in little."""
+"""benchmarks.ablation: no leak of the words asked for, equal terms for all rows, a run in little."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny_tasks
-from scipy.stats import ttest_rel
 from tiny_encoder import write
 from tiny_runs import OBJECTS, SUBJECTS, VERBS
 
-from benchmarks.ablation import base, logs, plan, report, whole
+from benchmarks.ablation import base, whole
 from benchmarks.ablation.__main__ import PARTS, main
 from benchmarks.ablation.base import Base, last_checkpoint
 from benchmarks.ablation.corpus import prepare, split_lexicon
 from benchmarks.ablation.plan import METHODS, Row, Scale, study_arms, study_row, table_rows
 from benchmarks.ablation.run import recipe_of, tags_english, treebanks
-from benchmarks.ablation.statistics import Column, difference, joined, values
-from ctloss.evaluate import Results, Score, TaskResult, read_results
+from ctloss.evaluate import Results, TaskResult, read_results
 from ctloss.evaluate.kept_results import write_results
 
 TINY = Scale(
@@ -176,104 +172,6 @@ def test_every_run_of_the_study_sees_as_many_pairs() -> None:
     assert len({row.key({}) for row in rows}) == len(rows) == 18
     rates = {row.changes["batch_size"]: row.changes["learning_rate"] for row in rows if "learning_rate" in row.changes}
     assert rates == {8: pytest.approx(2e-3 / 8**0.5), 32: pytest.approx(2e-3 / 2**0.5)}
-
-
-def scored(name: str, values: list[float], task: str = "pairs", metric: str = "accuracy") -> Results:
-    runs = {
-        seed: Results(name, name, {task: TaskResult({"seeds": []}, [Score(task, "mean", metric, value)], 1.0)})
-        for seed, value in enumerate(values, 1)
-    }
-    return joined(name, runs)
-
-
-def test_difference_is_the_paired_t_interval() -> None:
-    first, second = [0.50, 0.61, 0.55], [0.58, 0.65, 0.66]
-    column = Column("", "pairs", "accuracy")
-    found = difference(values(scored("a", first), column), values(scored("b", second), column))
-    wanted = ttest_rel(second, first).confidence_interval(0.95)
-    assert found is not None
-    assert found.half_width is not None
-    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((wanted.low, wanted.high))
-    assert found.beyond_noise == (wanted.low > 0)
-    alone = difference({1: 0.5}, {1: 0.9})
-    assert alone is not None
-    assert not alone.beyond_noise
-
-
-def test_what_has_no_seed_is_paired_with_every_seed() -> None:
-    assert difference({0: 0.5}, {1: 0.6, 2: 0.7}) == difference({1: 0.5, 2: 0.5}, {1: 0.6, 2: 0.7})
-    alone = difference({0: 0.5}, {1: 0.6})
-    assert alone is not None
-    assert alone.mean == pytest.approx(0.1)
-    assert alone.half_width is None
-    # One seed of a row that is not done yet stands for no other seed.
-    assert difference({1: 0.5}, {1: 0.6, 2: 0.7}) == difference({1: 0.5}, {1: 0.6})
-
-
-def test_majority_and_other_languages_are_left_out() -> None:
-    scores = [
-        Score("xnli", "mean", "accuracy", 0.4, 1, "mean of 2"),
-        Score("xnli", "mean", "accuracy", 0.3, 1, "majority class; mean of 2"),
-        Score("xnli", "de", "accuracy", 0.9, 1),
-    ]
-    results = Results("a", "a", {"xnli": TaskResult({}, scores, 1.0)})
-    assert values(results, Column("", "xnli", "accuracy")) == {1: 0.4}
-    assert values(results, Column("", "xnli", "accuracy", languages=("de",))) == {1: 0.9}
-    assert values(results, Column("", "ner", "f1")) == {}
-
-
-def test_the_majority_class_has_no_seeds() -> None:
-    def once(seed: int) -> Results:
-        majority = Score("xnli", "mean", "accuracy", 0.3, None, "majority class")
-        scores = [Score("xnli", "mean", "accuracy", 0.4, seed), majority]
-        return Results("a", "a", {"xnli": TaskResult({}, scores, 1.0)})
-
-    scores = joined("a", {1: once(1), 2: once(2)}).tasks["xnli"].scores
-    assert sorted((score.value, score.seed or 0) for score in scores) == [(0.3, 0), (0.4, 1), (0.4, 2)]
-
-
-def test_report_says_where_the_papers_order_holds() -> None:
-    def row(name: str, pairs: float, error: float) -> Results:
-        tasks = {
-            **scored(name, [pairs, pairs + 0.001]).tasks,
-            **scored(name, [error, error], "align", "aer").tasks,
-        }
-        return Results(name, name, tasks)
-
-    ordered = [row(name, 0.1 * n, 0.9 - 0.1 * n) for n, name in enumerate(plan.PAPER_ORDER)]
-    text = report.report(ordered, {})
-    assert "it holds for multi30k, AER; it does not for none." in text
-    swapped = [row(name, 0.1 * n, 0.9 + 0.1 * n) for n, name in enumerate(plan.PAPER_ORDER)]
-    assert "it holds for multi30k; it does not for AER." in report.report(swapped, {})
-    assert "| info-snt − base | – | – | – | – | – | – | **+10.0 ± 0.0** | – | **-10.0 ± 0.0** |" in text
-    assert "some of its rows are not there yet" in report.report(ordered[1:], {})
-    assert "| info-snt | – | – | – | – | 10.1 ± 0.1 | – | 80.0 ± 0.0 |\n" in report.summary(ordered)
-
-
-def test_facts_of_a_log(tmp_path: Path) -> None:
-    common = {"contrastive": 1.0, "push": 0.5}
-    lines: list[dict[str, Any]] = [
-        {"step": 10, **common, "z_min": -9.0, "z_mean": 1.0, "saturated": 0.0, "pull": 3.0, "grad_norm": 2.0},
-        {"step": 20, "eval_sentence_forth": 0.2, "eval_sentence_back": 0.4},
-        {"step": 20, **common, "z_min": -5.0, "z_mean": -2.0, "saturated": 0.5, "pull": 1.0, "grad_norm": 0.5},
-        {"step": 20, "eval_sentence_forth": 0.5, "eval_sentence_back": 0.7},
-    ]
-    write_lines(tmp_path / "metrics.jsonl", [json.dumps(line) for line in lines])
-    found = logs.facts(tmp_path, clip=1.0)
-    assert found == pytest.approx(
-        {
-            "validation": 0.6,
-            "z_min": -9.0,
-            "z_mean": -2.0,
-            "saturated": 0.25,
-            "pull_first": 3.0,
-            "pull": 1.0,
-            "push_first": 0.5,
-            "push": 0.5,
-            "clipped": 0.5,
-        }
-    )
-    assert "clipped" not in logs.facts(tmp_path, clip=0.0)
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ from statistics import fmean, stdev
 from scipy.stats import t
 
 from ctloss.evaluate import Results, Score, TaskResult
-from ctloss.evaluate.classification import MAJORITY
 
+# In what is said about a score of the majority class.
+MAJORITY = "majority"
 # Under this :func:`values` gives what has no seed.
 SEEDLESS = 0
 
