@@ -10,11 +10,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.ablation.logs import Study
+from benchmarks.ablation.plan import NOT_CLIPPED, SCALED, USUAL
 from benchmarks.plots import save
 
 COLOURS = {"info-snt": "C0", "CZ-snt": "C1"}
 # Of an arm of the study: line and marker.
-VARIANTS = {"": ("-", "o"), "not clipped": ("", "x"), "rate by √batch": (":", "^")}
+VARIANTS = {USUAL: ("-", "o"), NOT_CLIPPED: ("", "x"), SCALED: (":", "^")}
 
 
 def draw_study(study: Study, path: Path) -> None:

@@ -118,6 +118,10 @@ def table_rows(scale: Scale) -> list[Row]:
     ]
 
 
+# Of the study's runs: as at every batch size, and what sets others apart.
+USUAL, NOT_CLIPPED, SCALED = "", "not clipped", "rate by √batch"
+
+
 class Arm(NamedTuple):
     """What the study's runs differ in, but for their seed.
 
@@ -135,8 +139,8 @@ class Arm(NamedTuple):
 
     @property
     def variant(self) -> str:
-        """What sets it apart from the runs at every batch size."""
-        return "not clipped" if not self.clip else "rate by √batch" if self.scaled else ""
+        """One of USUAL, NOT_CLIPPED and SCALED."""
+        return NOT_CLIPPED if not self.clip else SCALED if self.scaled else USUAL
 
 
 def study_arms(scale: Scale) -> list[Arm]:
