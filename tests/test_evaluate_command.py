@@ -229,6 +229,10 @@ def test_other_data_and_another_model_are_refused(tmp_path: Path, model: str, ru
             "expected --finetune-batch-size for a task that uses it, got 'pos=3' for xnli",
         ),
         (
+            ["MODEL", "--tasks", "xnli", "--data", "DATA", "pos=DATA"],
+            "expected --data for a task that uses it, got 'pos=DATA' for xnli",
+        ),
+        (
             ["MODEL", "--tasks", "xnli", "--data", "DATA", "--languages", "xnli=de", "pos=de"],
             "expected --languages for a task that uses it, got 'pos=de' for xnli",
         ),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny_tasks
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from ctloss.evaluate.classification import evaluate_pawsx
@@ -49,15 +50,33 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path, model: str) -> None:
     five, cut = changed(model, tmp_path / "five"), changed(model, tmp_path / "cut")
     weights = Path(cut) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
+    holed = changed(model, tmp_path / "holed")
+    kept = load_file(Path(holed) / "model.safetensors")
+    lost = min(name for name in kept if "attention" in name)
+    del kept[lost]
+    save_file(kept, Path(holed) / "model.safetensors", metadata={"format": "pt"})
     AutoModelForSequenceClassification.from_pretrained(model, num_labels=5).save_pretrained(five)
     for name, message in (
         (bare, "without a vocabulary"),
         (small, f"expected a tokenizer of at most 20 tokens, .* got one of {len(tiny_tasks.VOCABULARY)}"),
         (five, "expected an encoder whose weights are whole and have the shapes .* and of 2 labels"),
         (cut, "expected an encoder whose weights are whole"),
+        (holed, f"expected all weights of .*, got .* without .*{lost}, which would be random numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_pawsx(name, tmp_path, ["xx"], QUICK)
+
+
+def test_a_diverged_model_is_refused(tmp_path: Path, model: str) -> None:
+    """Its NaN would pass for the first label."""
+    tiny_tasks.write_task(tmp_path, "pawsx")
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    weights = load_file(broken / "model.safetensors")
+    next(iter(weights.values())).fill_(torch.nan)
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="expected finite logits of the fine-tuned model, got NaN or infinity"):
+        evaluate_pawsx(str(broken), tmp_path, ["xx"], QUICK)
 
 
 def test_refused_settings(tmp_path: Path, model: str) -> None:

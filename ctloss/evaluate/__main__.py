@@ -119,7 +119,8 @@ def evaluate(given: argparse.Namespace) -> Path | None:
     vectors = VectorOptions(given.pooling, given.layer, given.prefix, given.max_length, given.batch_size, given.device)
     results = list(others)
     data: dict[str, str] = {}
-    refuse_unused("--languages", given.languages or (), given.tasks or ())
+    for option, values in (("--data", given.data), ("--languages", given.languages or ())):
+        refuse_unused(option, values, given.tasks or ())
     languages = by_task(given.languages, given.tasks or ())
     if given.model is not None:
         tasks = list(dict.fromkeys(given.tasks))

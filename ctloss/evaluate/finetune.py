@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import (
     PreTrainedTokenizerBase,
@@ -18,10 +19,10 @@ from transformers import (
     set_seed,
 )
 
-from .head import Collate, Encoded, Head, check_inputs, load_model, without_bars_of_files
+from .head import Collate, Encoded, Head, check_inputs, load_model
 from .kept import best, claim, finish, is_finished, last_checkpoint, mark_whole, writing_best
 from .lengths import ByLength
-from .loading import load_tokenizer
+from .loading import load_tokenizer, quietly
 from .options import FinetuneOptions
 from .tasks import Row
 
@@ -33,7 +34,7 @@ class _Finetuner(Trainer):
         self, *args: Any, measure: Callable[[_Finetuner], float], sampler: Sampler[int] | None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.preprocess_logits_for_metrics = lambda logits, _: logits.argmax(dim=-1)
+        self.preprocess_logits_for_metrics = lambda logits, _: _predicted(logits)
         self._measure = measure
         self._sampler = sampler
         # The loss is a mean of each part of a batch; models that take any keyword are thought to divide by the whole.
@@ -54,6 +55,16 @@ class _Finetuner(Trainer):
         return encoded.decode(self.predict(bare).predictions)  # type: ignore[arg-type]
 
 
+def _predicted(logits: Tensor) -> Tensor:
+    """Returns the numbers of the labels; of NaN the first would pass for one."""
+    if not logits.isfinite().all():
+        raise ValueError(
+            "expected finite logits of the fine-tuned model, got NaN or infinity: it has diverged, or its weights were "
+            "never finite; lower learning_rate, or choose another model"
+        )
+    return logits.argmax(dim=-1)
+
+
 class _Keeper(TrainerCallback):
     """Keeps the best model and the last whole checkpoint, and scores the last step whatever its number."""
 
@@ -67,7 +78,7 @@ class _Keeper(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         score, kept = kwargs["metrics"]["eval_score"], best(self._folder)
         if state.is_world_process_zero and (kept is None or score > kept[1]):
-            with writing_best(self._folder, state.global_step, score) as folder, without_bars_of_files():
+            with writing_best(self._folder, state.global_step, score) as folder, quietly():
                 kwargs["model"].save_pretrained(folder)
                 self._tokenizer.save_pretrained(folder)
 
@@ -107,7 +118,7 @@ def finetune(
 
     Raises:
         ValueError: the model is no encoder with safetensors, is too short for ``max_length``, has not its tokenizer
-            beside it, the batch cannot be divided, or the folder holds another run.
+            beside it, the batch cannot be divided, the folder holds another run, or the training diverged.
     """
     arguments = training_arguments(options, folder, seed)
     if arguments.process_index == 0:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,9 +11,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
-from .loading import positions
+from .loading import missing_below_head, positions, quietly, refuse_missing
 from .pieces import IGNORED
 from .tasks import Row
 
@@ -81,13 +79,14 @@ def load_model(name: str, head: Head) -> PreTrainedModel:
     """Returns an encoder with a head, in float32; what the encoder's files lack is drawn from torch's generator.
 
     Raises:
-        ValueError: no encoder, none with its weights as safetensors, or one whose weights have other shapes.
+        ValueError: no encoder, none with its weights as safetensors, or one whose weights have other shapes or are not
+            all there.
     """
     names = dict(enumerate(head.labels))
     numbers = {label: number for number, label in names.items()}
     try:
-        with without_bars_of_files():
-            return head.model_class.from_pretrained(
+        with quietly():
+            loaded, information = head.model_class.from_pretrained(
                 name,
                 id2label=names,
                 label2id=numbers,
@@ -96,6 +95,7 @@ def load_model(name: str, head: Head) -> PreTrainedModel:
                 # Trainer would take them for further predictions.
                 output_hidden_states=False,
                 output_attentions=False,
+                output_loading_info=True,
             )
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(
@@ -109,18 +109,9 @@ def load_model(name: str, head: Head) -> PreTrainedModel:
             f"({str(error).splitlines()[0]}); check the name, or load the model where you trust its pickled weights "
             "and write it with save_pretrained"
         ) from error
-
-
-@contextmanager
-def without_bars_of_files() -> Iterator[None]:
-    """A bar for every file read or written would stand between those of the training."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    missing = missing_below_head(loaded, information["missing_keys"])
+    refuse_missing(name, loaded, missing, "choose another model, or save it whole")
+    return loaded  # type: ignore[no-any-return]
 
 
 def check_inputs(model: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,10 +104,11 @@ def load(name: str, *, pooler: bool = False) -> PreTrainedModel:
         )
 
     try:
-        try:
-            model, information = _quietly(lambda: read(add_pooling_layer=pooler))
-        except TypeError:  # The model's class knows no such option.
-            model, information = _quietly(read)
+        with quietly():
+            try:
+                model, information = read(add_pooling_layer=pooler)
+            except TypeError:  # The model's class knows no such option.
+                model, information = read()
     except OSError as error:
         raise ValueError(
             f"expected an encoder with its weights as safetensors, got {name!r} without "
@@ -118,25 +120,44 @@ def load(name: str, *, pooler: bool = False) -> PreTrainedModel:
             f"expected whole weights that fit the configuration, got {name!r} ({str(error).splitlines()[0]}); "
             "fetch or save the model again"
         ) from error
-    missing = sorted(part for part in information["missing_keys"] if pooler or "pooler" not in part.split("."))
-    if missing:
-        raise ValueError(
-            f"expected all weights of {type(model).__name__}, got {name!r} without {', '.join(missing[:3])}"
-            f"{' and others' if len(missing) > 3 else ''}, which would be random numbers; "
-            + ("choose another pooling" if pooler else "choose another model")
-        )
+    missing = [part for part in information["missing_keys"] if pooler or not _is_of_pooler(part)]
+    refuse_missing(name, model, missing, "choose another pooling" if pooler else "choose another model")
     return model
 
 
-def _quietly(read: Callable[[], Any]) -> Any:
-    # Heads that are left out fill the screen; missing weights, which matter, are refused by the caller.
+def missing_below_head(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:
+    """Returns which missing weights are the encoder's own: not those of the head on it, nor of a pooler."""
+    return [part for part in missing if part.startswith(f"{model.base_model_prefix}.") and not _is_of_pooler(part)]
+
+
+def refuse_missing(name: str, model: PreTrainedModel, missing: Iterable[str], advice: str) -> None:
+    """Refuses a model that was read without weights that it needs.
+
+    Raises:
+        ValueError: there are missing ones.
+    """
+    parts = sorted(missing)
+    if parts:
+        raise ValueError(
+            f"expected all weights of {type(model).__name__}, got {name!r} without {', '.join(parts[:3])}"
+            f"{' and others' if len(parts) > 3 else ''}, which would be random numbers; {advice}"
+        )
+
+
+def _is_of_pooler(part: str) -> bool:
+    return "pooler" in part.split(".")
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Silences transformers' bars of every file, and its lists of heads left out; who reads a model checks it."""
     from transformers.utils import logging
 
     verbosity, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        return read()
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if shown:
