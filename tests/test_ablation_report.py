@@ -86,6 +86,20 @@ def test_report_says_where_the_papers_order_holds() -> None:
     assert "| info-snt | – | – | – | – | 10.1 ± 0.1 | – | 80.0 ± 0.0 |\n" in report.summary(ordered)
 
 
+def test_the_studys_differences_are_paired_by_seed() -> None:
+    """A run that is not done yet leaves the others; the least z is that of all seeds, not their mean."""
+
+    def run(validation: float, least: float) -> dict[str, float]:
+        return {"validation": validation, "z_min": least}
+
+    arm = plan.Arm(8, "fp32", 1.0, False, "info-snt")
+    info = {1: run(0.1, -9.0), 2: run(0.2, -4.0), 3: run(0.3, -5.0)}
+    study = {arm: info, arm._replace(name="CZ-snt"): {3: run(0.5, -3.0), 1: run(0.2, -2.0)}}
+    assert "| 8 | fp32 |  | 2 | +15.0 ± 63.5 |" in report.study_differences(study)
+    assert "| 8 | fp32 |  | info-snt | 3 | 0.200 ± 0.100 | – | -9.00 |" in report.study_table(study)
+    assert "CZ-snt" not in report.study_differences({arm: info}).splitlines()[-1]
+
+
 def test_facts_of_a_log(tmp_path: Path) -> None:
     common = {"contrastive": 1.0, "push": 0.5}
     lines: list[dict[str, Any]] = [

@@ -34,7 +34,7 @@ def draw_study(study: Study, path: Path) -> None:
                 arms = sorted(
                     arm for arm in study if (arm.precision, arm.variant, arm.name) == (precision, variant, name)
                 )
-                runs = [[run["validation"] for run in study[arm]] for arm in arms]
+                runs = [[run["validation"] for run in study[arm].values()] for arm in arms]
                 sizes = [arm.batch_size for arm in arms]
                 label = f"{name}, {variant}" if variant else name
                 if sizes:

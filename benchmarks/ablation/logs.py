@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 from benchmarks.ablation.plan import Arm
 
 LOG = "metrics.jsonl"
-# What :func:`facts` finds in each seed's run.
-Facts = Sequence[Mapping[str, float]]
+# What :func:`facts` finds, by seed.
+Facts = Mapping[int, Mapping[str, float]]
 Study = Mapping[Arm, Facts]
 
 

@@ -117,11 +117,17 @@ def details(rows: Sequence[Results]) -> str:
 
 
 def differences(rows: Sequence[Results]) -> str:
-    """Each row less the one before it in the paper's order, and others of interest, in points; bold beyond noise."""
+    """Each row less the one before it in the paper's order, and others of interest, in points; bold beyond noise.
+
+    Others are the last method less all before it, every row less the random weights that nothing trained, and from the
+    base less from random weights.
+    """
     by_name = {row.name: row for row in rows}
-    last = list(METHODS)[-1]
+    *before, last = METHODS
     pairs = [*itertools.pairwise(PAPER_ORDER), ("ML-CTL-CZ", "ML-CTL-CZ without head")]
-    pairs += [("CZ-snt", last), ("ML-CTL-CZ", last)]
+    pairs += [(name, last) for name in before]
+    pairs += [("random", name) for name in ("base", *METHODS)]
+    pairs += [("random", f"{name}, from random") for name in METHODS]
     pairs += [(f"{name}, from random", name) for name in METHODS]
     lines = []
     for first, second in pairs:
@@ -149,12 +155,12 @@ def order(rows: Sequence[Results]) -> str:
 
 
 def rows_table(trained: Mapping[str, Facts]) -> str:
-    """One line a row of the table; means over seeds with their standard deviation."""
+    """One line a row of the table; means over seeds with their standard deviation, the least z of all seeds."""
     return table(["", "seeds", *LOGGED.values()], [[name, len(runs), *_logged(runs)] for name, runs in trained.items()])
 
 
 def study_table(study: Study) -> str:
-    """One line an arm; means over seeds with their standard deviation."""
+    """One line an arm; means over seeds with their standard deviation, the least z of all seeds."""
     lines = [
         [arm.batch_size, arm.precision, arm.variant, arm.name, len(runs), *_logged(runs)] for arm, runs in study.items()
     ]
@@ -165,21 +171,22 @@ def study_differences(study: Study) -> str:
     """What CZ-snt retrieves more than info-snt of the validation pairs, paired by seed, in points."""
     lines = []
     for arm, runs in study.items():
-        other = study.get(arm._replace(name="info-snt"), [])
-        # Runs of both are in the order of their seeds.
-        if arm.name == "CZ-snt" and len(other) == len(runs):
-            first, second = (dict(enumerate((run["validation"] for run in each), 1)) for each in (other, runs))
-            found = _points(difference(first, second))
-            lines.append([arm.batch_size, arm.precision, arm.variant, len(runs), found])
+        other = study.get(arm._replace(name="info-snt"), {})
+        first, second = ({seed: run["validation"] for seed, run in each.items()} for each in (other, runs))
+        found = difference(first, second)
+        if arm.name == "CZ-snt" and found is not None:
+            lines.append([arm.batch_size, arm.precision, arm.variant, found.seeds, _points(found)])
     return table(["batch", "precision", "", "seeds", "CZ-snt − info-snt"], lines)
 
 
 def _logged(runs: Facts) -> list[str]:
     cells = []
     for fact in LOGGED:
-        found = [run[fact] for run in runs if fact in run]
+        found = [run[fact] for run in runs.values() if fact in run]
         if fact in ("saturated", "clipped"):
             cells.append(f"{100 * fmean(found):.3g} %" if found else NOTHING)
+        elif fact == "z_min":
+            cells.append(f"{min(found):.2f}")
         else:
             cells.append(_spread(found, 3 if fact == "validation" else 2))
     return cells

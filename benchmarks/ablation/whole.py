@@ -105,13 +105,13 @@ class Ablation:
             FileNotFoundError: nothing is.
         """
         rows = self._rows()
-        found: dict[Arm, list[dict[str, float]]] = {}
+        found: dict[Arm, dict[int, dict[str, float]]] = {}
         logs = {}
         for arm in study_arms(self.scale):
             for row in (study_row(arm, seed, self.scale) for seed in self.scale.seeds):
                 folder = self._place(row)
                 if is_trained(folder):
-                    found.setdefault(arm, []).append(self._facts(row))
+                    found.setdefault(arm, {})[row.seed] = self._facts(row)
                     if row.seed == self.scale.seeds[0] and arm.precision == "fp32":
                         logs[", ".join(filter(None, (arm.name, f"batch {arm.batch_size}", arm.variant)))] = read_log(
                             folder
@@ -169,11 +169,11 @@ class Ablation:
                     rows.append(joined(_title(name, start), runs))
         return rows
 
-    def _logged(self) -> dict[str, list[dict[str, float]]]:
-        logged: dict[str, list[dict[str, float]]] = {}
+    def _logged(self) -> dict[str, dict[int, dict[str, float]]]:
+        logged: dict[str, dict[int, dict[str, float]]] = {}
         for row in sorted(table_rows(self.scale), key=lambda row: STARTS.index(row.start)):
             if is_trained(self._place(row)):
-                logged.setdefault(_title(row.name, row.start), []).append(self._facts(row))
+                logged.setdefault(_title(row.name, row.start), {})[row.seed] = self._facts(row)
         return logged
 
     def _facts(self, row: Row) -> dict[str, float]:
