@@ -34,7 +34,7 @@ class _Finetuner(Trainer):
         self, *args: Any, measure: Callable[[_Finetuner], float], sampler: Sampler[int] | None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.preprocess_logits_for_metrics = lambda logits, _: _predicted(logits)
+        self.preprocess_logits_for_metrics = lambda logits, _: self._label_numbers(logits)
         self._measure = measure
         self._sampler = sampler
         # The loss is a mean of each part of a batch; models that take any keyword are thought to divide by the whole.
@@ -54,15 +54,15 @@ class _Finetuner(Trainer):
         bare = [{name: value for name, value in row.items() if name != "labels"} for row in encoded.features]
         return encoded.decode(self.predict(bare).predictions)  # type: ignore[arg-type]
 
-
-def _predicted(logits: Tensor) -> Tensor:
-    """Returns the numbers of the labels; of NaN the first would pass for one."""
-    if not logits.isfinite().all():
-        raise ValueError(
-            "expected finite logits of the fine-tuned model, got NaN or infinity: it has diverged, or its weights were "
-            "never finite; lower learning_rate, or choose another model"
-        )
-    return logits.argmax(dim=-1)
+    def _label_numbers(self, logits: Tensor) -> Tensor:
+        # Of NaN the first label would pass for the largest.
+        if not logits.isfinite().all():
+            raise ValueError(
+                f"{self.args.output_dir}: expected finite logits of the fine-tuned model, got NaN or infinity; if its "
+                "training diverged, lower learning_rate and remove that folder; if its weights never were finite, "
+                "choose another model"
+            )
+        return logits.argmax(dim=-1)
 
 
 class _Keeper(TrainerCallback):

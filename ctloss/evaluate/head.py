@@ -76,7 +76,7 @@ class Collate:
 
 
 def load_model(name: str, head: Head) -> PreTrainedModel:
-    """Returns an encoder with a head, in float32; what the encoder's files lack is drawn from torch's generator.
+    """Returns an encoder with a head, in float32; a head or pooler that its files lack is drawn from torch's generator.
 
     Raises:
         ValueError: no encoder, none with its weights as safetensors, or one whose weights have other shapes or are not
