@@ -15,7 +15,7 @@ from benchmarks.plots import save
 
 COLOURS = {"info-snt": "C0", "CZ-snt": "C1"}
 # Of an arm of the study: line and marker.
-VARIANTS = {USUAL: ("-", "o"), NOT_CLIPPED: ("", "x"), SCALED: (":", "^")}
+VARIANTS = {USUAL: ("-", "o"), NOT_CLIPPED: ("none", "x"), SCALED: (":", "^")}
 
 
 def draw_study(study: Study, path: Path) -> None:
@@ -38,7 +38,8 @@ def draw_study(study: Study, path: Path) -> None:
                 sizes = [arm.batch_size for arm in arms]
                 label = f"{name}, {variant}" if variant else name
                 if sizes:
-                    axis.plot(sizes, list(map(fmean, runs)), line, marker=marker, color=colour, label=label)
+                    means = list(map(fmean, runs))
+                    axis.plot(sizes, means, linestyle=line, marker=marker, color=colour, label=label)
                     dots = [
                         (size * (0.97 + 0.06 * place), value)
                         for size, of in zip(sizes, runs, strict=True)
