@@ -98,6 +98,7 @@ def test_the_studys_differences_are_paired_by_seed() -> None:
     assert "| 8 | fp32 |  | 2 | +15.0 ± 63.5 |" in report.study_differences(study)
     assert "| 8 | fp32 |  | info-snt | 3 | 0.200 ± 0.100 | – | -9.00 |" in report.study_table(study)
     assert "CZ-snt" not in report.study_differences({arm: info}).splitlines()[-1]
+    assert "| – | – |" in report.study_table({arm: {1: {"validation": 0.5}}})
 
 
 def test_facts_of_a_log(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def _logged(runs: Facts) -> list[str]:
         if fact in ("saturated", "clipped"):
             cells.append(f"{100 * fmean(found):.3g} %" if found else NOTHING)
         elif fact == "z_min":
-            cells.append(f"{min(found):.2f}")
+            cells.append(f"{min(found):.2f}" if found else NOTHING)
         else:
             cells.append(_spread(found, 3 if fact == "validation" else 2))
     return cells
