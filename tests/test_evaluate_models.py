@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,15 @@ def changed(model: str, folder: Path, **changes: Any) -> str:
     return str(folder)
 
 
+@contextmanager
+def weights_of(model: str) -> Iterator[dict[str, torch.Tensor]]:
+    """Gives the weights of a model's folder, and writes what is made of them."""
+    path = Path(model) / "model.safetensors"
+    weights = load_file(path)
+    yield weights
+    save_file(weights, path, metadata={"format": "pt"})
+
+
 def test_hidden_states_in_the_configuration_change_nothing(tmp_path: Path, model: str) -> None:
     tiny_tasks.write_task(tmp_path, "panx")
     other = changed(model, tmp_path / "other", output_hidden_states=True)
@@ -51,10 +62,9 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path, model: str) -> None:
     weights = Path(cut) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     holed = changed(model, tmp_path / "holed")
-    kept = load_file(Path(holed) / "model.safetensors")
-    lost = min(name for name in kept if "attention" in name)
-    del kept[lost]
-    save_file(kept, Path(holed) / "model.safetensors", metadata={"format": "pt"})
+    with weights_of(holed) as kept:
+        lost = min(name for name in kept if "attention" in name)
+        del kept[lost]
     AutoModelForSequenceClassification.from_pretrained(model, num_labels=5).save_pretrained(five)
     for name, message in (
         (bare, "without a vocabulary"),
@@ -70,13 +80,11 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path, model: str) -> None:
 def test_a_diverged_model_is_refused(tmp_path: Path, model: str) -> None:
     """Its NaN would pass for the first label."""
     tiny_tasks.write_task(tmp_path, "pawsx")
-    broken = tmp_path / "broken"
-    shutil.copytree(model, broken)
-    weights = load_file(broken / "model.safetensors")
-    next(iter(weights.values())).fill_(torch.nan)
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    broken = changed(model, tmp_path / "broken")
+    with weights_of(broken) as weights:
+        next(iter(weights.values())).fill_(torch.nan)
     with pytest.raises(ValueError, match="expected finite logits of the fine-tuned model, got NaN or infinity"):
-        evaluate_pawsx(str(broken), tmp_path, ["xx"], QUICK)
+        evaluate_pawsx(broken, tmp_path, ["xx"], QUICK)
 
 
 def test_refused_settings(tmp_path: Path, model: str) -> None:
