@@ -29,8 +29,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from benchmarks.aot_calls import SHIPPED, TABLED, Shipped
 from benchmarks.aot_devices import Compiled, Device, compile_for
 from benchmarks.aot_table import insert, markdown
-from ctloss.kernels.blocks import config, engine, flash, launch, rows, small
 from ctloss.kernels.problem import Problem
+from ctloss.kernels.triton import config, engine, flash, launch, rows, small
 
 # Where the path looks each kernel up.
 KERNELS = {

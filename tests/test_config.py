@@ -13,8 +13,9 @@ import triton.language as tl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctloss.kernels.blocks import schedule
-from ctloss.kernels.blocks.config import (
+from ctloss.kernels.problem import Problem
+from ctloss.kernels.triton import schedule
+from ctloss.kernels.triton.config import (
     CDNA3,
     INTERPRETER,
     BlockConfig,
@@ -24,8 +25,7 @@ from ctloss.kernels.blocks.config import (
     choose_small,
     flash_wins,
 )
-from ctloss.kernels.blocks.tiles import tile_at
-from ctloss.kernels.problem import Problem
+from ctloss.kernels.triton.tiles import tile_at
 
 PROBLEM = Problem("cz_nce", "both", True, "mean", "highest", 1 << 28)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

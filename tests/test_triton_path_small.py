@@ -10,13 +10,13 @@ import torch
 import triton
 import triton.language as tl
 from acceptance import check
-from block_calls import DEVICE, DTYPES, ON_GPU, chain_of, problem
 from regimes import Case
 from triton.runtime import interpreter
+from triton_calls import DEVICE, DTYPES, ON_GPU, chain_of, problem
 
 import ctloss
-from ctloss.kernels.blocks import engine, launch, schedule, stats, weights
-from ctloss.kernels.blocks.config import CDNA3, choose
+from ctloss.kernels.triton import engine, launch, schedule, stats, weights
+from ctloss.kernels.triton.config import CDNA3, choose
 
 
 def forward_of(case: Case) -> torch.Tensor:

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from acceptance import answer, check
-from block_calls import DEVICE, DTYPES, ON_GPU, both_passes, chain_of, in_flash, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from regimes import REGIMES, Case, cases
+from triton_calls import DEVICE, DTYPES, ON_GPU, both_passes, chain_of, in_flash, problem
 
 import ctloss
-from ctloss.kernels.blocks import config, engine, small
+from ctloss.kernels.triton import config, engine, small
 
 # Around whole tiles and runs of 128 rows, widths that leave every remainder, more columns than a tile is deep.
 LARGER = [

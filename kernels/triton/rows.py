@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
+
+import triton
 
 from ..problem import Problem
 from . import stats

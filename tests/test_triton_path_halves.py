@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from acceptance import check
-from block_calls import DEVICE, DTYPES, both_passes, chain_of, problem
 from hypothesis import given, settings
 from regimes import Case, cases
+from triton_calls import DEVICE, DTYPES, both_passes, chain_of, problem
 
-from ctloss.kernels.blocks import config, engine
+from ctloss.kernels.triton import config, engine
 
 LARGER = [
     Case("collapsed", 257, 33, negatives="cross", temperature=0.02),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from acceptance import check
-from block_calls import DEVICE, DTYPES, both_passes, chain_of, in_flash, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from regimes import Case, cases
+from triton_calls import DEVICE, DTYPES, both_passes, chain_of, in_flash, problem
 
-from ctloss.kernels.blocks import engine, flash, launch, schedule
+from ctloss.kernels.triton import engine, flash, launch, schedule
 
 # Around whole tiles of either side, rows of one tile of columns and of two.
 LARGER = [

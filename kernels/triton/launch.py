@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
+
+import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import stats

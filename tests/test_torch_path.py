@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import ctloss
-from ctloss.kernels.panels import denominators, engine
-from ctloss.kernels.panels.layout import layout
-from ctloss.kernels.panels.products import ExactProducts
-from ctloss.kernels.panels.rows import prepare, row_exponents, times_power_of_two
 from ctloss.kernels.problem import Problem
+from ctloss.kernels.torch import denominators, engine
+from ctloss.kernels.torch.layout import layout
+from ctloss.kernels.torch.products import ExactProducts
+from ctloss.kernels.torch.rows import prepare, row_exponents, times_power_of_two
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ROOMY = Problem("cz_nce", "both", True, "mean", "highest", 256 << 20)

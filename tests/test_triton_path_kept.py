@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from acceptance import answer, check
-from block_calls import DEVICE, DTYPES, both_passes, chain_of, problem
 from hypothesis import given, settings
 from regimes import Case, cases
+from triton_calls import DEVICE, DTYPES, both_passes, chain_of, problem
 
 import ctloss
-from ctloss.kernels.blocks import config, engine, kept, schedule
 from ctloss.kernels.problem import Problem
+from ctloss.kernels.triton import config, engine, kept, schedule
 
 NEEDS = {"need_x": True, "need_y": True, "need_temperature": True}
 
