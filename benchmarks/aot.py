@@ -30,7 +30,7 @@ from benchmarks.aot_calls import SHIPPED, TABLED, Shipped
 from benchmarks.aot_devices import Compiled, Device, compile_for
 from benchmarks.aot_table import insert, markdown
 from ctloss.kernels.problem import Problem
-from ctloss.kernels.triton import config, engine, flash, launch, rows, small
+from ctloss.kernels.triton_path import config, engine, flash, launch, rows, small
 
 # Where the path looks each kernel up.
 KERNELS = {

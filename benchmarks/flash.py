@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.markdown import insert, table
 from ctloss.kernels.problem import Problem
-from ctloss.kernels.triton import schedule
-from ctloss.kernels.triton.config import WIDTH_PADDING, choose_formats, flash_wins
+from ctloss.kernels.triton_path import schedule
+from ctloss.kernels.triton_path.config import WIDTH_PADDING, choose_formats, flash_wins
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- python -m benchmarks.flash -->\n\n", "\n<!-- end of python -m benchmarks.flash -->\n"

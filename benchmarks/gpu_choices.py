@@ -25,7 +25,7 @@ from benchmarks.peers import PairLoss
 from benchmarks.providers import DTYPES, Case
 from benchmarks.sweep import forward, forward_backward
 from benchmarks.timing import Timing, interleaved
-from ctloss.kernels.triton import config, launch
+from ctloss.kernels.triton_path import config, launch
 
 # Attributes of the kernels' modules and what they are while an alternative runs; none: all as it is shipped.
 Changes = tuple[tuple[ModuleType, str, object], ...]

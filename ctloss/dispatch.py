@@ -8,10 +8,10 @@ from torch import Tensor
 
 from . import checks
 from .kernels.problem import Problem
-from .kernels.torch import engine as torch_path
-from .kernels.triton import engine as triton_path
+from .kernels.torch_path import engine as torch_engine
+from .kernels.triton_path import engine as triton_engine
 
-ENGINES = {"torch": torch_path, "triton": triton_path}
+ENGINES = {"torch": torch_engine, "triton": triton_engine}
 
 # A GPU's arithmetic outruns its memory: there, panels tall enough for it cost more workspace.
 DEFAULT_WORKSPACE = {"cuda": 1 << 30}
@@ -119,7 +119,7 @@ def choose(x: Tensor, problem: Problem, impl: str) -> tuple[str, str]:
         return impl, "asked for by name"
     if x.device.type == "cpu":
         return "torch", "the embeddings are on the CPU"
-    why_not = triton_path.unsupported(x.dtype, x.device.type, n, d, problem)
+    why_not = triton_engine.unsupported(x.dtype, x.device.type, n, d, problem)
     if why_not is None:
         return "triton", f"the embeddings are on {x.device.type} and Triton can run"
     return "torch", f"Triton cannot run: {why_not}"

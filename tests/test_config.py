@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctloss.kernels.problem import Problem
-from ctloss.kernels.triton import schedule
-from ctloss.kernels.triton.config import (
+from ctloss.kernels.triton_path import schedule
+from ctloss.kernels.triton_path.config import (
     CDNA3,
     INTERPRETER,
     BlockConfig,
@@ -25,7 +25,7 @@ from ctloss.kernels.triton.config import (
     choose_small,
     flash_wins,
 )
-from ctloss.kernels.triton.tiles import tile_at
+from ctloss.kernels.triton_path.tiles import tile_at
 
 PROBLEM = Problem("cz_nce", "both", True, "mean", "highest", 1 << 28)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from benchmarks import flash
-from ctloss.kernels.triton.config import flash_wins
+from ctloss.kernels.triton_path.config import flash_wins
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 

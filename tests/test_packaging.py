@@ -22,7 +22,7 @@ DATA = sorted(
     if path.suffix not in (".py", ".pyc") and not path.name.startswith(".")
 )
 IMPORT_ALL = (
-    "import ctloss, ctloss.kernels.problem, ctloss.kernels.torch.engine, ctloss.kernels.triton.engine;"
+    "import ctloss, ctloss.kernels.problem, ctloss.kernels.torch_path.engine, ctloss.kernels.triton_path.engine;"
     "import ctloss.reference;"
     "print(ctloss.__file__)"
 )

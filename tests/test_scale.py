@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import ring, scale
 from benchmarks.ring import Gpu, Network, Step, backward_blocks, cost, forward_blocks, memory
-from ctloss.kernels.triton import schedule
+from ctloss.kernels.triton_path import schedule
 
 GPU, NETWORK = Gpu(7e14, 3e14, 2e14, 1e-3, 1e-3), Network()
 AMPLE = 1 << 40

@@ -18,10 +18,10 @@ from torch.profiler import ProfilerActivity, profile
 
 import ctloss
 from ctloss.kernels.problem import Problem
-from ctloss.kernels.torch import denominators, engine
-from ctloss.kernels.torch.layout import layout
-from ctloss.kernels.torch.products import ExactProducts
-from ctloss.kernels.torch.rows import prepare, row_exponents, times_power_of_two
+from ctloss.kernels.torch_path import denominators, engine
+from ctloss.kernels.torch_path.layout import layout
+from ctloss.kernels.torch_path.products import ExactProducts
+from ctloss.kernels.torch_path.rows import prepare, row_exponents, times_power_of_two
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ROOMY = Problem("cz_nce", "both", True, "mean", "highest", 256 << 20)

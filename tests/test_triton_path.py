@@ -14,7 +14,7 @@ from regimes import REGIMES, Case, cases
 from triton_calls import DEVICE, DTYPES, ON_GPU, both_passes, chain_of, in_flash, problem
 
 import ctloss
-from ctloss.kernels.triton import config, engine, small
+from ctloss.kernels.triton_path import config, engine, small
 
 # Around whole tiles and runs of 128 rows, widths that leave every remainder, more columns than a tile is deep.
 LARGER = [

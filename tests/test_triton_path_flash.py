@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from regimes import Case, cases
 from triton_calls import DEVICE, DTYPES, both_passes, chain_of, in_flash, problem
 
-from ctloss.kernels.triton import engine, flash, launch, schedule
+from ctloss.kernels.triton_path import engine, flash, launch, schedule
 
 # Around whole tiles of either side, rows of one tile of columns and of two.
 LARGER = [

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from regimes import Case, cases
 from triton_calls import DEVICE, DTYPES, both_passes, chain_of, problem
 
-from ctloss.kernels.triton import config, engine
+from ctloss.kernels.triton_path import config, engine
 
 LARGER = [
     Case("collapsed", 257, 33, negatives="cross", temperature=0.02),

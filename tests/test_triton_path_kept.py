@@ -14,7 +14,7 @@ from triton_calls import DEVICE, DTYPES, both_passes, chain_of, problem
 
 import ctloss
 from ctloss.kernels.problem import Problem
-from ctloss.kernels.triton import config, engine, kept, schedule
+from ctloss.kernels.triton_path import config, engine, kept, schedule
 
 NEEDS = {"need_x": True, "need_y": True, "need_temperature": True}
 

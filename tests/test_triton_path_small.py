@@ -15,8 +15,8 @@ from triton.runtime import interpreter
 from triton_calls import DEVICE, DTYPES, ON_GPU, chain_of, problem
 
 import ctloss
-from ctloss.kernels.triton import engine, launch, schedule, stats, weights
-from ctloss.kernels.triton.config import CDNA3, choose
+from ctloss.kernels.triton_path import engine, launch, schedule, stats, weights
+from ctloss.kernels.triton_path.config import CDNA3, choose
 
 
 def forward_of(case: Case) -> torch.Tensor:

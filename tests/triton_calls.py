@@ -9,7 +9,7 @@ import torch
 from regimes import Case
 
 from ctloss.kernels.problem import Problem
-from ctloss.kernels.triton import config, engine, schedule
+from ctloss.kernels.triton_path import config, engine, schedule
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"

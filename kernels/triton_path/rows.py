@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
 import triton
+from torch import Tensor
 
 from ..problem import Problem
 from . import stats

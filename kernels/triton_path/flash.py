@@ -7,10 +7,9 @@ weights, multiplies those by the tile that the logits came of, and adds the prod
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..problem import Problem

@@ -7,9 +7,8 @@ the backward, in memory that stays in the L2 cache, and each kernel does all tha
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 import triton
+from torch import Tensor
 
 from ..problem import Problem
 from . import stats
