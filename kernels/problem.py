@@ -1,32 +1,223 @@
-"""What a fused path is asked to compute."""
+"""What a loss call asks for: every option, spelled and checked here, and the tensors that go with them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
-Loss = Literal["cz_nce", "info_nce"]
-Negatives = Literal["both", "cross"]
+import torch
+from torch import Tensor
+
+Loss = Literal["contrast", "cz_nce", "info_nce"]
+Negatives = Literal["both", "cross", "own", "none"]
+Directions = Literal["both", "x"]
 Reduction = Literal["mean", "sum", "none"]
+Form = Literal["log", "ratio"]
 Precision = Literal["highest", "high", "medium"]
+Impl = Literal["auto", "reference", "torch", "triton"]
+
+WORDS: dict[str, tuple[str, ...]] = {
+    "loss": get_args(Loss),
+    "negatives": get_args(Negatives),
+    "directions": get_args(Directions),
+    "reduction": get_args(Reduction),
+    "form": get_args(Form),
+    "precision": get_args(Precision),
+    "impl": get_args(Impl),
+}
 
 
-@dataclass(frozen=True)
+class Options(TypedDict, total=False):
+    """The options that every loss of pairs takes, as type checkers read them; :class:`Problem` has their defaults."""
+
+    negatives: Negatives
+    directions: Directions
+    normalize: bool
+    margin: float | None
+    dims: tuple[int, ...] | None
+    precision: Precision
+    impl: Impl
+
+
+@dataclass(frozen=True, kw_only=True)
 class Problem:
-    """The options of one loss call, without its tensors.
+    """Every option of one loss call, checked; its tensors are a :class:`Batch`.
 
     Attributes:
-        loss: ``"cz_nce"`` (row loss z) or ``"info_nce"`` (row loss softplus(z)).
-        negatives: ``"both"`` languages' other rows, or ``"cross"``: the other language's alone.
+        loss: ``"cz_nce"`` (row loss z), ``"info_nce"`` (row loss softplus(z)), or ``"contrast"``: the rows' z itself.
+        negatives: which rows a row is compared with besides the candidates: ``"both"`` sides' other rows, those of the
+            other side (``"cross"``), those of its ``"own"`` side, or ``"none"``.
+        directions: ``"both"``: the rows of x and of y are anchors, 2n of them; ``"x"``: the rows of x only.
         normalize: cosine similarity of the rows if true, else their plain dot products.
-        reduction: how the caller reduces the 2n row losses.
-        precision: how carefully float32 products are formed.
-        workspace: bytes of temporary memory allowed beyond inputs, outputs and vectors of length 2n.
+        margin: leave out negatives whose similarity exceeds the positive's by more than this; ``None``: none.
+        dims: widths of nested embeddings (Matryoshka), each at most the embeddings' width; ``None``: the full width.
+        reduction: ``"mean"`` or ``"sum"`` of the row losses, or ``"none"``.
+        form: ``"log"``, or for CZ-NCE ``"ratio"``.
+        precision: how carefully float32 products are formed on a GPU.
+        impl: ``"auto"``, or the path to take.
+        workspace: bytes of temporary memory allowed beyond inputs, outputs and vectors with an entry a row.
+
+    Raises:
+        TypeError: for an option of the wrong type.
+        ValueError: for a value that is not one of those listed.
+
+    Example:
+        >>> Problem(loss="info_nce", negatives="cross").directions
+        'both'
+        >>> Problem(negatives="all")
+        Traceback (most recent call last):
+            ...
+        ValueError: negatives: expected one of 'both', 'cross', 'own', 'none', got 'all'
     """
 
-    loss: Loss
-    negatives: Negatives
-    normalize: bool
-    reduction: Reduction
-    precision: Precision
-    workspace: int
+    loss: Loss = "contrast"
+    negatives: Negatives = "both"
+    directions: Directions = "both"
+    normalize: bool = True
+    margin: float | None = None
+    dims: tuple[int, ...] | None = None
+    reduction: Reduction = "mean"
+    form: Form = "log"
+    precision: Precision = "highest"
+    impl: Impl = "auto"
+    workspace: int = 256 << 20
+
+    def __post_init__(self) -> None:
+        for name, allowed in WORDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in allowed:
+                words = ", ".join(repr(word) for word in allowed)
+                raise ValueError(f"{name}: expected one of {words}, got {value!r}")
+        if not isinstance(self.normalize, bool):
+            raise TypeError(f"normalize: expected True or False, got {self.normalize!r}; pass one of them")
+        if self.form == "ratio" and self.loss != "cz_nce":
+            raise ValueError(f"form: expected 'log' for {self.loss}, got 'ratio'; the ratio form belongs to cz_nce")
+        _check_margin(self.margin)
+        if self.dims is not None:
+            _check_dims(self.dims)
+
+    @property
+    def num_directions(self) -> int:
+        """How many rows each pair has among the anchors."""
+        return 2 if self.directions == "both" else 1
+
+    def spell(self) -> str:
+        """All options as one string, for an operator's schema; :func:`parse` reads it.
+
+        Example:
+            >>> problem = Problem(negatives="cross", margin=0.1, dims=(8, 4))
+            >>> parse(problem.spell()) == problem
+            True
+        """
+        return ";".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))
+
+
+def _check_margin(margin: object) -> None:
+    if margin is None:
+        return
+    if isinstance(margin, bool) or not isinstance(margin, Real):
+        raise TypeError(f"margin: expected a number or None, got {margin!r}; 0.1 leaves out false negatives by cosine")
+    if not math.isfinite(margin):
+        raise ValueError(f"margin: expected a finite number or None, got {margin!r}; None leaves out nothing")
+
+
+def _check_dims(dims: object) -> None:
+    wanted = "dims: expected a tuple of different positive widths such as (768, 256, 64)"
+    if not isinstance(dims, tuple) or not all(type(width) is int for width in dims):
+        raise TypeError(f"{wanted}, got {dims!r}")
+    if not dims or min(dims) < 1 or len(set(dims)) < len(dims):
+        raise ValueError(f"{wanted}, got {dims!r}")
+
+
+def parse(spelled: str) -> Problem:
+    """The problem that :meth:`Problem.spell` was called on.
+
+    Example:
+        >>> parse(Problem(precision="high").spell()).precision
+        'high'
+    """
+    from ast import literal_eval
+
+    return Problem(**{name: literal_eval(value) for name, value in (part.split("=", 1) for part in spelled.split(";"))})
+
+
+class Shape(NamedTuple):
+    """What a path's choices rest on besides the problem: sizes, dtypes and device, and which tensors are there.
+
+    Attributes:
+        n: pairs.
+        d: columns.
+        candidates: rows of each candidate side.
+        dtype: the dtype that all sides promote to.
+        device_type: ``"cpu"``, ``"cuda"``, …
+        masked: whether ids are given.
+        per_row: whether each row has a temperature of its own.
+    """
+
+    n: int
+    d: int
+    candidates: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
+    device_type: str = "cpu"
+    masked: bool = False
+    per_row: bool = False
+
+
+class Batch(NamedTuple):
+    """The tensors of one loss call, checked.
+
+    Attributes:
+        x: ``(n, d)``.
+        y: ``(n, d)``; row i is the positive of row i of x.
+        candidates: ``(m, d)`` each: more rows that every row is compared with.
+        temperature: a positive float, a 0-d tensor, or one a row of the anchors, ``(n,)`` or ``(2n,)``, x's first.
+        ids: ``(n,)`` int64, one a pair; ``None`` stands for 0 … n − 1.
+        candidate_ids: ``(m,)`` int64 for each candidate side, or ``None``: ids that no other row has.
+    """
+
+    x: Tensor
+    y: Tensor
+    candidates: tuple[Tensor, ...] = ()
+    temperature: float | Tensor = 0.07
+    ids: Tensor | None = None
+    candidate_ids: tuple[Tensor | None, ...] = ()
+
+    @property
+    def sides(self) -> tuple[Tensor, ...]:
+        """x, y and the candidates."""
+        return (self.x, self.y, *self.candidates)
+
+    @property
+    def shape(self) -> Shape:
+        """What a path's choices rest on."""
+        dtype = self.x.dtype
+        for side in (self.y, *self.candidates):
+            if side.dtype != dtype:
+                dtype = torch.promote_types(dtype, side.dtype)
+        return Shape(
+            self.x.shape[0],
+            self.x.shape[1],
+            tuple(side.shape[0] for side in self.candidates),
+            dtype,
+            self.x.device.type,
+            self.ids is not None or any(ids is not None for ids in self.candidate_ids),
+            isinstance(self.temperature, Tensor) and self.temperature.dim() == 1,
+        )
+
+
+class Forward(NamedTuple):
+    """What a path makes of a batch.
+
+    Attributes:
+        z: ``(rows,)`` float64, lse over a row's negatives minus the positive's logit; −inf for a row without negatives.
+        positive: ``(rows,)`` float64, the positives' logits.
+        moment: ``(rows,)`` float64, Σ_j P_ij s_ij − s⁺_i, 0 for a row without negatives; ``None`` unless asked for.
+        state: whatever the path's ``backward`` needs of its ``forward``.
+    """
+
+    z: Tensor
+    positive: Tensor
+    moment: Tensor | None
+    state: Any
