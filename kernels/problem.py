@@ -103,6 +103,11 @@ class Problem:
         """How many rows each pair has among the anchors."""
         return 2 if self.directions == "both" else 1
 
+    @property
+    def by_row(self) -> bool:
+        """Whether the caller is given one number a row, whose error no mean averages away."""
+        return self.loss == "contrast" or self.reduction == "none"
+
     def spell(self) -> str:
         """All options as one string, for an operator's schema; :func:`parse` reads it.
 
