@@ -256,7 +256,9 @@ def weights(given: object, x: Tensor, num_directions: int) -> Tensor | None:
         return None
     if not isinstance(given, Tensor) or given.dtype not in DTYPES:
         got = given.dtype if isinstance(given, Tensor) else type(given).__name__
-        raise TypeError(f"weights: expected a floating-point tensor, one number a row, got {got}; convert with .float()")
+        raise TypeError(
+            f"weights: expected a floating-point tensor, one number a row, got {got}; convert with .float()"
+        )
     return vector("weights", given, x, num_directions)
 
 

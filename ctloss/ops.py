@@ -257,30 +257,35 @@ def fused(batch: Batch, weights: Tensor | None, chosen: Plan) -> Any:
 
 library = torch.library.Library("ctloss", "DEF")
 library.define(
-    "contrastive(Tensor[] sides, Tensor? temperature, Tensor[] ids, Tensor? weights, float? tau, bool[] needs, "
-    "str options) -> (Tensor first, Tensor positive, Tensor[] saved)"
+    "contrastive(Tensor[] sides, Tensor? temperature, Tensor? ids, Tensor? weights, bool[] masked, float? tau, "
+    "bool[] needs, str options) -> (Tensor first, Tensor positive, Tensor[] saved)"
 )
 library.define(
     "contrastive_backward(Tensor? upstream, Tensor? upstream_positive, Tensor[] sides, Tensor? temperature, "
-    "Tensor[] ids, Tensor[] saved, float? tau, bool[] needs, str options) -> Tensor[]"
+    "Tensor? ids, Tensor[] saved, bool[] masked, float? tau, bool[] needs, str options) -> Tensor[]"
 )
 
 
 def _arguments(batch: Batch, needs: tuple[bool, ...], problem: Problem) -> tuple[Any, ...]:
-    """What the operators take: sides, temperature and ids, and after what else each takes τ, needs and options."""
+    """What both operators take: sides, temperature and all ids in one; and, last, whose ids, τ, needs and options."""
     temperature = batch.temperature
-    ids: list[Tensor] = []
-    if batch.ids is not None or any(own is not None for own in batch.candidate_ids):
-        # An empty one stands for none.
-        given = (batch.ids, *batch.candidate_ids)
-        ids = [torch.empty(0, dtype=torch.int64, device=batch.x.device) if own is None else own for own in given]
+    given = (batch.ids, *batch.candidate_ids)
+    present = [own for own in given if own is not None]
+    ids = torch.cat(present) if present else None
     is_tensor = isinstance(temperature, Tensor)
     tensors = list(batch.sides), temperature if is_tensor else None, ids
-    return tensors, None if is_tensor else temperature, list(needs), problem.spell()
+    masked = [own is not None for own in given]
+    return tensors, masked, None if is_tensor else temperature, list(needs), problem.spell()
 
 
-def _batch(sides: Sequence[Tensor], temperature: Tensor | None, ids: Sequence[Tensor], tau: float | None) -> Batch:
-    own, *others = [None if one.numel() == 0 else one for one in ids] or [None] * (len(sides) - 1)
+def _batch(
+    sides: Sequence[Tensor], temperature: Tensor | None, ids: Tensor | None, masked: Sequence[bool], tau: float | None
+) -> Batch:
+    sizes = [side.shape[0] if one else 0 for side, one in zip(sides[1:], masked, strict=False)]
+    parts = () if ids is None else ids.split(sizes)
+    own, *others = (
+        [part if one else None for part, one in zip(parts, masked, strict=True)] if parts else [None] * len(masked)
+    )
     value: float | Tensor
     if temperature is None:
         assert tau is not None
@@ -301,13 +306,14 @@ def _serialised(found: Found, batch: Batch, problem: Problem, engine: Any) -> li
 def _contrastive(
     sides: list[Tensor],
     temperature: Tensor | None,
-    ids: list[Tensor],
+    ids: Tensor | None,
     weights: Tensor | None,
+    masked: list[bool],
     tau: float | None,
     needs: list[bool],
     options: str,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    batch = _batch(sides, temperature, ids, tau)
+    batch = _batch(sides, temperature, ids, masked, tau)
     chosen = cached_plan(batch.shape, parse(options))
     first, second, found = _forward(batch, weights, chosen.problem, chosen.engine, tuple(needs))
     saved = _serialised(found, batch, chosen.problem, chosen.engine) if any(needs) else []
@@ -317,15 +323,16 @@ def _contrastive(
 def _contrastive_fake(
     sides: list[Tensor],
     temperature: Tensor | None,
-    ids: list[Tensor],
+    ids: Tensor | None,
     weights: Tensor | None,
+    masked: list[bool],
     tau: float | None,
     needs: list[bool],
     options: str,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     problem = parse(options)
     shape = Batch(sides[0], sides[1], tuple(sides[2:]), 1.0 if temperature is None else temperature).shape
-    engine = plan(shape._replace(masked=len(ids) > 0), problem).engine
+    engine = plan(shape._replace(masked=ids is not None), problem).engine
     num_rows = problem.num_directions * shape.n
     new, dtype = sides[0].new_empty, output_dtype(shape.dtype)
     first = new((num_rows,) if problem.by_row else (), dtype=dtype)
@@ -346,20 +353,18 @@ def _contrastive_backward(
     upstream_positive: Tensor | None,
     sides: list[Tensor],
     temperature: Tensor | None,
-    ids: list[Tensor],
+    ids: Tensor | None,
     saved: list[Tensor],
+    masked: list[bool],
     tau: float | None,
     needs: list[bool],
     options: str,
 ) -> list[Tensor]:
-    batch = _batch(sides, temperature, ids, tau)
+    batch = _batch(sides, temperature, ids, masked, tau)
     problem = parse(options)
     unit, positive, moment, *rest = saved
     engine = plan(batch.shape, problem).engine
-    if _holds(problem, engine):
-        state = engine.unpack(rest)
-    else:
-        state = engine.restore(rest, batch, problem)
+    state = engine.unpack(rest) if _holds(problem, engine) else engine.restore(rest, batch, problem)
     found = Found(unit, positive, moment if moment.numel() else None, state)
     gradients = _backward(found, batch, problem, engine, tuple(needs), upstream, upstream_positive)
     return [unit.new_empty(0) if gradient is None else gradient for gradient in gradients]
@@ -370,8 +375,9 @@ def _contrastive_backward_fake(
     upstream_positive: Tensor | None,
     sides: list[Tensor],
     temperature: Tensor | None,
-    ids: list[Tensor],
+    ids: Tensor | None,
     saved: list[Tensor],
+    masked: list[bool],
     tau: float | None,
     needs: list[bool],
     options: str,
@@ -389,28 +395,27 @@ def _contrastive_backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    sides, temperature, ids, _, ctx.tau, ctx.needs, ctx.options = inputs
+    sides, temperature, ids, _, *ctx.rest = inputs
     # Nothing is differentiated through what is saved: zeros of its size would be made for it on every backward.
     ctx.set_materialize_grads(False)
-    ctx.counts = len(sides), len(ids)
-    ctx.save_for_backward(*sides, temperature, *ids, *output[2])
+    ctx.num_sides = len(sides)
+    ctx.save_for_backward(*sides, temperature, ids, *output[2])
 
 
 def _differentiate(ctx: Any, upstream: Tensor | None, upstream_positive: Tensor | None, _: Any) -> tuple[Any, ...]:
-    num_sides, num_ids = ctx.counts
     tensors = list(ctx.saved_tensors)
-    sides, temperature, ids = tensors[:num_sides], tensors[num_sides], tensors[num_sides + 1 :][:num_ids]
-    saved = tensors[num_sides + 1 + num_ids :]
-    of_ids = [None] * num_ids
+    sides, (temperature, ids, *saved) = tensors[: ctx.num_sides], tensors[ctx.num_sides :]
+    nothing = None, None, None, None, None, None
     if upstream is None and upstream_positive is None:
-        return [None] * num_sides, None, of_ids, None, None, None, None
-    if "loss='contrast'" not in ctx.options:
+        return [None] * ctx.num_sides, None, *nothing
+    *_, needs, options = ctx.rest
+    if parse(options).loss != "contrast":
         upstream_positive = None
     found = torch.ops.ctloss.contrastive_backward(
-        upstream, upstream_positive, sides, temperature, ids, saved, ctx.tau, ctx.needs, ctx.options
+        upstream, upstream_positive, sides, temperature, ids, saved, *ctx.rest
     )
-    *of_sides, of_temperature = [one if need else None for one, need in zip(found, ctx.needs, strict=True)]
-    return of_sides, of_temperature, of_ids, None, None, None, None
+    *of_sides, of_temperature = [one if need else None for one, need in zip(found, needs, strict=True)]
+    return of_sides, of_temperature, *nothing
 
 
 def _refuse(ctx: Any, *upstream: Any) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from . import checks
-from .kernels.problem import Batch, Problem, Shape
+from .kernels.problem import Problem, Shape
 from .kernels.torch_path import engine as torch_engine
 from .kernels.triton_path import engine as triton_engine
 
@@ -138,9 +135,7 @@ def plan(shape: Shape, problem: Problem) -> Plan:
     if problem.impl != "auto":
         why_not = ENGINES[problem.impl].unsupported(shape, problem)
         if why_not is not None:
-            raise RuntimeError(
-                f"impl={problem.impl!r} cannot run here: {why_not}; impl='auto' takes a path that can"
-            )
+            raise RuntimeError(f"impl={problem.impl!r} cannot run here: {why_not}; impl='auto' takes a path that can")
         return Plan(problem.impl, "named explicitly", problem, shape)
     if shape.device_type == "cpu":
         return Plan("torch", "the embeddings are on the CPU", problem, shape)
@@ -173,6 +168,8 @@ def problem_for(loss: str, device_type: str, options: dict[str, Any]) -> Problem
         'own'
     """
     limit = get_workspace_limit(device_type)
+    if torch.compiler.is_compiling():
+        return _problem.__wrapped__(loss, limit, tuple(options.items()), ())
     try:
         return _problem(loss, limit, tuple(options.items()), tuple(map(type, options.values())))
     except TypeError:
