@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from . import checks, rows
-from .kernels.problem import Batch, Problem, parse
+from .kernels.problem import Batch, Problem, Shape, parse
 from .plan import Plan, cached_plan, plan
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -339,7 +340,11 @@ def _batch(
 
 def _serialised(found: Found, batch: Batch, problem: Problem, engine: Any) -> list[Tensor]:
     moment = found.unit.new_empty(0) if found.moment is None else found.moment
-    state = engine.pack(found.state, batch.shape.dtype) if _holds(problem, engine) else engine.save(found.state)
+    state = (
+        engine.pack(found.state, batch.shape.dtype, batch.x.device)
+        if _holds(problem, engine)
+        else engine.save(found.state)
+    )
     return [found.unit.clone(), found.positive.clone(), moment.clone(), *state]
 
 
@@ -422,16 +427,12 @@ def _contrastive_backward_fake(
     needs: list[bool],
     options: str,
 ) -> list[Tensor]:
-    problem = parse(options)
-    shape = Batch(sides[0], sides[1], tuple(sides[2:])).shape
-    # Where the gradient is held, of the sides themselves only their dtypes may be there.
-    held = saved[3:] if _holds(problem, plan(shape, problem).engine) else sides
+    empty = saved[0].new_empty(0)
     gradients = [
-        side.new_empty(like.shape) if need else saved[0].new_empty(0)
-        for side, like, need in zip(sides, held, needs[:-1], strict=False)
+        side.new_empty(side.shape) if need else empty.clone() for side, need in zip(sides, needs, strict=False)
     ]
-    learnt = needs[-1] and temperature is not None
-    return [*gradients, torch.empty_like(temperature) if learnt else saved[0].new_empty(0)]
+    learnt = None if temperature is None or not needs[-1] else torch.empty_like(temperature)
+    return [*gradients, empty.clone() if learnt is None else learnt]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -468,3 +469,43 @@ torch.library.register_fake("ctloss::contrastive", _contrastive_fake, lib=librar
 torch.library.register_fake("ctloss::contrastive_backward", _contrastive_backward_fake, lib=library)
 torch.library.register_autograd("ctloss::contrastive", _differentiate, setup_context=_save, lib=library)
 torch.library.register_autograd("ctloss::contrastive_backward", _refuse, lib=library)
+
+
+def _flops(shape: Shape, problem: Problem) -> int:
+    """Floating-point operations of the products that form every pair's logit once."""
+    square, directions = shape.n * shape.n, problem.num_directions
+    # A side with itself forms half of its square; x with y, met from either side, one square.
+    own = directions * square // 2 if problem.negatives in ("both", "own") else 0
+    cross = square if problem.negatives in ("both", "cross") else 0
+    return 2 * shape.d * (own + cross + directions * shape.n * sum(shape.candidates))
+
+
+@register_flop_formula(torch.ops.ctloss.contrastive, get_raw=True)
+def _contrastive_flops(
+    sides: list[Tensor],
+    temperature: Any,
+    ids: Any,
+    weights: Any,
+    masked: Any,
+    tau: Any,
+    needs: Any,
+    options: str,
+    **_: Any,
+) -> int:
+    """Of a forward, and of a gradient that it holds: a pair's weight is multiplied by both of its rows."""
+    problem = parse(options)
+    shape = Batch(sides[0], sides[1], tuple(sides[2:])).shape
+    held = _holds(problem, plan(shape, problem).engine) and any(needs[:-1])
+    return _flops(shape, problem) * (3 if held else 1)
+
+
+@register_flop_formula(torch.ops.ctloss.contrastive_backward, get_raw=True)
+def _contrastive_backward_flops(
+    upstream: Any, upstream_positive: Any, sides: list[Tensor], *rest: Any, **_: Any
+) -> int:
+    """Of a gradient that was not held: logits again, then the weights' products."""
+    *_, needs, options = rest
+    problem = parse(options)
+    shape = Batch(sides[0], sides[1], tuple(sides[2:])).shape
+    held = _holds(problem, plan(shape, problem).engine)
+    return 0 if held or not any(needs[:-1]) else 3 * _flops(shape, problem)

@@ -230,8 +230,8 @@ def release(held: Held, factor: float | Tensor, sides: tuple[Tensor, ...]) -> li
     power: int | Tensor
     if isinstance(factor, Tensor) or isinstance(held.bits, Tensor):
         wide = torch.as_tensor(factor, dtype=torch.float64)
-        mantissa, exponent = torch.frexp(wide)
-        power = exponent + held.bits
+        mantissa, exponents_of_factor = torch.frexp(wide)
+        power = exponents_of_factor + held.bits
     else:
         mantissa, exponent = math.frexp(factor) if math.isfinite(factor) else (factor, 0)
         power = exponent + held.bits
@@ -362,12 +362,13 @@ def saved_shapes(shape: Shape, problem: Problem, *, gradient: bool) -> list[tupl
     return [((problem.num_directions * shape.n,), torch.float64)]
 
 
-def pack(held: Held, dtype: torch.dtype) -> list[Tensor]:
+def pack(held: Held, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """Held gradients as an operator returns them: each side's, each side's exponents, the power of two of all.
 
     Args:
         held: from :func:`hold`.
         dtype: what the batch's sides promote to.
+        device: where they are.
 
     Returns:
         Tensors that share no memory, empty where a side needs no gradient.
@@ -375,16 +376,15 @@ def pack(held: Held, dtype: torch.dtype) -> list[Tensor]:
     gradients, exponents = [], []
     for index, gradient in enumerate(held.gradients):
         if gradient is None:
-            empty = torch.empty(0, dtype=accumulation_dtype(dtype))
+            empty = torch.empty(0, dtype=accumulation_dtype(dtype), device=device)
             gradients.append(empty)
             exponents.append(empty.clone())
             continue
         gradients.append(gradient.clone(memory_format=torch.contiguous_format))
         own = None if held.exponents is None else held.exponents[index]
         exponents.append(gradient.new_zeros((gradient.shape[0], 1)) if own is None else own.clone())
-    device = next((gradient.device for gradient in held.gradients if gradient is not None), torch.device("cpu"))
     bits = torch.as_tensor(held.bits, dtype=torch.float64, device=device)
-    return [one.to(device) for one in gradients + exponents] + [bits.clone()]
+    return [*gradients, *exponents, bits.clone()]
 
 
 def unpack(tensors: list[Tensor]) -> Held:

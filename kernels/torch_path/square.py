@@ -71,7 +71,7 @@ def solve(batch: Batch, normalize: bool, plan: Layout, scale: float, *, moment: 
         tensor([0., 0., 0., 0.], dtype=torch.float64)
     """
     n, symmetric = plan.n, plan.panels[0].own
-    shift = 0.0
+    shift: float | Tensor = 0.0
     if plan.few:
         units = torch.cat((batch.x, batch.y)).double()
         norms = None
