@@ -501,7 +501,7 @@ def _contrastive_flops(
 
 @register_flop_formula(torch.ops.ctloss.contrastive_backward, get_raw=True)
 def _contrastive_backward_flops(
-    upstream: Any, upstream_positive: Any, sides: list[Tensor], *rest: Any, **_: Any
+    upstream: Any, upstream_positive: Any, sides: list[Tensor], *rest: Any, **__: Any
 ) -> int:
     """Of a gradient that was not held: logits again, then the weights' products."""
     *_, needs, options = rest
