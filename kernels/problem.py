@@ -190,6 +190,17 @@ class Shape(NamedTuple):
     masked: bool = False
     per_row: bool = False
 
+    def fills(self, problem: Problem) -> bool:
+        """Whether every anchor surely has a negative: whatever the tensors hold, no z is −inf.
+
+        Example:
+            >>> Shape(1, 8).fills(Problem()), Shape(2, 8).fills(Problem())
+            (False, True)
+        """
+        if self.masked or problem.margin is not None:
+            return False
+        return any(self.candidates) or (self.n > 1 and problem.negatives != "none")
+
 
 class Batch(NamedTuple):
     """The tensors of one loss call, checked.
@@ -238,12 +249,12 @@ class Forward(NamedTuple):
 
     Attributes:
         z: ``(rows,)`` float64, lse over a row's negatives minus the positive's logit; −inf for a row without negatives.
-        positive: ``(rows,)`` float64, the positives' logits.
+        positive: ``(rows,)`` float64, the positives' logits; may be ``None`` if neither z nor the moment is asked for.
         moment: ``(rows,)`` float64, Σ_j P_ij s_ij − s⁺_i, 0 for a row without negatives; ``None`` unless asked for.
         state: whatever the path's ``backward`` needs of its ``forward``.
     """
 
     z: Tensor
-    positive: Tensor
+    positive: Tensor | None
     moment: Tensor | None
     state: Any

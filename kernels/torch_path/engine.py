@@ -114,18 +114,26 @@ def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> 
             found = square.solve(batch, problem.normalize, plan, scale, moment=moment)
         if found is not None:
             state = State(batch, problem, plan, found.lse, None, None, found)
-            positive = found.rows.positive.repeat(2) * scale
+            base2_z = (found.lse.view(2, -1) - found.rows.positive * scale).view(-1)
             lse, mean = found.lse, found.mean
         else:
             logits = _logits(batch, problem, plan, scale)
             sums = _sum(logits, batch, problem, plan, moment=moment, gradient=gradient)
             state = State(batch, problem, plan, sums.lse, logits, sums, None)
-            positive = logits.positive(problem.num_directions)
+            base2_z = sums.lse - logits.positive(problem.num_directions)
             lse, mean = sums.lse, sums.mean
-    z, positive = (lse - positive) * LN2, positive * LN2
-    if mean is not None:
+    z, positive = base2_z.mul_(LN2), None
+    if mean is not None or problem.loss == "contrast":
+        similarities = (found.rows if found is not None else logits.rows).positive
+        positive = _natural(similarities, scale, problem.num_directions)
+    if mean is not None and positive is not None:
         mean = torch.where(lse == -torch.inf, 0.0, mean - positive)
     return Forward(z, positive, mean, state)
+
+
+def _natural(similarities: Tensor, scale: float | Tensor, num_directions: int) -> Tensor:
+    """The positives' logits, in natural units."""
+    return similarities.repeat(num_directions) * scale * LN2
 
 
 def _logits(batch: Batch, problem: Problem, plan: Layout, scale: float | Tensor) -> Logits:
@@ -179,25 +187,27 @@ def backward(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> lis
     Returns:
         One tensor a side, in its dtype; ``None`` where not needed.
     """
-    return release(hold(state, a, b, needs), 1.0, state.batch.sides)
+    return release(hold(state, a, b, needs), 1.0, tuple(side.dtype for side in state.batch.sides))
 
 
-def hold(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> Held:
+def hold(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...], largest: float | None = None) -> Held:
     """What :func:`backward` returns, before a factor that is known only later.
+
+    ``largest``, if given, is known to bound a and b.
 
     Example:
         >>> eye = torch.eye(2)
         >>> state = forward(Batch(eye, eye, temperature=1.0), Problem(), moment=False, gradient=True).state
         >>> ones = torch.ones(4, dtype=torch.float64)
         >>> held = hold(state, ones, ones, (True, False))
-        >>> release(held, 0.5, state.batch.sides)[0]
+        >>> release(held, 0.5, (torch.float32, torch.float32))[0]
         tensor([[0., 1.],
                 [1., 0.]])
     """
     batch, plan = state.batch, state.plan
     if not any(needs):
         return Held([None] * len(needs), None, 0)
-    a, b, bits = _scaled(a, b, batch.temperature)
+    a, b, bits = _scaled(a, b, batch.temperature, largest)
     sizes = [side.shape[0] for side in batch.sides]
     with ExactProducts(batch.x.device.type):
         if state.square is not None:
@@ -215,13 +225,13 @@ def hold(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> Held:
     return Held(found, exponents, bits)
 
 
-def release(held: Held, factor: float | Tensor, sides: tuple[Tensor, ...]) -> list[Tensor | None]:
-    """Held gradients times a factor, in the sides' dtypes.
+def release(held: Held, factor: float | Tensor, dtypes: tuple[torch.dtype, ...]) -> list[Tensor | None]:
+    """Held gradients times a factor.
 
     Args:
         held: from :func:`hold`; not modified.
         factor: a number, or a 0-d tensor off the CPU.
-        sides: their dtypes are taken.
+        dtypes: the sides'.
 
     Returns:
         One tensor a side; ``None`` where not needed.
@@ -236,21 +246,23 @@ def release(held: Held, factor: float | Tensor, sides: tuple[Tensor, ...]) -> li
         mantissa, exponent = math.frexp(factor) if math.isfinite(factor) else (factor, 0)
         power = exponent + held.bits
     gradients: list[Tensor | None] = []
-    for index, (gradient, side) in enumerate(zip(held.gradients, sides, strict=True)):
+    for index, (gradient, dtype) in enumerate(zip(held.gradients, dtypes, strict=True)):
         if gradient is None:
             gradients.append(None)
         elif held.exponents is None and isinstance(power, int) and abs(power) < 100:
-            gradients.append((gradient * (mantissa * 2.0**power)).to(side.dtype))
+            gradients.append((gradient * (mantissa * 2.0**power)).to(dtype))
         else:
             exponents = power if held.exponents is None else held.exponents[index] + power
             if isinstance(exponents, Tensor):
                 exponents = exponents.to(gradient.dtype)
             # The power last: a subnormal number's rounding would be multiplied too.
-            gradients.append(times_power_of_two(gradient * mantissa, exponents).to(side.dtype))
+            gradients.append(times_power_of_two(gradient * mantissa, exponents).to(dtype))
     return gradients
 
 
-def _scaled(a: Tensor, b: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor, int | Tensor]:
+def _scaled(
+    a: Tensor, b: Tensor, temperature: float | Tensor, bound: float | None
+) -> tuple[Tensor, Tensor, int | Tensor]:
     """``a / τ`` and ``b / τ`` over the power of two that brings the largest to 2^30; the same tensor if they are."""
     same = b is a
     if isinstance(temperature, Tensor) and (temperature.dim() or a.device.type != "cpu"):
@@ -260,6 +272,11 @@ def _scaled(a: Tensor, b: Tensor, temperature: float | Tensor) -> tuple[Tensor, 
         divisor = 1.0
     else:
         divisor = float(temperature)
+        if bound is not None:
+            bits = math.frexp(bound / divisor)[1]
+            factor = 2.0 ** (SCALE_BITS - bits) / divisor
+            a = a * factor
+            return a, a if same else b * factor, bits - SCALE_BITS
     largest = a.abs().amax()
     if not same:
         largest = torch.maximum(largest, b.abs().amax())
