@@ -45,14 +45,15 @@ class Found(NamedTuple):
     """What a forward leaves for its backward.
 
     Attributes:
-        unit: ``(rows,)`` float64, the ``a`` of upstream gradients of 1, but for ``share``; 0 without negatives.
+        unit: ``(rows,)`` float64, the ``a`` of upstream gradients of 1, but for ``share``; 0 without negatives. Or a
+            number for all rows.
         share: what all upstream gradients are still to be multiplied by, a number or a 0-d tensor.
         positive: ``(rows,)`` float64; ``None`` unless the temperature needs a gradient, as the next.
         moment: ``(rows,)`` float64.
         state: the path's; or what it holds, if the gradient waits for one number only.
     """
 
-    unit: Tensor
+    unit: float | Tensor
     share: Any
     positive: Tensor | None
     moment: Tensor | None
@@ -128,22 +129,23 @@ def _backward(
 ) -> list[Tensor | None]:
     """Gradients of the sides, whose dtypes are given, then of the temperature; ``None`` where not needed."""
     *of_sides, of_temperature = needs
-    unit, slope = found.unit, None
+    unit: Any = found.unit
+    slope = None
     gradients: list[Tensor | None] = [None] * len(of_sides)
-    with _WithoutAutocast(unit.device.type):
+    some = upstream if upstream is not None else upstream_positive
+    assert some is not None
+    with _WithoutAutocast(some.device.type):
         held = _holds(problem, engine)
         if held and any(of_sides):
             assert upstream is not None
             factor = upstream.item() if upstream.device.type == "cpu" else upstream
             gradients = engine.release(found.state, factor * found.share, dtypes)
         if of_temperature or not held:
-            if upstream is None:
-                a = torch.zeros_like(unit)
-            elif problem.loss == "contrast":
+            if problem.loss == "contrast":
                 # Whatever a loss makes of −inf, a row without negatives has nothing to learn from it.
-                a = torch.where(unit == 0, 0.0, upstream.double())
+                a = torch.zeros_like(unit) if upstream is None else torch.where(unit == 0, 0.0, upstream.double())
             else:
-                a = unit * upstream * found.share
+                a = some.double() * unit * found.share
             b = a if upstream_positive is None else a - upstream_positive
             if not held and any(of_sides):
                 gradients = engine.backward(found.state, a, b, tuple(of_sides))
@@ -156,6 +158,7 @@ def _slope(found: Found, a: Tensor, b: Tensor, temperature: float | Tensor) -> T
     """The temperature's gradient, ``−Σ_i [a_i (Σ_j P_ij s_ij − s⁺_i) + (a_i − b_i) s⁺_i] / τ_i``."""
     assert isinstance(temperature, Tensor)
     assert found.moment is not None
+    # One upstream number stands for all rows.
     slopes = a * found.moment
     if b is not a:
         assert found.positive is not None
@@ -346,8 +349,12 @@ def _serialised(found: Found, batch: Batch, problem: Problem, engine: Any) -> li
         state = engine.pack(found.state, batch.shape.dtype, batch.x.device)
     else:
         state = engine.save(found.state)
-    of_temperature = [found.unit.new_empty(0) if one is None else one.clone() for one in (found.positive, found.moment)]
-    return [found.unit.clone(), found.unit.new_tensor(found.share), *of_temperature, *state]
+    unit = found.unit
+    if not isinstance(unit, Tensor):
+        num_rows = problem.num_directions * batch.x.shape[0]
+        unit = torch.full((num_rows,), unit, dtype=torch.float64, device=batch.x.device)
+    of_temperature = [unit.new_empty(0) if one is None else one.clone() for one in (found.positive, found.moment)]
+    return [unit.clone(), unit.new_tensor(found.share), *of_temperature, *state]
 
 
 def _contrastive(

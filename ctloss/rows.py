@@ -34,7 +34,7 @@ def values(problem: Problem, z: Tensor, *, filled: bool = False) -> Tensor:
     return losses
 
 
-def derivatives(problem: Problem, z: Tensor, *, filled: bool = False) -> Tensor:
+def derivatives(problem: Problem, z: Tensor, *, filled: bool = False) -> float | Tensor:
     """``∂ value / ∂ z`` of every row: 1, or sigmoid(z) for infoNCE; 0 for a row without negatives, NaN where z is.
 
     Args:
@@ -43,7 +43,7 @@ def derivatives(problem: Problem, z: Tensor, *, filled: bool = False) -> Tensor:
         filled: every row is known to have a negative.
 
     Returns:
-        ``(rows,)``, at most 1.
+        ``(rows,)``, at most 1; or one number for all rows.
 
     Example:
         >>> derivatives(Problem(loss="cz_nce"), torch.tensor([3.0, -torch.inf]))
@@ -52,7 +52,7 @@ def derivatives(problem: Problem, z: Tensor, *, filled: bool = False) -> Tensor:
     if problem.loss == "info_nce":
         return torch.sigmoid(z)
     if filled:
-        return z * 0 + 1
+        return 1.0
     return (z > -torch.inf).to(z.dtype) + torch.where(torch.isnan(z), z, 0.0)
 
 

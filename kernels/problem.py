@@ -227,6 +227,11 @@ class Batch(NamedTuple):
         return (self.x, self.y, *self.candidates)
 
     @property
+    def sizes(self) -> list[int]:
+        """Rows of each side."""
+        return [side.shape[0] for side in self.sides]
+
+    @property
     def shape(self) -> Shape:
         """What a path's choices rest on."""
         dtype = self.x.dtype

@@ -175,13 +175,13 @@ def _shift(logits: Logits, problem: Problem) -> float | Tensor | None:
     return None if shifted and logits.rows.exponents is not None else shift
 
 
-def backward(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
+def backward(state: State, a: float | Tensor, b: float | Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
     """Gradients of ``Σ_i a_i lse_i − b_i s⁺_i`` with respect to the sides' rows.
 
     Args:
         state: of the forward; may be used again.
-        a: ``(rows,)`` float64, 0 for rows without negatives.
-        b: ``(rows,)`` float64; may be ``a``.
+        a: ``(rows,)`` float64, 0 for rows without negatives; or a number for all rows.
+        b: the same for the positives; may be ``a``.
         needs: which sides need a gradient.
 
     Returns:
@@ -190,7 +190,9 @@ def backward(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> lis
     return release(hold(state, a, b, needs), 1.0, tuple(side.dtype for side in state.batch.sides))
 
 
-def hold(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...], largest: float | None = None) -> Held:
+def hold(
+    state: State, a: float | Tensor, b: float | Tensor, needs: tuple[bool, ...], largest: float | None = None
+) -> Held:
     """What :func:`backward` returns, before a factor that is known only later.
 
     ``largest``, if given, is known to bound a and b.
@@ -207,21 +209,25 @@ def hold(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...], largest: f
     batch, plan = state.batch, state.plan
     if not any(needs):
         return Held([None] * len(needs), None, 0)
+    if not isinstance(a, Tensor) and state.square is None:
+        same, a = b is a, torch.full_like(state.lse, a)
+        b = a if same else b
     a, b, bits = _scaled(a, b, batch.temperature, largest)
-    sizes = [side.shape[0] for side in batch.sides]
     with ExactProducts(batch.x.device.type):
         if state.square is not None:
             dtype = state.square.entries.dtype
-            narrow = a.to(dtype)
-            pulls = narrow if b is a else b.to(dtype)
+            narrow = a.to(dtype) if isinstance(a, Tensor) else a
+            pulls = narrow if b is a else b.to(dtype) if isinstance(b, Tensor) else b
             found = square.gradients(state.square, narrow, pulls, plan.n, needs)
             rows = state.square.rows
         else:
             assert state.logits is not None
             assert state.sums is not None
             rows = state.logits.rows
-            found = _from_panels(state.logits, state.sums, plan, a, b, sizes, needs)
-    exponents = None if rows.exponents is None else list(rows.exponents.split(sizes))
+            assert isinstance(a, Tensor)
+            assert isinstance(b, Tensor)
+            found = _from_panels(state.logits, state.sums, plan, a, b, batch.sizes, needs)
+    exponents = None if rows.exponents is None else list(rows.exponents.split(batch.sizes))
     return Held(found, exponents, bits)
 
 
@@ -245,12 +251,14 @@ def release(held: Held, factor: float | Tensor, dtypes: tuple[torch.dtype, ...])
     else:
         mantissa, exponent = math.frexp(factor) if math.isfinite(factor) else (factor, 0)
         power = exponent + held.bits
+    if held.exponents is None and isinstance(power, int) and abs(power) < 100:
+        number = mantissa * 2.0**power
+        both = zip(held.gradients, dtypes, strict=True)
+        return [None if one is None else (one * number).to(dtype) for one, dtype in both]
     gradients: list[Tensor | None] = []
     for index, (gradient, dtype) in enumerate(zip(held.gradients, dtypes, strict=True)):
         if gradient is None:
             gradients.append(None)
-        elif held.exponents is None and isinstance(power, int) and abs(power) < 100:
-            gradients.append((gradient * (mantissa * 2.0**power)).to(dtype))
         else:
             exponents = power if held.exponents is None else held.exponents[index] + power
             if isinstance(exponents, Tensor):
@@ -261,10 +269,22 @@ def release(held: Held, factor: float | Tensor, dtypes: tuple[torch.dtype, ...])
 
 
 def _scaled(
-    a: Tensor, b: Tensor, temperature: float | Tensor, bound: float | None
-) -> tuple[Tensor, Tensor, int | Tensor]:
+    a: float | Tensor, b: float | Tensor, temperature: float | Tensor, bound: float | None
+) -> tuple[float | Tensor, float | Tensor, int | Tensor]:
     """``a / τ`` and ``b / τ`` over the power of two that brings the largest to 2^30; the same tensor if they are."""
     same = b is a
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        assert not isinstance(a, Tensor)
+        assert not isinstance(b, Tensor)
+        bound = max(abs(a), abs(b))
+    if bound and not (isinstance(temperature, Tensor) and (temperature.dim() or temperature.device.type != "cpu")):
+        divisor = float(temperature)
+        bits = math.frexp(bound / divisor)[1]
+        factor = 2.0 ** (SCALE_BITS - bits) / divisor
+        a = a * factor
+        return a, a if same else b * factor, bits - SCALE_BITS
+    assert isinstance(a, Tensor)
+    assert isinstance(b, Tensor)
     if isinstance(temperature, Tensor) and (temperature.dim() or a.device.type != "cpu"):
         wide = temperature.double()
         a = a / wide
@@ -272,11 +292,6 @@ def _scaled(
         divisor = 1.0
     else:
         divisor = float(temperature)
-        if bound is not None:
-            bits = math.frexp(bound / divisor)[1]
-            factor = 2.0 ** (SCALE_BITS - bits) / divisor
-            a = a * factor
-            return a, a if same else b * factor, bits - SCALE_BITS
     largest = a.abs().amax()
     if not same:
         largest = torch.maximum(largest, b.abs().amax())
