@@ -224,14 +224,18 @@ class SharedMemory(ReferenceEngine):
     def save(self, state: State) -> list[Tensor]:
         return [state.batch.x]
 
-    def saved_shapes(self, shape: Shape, *arguments: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    def saved_shapes(
+        self, shape: Shape, problem: Problem, *, gradient: bool
+    ) -> list[tuple[tuple[int, ...], torch.dtype]]:
         return [((shape.n, shape.d), torch.float32)]
 
 
 class OtherShapes(ReferenceEngine):
     """Other shapes promised than are saved."""
 
-    def saved_shapes(self, shape: Shape, *arguments: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    def saved_shapes(
+        self, shape: Shape, problem: Problem, *, gradient: bool
+    ) -> list[tuple[tuple[int, ...], torch.dtype]]:
         return [((shape.n,), torch.float64)]
 
 
