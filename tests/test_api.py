@@ -295,7 +295,7 @@ REFUSED = [
     (lambda x, y: ctloss.cz_nce(x.to_sparse(), y), TypeError, "to_dense"),
     (lambda x, y: ctloss.explain(x, y, loss="triplet"), ValueError, "'contrast', 'cz_nce', 'info_nce'"),
     (lambda x, y: ctloss.cz_nce(x, y, negative="cross"), TypeError, "unknown option 'negative'"),
-    (lambda x, y: ctloss.info_nce(x, y, form="log", reductoin="sum"), TypeError, "unknown option 'reductoin'"),
+    (lambda x, y: ctloss.info_nce(x, y, form="log"), TypeError, "unknown option 'form'"),
     (lambda x, y: ctloss.cz_nce(x, y, directions="y"), ValueError, "'both', 'x'"),
     (lambda x, y: ctloss.cz_nce(x, y, margin="wide"), TypeError, "number or None"),
     (lambda x, y: ctloss.cz_nce(x, y, margin=math.nan), ValueError, "finite"),
@@ -318,7 +318,8 @@ REFUSED = [
     (lambda x, y: ctloss.cz_nce(x, y, temperature=torch.tensor([0.1] * 5 + [-1.0])), ValueError, "positive"),
     (lambda x, y: ctloss.CZNCELoss(torch.tensor(0.1), learnable_temperature=True), TypeError, "where it begins"),
     (lambda x, y: ctloss.CZNCELoss(20.0, learnable_temperature=True), ValueError, "between"),
-    (lambda x, y: ctloss.explain(x, y, loss="info_nce", form="ratio"), ValueError, "cz_nce"),
+    (lambda x, y: ctloss.explain(x, y, loss="info_nce", form="ratio"), TypeError, "unknown option 'form'"),
+    (lambda x, y: ctloss.contrast(x, y, reduction="sum"), TypeError, "unknown option 'reduction'"),
 ]
 
 

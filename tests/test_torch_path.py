@@ -327,20 +327,24 @@ def test_saved_tensors_have_the_promised_shape(loss: Literal["cz_nce", "contrast
         else:
             needs = (True, False, True)
             a = weights(problem, found.z)
-            saved = engine.pack(engine.hold(found.state, a, a, needs), batch.shape.dtype)
+            saved = engine.pack(engine.hold(found.state, a, a, needs), batch.shape.dtype, x.device)
             promised = engine.packed_shapes(batch.shape, needs)
         assert [(tuple(tensor.shape), tensor.dtype) for tensor in saved] == promised
         storages = [tensor.untyped_storage().data_ptr() for tensor in saved if tensor.numel()]
         assert len(set(storages)) == len(storages)
 
 
-def test_a_row_that_one_negative_dominates_is_exact() -> None:
+@pytest.mark.parametrize("negatives", ["both", "cross"])
+@pytest.mark.parametrize("n", [40, 100, 600])
+def test_a_row_that_one_negative_dominates_is_exact(n: int, negatives: str) -> None:
     """Where rows come one by one, the rounding of a single float32 product must not be all of a row's error."""
-    x, y = pairs(600, 256, noise=0.1)
-    # Row i + 300 all but repeats row i, at a cosine whose product rounds by 1e-7 and more.
-    x[300:] = x[:300] + 1e-3 * y[300:]
+    x, y = pairs(n, 256, noise=0.1)
+    # Each row of the second half all but repeats one of the first, at a cosine whose product rounds by 1e-7 and more.
+    half = n // 2
+    x[half:] = x[:half] + 1e-3 * y[half:]
+    y[half:] = x[:half] + 1e-3 * y[half:]
     for tau, workspace in itertools.product((0.01, 0.05), (1, 256 << 20)):
-        problem = Problem(loss="contrast", workspace=workspace)
+        problem = Problem(loss="contrast", workspace=workspace, negatives=negatives)
         found = engine.forward(Batch(x, y, temperature=tau), problem, moment=False, gradient=True)
-        z, _ = ctloss.reference.contrast(x, y, temperature=tau)
+        z, _ = ctloss.reference.contrast(x, y, temperature=tau, negatives=negatives)
         assert ((found.z - z).abs() <= z.abs().clamp_min(1) * (5e-7 + 1e-7 / tau)).all()

@@ -113,6 +113,8 @@ def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> 
         if (plan.few or plan.dense) and isinstance(scale, float):
             found = square.solve(batch, problem.normalize, plan, scale, moment=moment)
         if found is not None:
+            if problem.by_row and not plan.few and accumulation_dtype(shape.dtype) == torch.float32:
+                _refine(found, batch, problem, scale)
             state = State(batch, problem, plan, found.lse, None, None, found)
             base2_z = (found.lse.view(2, -1) - found.rows.positive * scale).view(-1)
             lse, mean = found.lse, found.mean
@@ -129,6 +131,14 @@ def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> 
     if mean is not None and positive is not None:
         mean = torch.where(lse == -torch.inf, 0.0, mean - positive)
     return Forward(z, positive, mean, state)
+
+
+def _refine(found: square.Square, batch: Batch, problem: Problem, scale: float | Tensor) -> None:
+    """Sum the rows that one negative dominates again."""
+    logits = Logits(found.rows, batch.x.shape[0], scale, None, None)
+    if exact.may_be_dominated(found.lse, logits):
+        rows = (square.largest(found.entries, logits.n) > exact.DOMINANT * found.total).nonzero().flatten()
+        found.lse[rows] = exact.lse_of(rows, batch, logits, problem)
 
 
 def _natural(similarities: Tensor, scale: float | Tensor, num_directions: int) -> Tensor:
@@ -329,18 +339,13 @@ def _from_panels(
     pull = b if plan.num_anchors == plan.n else b[: plan.n] + b[plan.n :]
     wanted = runs(logits.rows, sizes, needs)
     accumulate(wanted, logits, plan, weights, pull.to(dtype), kept)
+    for run in wanted:
+        logits.rows.project(run.gradient, slice(run.start, run.stop))
     found: list[Tensor | None] = []
-    remaining = iter(wanted)
-    run = None
     offset = 0
     for size, need in zip(sizes, needs, strict=True):
-        if need:
-            if run is None or run.stop <= offset:
-                run = next(remaining)
-                logits.rows.project(run.gradient, slice(run.start, run.stop))
-            found.append(run.gradient[offset - run.start : offset - run.start + size])
-        else:
-            found.append(None)
+        holders = [run for run in wanted if need and run.start <= offset and offset + size <= run.stop]
+        found.append(holders[0].gradient[offset - holders[0].start :][:size] if holders else None)
         offset += size
     return found
 

@@ -190,6 +190,16 @@ def sums(entries: Tensor, n: int) -> Tensor:
     return torch.cat((entries.sum(1), entries.sum(0))) if entries.shape[0] == n else entries.sum(1)
 
 
+def largest(entries: Tensor, n: int) -> Tensor:
+    """The largest entry among every row's negatives, ``(2n,)``.
+
+    Example:
+        >>> largest(torch.eye(2), 2)
+        tensor([1., 1., 1., 1.])
+    """
+    return torch.cat((entries.amax(1), entries.amax(0))) if entries.shape[0] == n else entries.amax(1)
+
+
 def weigh(entries: Tensor, n: int, per_sum: Tensor, b: float | Tensor) -> Tensor:
     """The weights W of the gradient from exponentials, the positives' among them.
 
