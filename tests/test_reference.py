@@ -15,6 +15,8 @@ from ctloss.checks import DTYPES
 from ctloss.reference import loops, row_losses
 from ctloss.reference.eager import unit_rows
 
+pytestmark = pytest.mark.numeric
+
 EVERY_OPTION = [
     {"loss": loss, "negatives": negatives, "normalize": normalize}
     for loss in ("cz_nce", "info_nce")

@@ -1,0 +1,63 @@
+"""How far apart two answers to one call may lie: each is within its bound of the truth, so they within twice it.
+
+In which bits they differ is up to the processor, its number of threads and its BLAS: a tolerance tried out on one
+machine need not hold on the next, the bounds of :mod:`acceptance` hold on all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from acceptance import OUTPUT_ROUNDING, Truth, length, truth
+from regimes import Case
+from torch import Tensor
+
+Answer = Sequence[Tensor | None]
+"""Row losses and the gradients of x, y and the temperature; ``None`` where not compared."""
+
+
+def assert_alike(
+    case: Case, x: Tensor, y: Tensor, one: Answer, other: Answer, upstream: Tensor | None = None, chain: int = 0
+) -> None:
+    """Hold the difference of two answers to twice what ``acceptance.check`` allows either.
+
+    Args:
+        case: the options of the call; its tensors are not read.
+        x: the rows that both answers are about.
+        y: the other side's.
+        one: an answer.
+        other: another.
+        upstream: what the gradients were multiplied by; 1 if not given.
+        chain: as in ``acceptance.check``.
+    """
+    x, y = x.detach().cpu(), y.detach().cpu()
+    expected = truth(case, x, y, torch.ones(()) if upstream is None else upstream.cpu())
+    largest = 1 if case.normalize else (torch.cat((x, y)).double() ** 2).sum(1).max().item()
+    twice = 2 * (expected.per_logit + chain**0.5 * 2.0**-24 * largest / case.temperature)
+    differences = [
+        None if a is None or b is None else a.detach().cpu().double() - b.detach().cpu().double()
+        for a, b in zip(one, other, strict=True)
+    ]
+    rows, grad_x, grad_y, slope = differences
+    if rows is not None:
+        size = expected.rows.abs() if case.loss == "info_nce" else expected.rows.abs().clamp_min(1)
+        excess = (rows.abs() - twice * size).max().item()
+        # A float32 below 1.2e-38 has fewer digits.
+        assert excess <= 2.0**-149, f"rows: {excess:.3g} over the bound"
+    _assert_gradients_alike(case, grad_x, grad_y, expected, twice)
+    if slope is not None:
+        allowed = expected.slope_cancelling * twice + 2 * OUTPUT_ROUNDING[case.dtype] * abs(expected.slope.item())
+        assert abs(slope.item()) <= allowed, f"temperature gradient: {abs(slope.item()):.3g} over {allowed:.3g}"
+
+
+def _assert_gradients_alike(
+    case: Case, grad_x: Tensor | None, grad_y: Tensor | None, expected: Truth, twice: float
+) -> None:
+    asked = torch.tensor([grad_x is not None, grad_y is not None]).repeat_interleave(case.n)
+    if not asked.any():
+        return
+    difference = torch.cat([gradient for gradient in (grad_x, grad_y) if gradient is not None])
+    allowed = length(expected.cancelling[asked]) * twice
+    allowed += 2 * OUTPUT_ROUNDING[case.dtype] * length(expected.gradient[asked])
+    assert length(difference) <= allowed, f"gradient: {length(difference):.3g} over {allowed:.3g}"
