@@ -262,12 +262,12 @@ def test_a_small_batch_takes_three_launches(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_lower_precisions_run(precision: str, path: str) -> None:
-    """Their tables belong to a GPU; the interpreter multiplies exactly whatever it is asked for."""
+    """Their tables belong to a GPU; the interpreter multiplies what is not cut before exactly."""
     case = Case("random", 40, 33)
     x, y = (rows.to(DEVICE).requires_grad_() for rows in case.embeddings())
     exact = ctloss.cz_nce(x, y, impl="triton", reduction="none")
     rows = ctloss.cz_nce(x, y, impl="triton", reduction="none", precision=precision)
-    if ON_GPU:
+    if ON_GPU or precision == "medium":
         assert (rows - exact).mean().abs().item() < (2e-2 if precision == "medium" else 1e-5)
     else:
         assert_alike(case, x, y, (rows, None, None, None), (exact, None, None, None))
