@@ -8,10 +8,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-# Before torch: threads that spin while they wait spoil each other's timings on a busy machine.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
-
 import torch
 
 from benchmarks import memory, numerics, plan, plots, providers, sweep, tables

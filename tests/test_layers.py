@@ -48,8 +48,8 @@ LAYERS = (
         ("ctloss.kernels.triton_path", "ctloss.kernels.problem"),
     ),
     Layer("ctloss.kernels", frozenset({"torch"}), ("ctloss.kernels",)),
-    Layer("ctloss.train", TRAINING_LIBRARIES, ("ctloss.train",), public=True),
-    Layer("ctloss.evaluate", EVALUATION_LIBRARIES, ("ctloss.evaluate",), public=True),
+    Layer("ctloss.train", TRAINING_LIBRARIES, ("ctloss.train", "ctloss.command"), public=True),
+    Layer("ctloss.evaluate", EVALUATION_LIBRARIES, ("ctloss.evaluate", "ctloss.command"), public=True),
     Layer("ctloss", frozenset({"torch"}), ("ctloss",)),
 )
 ABOVE_THE_CORE = ("ctloss.train", "ctloss.evaluate")

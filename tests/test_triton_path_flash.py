@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from acceptance import check
+from agreement import assert_alike
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from regimes import Case, cases
 from triton_calls import DEVICE, DTYPES, both_passes, chain_of, in_flash, problem
 
 from ctloss.kernels.triton_path import engine, flash, launch, schedule
+
+pytestmark = pytest.mark.numeric
 
 # Around whole tiles of either side, rows of one tile of columns and of two.
 LARGER = [
@@ -48,22 +53,19 @@ def test_acceptance_larger(case: Case, flashing: None) -> None:
 @pytest.mark.parametrize("options", [{}, {"normalize": False}, {"loss": "info_nce", "reduction": "sum"}], ids=str)
 @pytest.mark.parametrize(("d", "tau"), [(40, 0.07), (100, 0.01)])
 def test_means_what_panels_mean(
-    d: int, tau: float, options: dict[str, object], negatives: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    d: int, tau: float, options: dict[str, Any], negatives: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the workspace: all rows' sums in one share or several, or some rows after the others."""
-    normalize = bool(options.get("normalize", True))
-    x, y = (rows.to(DEVICE) for rows in Case("random", 70, d, dtype=dtype, normalize=normalize).embeddings())
+    case = Case("random", 70, d, dtype=dtype, temperature=tau, negatives=negatives, **options)
+    x, y = (rows.to(DEVICE) for rows in case.embeddings())
     in_flash(monkeypatch, wins=False)
     expected = both_passes(x, y, problem(negatives=negatives, **options), tau)
-    tolerance = {torch.float32: 4e-7, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
     for workspace, shares, run in ((1 << 28, 4 if negatives == "cross" else 8, 256), (1 << 15, 1, 128)):
         in_flash(monkeypatch)
         asked = problem(negatives=negatives, workspace=workspace, **options)
         plan = schedule.plan_flash(70, d, 32, asked)
         assert (plan.shares, plan.run) == (shares, run)
-        for one, other in zip(expected, both_passes(x, y, asked, tau), strict=True):
-            allowed = tolerance if one.dim() == 2 else 1e-6
-            assert (one - other).abs().max() <= allowed * one.abs().max()
+        assert_alike(case, x, y, both_passes(x, y, asked, tau), expected, chain=chain_of(case))
 
 
 def test_opcheck(flashing: None) -> None:

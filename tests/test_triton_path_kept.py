@@ -16,6 +16,8 @@ import ctloss
 from ctloss.kernels.problem import Problem
 from ctloss.kernels.triton_path import config, engine, kept, schedule
 
+pytestmark = pytest.mark.numeric
+
 NEEDS = {"need_x": True, "need_y": True, "need_temperature": True}
 
 # The regimes whose weights may be rounded: many negatives of like size.

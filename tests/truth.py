@@ -99,8 +99,13 @@ def plain(case: Case, row_loss: RowLoss | None = None) -> Plain:
 
 
 def truth(case: Case, a: Tensor, b: Tensor) -> Truth:
+    """The truth of a case's own tensors."""
+    return truth_of(case.batch(), case.problem(), a, b, case.precise)
+
+
+def truth_of(batch: Batch, problem: Problem, a: Tensor, b: Tensor, precise: torch.dtype) -> Truth:
     """Evaluate the closed form, and the same sums over the sizes of their terms."""
-    batch, problem = case.batch(), case.problem()
+    n, num_rows = batch.x.shape[0], len(a)
     call = arguments(batch, problem)
     of = pairs(**call)
     z, positive = contrast(**call)
@@ -108,7 +113,7 @@ def truth(case: Case, a: Tensor, b: Tensor) -> Truth:
     lengths = norms(batch)
     # Σ_j W_ij ‖u_j‖ + c_i ‖u_p(i)‖: weights of one sign each, so that nothing cancels.
     sizes = of.gather(a.abs(), -b.abs(), torch.linalg.vector_norm(of.sides, dim=1, keepdim=True))[:, 0]
-    if case.normalize:
+    if problem.normalize:
         # A unit row's derivative by its row is at most 1 over the row's length; a row of zeros has none.
         sizes = torch.where(lengths > 0, sizes / lengths, 0.0)
     mean, mean_size = ((of.softmax * logits).sum(1) for logits in (of.logits, of.logits.abs()))
@@ -120,8 +125,8 @@ def truth(case: Case, a: Tensor, b: Tensor) -> Truth:
     # A dot product in single precision is off by units in the last place of what the sizes of its terms add up to, even
     # where they cancel; the exponential makes of a logit's error a relative error of its weight.
     entries = of.sides.abs()
-    products = entries[: case.rows] @ entries.T
-    of_pairs = (entries[: case.n] * entries[case.n : 2 * case.n]).sum(1).repeat(case.rows // case.n)
+    products = entries[:num_rows] @ entries.T
+    of_pairs = (entries[:n] * entries[n : 2 * n]).sum(1).repeat(num_rows // n)
     largest = (torch.cat([products.masked_fill(~of.counts, 0.0), of_pairs[:, None]], 1) / of.temperature[:, None]).max()
     return Truth(
         z=z,
@@ -132,7 +137,7 @@ def truth(case: Case, a: Tensor, b: Tensor) -> Truth:
         cancelling=sizes.split([len(side) for side in batch.sides]),
         slope=gradients.temperature,
         slope_size=slope_size if per_row else slope_size.sum(),
-        per_logit=(5e-7 + 1e-7 * largest.item()) * FINENESS.get(case.precise, 1.0),
+        per_logit=(5e-7 + 1e-7 * largest.item()) * FINENESS.get(precise, 1.0),
     )
 
 
