@@ -8,6 +8,7 @@ from .plan import Plan, get_workspace_limit, set_workspace_limit
 __all__ = [
     "CZNCELoss",
     "Contrast",
+    "Explanation",
     "InfoNCELoss",
     "Plan",
     "contrast",
@@ -17,4 +18,6 @@ __all__ = [
     "info_nce",
     "set_workspace_limit",
 ]
+# What Plan was called in 0.1.
+Explanation = Plan
 __version__ = "0.1.0"
