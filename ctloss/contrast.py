@@ -1,4 +1,4 @@
-"""What a contrastive loss is made of: every row's log-ratio and its positive's logit."""
+"""What :func:`ctloss.contrast` returns, and the losses in :mod:`ctloss.objectives` are made of."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import Tensor
 
 
 class Contrast(NamedTuple):
-    """Every anchor's log-ratio and positive logit; :mod:`ctloss.objectives` turns them into row losses.
+    """How every anchor compares with its negatives.
 
     Attributes:
-        z: ``(rows,)``, ``log Σ_negatives exp(s_ij) − s⁺_i``; −inf for a row without negatives.
-        positive: ``(rows,)``, the positives' logits s⁺, over the temperature.
+        z: ``(rows,)`` log φ = lse over the negatives − s⁺; −inf for a row without negatives.
+        positive: ``(rows,)`` s⁺, the logit of the row's positive.
 
     Example:
         >>> import torch
-        >>> Contrast(torch.tensor([-3.0]), torch.tensor([5.0])).lse
-        tensor([2.])
+        >>> Contrast(torch.tensor([-2.0]), torch.tensor([5.0])).lse
+        tensor([3.])
     """
 
     z: Tensor
@@ -25,5 +25,5 @@ class Contrast(NamedTuple):
 
     @property
     def lse(self) -> Tensor:
-        """``(rows,)``, log Σ_negatives exp(s_ij); z is more exact than a difference of it and the positive."""
+        """``(rows,)`` log Σ exp(s) over the negatives, rounded once: use z where the difference matters."""
         return self.z + self.positive

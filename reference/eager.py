@@ -1,7 +1,8 @@
-"""The losses as differentiable tensor operations: short, quadratic in memory, and the truth for every other path."""
+"""z and s⁺ of every row as differentiable tensor operations: short, quadratic in memory, the truth for every path."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -55,83 +56,99 @@ def near_one_by_powers_of_two(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return rows * first * second, first, second
 
 
-def log_ratios(
-    x: Tensor, y: Tensor, *, temperature: float | Tensor, negatives: Literal["both", "cross"], normalize: bool
-) -> Tensor:
-    """z_i = log Σ_negatives exp(s_ij - s_i,p(i)), equation (5), for all 2n rows, x's first.
-
-    Args:
-        x: ``(n, d)`` anchors.
-        y: ``(n, d)`` translations, same dtype.
-        temperature: τ > 0, a float or a zero-dimensional tensor.
-        negatives: ``"both"`` or ``"cross"``.
-        normalize: cosine similarity if true.
-
-    Returns:
-        ``(2n,)`` in the dtype of the inputs.
-
-    Example:
-        >>> import torch
-        >>> eye = torch.eye(2, dtype=torch.float64)
-        >>> log_ratios(eye, eye, temperature=1.0, negatives="cross", normalize=True)
-        tensor([-1., -1., -1., -1.], dtype=torch.float64)
-    """
-    n = x.shape[0]
-    if normalize:
-        x, y = unit_rows(x), unit_rows(y)
-    rows = torch.cat((x, y))
-    logits = rows @ rows.T / temperature
-    positive = ((x * y).sum(1) / temperature).repeat(2)
-    eye = torch.eye(n, dtype=torch.bool, device=x.device)
-    excluded = eye.repeat(2, 2)
-    if negatives == "cross":
-        same_language = torch.block_diag(torch.ones_like(eye), torch.ones_like(eye))
-        excluded = excluded | same_language
-    return torch.logsumexp((logits - positive[:, None]).masked_fill(excluded, -torch.inf), dim=1)
-
-
-def row_losses(
+def contrast(
     x: Tensor,
     y: Tensor,
     *,
-    loss: Literal["cz_nce", "info_nce"],
+    candidates: Sequence[Tensor] = (),
     temperature: float | Tensor = 0.07,
-    negatives: Literal["both", "cross"] = "both",
+    negatives: Literal["both", "cross", "own", "none"] = "both",
+    directions: Literal["both", "x"] = "both",
     normalize: bool = True,
+    ids: Tensor | None = None,
+    candidate_ids: Sequence[Tensor | None] | None = None,
+    margin: float | None = None,
     dtype: torch.dtype = torch.float64,
-) -> Tensor:
-    """The 2n row losses: z (CZ-NCE, equations (4) and (5)) or softplus(z) (infoNCE, equation (1)).
+) -> tuple[Tensor, Tensor]:
+    """z_i = log Σ_negatives exp(s_ij − s⁺_i), equation (5) of Chen et al. 2022, and the positives' logits s⁺_i.
+
+    Plain operations without a branch on data: any number of derivatives and every transform of ``torch.func`` apply.
 
     Args:
         x: ``(n, d)`` anchors, any floating dtype.
-        y: ``(n, d)`` translations.
-        loss: ``"cz_nce"`` or ``"info_nce"``.
-        temperature: τ > 0, a float or a zero-dimensional tensor.
-        negatives: ``"both"`` languages' other rows or ``"cross"``.
+        y: ``(n, d)`` their positives.
+        candidates: ``(m, d)`` each: more rows that every row is compared with.
+        temperature: τ > 0, a float, a tensor of one element, or one a row; a tensor's entry ≤ 0 gives NaN.
+        negatives: the other rows a row is compared with: those of ``"both"`` sides, of the other side (``"cross"``),
+            of its ``"own"`` side, or ``"none"``.
+        directions: rows of ``"both"`` sides, or of ``"x"`` alone.
         normalize: cosine similarity if true, dot products otherwise.
+        ids: ``(n,)`` integers; a pair whose ids are equal is no negative; ``None`` stands for 0 … n − 1.
+        candidate_ids: ``(m,)`` for each side of candidates, or ``None``: such rows are negatives of every row.
+        margin: leave out negatives whose similarity, cosine or dot product, exceeds the positive's by more than this.
         dtype: what to compute in; float64 makes this the truth for half and single precision inputs.
 
     Returns:
-        ``(2n,)`` losses in ``dtype``, x's rows first; differentiable any number of times.
+        z and s⁺, each ``(2n,)``, or ``(n,)`` with ``directions="x"``, in ``dtype``, x's rows first. A row without
+        negatives has z = −∞, which depends on nothing: its gradient is zero.
 
     Example:
         >>> import torch
         >>> eye = torch.eye(2)
-        >>> row_losses(eye, eye, loss="info_nce", temperature=1.0)
-        tensor([0.5514, 0.5514, 0.5514, 0.5514], dtype=torch.float64)
+        >>> contrast(eye, eye, temperature=1.0, negatives="cross")
+        (tensor([-1., -1., -1., -1.], dtype=torch.float64), tensor([1., 1., 1., 1.], dtype=torch.float64))
     """
-    if loss not in ("cz_nce", "info_nce") or negatives not in ("both", "cross"):
+    if negatives not in ("both", "cross", "own", "none") or directions not in ("both", "x"):
         raise ValueError(
-            "expected loss 'cz_nce' or 'info_nce' and negatives 'both' or 'cross', "
-            f"got {loss!r} and {negatives!r}; correct the spelling"
+            "expected negatives 'both', 'cross', 'own' or 'none' and directions 'both' or 'x', "
+            f"got {negatives!r} and {directions!r}; correct the spelling"
         )
+    n = x.shape[0]
+    x, y, *candidates = (_poisoned(side.to(dtype)) for side in (x, y, *candidates))
+    if normalize:
+        x, y, *candidates = (unit_rows(side) for side in (x, y, *candidates))
+    ids = torch.arange(n, device=x.device) if ids is None else ids
+    extra = list(zip(candidates, candidate_ids or [None] * len(candidates), strict=True))
+    similarity_of_pairs = (x * y).sum(1)
+    directed = [(x, y), (y, x)] if directions == "both" else [(x, y)]
+    log_ratios, positives = [], []
+    for (own, other), tau in zip(directed, _temperatures(temperature, x, len(directed)), strict=True):
+        sides = {"both": [own, other], "cross": [other], "own": [own], "none": []}[negatives]
+        similarity, excluded = _compared(own, ids, [*((side, ids) for side in sides), *extra])
+        if margin is not None:
+            excluded = excluded | (similarity > similarity_of_pairs[:, None] + margin)
+        positive = similarity_of_pairs / tau
+        logits = (similarity - similarity_of_pairs[:, None]) / tau[:, None]
+        empty = excluded.all(1)
+        # A row of nothing but minus infinities has no derivative; any numbers do in its place.
+        logits = logits.masked_fill(excluded, -torch.inf).masked_fill(empty[:, None], 0.0)
+        # Zero, unless a NaN is to show in a row without negatives too.
+        nothing = 0 * positive.detach()
+        log_ratios.append(torch.where(empty, nothing - torch.inf, torch.logsumexp(logits, dim=1)))
+        positives.append(positive)
+    return torch.cat(log_ratios), torch.cat(positives)
+
+
+def _poisoned(side: Tensor) -> Tensor:
+    """Rows with an infinite entry as NaN, which a logit of minus infinity alone would not become."""
+    return side + 0 * side.detach().abs().amax(dim=1, keepdim=True)
+
+
+def _temperatures(temperature: float | Tensor, x: Tensor, directions: int) -> tuple[Tensor, ...]:
+    """The temperature of every row, ``(n,)`` for each direction; NaN where a tensor's is not positive."""
     if isinstance(temperature, Tensor):
-        temperature = temperature.to(device=x.device, dtype=dtype).reshape(())
+        temperature = temperature.to(device=x.device, dtype=x.dtype).reshape(-1)
         temperature = torch.where(temperature > 0, temperature, torch.nan)
-    # An infinite entry poisons its row, which a logit of minus infinity alone would not.
-    x, y = (rows.to(dtype) + 0 * rows.detach().to(dtype).abs().amax(dim=1, keepdim=True) for rows in (x, y))
-    z = log_ratios(x, y, temperature=temperature, negatives=negatives, normalize=normalize)
-    if loss == "cz_nce":
-        return z
-    # softplus(z); torch's own returns z itself above 20, which is 2e-9 off.
-    return torch.logaddexp(z, torch.zeros_like(z))
+    else:
+        temperature = x.new_full((1,), temperature)
+    return temperature.expand(directions * x.shape[0]).chunk(directions)
+
+
+def _compared(own: Tensor, ids: Tensor, sides: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
+    """Similarities of rows to the rows of all sides, and where ids are equal; a side without ids equals nothing."""
+    similarity, same = [own @ own[:0].T], [ids[:, None] == ids[:0]]
+    for side, its_ids in sides:
+        product = own @ side.T
+        similarity.append(product)
+        same.append(torch.zeros_like(product, dtype=torch.bool) if its_ids is None else ids[:, None] == its_ids)
+    return torch.cat(similarity, dim=1), torch.cat(same, dim=1)

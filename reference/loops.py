@@ -1,4 +1,4 @@
-"""The paper's equations, one scalar at a time, in 60-digit decimal arithmetic.
+"""The definition of a row's z, one scalar at a time, in 60-digit decimal arithmetic.
 
 Slow on purpose: nothing here is vectorised, shifted by a maximum or otherwise rearranged, so that it can be read
 against Chen et al. 2022 line by line. It is the oracle that the eager definitions are themselves tested against.
@@ -7,6 +7,7 @@ against Chen et al. 2022 line by line. It is the oracle that the eager definitio
 from __future__ import annotations
 
 import decimal
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Literal
 
@@ -14,63 +15,90 @@ from torch import Tensor
 
 DIGITS = 60
 
+Row = list[Decimal]
 
-def _dot(a: list[Decimal], b: list[Decimal]) -> Decimal:
+
+def _dot(a: Row, b: Row) -> Decimal:
     return sum((p * q for p, q in zip(a, b, strict=True)), Decimal(0))
 
 
-def _similarity(a: list[Decimal], b: list[Decimal], temperature: Decimal, normalize: bool) -> Decimal:
-    """s(a, b): the cosine (zero where a row is zero) or the dot product, over the temperature."""
+def _similarity(a: Row, b: Row, normalize: bool) -> Decimal:
+    """The cosine (zero where a row is zero) or the dot product."""
     if not normalize:
-        return _dot(a, b) / temperature
+        return _dot(a, b)
     norms = _dot(a, a).sqrt() * _dot(b, b).sqrt()
-    return _dot(a, b) / norms / temperature if norms else Decimal(0)
+    return _dot(a, b) / norms if norms else Decimal(0)
 
 
-def row_losses(
+def _rows(side: Tensor, ids: Tensor | Sequence[int] | None) -> list[tuple[Row, int | None]]:
+    """Each row of a side with its id; without ids, with ``None``, which is no row's id."""
+    numbers = [None] * len(side) if ids is None else [int(number) for number in ids]
+    return [
+        ([Decimal(float(v)) for v in row], number) for row, number in zip(side.detach().cpu(), numbers, strict=True)
+    ]
+
+
+def log_ratios(
     x: Tensor,
     y: Tensor,
     *,
-    loss: Literal["cz_nce", "info_nce"],
-    temperature: float = 0.07,
-    negatives: Literal["both", "cross"] = "both",
+    candidates: Sequence[Tensor] = (),
+    temperature: float | Tensor = 0.07,
+    negatives: Literal["both", "cross", "own", "none"] = "both",
+    directions: Literal["both", "x"] = "both",
     normalize: bool = True,
-) -> list[Decimal]:
-    """The 2n row losses of equation (1) or (4), x's rows first.
+    ids: Tensor | None = None,
+    candidate_ids: Sequence[Tensor | None] | None = None,
+    margin: float | None = None,
+) -> list[tuple[Decimal | None, Decimal]]:
+    """z_i, the log of equation (4)'s ratio with its sign turned, and s⁺_i of every row, x's rows first.
 
     Args:
         x: anchors, ``(n, d)``.
-        y: their translations, ``(n, d)``.
-        loss: ``"info_nce"`` for equation (1), ``"cz_nce"`` for equation (4).
-        temperature: τ > 0.
-        negatives: every other row of both languages, or of the other language alone.
+        y: their positives, ``(n, d)``.
+        candidates: ``(m, d)`` each: more rows that every row is compared with.
+        temperature: τ > 0, one for all or one a row.
+        negatives: the other rows a row is compared with: of both sides, of the other side, of its own side, or none.
+        directions: rows of both sides, or of x alone.
         normalize: cosine similarity if true, dot product otherwise.
+        ids: ``(n,)``; a pair whose ids are equal is no negative; ``None`` stands for 0 … n − 1.
+        candidate_ids: ``(m,)`` for each side of candidates, or ``None``: such rows are negatives of every row.
+        margin: leave out negatives whose similarity exceeds the positive's by more than this.
 
     Returns:
-        A list of 2n decimals.
+        ``(z, s⁺)`` for every row; z is ``None`` for a row without negatives, whose z is −∞.
 
     Example:
         >>> import torch
         >>> eye = torch.eye(2)
-        >>> [round(float(v), 4) for v in row_losses(eye, eye, loss="cz_nce", temperature=1.0)]
+        >>> [round(float(z), 4) for z, _ in log_ratios(eye, eye, temperature=1.0)]
         [-0.3069, -0.3069, -0.3069, -0.3069]
     """
     with decimal.localcontext() as context:
         context.prec = DIGITS
-        rows = [[Decimal(float(v)) for v in row] for row in [*x.detach().cpu(), *y.detach().cpu()]]
-        tau = Decimal(float(temperature))
-        n = len(rows) // 2
-        losses = []
-        for i in range(2 * n):
-            positive = (i + n) % (2 * n)
-            numerator = _similarity(rows[i], rows[positive], tau, normalize).exp()
-            denominator = Decimal(0)
-            for j in range(2 * n):
-                same_language = (i < n) == (j < n)
-                if j in (i, positive) or (negatives == "cross" and same_language):
-                    continue
-                denominator += _similarity(rows[i], rows[j], tau, normalize).exp()
-            if loss == "info_nce":
-                denominator += numerator
-            losses.append(-(numerator / denominator).ln())
-        return losses
+        n = len(x)
+        pair_ids = range(n) if ids is None else ids
+        xs, ys = _rows(x, pair_ids), _rows(y, pair_ids)
+        extra = []
+        for k, side in enumerate(candidates):
+            extra += _rows(side, None if candidate_ids is None else candidate_ids[k])
+        if isinstance(temperature, Tensor) and temperature.dim() == 1:
+            taus = [Decimal(float(tau)) for tau in temperature]
+        else:
+            taus = [Decimal(float(temperature))] * (2 * n)
+        results: list[tuple[Decimal | None, Decimal]] = []
+        for own, other in [(xs, ys), (ys, xs)] if directions == "both" else [(xs, ys)]:
+            compared = {"both": own + other, "cross": other, "own": own, "none": []}[negatives] + extra
+            for i in range(n):
+                row, number = own[i]
+                tau = taus[len(results)]
+                positive = _similarity(row, other[i][0], normalize)
+                denominator = Decimal(0)
+                for another, its_number in compared:
+                    similarity = _similarity(row, another, normalize)
+                    if its_number == number or (margin is not None and similarity > positive + Decimal(margin)):
+                        continue
+                    denominator += (similarity / tau).exp()
+                numerator = (positive / tau).exp()
+                results.append((-(numerator / denominator).ln() if denominator else None, positive / tau))
+        return results

@@ -124,7 +124,7 @@ def test_imports_point_down(path: Path) -> None:
     [
         ("ctloss.reference.eager", "import numpy", ["numpy"]),
         ("ctloss.reference.eager", "from ..kernels.problem import Problem", ["ctloss.kernels.problem.Problem"]),
-        ("ctloss.reference.eager", "import torch\nfrom .loops import row_losses", []),
+        ("ctloss.reference.eager", "import torch\nfrom .loops import log_ratios", []),
         ("ctloss.kernels.torch_path.engine", "def run():\n    import triton", ["triton"]),
         ("ctloss.kernels.torch_path.engine", "from ..triton_path import engine", ["ctloss.kernels.triton_path.engine"]),
         ("ctloss.kernels.triton_path.engine", "from ..problem import Problem\nimport triton.language as tl", []),
