@@ -1,9 +1,11 @@
 """Contrastive losses of pairs, fused and numerically careful, for PyTorch: CZ-NCE, infoNCE and their family."""
 
+from . import objectives
 from .contrast import Contrast
 from .losses import contrast, cz_nce, explain, info_nce
 from .modules import CZNCELoss, InfoNCELoss
 from .plan import Plan, get_workspace_limit, set_workspace_limit
+from .sig_lip import sig_lip
 
 __all__ = [
     "CZNCELoss",
@@ -15,6 +17,8 @@ __all__ = [
     "explain",
     "get_workspace_limit",
     "info_nce",
+    "objectives",
     "set_workspace_limit",
+    "sig_lip",
 ]
 __version__ = "0.1.0"

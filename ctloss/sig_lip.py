@@ -8,11 +8,12 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from .kernels.problem import Impl, Precision, Problem, Reduction
+from . import checks
+from .kernels.problem import Impl, Precision, Reduction
+from .ops import output_dtype, transformed, unwatched
+from .plan import problem_for
 from .reference.sig_lip import row_losses
-from .sig_lip_operator import ONLY_FIRST_DERIVATIVES, check_positive, fused, loss_dtype, reduced
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from .sig_lip_operator import ONLY_FIRST_DERIVATIVES, fused, reduced
 
 
 def sig_lip(
@@ -60,67 +61,43 @@ def sig_lip(
         RuntimeError: if the path named by ``impl`` cannot run; for derivatives that fused paths do not have.
 
     Example:
-        >>> import torch
-        >>> from ctloss.sig_lip import sig_lip
-        >>> sig_lip(torch.eye(2), torch.eye(2), temperature=1.0, bias=-1.0)
+        >>> import torch, ctloss
+        >>> ctloss.sig_lip(torch.eye(2), torch.eye(2), temperature=1.0, bias=-1.0)
         tensor(1.0064)
     """
-    problem = Problem(normalize=normalize, reduction=reduction, precision=precision, impl=impl)
-    _check_rows(x, y, ids)
-    _check_number("temperature", temperature, x)
-    _check_number("bias", bias, x)
-    if not isinstance(temperature, Tensor):
-        check_positive(temperature)
+    given = {"normalize": normalize, "reduction": reduction, "precision": precision, "impl": impl}
+    problem = problem_for("contrast", x.device.type if isinstance(x, Tensor) else "cpu", given)
+    batch = checks.batch(
+        x,
+        y,
+        problem,
+        temperature_given=temperature,
+        candidates_given=None,
+        ids_given=ids,
+        candidate_ids_given=None,
+        read=not isinstance(temperature, Tensor) or unwatched(temperature),
+    )
+    for name, option in (("temperature", temperature), ("bias", bias)):
+        _check_scalar(name, option, x)
     if impl == "reference":
+        options = batch._asdict() | {"bias": bias, "normalize": normalize}
+        del options["candidates"], options["candidate_ids"]
         with torch.autocast(x.device.type, enabled=False):
-            rows = row_losses(x, y, temperature=temperature, bias=bias, ids=ids, normalize=normalize)
-            return reduced(rows, reduction).to(loss_dtype(x, y))
-    _refuse_transforms()
-    return fused(x, y, temperature, bias, ids, problem)
+            return reduced(row_losses(**options), reduction).to(output_dtype(batch.shape.dtype))
+    if transformed():
+        raise RuntimeError(ONLY_FIRST_DERIVATIVES)
+    return fused(batch, bias, problem)
 
 
-def _check_rows(x: Tensor, y: Tensor, ids: Tensor | None) -> None:
-    for name, rows in (("x", x), ("y", y)):
-        if not isinstance(rows, Tensor) or rows.dtype not in DTYPES:
-            got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
-            raise TypeError(f"{name}: expected a float32, float64, bfloat16 or float16 tensor, got {got}")
-    if x.dim() != 2 or x.shape != y.shape or x.shape[1] == 0:
-        raise ValueError(
-            f"x and y: expected two tensors of one shape (n, d), got {tuple(x.shape)} and {tuple(y.shape)}; "
-            "row i of y must be the partner of row i of x"
-        )
-    # A size that is known at run time alone cannot be asked while it is traced.
-    if not torch.compiler.is_compiling() and x.shape[0] == 0:
-        raise ValueError("x and y: expected at least one row, got none; skip the batch")
-    if x.device != y.device:
-        raise ValueError(f"x and y: expected one device, got {x.device} and {y.device}")
-    if ids is None:
-        return
-    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise TypeError(f"ids: expected a tensor of integers, got {getattr(ids, 'dtype', type(ids).__name__)}")
-    if ids.shape != x.shape[:1] or ids.device != x.device:
-        raise ValueError(
-            f"ids: expected shape ({x.shape[0]},) on {x.device}, got {tuple(ids.shape)} on {ids.device}; one id a pair"
-        )
-
-
-def _check_number(name: str, value: object, x: Tensor) -> None:
+def _check_scalar(name: str, value: object, x: Tensor) -> None:
     if isinstance(value, Tensor):
-        if not value.is_floating_point():
+        if value.dtype not in checks.DTYPES:
             raise TypeError(f"{name}: expected a floating-point tensor, got {value.dtype}; convert it with .float()")
         if value.numel() != 1:
-            raise ValueError(f"{name}: expected one element, got shape {tuple(value.shape)}")
-        if value.device.type != "cpu" and value.device != x.device:
-            raise ValueError(f"{name}: expected a tensor on {x.device} or on the CPU, got one on {value.device}")
+            raise ValueError(f"{name}: expected one element, got shape {tuple(value.shape)}; one serves all pairs")
+        if value.device.type != "cpu":
+            checks.same_device(name, value, x)
     elif isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number or a tensor of one element, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected a float or a tensor, got {type(value).__name__}; convert it with float()")
     elif not -math.inf < value < math.inf:  # type: ignore[operator]
         raise ValueError(f"{name}: expected a finite number, got {value}")
-
-
-def _refuse_transforms() -> None:
-    """Refuse function transforms and forward mode, which would be silently wrong."""
-    if torch.compiler.is_compiling():
-        return
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
-        raise RuntimeError(ONLY_FIRST_DERIVATIVES)

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import checks
 from .kernels.problem import Batch, Problem, parse
 from .kernels.torch_path import sig_lip as torch_path
 from .kernels.torch_path.sig_lip import SCALE, Solved, unscaled
 from .kernels.triton_path import sig_lip as triton_path
+from .ops import output_dtype
 
-# Cosines over less than this are logits in the millions, whose float32 differences mean nothing.
-SMALLEST_TEMPERATURE = 1e-6
 ONLY_FIRST_DERIVATIVES = (
     "ctloss: the fused paths of sig_lip have a first derivative alone, by reverse mode; impl='reference' can be "
     "differentiated any number of times, in any mode"
@@ -44,27 +44,26 @@ class Inputs(NamedTuple):
     ids: Tensor | None
 
 
-def fused(
-    x: Tensor, y: Tensor, temperature: float | Tensor, bias: float | Tensor, ids: Tensor | None, problem: Problem
-) -> Tensor:
+def _loss_dtype(inputs: Inputs) -> torch.dtype:
+    return output_dtype(torch.promote_types(inputs.x.dtype, inputs.y.dtype))
+
+
+def fused(batch: Batch, bias: float | Tensor, problem: Problem) -> Tensor:
     """Call the operator for checked arguments.
 
     Args:
-        x: ``(n, d)``.
-        y: ``(n, d)``.
-        temperature: τ.
-        bias: b.
-        ids: ``(n,)`` or ``None``.
+        batch: x, y, temperature and ids.
+        bias: b, a number or a tensor of one element.
         problem: the call's options.
 
     Returns:
         The loss, attached to autograd.
 
     Example:
-        >>> fused(torch.eye(2), torch.eye(2), 1.0, -1.0, None, Problem())
+        >>> fused(Batch(torch.eye(2), torch.eye(2), temperature=1.0), -1.0, Problem())
         tensor(1.0064)
     """
-    inputs = Inputs(x, y, _as_tensor(temperature), _as_tensor(bias), ids)
+    inputs = Inputs(batch.x, batch.y, _as_tensor(batch.temperature), _as_tensor(bias), batch.ids)
     recording = torch.is_grad_enabled()
     needs = "".join(str(int(recording and tensor.requires_grad)) for tensor in inputs[:4])  # type: ignore[union-attr]
     loss: Tensor = torch.ops.ctloss.sig_lip(*inputs, f"{problem.spell()}|{needs}")[0]
@@ -83,29 +82,6 @@ def _parse(options: str) -> Call:
     spelled, needs = options.rsplit("|", 1)
     need_x, need_y, need_temperature, need_bias = (need == "1" for need in needs)
     return Call(parse(spelled), (need_x, need_y, need_temperature, need_bias))
-
-
-def check_positive(temperature: float) -> None:
-    """Refuse a temperature that is not positive, or so small that logits leave single precision.
-
-    Raises:
-        ValueError: naming what was given.
-
-    Example:
-        >>> check_positive(0.1)
-    """
-    if not temperature >= SMALLEST_TEMPERATURE:
-        raise ValueError(f"temperature: expected at least {SMALLEST_TEMPERATURE}, got {temperature}")
-
-
-def loss_dtype(x: Tensor, y: Tensor) -> torch.dtype:
-    """float64 if either side is, else float32.
-
-    Example:
-        >>> loss_dtype(torch.zeros(1, dtype=torch.float16), torch.zeros(1))
-        torch.float32
-    """
-    return torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
 
 
 def reduced(rows: Tensor, reduction: str) -> Tensor:
@@ -148,7 +124,7 @@ def _number(tensor: Tensor) -> float | Tensor:
 def _solve(inputs: Inputs, call: Call, *, needs: tuple[bool, ...], weights: Tensor | None = None) -> Solved:
     tau = _number(inputs.temperature)
     if isinstance(tau, float):
-        check_positive(tau)
+        checks.positive(tau)
     batch = Batch(inputs.x, inputs.y, (), tau, inputs.ids)
     engine = engine_of(batch, call.problem.impl)
     with torch.autocast(inputs.x.device.type, enabled=False):
@@ -159,7 +135,7 @@ def _solve(inputs: Inputs, call: Call, *, needs: tuple[bool, ...], weights: Tens
 def _forward(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
     *tensors, options = arguments
     inputs, call = Inputs(*tensors), _parse(options)
-    x, dtype = inputs.x, loss_dtype(inputs.x, inputs.y)
+    x, dtype = inputs.x, _loss_dtype(inputs)
     solved = _solve(inputs, call, needs=call.needs if call.holds_gradient else (False,) * 4)
     loss = reduced(solved.rows, call.problem.reduction).to(dtype)
     if not call.holds_gradient:
@@ -172,7 +148,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
 def _forward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
     *tensors, options = arguments
     inputs, call = Inputs(*tensors), _parse(options)
-    x, dtype = inputs.x, loss_dtype(inputs.x, inputs.y)
+    x, dtype = inputs.x, _loss_dtype(inputs)
     n, d = x.shape
     loss = x.new_empty((n,) if call.problem.reduction == "none" else (), dtype=dtype)
     if not call.holds_gradient:
@@ -195,7 +171,7 @@ def _backward(upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         factor = upstream.double() / (inputs.x.shape[0] if call.problem.reduction == "mean" else 1)
     else:
         factor = _power_of_two(upstream.double())
-        weights = (upstream.double() / factor).to(loss_dtype(inputs.x, inputs.y))
+        weights = (upstream.double() / factor).to(_loss_dtype(inputs))
         solved = _solve(inputs, call, needs=call.needs, weights=weights)
     return _unscaled(solved, factor, inputs, call)
 

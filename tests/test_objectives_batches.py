@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from contrasts import contrast
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ctloss import objectives
+from ctloss import contrast, objectives
 from ctloss.contrast import Contrast
 
 F = torch.nn.functional

@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from contrasts import contrast
 from torch import Tensor
 
 from benchmarks import batches, peers
 from benchmarks.peers import PairLoss, PeerMissing
-from ctloss import objectives
+from ctloss import contrast, objectives
 
 FLOAT64, FLOAT32 = 1e-12, 2e-5
 USELESS, OURS, OURS_IN_HALF = 0.1, 1e-4, 5e-3

@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import batches, peers
 from benchmarks.peers import PeerMissing
+from ctloss import sig_lip
 from ctloss.kernels.problem import Batch, Problem
 from ctloss.kernels.torch_path import sig_lip as torch_path
 from ctloss.reference.sig_lip import loop, row_losses
-from ctloss.sig_lip import sig_lip
 
 
 def pairs(n: int = 7, d: int = 5, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -217,17 +217,18 @@ def test_only_the_reference_goes_beyond_first_derivatives() -> None:
 
 REFUSALS: list[tuple[Callable[[Tensor], object], type[Exception], str]] = [
     (lambda x: sig_lip(x, x[:2]), ValueError, "x and y: expected two tensors of one shape"),
-    (lambda x: sig_lip(x[:0], x[:0]), ValueError, "expected at least one row"),
-    (lambda x: sig_lip(x, [[1.0]]), TypeError, "y: expected a float32"),
-    (lambda x: sig_lip(x.int(), x), TypeError, "x: expected a float32"),
-    (lambda x: sig_lip(x, x, temperature=0.0), ValueError, "temperature: expected at least 1e-06"),
-    (lambda x: sig_lip(x, x, temperature=torch.tensor(-1.0)), ValueError, "temperature: expected at least 1e-06"),
-    (lambda x: sig_lip(x, x, temperature=torch.ones(3)), ValueError, "temperature: expected one element"),
+    (lambda x: sig_lip(x[:0], x[:0]), ValueError, "expected at least 1 row"),
+    (lambda x: sig_lip(x, [[1.0]]), TypeError, "y: expected a torch.Tensor"),
+    (lambda x: sig_lip(x.int(), x), TypeError, "x: expected float32"),
+    (lambda x: sig_lip(x, x, temperature=0.0), ValueError, "temperature: expected a positive"),
+    (lambda x: sig_lip(x, x, temperature=torch.tensor(-1.0)), ValueError, "temperature: expected a positive"),
+    (lambda x: sig_lip(x, x, temperature=torch.ones(7)), ValueError, "temperature: expected one element"),
     (lambda x: sig_lip(x, x, bias=math.inf), ValueError, "bias: expected a finite number"),
-    (lambda x: sig_lip(x, x, bias="no"), TypeError, "bias: expected a number"),
+    (lambda x: sig_lip(x, x, bias="no"), TypeError, "bias: expected a float or a tensor"),
+    (lambda x: sig_lip(x, x, bias=torch.ones(2)), ValueError, "bias: expected one element"),
     (lambda x: sig_lip(x, x, bias=torch.tensor(1)), TypeError, "bias: expected a floating-point tensor"),
     (lambda x: sig_lip(x, x, ids=torch.zeros(7)), TypeError, "ids: expected a tensor of integers"),
-    (lambda x: sig_lip(x, x, ids=torch.zeros(3, dtype=torch.int64)), ValueError, r"ids: expected shape \(7,\)"),
+    (lambda x: sig_lip(x, x, ids=torch.zeros(3, dtype=torch.int64)), ValueError, "ids: expected one id a row"),
     (lambda x: sig_lip(x, x, reduction="max"), ValueError, "reduction: expected one of"),
     (lambda x: sig_lip(x, x, impl="jax"), ValueError, "impl: expected one of"),
 ]
