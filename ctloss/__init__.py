@@ -6,6 +6,7 @@ from .losses import contrast, cz_nce, explain, info_nce
 from .modules import CZNCELoss, InfoNCELoss
 from .plan import Plan, get_workspace_limit, set_workspace_limit
 from .sig_lip import sig_lip
+from .sup_con import sup_con
 
 __all__ = [
     "CZNCELoss",
@@ -20,5 +21,6 @@ __all__ = [
     "objectives",
     "set_workspace_limit",
     "sig_lip",
+    "sup_con",
 ]
 __version__ = "0.1.0"
