@@ -288,7 +288,7 @@ def temperature(value: object, x: Tensor, num_directions: int, *, read: bool) ->
                 f"temperature: expected a float or a tensor, got {type(value).__name__}; convert it with float()"
             )
         positive(value)
-        return float(value)
+        return value if type(value) is float or torch.compiler.is_compiling() else float(value)
     if value.dtype not in DTYPES:
         raise TypeError(f"temperature: expected a floating-point tensor, got {value.dtype}; convert it with .float()")
     if value.ndim == 0 or (value.ndim == 1 and value.shape[0] == 1):

@@ -161,6 +161,9 @@ def prepared(
         candidate_ids_given=candidate_ids,
         read=not isinstance(temperature, Tensor) or unwatched(temperature),
     )
+    if torch.compiler.is_compiling() and not isinstance(batch.temperature, Tensor):
+        # A number is compiled in, and an annealed one compiled anew at every step; a product with a tensor is not.
+        batch = batch._replace(temperature=torch.ones((), dtype=torch.float64) * batch.temperature)
     if problem.dims is not None:
         width = batch.x.shape[1]
         if max(problem.dims) > width:

@@ -80,7 +80,6 @@ class _PairLoss(nn.Module):
         super().__init__()
         self.options = dict(options)
         problem_for(self.loss, "cpu", self.options)
-        self.learnt: LearnableTemperature | None = None
         if learnable_temperature:
             if isinstance(temperature, Tensor):
                 raise TypeError(
@@ -88,8 +87,9 @@ class _PairLoss(nn.Module):
                     "pass where it begins, such as 0.07"
                 )
             checks.positive(temperature)
-            self.learnt = LearnableTemperature(float(temperature))
-        elif isinstance(temperature, Tensor):
+            self.temperature: float | Tensor | LearnableTemperature = LearnableTemperature(float(temperature))
+            return
+        if isinstance(temperature, Tensor):
             if temperature.requires_grad and not temperature.is_leaf:
                 raise ValueError(
                     "temperature: expected a float, an nn.Parameter or a tensor without history, got the result of a "
@@ -101,27 +101,24 @@ class _PairLoss(nn.Module):
                     f"temperature: expected one element, got shape {tuple(temperature.shape)}; "
                     "call the function for one temperature a row"
                 )
-            checks.temperature(temperature, temperature.new_empty((1, 1)), 1, read=True)
-            if isinstance(temperature, nn.Parameter):
-                self.fixed: float | Tensor = temperature
-            else:
-                # A parameter is registered by the assignment itself, a plain tensor has to be named a buffer.
-                self.register_buffer("fixed", temperature)
+        device = temperature.device if isinstance(temperature, Tensor) else None
+        checks.temperature(temperature, torch.empty((1, 1), device=device), 1, read=True)
+        # A parameter is registered by the assignment itself, a plain tensor has to be named a buffer to move along.
+        if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
+            self.register_buffer("temperature", temperature)
         else:
-            checks.temperature(temperature, torch.empty((1, 1)), 1, read=True)
-            self.fixed = float(temperature)
+            self.temperature = temperature
 
-    @property
-    def temperature(self) -> float | Tensor:
-        """τ as the next call will use it; a learnt one is differentiable."""
-        if self.learnt is None:
-            return self.fixed
-        learnt: Tensor = self.learnt()
-        return learnt
+    def current_temperature(self) -> float | Tensor:
+        """τ as the next call uses it; a learnt one is differentiable."""
+        if isinstance(self.temperature, LearnableTemperature):
+            learnt: Tensor = self.temperature()
+            return learnt
+        return self.temperature
 
     def extra_repr(self) -> str:
         named = [f"{name}={value!r}" for name, value in self.options.items()]
-        own = [] if self.learnt is not None else [f"temperature={self.fixed}"]
+        own = [] if isinstance(self.temperature, LearnableTemperature) else [f"temperature={self.temperature}"]
         return ", ".join([*own, *named])
 
 
@@ -168,7 +165,7 @@ class CZNCELoss(_PairLoss):
         return cz_nce(
             x,
             y,
-            temperature=self.temperature,
+            temperature=self.current_temperature(),
             candidates=candidates,
             ids=ids,
             candidate_ids=candidate_ids,
@@ -220,7 +217,7 @@ class InfoNCELoss(_PairLoss):
         return info_nce(
             x,
             y,
-            temperature=self.temperature,
+            temperature=self.current_temperature(),
             candidates=candidates,
             ids=ids,
             candidate_ids=candidate_ids,

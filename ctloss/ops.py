@@ -7,7 +7,8 @@ as one string.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,18 @@ NO_SECOND_DERIVATIVE = (
 
 
 Ids = tuple[Tensor | None, tuple[Tensor | None, ...]]
+
+
+class Refused(torch.autograd.Function):
+    """The identity for a gradient; a gradient of that is refused, whether or not it depends on anything."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, anchor: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
 
 
 class Found(NamedTuple):
@@ -163,21 +176,24 @@ class Contrastive(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        problem, engine, saved = ctx.chosen.problem, ctx.chosen.engine, ctx.saved_tensors
-        sides = saved if ctx.temperature is not None else saved[:-1]
-        temperature = ctx.temperature if ctx.temperature is not None else saved[-1]
+        problem, engine, inputs = ctx.chosen.problem, ctx.chosen.engine, ctx.saved_tensors
+        sides = inputs if ctx.temperature is not None else inputs[:-1]
+        temperature = ctx.temperature if ctx.temperature is not None else inputs[-1]
         batch = Batch(sides[0], sides[1], tuple(sides[2:]), temperature, *ctx.ids)
         first, second = upstream if len(upstream) == 2 else (upstream[0], None)
         if first is None and second is None:
             return (None,) * (4 + len(sides))
-        # Grad mode is on if the gradient is to be differentiated: the operator refuses that.
-        if torch.is_grad_enabled() or not unwatched(first, second):
-            tensors, *rest = _arguments(batch, ctx.needs, problem)
-            held = _serialised(ctx.found, batch, problem, engine)
-            found = torch.ops.ctloss.contrastive_backward(first, second, *tensors, held, *rest)
-            gradients = [gradient if need else None for gradient, need in zip(found, ctx.needs, strict=True)]
-        else:
-            gradients = _backward(ctx.found, batch, problem, engine, ctx.needs, first, second)
+        with torch.no_grad():
+            if unwatched(first, second):
+                gradients = _backward(ctx.found, batch, problem, engine, ctx.needs, first, second)
+            else:
+                gradients = _batched(
+                    partial(_backward, ctx.found, batch, problem, engine, ctx.needs), ctx, first, second
+                )
+        # Grad mode is on if the gradient is to be differentiated.
+        if torch.is_grad_enabled():
+            anchor = torch.empty(0, requires_grad=True)
+            gradients = [None if one is None else Refused.apply(one, anchor) for one in gradients]
         *of_sides, of_temperature = gradients
         return None, None, None, of_temperature, *of_sides
 
@@ -247,15 +263,39 @@ def fused(batch: Batch, weights: Tensor | None, chosen: Plan) -> Any:
         with torch.no_grad():
             first, second, _ = _forward(batch, weights, problem, chosen.engine, needs)
     else:
-        if torch.compiler.is_compiling() and not isinstance(batch.temperature, Tensor):
-            # A number is compiled in, and an annealed one compiled anew at every step; a product with a tensor is not.
-            batch = batch._replace(temperature=torch.ones((), dtype=torch.float64) * batch.temperature)
         arguments, *rest = _arguments(batch, needs, problem)
         first, second, _ = torch.ops.ctloss.contrastive(*arguments, weights, *rest)
     return (first, second) if problem.loss == "contrast" else first
 
 
+_backwards: dict[int, Callable[..., list[Tensor | None]]] = {}
+
+
+def _batched(
+    backward: Callable[..., list[Tensor | None]], ctx: Any, first: Tensor | None, second: Tensor | None
+) -> list[Tensor | None]:
+    """The backward of several upstream gradients at once, one after the other.
+
+    Batching loops over an operator that takes and returns single tensors, so the rest goes by a number.
+    """
+    handle = id(ctx)
+    _backwards[handle] = backward
+    try:
+        run = torch.ops.ctloss.gradient_by_handle
+        return [run(first, second, handle, index) if need else None for index, need in enumerate(ctx.needs)]
+    finally:
+        del _backwards[handle]
+
+
+def _gradient_by_handle(first: Tensor | None, second: Tensor | None, handle: int, index: int) -> Tensor:
+    gradient = _backwards[handle](first, second)[index]
+    assert gradient is not None
+    return gradient
+
+
 library = torch.library.Library("ctloss", "DEF")
+library.define("gradient_by_handle(Tensor? upstream, Tensor? upstream_positive, int handle, int index) -> Tensor")
+library.impl("gradient_by_handle", _gradient_by_handle, "CompositeExplicitAutograd")
 library.define(
     "contrastive(Tensor[] sides, Tensor? temperature, Tensor? ids, Tensor? weights, bool[] masked, float? tau, "
     "bool[] needs, str options) -> (Tensor first, Tensor positive, Tensor[] saved)"
