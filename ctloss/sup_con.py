@@ -46,8 +46,8 @@ def sup_con(
     The negatives' term has the bounds of :func:`ctloss.info_nce`, however little they weigh. With one positive a row
     the second term is exactly 0, and the loss is infoNCE. Otherwise a row's loss is at least log |P_i|, and the second
     term's gradient, a difference of weights that sum to 1, is formed in float64 in classes of up to 32 rows, and within
-    the bounds of :func:`ctloss.cz_nce` in larger ones. No n × n matrix is formed: memory is what :func:`ctloss.contrast`
-    takes, rows in float64, and 32 n logits.
+    the bounds of :func:`ctloss.cz_nce` in larger ones. No n × n matrix is formed: memory is what
+    :func:`ctloss.contrast` takes, rows in float64, and 32 n logits.
 
     A row without another of its label has loss 0 and gradient 0, and is left out of the mean, as
     pytorch-metric-learning does; the authors' code counts it as a 0. Without any positive at all the mean is 0. Which
