@@ -39,8 +39,8 @@ def sig_lip(
     Logits, losses and weights are float32 or better whatever the rows are; a positive's logit is formed in float64, and
     no weight is one minus a probability, so that a pair which is nearly certain still pulls by what is left. With S the
     largest |s| + |b| and A_i = Σ_j |W_ij| ‖u_j‖ / (n τ ‖x_i‖), W being the pairs' weights and u the unit rows (without
-    ``normalize`` the raw ones, and ‖x_i‖ = 1), the gradient's error is at most ‖A‖ (5e-7 + 1e-7 S), and that of a row
-    loss the same factor times max(1, L).
+    ``normalize`` the raw ones, and ‖x_i‖ = 1), the gradient's error is at most ‖A‖ (5e-7 + 1e-7 S) and one rounding to
+    the rows' dtype; that of a row loss is at most L (5e-7 + 1e-7 S).
 
     Args:
         x: ``(n, d)`` float32, float64, bfloat16 or float16.
