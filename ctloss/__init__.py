@@ -1,13 +1,16 @@
-"""Contrastive losses for translated pairs, fused and numerically careful: CZ-NCE and infoNCE for PyTorch."""
+"""Contrastive losses of pairs, fused and numerically careful, for PyTorch: CZ-NCE, infoNCE and their family."""
 
-from .dispatch import Explanation, explain, get_workspace_limit, set_workspace_limit
-from .losses import cz_nce, info_nce
+from .contrast import Contrast
+from .losses import contrast, cz_nce, explain, info_nce
 from .modules import CZNCELoss, InfoNCELoss
+from .plan import Plan, get_workspace_limit, set_workspace_limit
 
 __all__ = [
     "CZNCELoss",
-    "Explanation",
+    "Contrast",
     "InfoNCELoss",
+    "Plan",
+    "contrast",
     "cz_nce",
     "explain",
     "get_workspace_limit",

@@ -1,147 +1,316 @@
-"""What a loss call is refused for, and how it is told: expected, got, what to do."""
+"""What a loss call's tensors are refused for, and how it is told: expected, got, what to do.
+
+Options that are words or numbers are checked by :class:`ctloss.kernels.problem.Problem` itself.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
-LOSSES = ("cz_nce", "info_nce")
-NEGATIVES = ("both", "cross")
-REDUCTIONS = ("mean", "sum", "none")
-FORMS = ("log", "ratio")
-PRECISIONS = ("highest", "high", "medium")
-IMPLS = ("auto", "reference", "torch", "triton")
+from .kernels.problem import Batch, Problem
+
 # Cosines over less than this are logits in the millions, whose float32 differences mean nothing.
 SMALLEST_TEMPERATURE = 1e-6
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def option(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Refuse a value that is not one of the allowed words.
+def must(condition: Any, message: str) -> None:
+    """Refuse sizes that do not fit, also ones that a compiler knows only at run time.
+
+    Raises:
+        ValueError: with the message; at run time of a compiled graph, RuntimeError.
+
+    Example:
+        >>> must(True, "fine")
+    """
+    if torch.compiler.is_compiling():
+        torch._check(condition, lambda: message)
+    elif not condition:
+        raise ValueError(message)
+
+
+def embeddings(name: str, rows: object) -> Tensor:
+    """Refuse what is no dense matrix of real floating-point rows.
 
     Args:
-        name: the option's name, for the message.
-        value: what was given.
-        allowed: the words it may be.
+        name: the argument's name, for the message.
+        rows: what was given.
+
+    Returns:
+        The same.
 
     Raises:
-        ValueError: naming the option, what is allowed and what was given.
+        TypeError: for another type, layout or dtype.
+        ValueError: for another shape than ``(n, d)`` with d ≥ 1.
 
     Example:
-        >>> option("reduction", "mean", REDUCTIONS)
+        >>> embeddings("x", torch.zeros(2, 3)).shape
+        torch.Size([2, 3])
     """
-    if value not in allowed:
-        words = ", ".join(repr(word) for word in allowed)
-        raise ValueError(f"{name}: expected one of {words}, got {value!r}")
+    if not isinstance(rows, Tensor):
+        raise TypeError(
+            f"{name}: expected a torch.Tensor of shape (n, d), got {type(rows).__name__}; "
+            "torch.as_tensor converts lists and arrays"
+        )
+    if hasattr(rows, "placements") and hasattr(rows, "to_local"):
+        raise TypeError(
+            f"{name}: expected a plain tensor, got a DTensor; pass {name}.to_local() for the loss of this rank's rows, "
+            f"or {name}.full_tensor() for that of all"
+        )
+    if rows.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {rows.layout}; convert it with .to_dense()")
+    if rows.dtype.is_complex:
+        raise TypeError(
+            f"{name}: expected real numbers, got {rows.dtype}; "
+            "torch.view_as_real(rows).flatten(1) lays real and imaginary parts side by side"
+        )
+    if rows.dtype not in DTYPES:
+        if rows.ndim == 1:
+            raise TypeError(
+                f"{name}: expected embeddings of shape (n, d), got a vector of {rows.dtype}, which looks like labels; "
+                "ctloss.sup_con(x, labels) takes labels, and ids=labels leaves out rows of one label as negatives"
+            )
+        raise TypeError(
+            f"{name}: expected float32, float64, bfloat16 or float16, got {rows.dtype}; convert it with .float()"
+        )
+    if rows.ndim != 2 or rows.shape[1] < 1:
+        raise ValueError(f"{name}: expected shape (n, d) with d at least 1, got {tuple(rows.shape)}; reshape it")
+    return rows
 
 
-def flag(name: str, value: object) -> None:
-    """Refuse anything but True or False.
-
-    Raises:
-        TypeError: naming the option and what was given.
-
-    Example:
-        >>> flag("normalize", True)
-    """
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: expected True or False, got {value!r}; pass one of them")
-
-
-def pair(x: Tensor, y: Tensor) -> None:
+def pair(x: object, y: object) -> tuple[Tensor, Tensor]:
     """Refuse a batch of pairs that has no loss.
 
     Args:
         x: anchors.
-        y: translations.
+        y: their positives.
+
+    Returns:
+        Both.
 
     Raises:
-        TypeError: for something other than a real floating-point tensor, or two different dtypes.
-        ValueError: for another shape than ``(n, d)`` with n ≥ 2 and d ≥ 1, two shapes, or two devices.
+        TypeError: see :func:`embeddings`.
+        ValueError: for two shapes, no rows, or two devices.
 
     Example:
-        >>> pair(torch.zeros(2, 3), torch.zeros(2, 3))
+        >>> pair(torch.zeros(2, 3), torch.zeros(2, 3))[0].shape
+        torch.Size([2, 3])
     """
-    for name, rows in (("x", x), ("y", y)):
-        if not isinstance(rows, Tensor):
-            raise TypeError(
-                f"{name}: expected a torch.Tensor of shape (n, d), got {type(rows).__name__}; "
-                "torch.as_tensor converts lists and arrays"
-            )
-        if rows.layout != torch.strided:
-            raise TypeError(f"{name}: expected a dense tensor, got {rows.layout}; convert it with .to_dense()")
-        if rows.dtype.is_complex:
-            raise TypeError(
-                f"{name}: expected real numbers, got {rows.dtype}; "
-                "torch.view_as_real(rows).flatten(1) lays real and imaginary parts side by side"
-            )
-        if rows.dtype not in DTYPES:
-            raise TypeError(
-                f"{name}: expected float32, float64, bfloat16 or float16, got {rows.dtype}; convert it with .float()"
-            )
-    if x.ndim != 2 or x.shape != y.shape:
+    x, y = embeddings("x", x), embeddings("y", y)
+    message = (
+        f"x and y: expected two tensors of one shape (n, d), got {_shape(x)} and {_shape(y)}; "
+        "row i of y must be the positive of row i of x"
+    )
+    must(x.shape[0] == y.shape[0], message)
+    must(x.shape[1] == y.shape[1], message)
+    must(x.shape[0] >= 1, f"x and y: expected at least 1 row, got {_shape(x)}; skip an empty batch")
+    same_device("y", y, x)
+    return x, y
+
+
+def _shape(tensor: Tensor) -> str:
+    # The numbers of a compiled graph are known only when it runs.
+    return "another" if torch.compiler.is_compiling() else str(tuple(tensor.shape))
+
+
+def same_device(name: str, tensor: Tensor, x: Tensor) -> None:
+    """Refuse a tensor that is not where x is.
+
+    Raises:
+        ValueError: naming both devices.
+
+    Example:
+        >>> same_device("y", torch.zeros(2), torch.zeros(2))
+    """
+    if tensor.device != x.device:
         raise ValueError(
-            f"x and y: expected two tensors of one shape (n, d), got {tuple(x.shape)} and {tuple(y.shape)}; "
-            "row i of y must be the translation of row i of x"
-        )
-    if x.shape[0] < 2 or x.shape[1] < 1:
-        raise ValueError(
-            f"x and y: expected at least 2 rows and 1 column, got {tuple(x.shape)}; "
-            "a single pair has no negatives, so skip the batch or make it larger"
-        )
-    if x.dtype != y.dtype:
-        raise TypeError(f"x and y: expected one dtype, got {x.dtype} and {y.dtype}; convert one with .to(other.dtype)")
-    if x.device != y.device:
-        raise ValueError(
-            f"x and y: expected one device, got {x.device} and {y.device}; move one with .to(other.device)"
+            f"{name}: expected a tensor on x's device, {x.device}, got one on {tensor.device}; "
+            f"move it with .to({str(x.device)!r})"
         )
 
 
-def temperature(value: float | Real | Tensor, device: torch.device) -> None:
-    """Refuse a temperature that is not a positive number, or not on a device that can be used.
-
-    A tensor's value is not looked at here: :func:`positive` checks one on the CPU, and one on another device is never
-    read on the host.
+def candidates(x: Tensor, given: object) -> tuple[Tensor, ...]:
+    """Refuse candidates that rows cannot be compared with; lay each set out as ``(m, d)``.
 
     Args:
-        value: a float, or a tensor of one element.
-        device: where the embeddings are.
+        x: anchors.
+        given: ``None``, ``(m, d)``, ``(n, k, d)``, or a sequence of such.
+
+    Returns:
+        One matrix a set.
+
+    Raises:
+        TypeError: see :func:`embeddings`.
+        ValueError: for another shape, width or device.
+
+    Example:
+        >>> [rows.shape[0] for rows in candidates(torch.zeros(2, 3), [torch.zeros(5, 3), torch.zeros(2, 4, 3)])]
+        [5, 8]
+    """
+    if given is None:
+        return ()
+    sets: Sequence[object] = [given] if isinstance(given, Tensor) else given  # type: ignore[assignment]
+    if not isinstance(sets, list | tuple):
+        raise TypeError(
+            "candidates: expected a tensor of shape (m, d) or (n, k, d), or a list of such, "
+            f"got {type(given).__name__}; torch.as_tensor converts arrays"
+        )
+    found = []
+    for rows in sets:
+        if isinstance(rows, Tensor) and rows.ndim == 3:
+            rows = rows.flatten(0, 1)
+        rows = embeddings("candidates", rows)
+        must(
+            rows.shape[1] == x.shape[1],
+            f"candidates: expected rows as wide as x, of {x.shape[1]} columns, got {rows.shape[1]}; "
+            "embed them with the same model",
+        )
+        same_device("candidates", rows, x)
+        found.append(rows)
+    return tuple(found)
+
+
+def ids(name: str, given: object, count: Any, x: Tensor) -> Tensor:
+    """Refuse ids that are not one integer a row.
+
+    Args:
+        name: the argument's name, for the message.
+        given: a tensor of ``count`` integers, of any shape.
+        count: how many rows they are for.
+        x: anchors.
+
+    Returns:
+        ``(count,)`` int64.
+
+    Raises:
+        TypeError: for something other than a tensor of integers.
+        ValueError: for another number of them, or another device.
+
+    Example:
+        >>> ids("ids", torch.tensor([3, 4]), 2, torch.zeros(2, 3))
+        tensor([3, 4])
+    """
+    if not isinstance(given, Tensor) or given.dtype not in INTEGERS:
+        got = given.dtype if isinstance(given, Tensor) else type(given).__name__
+        raise TypeError(f"{name}: expected a tensor of integers, one a row, got {got}; torch.as_tensor(list) makes one")
+    must(given.numel() == count, f"{name}: expected one id a row, {count} of them, got shape {_shape(given)}")
+    same_device(name, given, x)
+    return given.detach().reshape(-1).to(torch.int64)
+
+
+def vector(name: str, given: Tensor, x: Tensor, num_directions: int) -> Tensor:
+    """Refuse what is not one number a pair, or one an anchor; spread the former over both directions.
+
+    Args:
+        name: the argument's name, for the message.
+        given: ``(n,)``, or ``(rows,)`` with rows = 2n if both directions are anchors.
+        x: anchors.
+        num_directions: 1 or 2.
+
+    Returns:
+        ``(rows,)``, differentiable.
+
+    Raises:
+        ValueError: for another shape or device.
+
+    Example:
+        >>> vector("weights", torch.tensor([1.0, 2.0]), torch.zeros(2, 3), 2)
+        tensor([1., 2., 1., 2.])
+    """
+    n = x.shape[0]
+    same_device(name, given, x)
+    if given.ndim == 1 and num_directions == 2 and given.shape[0] == n:
+        return given.repeat(2)
+    wanted = f"({n},)" if num_directions == 1 else f"({n},) or ({2 * n},)"
+    if given.ndim != 1 or given.shape[0] != n * num_directions:
+        raise ValueError(f"{name}: expected shape {wanted}, one a pair or one an anchor, got {tuple(given.shape)}")
+    return given
+
+
+def weights(given: object, x: Tensor, num_directions: int) -> Tensor | None:
+    """Refuse weights of rows that are not one number a pair, or one an anchor.
+
+    Args:
+        given: ``None``, ``(n,)`` or ``(rows,)``.
+        x: anchors.
+        num_directions: 1 or 2.
+
+    Returns:
+        ``(rows,)``, or ``None``.
+
+    Raises:
+        TypeError: for something other than a real floating-point tensor.
+        ValueError: for another shape or device.
+
+    Example:
+        >>> weights(None, torch.zeros(2, 3), 2)
+    """
+    if given is None:
+        return None
+    if not isinstance(given, Tensor) or given.dtype not in DTYPES:
+        got = given.dtype if isinstance(given, Tensor) else type(given).__name__
+        raise TypeError(
+            f"weights: expected a floating-point tensor, one number a row, got {got}; convert with .float()"
+        )
+    return vector("weights", given, x, num_directions)
+
+
+def temperature(value: object, x: Tensor, num_directions: int, *, read: bool) -> float | Tensor:
+    """Refuse a temperature that is not positive, or not on a device that can be used.
+
+    Args:
+        value: a number, a tensor of one element, or of one a pair or an anchor.
+        x: anchors.
+        num_directions: 1 or 2.
+        read: look at the values of a tensor on the CPU; one elsewhere is never read on the host.
+
+    Returns:
+        A float, a 0-d tensor, or ``(rows,)``.
 
     Raises:
         TypeError: for anything but a number or a real floating-point tensor.
-        ValueError: for a number that is not positive and finite, a tensor of several elements, or one on a third
-            device.
+        ValueError: for one that is not positive and finite, another shape, or a third device.
 
     Example:
-        >>> temperature(0.07, torch.device("cpu"))
+        >>> temperature(torch.tensor([0.07]), torch.zeros(2, 3), 2, read=True)
+        tensor(0.0700)
     """
-    if isinstance(value, Tensor):
-        if value.dtype not in DTYPES:
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(
-                f"temperature: expected a floating-point tensor, got {value.dtype}; convert it with .float()"
+                f"temperature: expected a float or a tensor, got {type(value).__name__}; convert it with float()"
             )
-        if value.numel() != 1:
+        positive(value)
+        # A compiler's number stays what it is, so that it is not compiled in.
+        number: Any = value
+        return number if torch.compiler.is_compiling() else float(number)  # type: ignore[no-any-return]
+    if value.dtype not in DTYPES:
+        raise TypeError(f"temperature: expected a floating-point tensor, got {value.dtype}; convert it with .float()")
+    if value.ndim == 0 or (value.ndim == 1 and value.shape[0] == 1):
+        wanted = (x.device,) if x.device.type == "meta" else (x.device, torch.device("cpu"))
+        if value.device not in wanted:
             raise ValueError(
-                f"temperature: expected one element, got shape {tuple(value.shape)}; one temperature serves all rows"
-            )
-        if value.device.type != "cpu" and value.device != device:
-            raise ValueError(
-                f"temperature: expected a tensor on {device} or on the CPU, got one on {value.device}; "
+                f"temperature: expected a tensor on {' or '.join(map(str, wanted))}, got one on {value.device}; "
                 "move it with .to(x.device)"
             )
-    elif isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(
-            f"temperature: expected a float or a tensor of one element, got {type(value).__name__}; "
-            "convert it with float()"
-        )
+        value = value.reshape(())
     else:
-        positive(value)
+        value = vector("temperature", value, x, num_directions)
+    if read and value.device.type == "cpu":
+        positive(value.detach().amin().item())
+        if value.ndim:
+            positive(value.detach().amax().item())
+    return value
 
 
-def positive(value: float | Real) -> None:
+def positive(value: Any) -> None:
     """Refuse a temperature that is not a positive, finite number, or so small that logits leave single precision.
 
     Raises:
@@ -150,8 +319,55 @@ def positive(value: float | Real) -> None:
     Example:
         >>> positive(0.07)
     """
-    if not SMALLEST_TEMPERATURE <= value < math.inf:  # type: ignore[operator]
+    if not SMALLEST_TEMPERATURE <= value < math.inf:
         raise ValueError(
             f"temperature: expected a positive, finite number of at least {SMALLEST_TEMPERATURE}, got {value}; "
-            "0.07 is usual, and a learnable one is best kept as the exponential of a parameter"
+            "0.07 is usual, and a loss module with learnable_temperature=True keeps a learnt one in its domain"
         )
+
+
+def batch(
+    x: object,
+    y: object,
+    problem: Problem,
+    *,
+    temperature_given: object,
+    candidates_given: object,
+    ids_given: object,
+    candidate_ids_given: object,
+    read: bool,
+) -> Batch:
+    """Check the tensors of a loss call and lay them out as the paths take them.
+
+    Raises:
+        TypeError, ValueError: see the functions above.
+
+    Example:
+        >>> x = torch.zeros(2, 3)
+        >>> batch(x, x, Problem(), temperature_given=0.1, candidates_given=None, ids_given=torch.tensor([1, 1]),
+        ...       candidate_ids_given=None, read=True).shape.masked
+        True
+    """
+    x, y = pair(x, y)
+    tau = temperature(temperature_given, x, problem.num_directions, read=read)
+    if candidates_given is None and ids_given is None and candidate_ids_given is None:
+        return Batch(x, y, (), tau)
+    sets = candidates(x, candidates_given)
+    own = None if ids_given is None else ids("ids", ids_given, x.shape[0], x)
+    return Batch(x, y, sets, tau, own, _candidate_ids(candidate_ids_given, candidates_given, sets, x))
+
+
+def _candidate_ids(given: object, candidates_given: object, sets: tuple[Tensor, ...], x: Tensor) -> tuple[Any, ...]:
+    if given is None:
+        return (None,) * len(sets)
+    if isinstance(candidates_given, Tensor) or candidates_given is None:
+        given = [given]
+    if not isinstance(given, list | tuple) or len(given) != len(sets):
+        raise ValueError(
+            f"candidate_ids: expected one tensor of ids for each of {len(sets)} sets of candidates (or None for a set "
+            f"whose rows are never left out), got {len(given) if isinstance(given, list | tuple) else given!r}"
+        )
+    return tuple(
+        None if own is None else ids("candidate_ids", own, rows.shape[0], x)
+        for own, rows in zip(given, sets, strict=True)
+    )

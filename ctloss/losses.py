@@ -1,20 +1,46 @@
-"""The losses as functions: ``ctloss.cz_nce(x, y)`` and ``ctloss.info_nce(x, y)``."""
+"""The losses of pairs as functions: ``ctloss.cz_nce(x, y)``, ``ctloss.info_nce(x, y)``, ``ctloss.contrast(x, y)``."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from . import checks
-from .dispatch import problem_from
-from .kernels.problem import Negatives, Precision, Problem, Reduction
-from .ops import fused
-from .reference import row_losses
+from . import checks, rows
+from .contrast import Contrast
+from .kernels.problem import Batch, CZOptions, LossOptions, PairOptions, Problem
+from .ops import fused, output_dtype, transformed, unwatched
+from .plan import Plan, cached_plan, plan, problem_for
+from .reference import contrast as reference_contrast
 
-Form = Literal["log", "ratio"]
-Impl = Literal["auto", "reference", "torch", "triton"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Temperature = float | Tensor
+Candidates = Tensor | Sequence[Tensor] | None
+CandidateIds = Tensor | Sequence[Tensor | None] | None
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _takes(*names: str) -> Callable[[Function], Function]:
+    """Show a function's options in its signature, with the defaults that :class:`Problem` gives them."""
+
+    def show(function: Function) -> Function:
+        signature = inspect.signature(function)
+        fixed = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        options = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+            for name, field in Problem.__dataclass_fields__.items()
+            if name in names
+        ]
+        function.__signature__ = signature.replace(parameters=[*fixed, *options])  # type: ignore[attr-defined]
+        return function
+
+    return show
 
 
 class _OnceDifferentiable(torch.autograd.Function):
@@ -43,49 +69,141 @@ class _Refused(torch.autograd.Function):
         )
 
 
-def _reference(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Problem, form: str) -> Tensor:
-    if isinstance(temperature, Tensor) and temperature.device.type == "cpu" and not torch.compiler.is_compiling():
-        checks.positive(float(temperature.detach()))
-    if form == "ratio":
-        x, y = _OnceDifferentiable.apply(x), _OnceDifferentiable.apply(y)
-        if isinstance(temperature, Tensor):
-            temperature = _OnceDifferentiable.apply(temperature)
-    with torch.autocast(x.device.type, enabled=False):
-        rows = row_losses(
-            x,
-            y,
-            loss=problem.loss,
-            temperature=temperature,
+def _by_definition(batch: Batch, weights: Tensor | None, problem: Problem) -> Any:
+    """The reference path: plain operations in float64."""
+    if problem.form == "ratio":
+        once = _OnceDifferentiable.apply
+        temperature = once(batch.temperature) if isinstance(batch.temperature, Tensor) else batch.temperature
+        batch = batch._replace(x=once(batch.x), y=once(batch.y), temperature=temperature)
+        batch = batch._replace(candidates=tuple(once(side) for side in batch.candidates))
+    dtype = output_dtype(batch.shape.dtype)
+    with torch.autocast(batch.x.device.type, enabled=False):
+        z, positive = reference_contrast(
+            batch.x,
+            batch.y,
+            candidates=batch.candidates,
+            temperature=batch.temperature,
             negatives=problem.negatives,
+            directions=problem.directions,
             normalize=problem.normalize,
+            ids=batch.ids,
+            candidate_ids=batch.candidate_ids,
+            margin=problem.margin,
         )
-        if form == "ratio":
-            rows = rows - rows.detach() + 1
-        if problem.reduction != "none":
-            rows = rows.mean() if problem.reduction == "mean" else rows.sum()
-        return rows.to(torch.promote_types(x.dtype, torch.float32))
+        if problem.loss == "contrast":
+            return z.to(dtype), positive.to(dtype)
+        wide = None if weights is None else weights.double()
+        return rows.reduce(problem, rows.values(problem, z), wide).to(dtype)
 
 
-def _loss(
-    loss: str, x: Tensor, y: Tensor, *, form: str, impl: str, temperature: float | Tensor, **options: Any
-) -> Tensor:
-    problem = problem_from(x, y, loss=loss, temperature=temperature, form=form, impl=impl, **options)
-    if impl == "reference":
-        return _reference(x, y, temperature, problem, form)
-    return fused(x, y, temperature, problem, form, impl)
+def _chosen(batch: Batch, problem: Problem) -> Plan:
+    if transformed():
+        if problem.impl not in ("auto", "reference"):
+            raise RuntimeError(
+                f"impl={problem.impl!r} cannot run here: transforms of torch.func and forward-mode differentiation do "
+                "not go through the fused paths; impl='reference' has them, and impl='auto' takes it by itself"
+            )
+        problem = replace(problem, impl="reference")
+    shape = batch.shape
+    settled = type(shape.n) is int and not torch.compiler.is_compiling()
+    return (cached_plan if settled else plan)(shape, problem)
 
 
+def _run(batch: Batch, weights: Tensor | None, problem: Problem) -> Any:
+    """The loss of a checked batch, or (z, positive), on the path that the plan names."""
+    chosen = _chosen(batch, problem)
+    if chosen.path == "reference":
+        return _by_definition(batch, weights, problem)
+    if weights is None or not weights.requires_grad or problem.loss == "contrast":
+        return fused(batch, weights, chosen)
+    one_by_one = _chosen(batch, replace(problem, reduction="none"))
+    return rows.reduce(problem, fused(batch, None, one_by_one), weights)
+
+
+def prepared(
+    loss: str,
+    x: Tensor,
+    y: Tensor,
+    options: dict[str, Any],
+    *,
+    temperature: Temperature,
+    candidates: Candidates,
+    ids: Tensor | None,
+    candidate_ids: CandidateIds,
+) -> tuple[Problem, Batch]:
+    """Check a loss call's options and tensors.
+
+    Args:
+        loss: the loss's name.
+        x: as for the loss, as all that follow.
+        y: positives.
+        options: the problem's fields.
+        temperature: τ.
+        candidates: further rows.
+        ids: one a pair.
+        candidate_ids: one a candidate.
+
+    Returns:
+        The options as a :class:`~ctloss.kernels.problem.Problem`, the tensors as a
+        :class:`~ctloss.kernels.problem.Batch`.
+
+    Raises:
+        TypeError, ValueError: see :mod:`ctloss.checks`.
+    """
+    problem = problem_for(loss, x.device.type if isinstance(x, Tensor) else "cpu", options)
+    batch = checks.batch(
+        x,
+        y,
+        problem,
+        temperature_given=temperature,
+        candidates_given=candidates,
+        ids_given=ids,
+        candidate_ids_given=candidate_ids,
+        read=not isinstance(temperature, Tensor) or unwatched(temperature),
+    )
+    if torch.compiler.is_compiling() and not isinstance(batch.temperature, Tensor):
+        # A number is compiled in, and an annealed one compiled anew at every step; a product with a tensor is not.
+        batch = batch._replace(temperature=torch.ones((), dtype=torch.float64) * batch.temperature)
+    if problem.dims is not None:
+        width = batch.x.shape[1]
+        if max(problem.dims) > width:
+            raise ValueError(
+                f"dims: expected widths of at most the embeddings' {width} columns, got {problem.dims}; "
+                "leave out the wider ones"
+            )
+    return problem, batch
+
+
+def _narrowed(batch: Batch, width: int) -> Batch:
+    x, y, *candidates = (side[:, :width] for side in batch.sides)
+    return batch._replace(x=x, y=y, candidates=tuple(candidates))
+
+
+def _loss(loss: str, x: Tensor, y: Tensor, weights: Tensor | None, options: Any, **tensors: Any) -> Tensor:
+    problem, batch = prepared(loss, x, y, options, **tensors)
+    if weights is not None:
+        weights = checks.weights(weights, batch.x, problem.num_directions)
+    if problem.dims is None:
+        result: Tensor = _run(batch, weights, problem)
+        return result
+    flat = replace(problem, dims=None, dim_weights=None)
+    losses = [_run(_narrowed(batch, width), weights, flat) for width in problem.dims]
+    total = sum(one * share for one, share in zip(losses, problem.dim_weights or (1.0,) * len(losses), strict=True))
+    assert isinstance(total, Tensor)
+    return total
+
+
+@_takes(*CZOptions.__annotations__, *LossOptions.__annotations__, *PairOptions.__annotations__)
 def cz_nce(
     x: Tensor,
     y: Tensor,
     *,
-    temperature: float | Tensor = 0.07,
-    negatives: Negatives = "both",
-    normalize: bool = True,
-    reduction: Reduction = "mean",
-    form: Form = "log",
-    precision: Precision = "highest",
-    impl: Impl = "auto",
+    temperature: Temperature = 0.07,
+    candidates: Candidates = None,
+    ids: Tensor | None = None,
+    candidate_ids: CandidateIds = None,
+    weights: Tensor | None = None,
+    **options: Unpack[CZOptions],
 ) -> Tensor:
     r"""CZ-NCE, the contrastive loss that crosses zero: the positive leaves the denominator.
 
@@ -96,28 +214,40 @@ def cz_nce(
     equations (4) and (5) of Chen et al. 2022 (arXiv 2202.13083), averaged over both directions as in equation (2). The
     gradient is the stop-gradient ratio form (6): ∂L_i/∂s_ij is the softmax over the negatives and ∂L_i/∂s_i,p(i) is
     -1, at full size however small φ = e^z becomes. Also known as DCL (Yeh et al. 2022) and FlatNCE (Chen et al. 2021).
+    A row without any negative (one pair alone, or all of them left out) costs 0 and has a zero gradient.
 
     Args:
-        x: ``(n, d)`` anchors, n ≥ 2; float32, float64, bfloat16 or float16; any strides; CPU or CUDA.
-        y: ``(n, d)`` translations: row i of y is the positive of row i of x. Same dtype and device.
-        temperature: τ > 0, a float or a tensor of one element, which receives its gradient. A CUDA tensor is not read
-            on the host: a value ≤ 0 there gives NaN.
-        negatives: ``"both"``: every other row of both languages, 2n - 2 of them (the paper). ``"cross"``: the other
-            language's n - 1 rows alone (CLIP).
+        x: ``(n, d)`` anchors; float32, float64, bfloat16 or float16; any strides; CPU or CUDA.
+        y: ``(n, d)``: row i of y is the positive of row i of x. Same device; the dtype may differ.
+        temperature: τ > 0: a float, a tensor of one element, or of one a pair ``(n,)`` or an anchor ``(2n,)``. Tensors
+            receive their gradient. A CUDA tensor is not read on the host: a value ≤ 0 there gives NaN.
+        candidates: more rows that every row is compared with: ``(m, d)`` such as a queue, ``(n, k, d)`` such as hard
+            negatives, or a list of such. Those that do not require a gradient cost none.
+        ids: ``(n,)`` integers, one a pair: a pair of rows is a negative only where their ids differ, which leaves out
+            duplicates. ``None`` stands for 0 … n − 1.
+        candidate_ids: the candidates' ids, in the shape of their rows; without them no candidate is left out.
+        weights: ``(n,)`` or ``(2n,)`` weights of the row losses: ``"mean"`` is then Σ w L / Σ w.
+        negatives: ``"both"``: every other row of both sides (the paper, NT-Xent). ``"cross"``: those of the other side
+            (CLIP). ``"own"``: those of the row's own side. ``"none"``: the candidates only.
+        directions: ``"both"``, or ``"x"``: the rows of x are the anchors, of which there are n then (queries to
+            documents).
         normalize: cosine similarity if true (a zero row has cosine 0), the rows' plain dot products otherwise.
-        reduction: ``"mean"`` over the 2n rows, ``"sum"``, or ``"none"``: all 2n, x's first.
+        margin: leave out negatives whose similarity, before the temperature, exceeds the positive's by more than this.
+        dims: widths of nested embeddings (Matryoshka), such as ``(768, 256, 64)``: the loss is added up over them.
+        dim_weights: what the loss at each width is multiplied by; 1 each by default.
+        reduction: ``"mean"`` over the rows, ``"sum"``, or ``"none"``: all rows, x's first.
         form: ``"log"`` returns z; ``"ratio"`` returns φ/sg(φ) of equation (6): 1, with the same gradient, bit for bit.
         precision: how carefully float32 products are formed on a GPU; the CPU is always at ``"highest"``.
-        impl: ``"auto"``, or a path by name: ``"reference"``, ``"torch"``, ``"triton"``. A named path that cannot run
-            says why; :func:`ctloss.explain` tells what would run.
+        impl: ``"auto"``, or ``"reference"``, ``"torch"``, ``"triton"``: a path named explicitly either runs or raises
+            an error saying why; :func:`ctloss.explain` tells what would run.
 
     Returns:
         The loss in float32 (float64 for float64 inputs): a scalar, or ``(2n,)`` for ``"none"``.
 
     Raises:
-        TypeError: for integer or complex inputs, or two dtypes.
-        ValueError: for n < 2, two shapes or devices, a temperature that is not positive, or an unknown option.
-        RuntimeError: if a path asked for by name cannot run; or, in the backward of a backward, on a fused path.
+        TypeError: for inputs that are no floating-point tensors, or an unknown option.
+        ValueError: for shapes or devices that do not fit, a temperature that is not positive, or a wrong option.
+        RuntimeError: if a path named explicitly cannot run; or, in the backward of a backward, on a fused path.
 
     Example:
         >>> import torch, ctloss
@@ -134,26 +264,26 @@ def cz_nce(
         "cz_nce",
         x,
         y,
+        weights,
+        options,
         temperature=temperature,
-        negatives=negatives,
-        normalize=normalize,
-        reduction=reduction,
-        form=form,
-        precision=precision,
-        impl=impl,
+        candidates=candidates,
+        ids=ids,
+        candidate_ids=candidate_ids,
     )
 
 
+@_takes(*LossOptions.__annotations__, *PairOptions.__annotations__)
 def info_nce(
     x: Tensor,
     y: Tensor,
     *,
-    temperature: float | Tensor = 0.07,
-    negatives: Negatives = "both",
-    normalize: bool = True,
-    reduction: Reduction = "mean",
-    precision: Precision = "highest",
-    impl: Impl = "auto",
+    temperature: Temperature = 0.07,
+    candidates: Candidates = None,
+    ids: Tensor | None = None,
+    candidate_ids: CandidateIds = None,
+    weights: Tensor | None = None,
+    **options: Unpack[LossOptions],
 ) -> Tensor:
     r"""infoNCE over a batch of pairs, exact where the usual softmax-minus-one-hot loses the positive.
 
@@ -163,42 +293,164 @@ def info_nce(
               = \operatorname{softplus}(z_i),
 
     equation (1) of Chen et al. 2022 (arXiv 2202.13083), averaged over both directions as in equation (2). With
-    ``negatives="both"`` this is NT-Xent (SimCLR); with ``negatives="cross"`` it is CLIP's loss.
+    ``negatives="both"`` this is NT-Xent (SimCLR); with ``negatives="cross"`` it is CLIP's loss; with
+    ``negatives="cross", directions="x"`` the ranking loss of queries against documents, hard negatives as candidates.
+    A row without any negative costs 0 and has a zero gradient.
 
     Args:
-        x: ``(n, d)`` anchors, n ≥ 2; float32, float64, bfloat16 or float16; any strides; CPU or CUDA.
-        y: ``(n, d)`` translations: row i of y is the positive of row i of x. Same dtype and device.
-        temperature: τ > 0, a float or a tensor of one element, which receives its gradient. A CUDA tensor is not read
-            on the host: a value ≤ 0 there gives NaN.
-        negatives: ``"both"``: every other row of both languages. ``"cross"``: the other language's alone (CLIP).
-        normalize: cosine similarity if true (a zero row has cosine 0), the rows' plain dot products otherwise.
-        reduction: ``"mean"`` over the 2n rows, ``"sum"``, or ``"none"``: all 2n, x's first.
-        precision: how carefully float32 products are formed on a GPU; the CPU is always at ``"highest"``.
-        impl: ``"auto"``, or a path by name: ``"reference"``, ``"torch"``, ``"triton"``.
+        x: ``(n, d)`` anchors; see :func:`cz_nce` for this and all other arguments.
+        y: ``(n, d)``: row i of y is the positive of row i of x.
+        temperature: τ > 0: a float, or a tensor of one element, one a pair, or one an anchor.
+        candidates: more rows that every row is compared with, ``(m, d)``, ``(n, k, d)``, or a list of such.
+        ids: ``(n,)`` integers: a pair of rows is a negative only where their ids differ.
+        candidate_ids: the candidates' ids.
+        weights: ``(n,)`` or ``(2n,)`` weights of the row losses.
+        negatives: ``"both"``, ``"cross"``, ``"own"`` or ``"none"``.
+        directions: ``"both"`` or ``"x"``.
+        normalize: cosine similarity if true.
+        margin: leave out negatives whose similarity exceeds the positive's by more than this.
+        dims: widths of nested embeddings (Matryoshka).
+        dim_weights: what the loss at each width is multiplied by.
+        reduction: ``"mean"`` over the rows, ``"sum"``, or ``"none"``: all rows, x's first.
+        precision: how carefully float32 products are formed on a GPU.
+        impl: ``"auto"``, or a path's name.
 
     Returns:
         The loss in float32 (float64 for float64 inputs): a scalar, or ``(2n,)`` for ``"none"``.
 
     Raises:
-        TypeError: for integer or complex inputs, or two dtypes.
-        ValueError: for n < 2, two shapes or devices, a temperature that is not positive, or an unknown option.
-        RuntimeError: if a path asked for by name cannot run; or, in the backward of a backward, on a fused path.
+        TypeError, ValueError, RuntimeError: as :func:`cz_nce`.
 
     Example:
         >>> import torch, ctloss
         >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         >>> ctloss.info_nce(x, x, temperature=0.5, reduction="none")
         tensor([0.2395, 0.2395, 0.2395, 0.2395])
+        >>> ctloss.info_nce(x, x, temperature=0.5, negatives="cross", directions="x", candidates=-x)
+        tensor(0.1428)
     """
     return _loss(
         "info_nce",
         x,
         y,
+        weights,
+        options,
         temperature=temperature,
-        negatives=negatives,
-        normalize=normalize,
-        reduction=reduction,
-        form="log",
-        precision=precision,
-        impl=impl,
+        candidates=candidates,
+        ids=ids,
+        candidate_ids=candidate_ids,
     )
+
+
+@_takes(*PairOptions.__annotations__)
+def contrast(
+    x: Tensor,
+    y: Tensor,
+    *,
+    temperature: Temperature = 0.07,
+    candidates: Candidates = None,
+    ids: Tensor | None = None,
+    candidate_ids: CandidateIds = None,
+    **options: Unpack[PairOptions],
+) -> Contrast:
+    r"""How every row compares with its negatives: what the losses in :mod:`ctloss.objectives` are functions of.
+
+    For every anchor i, :math:`z_i = \log \sum_{j \text{ negative}} e^{s_{ij}} - s^+_i`, equation (5) of Chen et al.
+    2022 (arXiv 2202.13083), and :math:`s^+_i`, the logit of its positive. Both are differentiable in every input, so
+    that a loss of one's own takes a line: ``ctloss.contrast(x, y).z.exp().log1p().mean()`` is infoNCE.
+
+    Args:
+        x: ``(n, d)`` anchors; see :func:`cz_nce` for this and all other arguments.
+        y: ``(n, d)``: row i of y is the positive of row i of x.
+        temperature: τ > 0: a float, or a tensor of one element, one a pair, or one an anchor.
+        candidates: more rows that every row is compared with, ``(m, d)``, ``(n, k, d)``, or a list of such.
+        ids: ``(n,)`` integers: a pair of rows is a negative only where their ids differ.
+        candidate_ids: the candidates' ids.
+        negatives: ``"both"``, ``"cross"``, ``"own"`` or ``"none"``.
+        directions: ``"both"`` or ``"x"``.
+        normalize: cosine similarity if true.
+        margin: leave out negatives whose similarity exceeds the positive's by more than this.
+        dims: widths of nested embeddings: z and the positives' logits then have a row a width.
+        precision: how carefully float32 products are formed on a GPU.
+        impl: ``"auto"``, or a path's name.
+
+    Returns:
+        A :class:`~ctloss.contrast.Contrast` of z and positive, ``(2n,)`` each (``(n,)`` for ``directions="x"``), x's
+        rows first; in float32 (float64 for float64 inputs). A row without negatives has z = −∞ and a zero gradient.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`cz_nce`.
+
+    Example:
+        >>> import torch, ctloss
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> ctloss.contrast(x, x, temperature=0.5, directions="x")
+        Contrast(z=tensor([-1.3069, -1.3069]), positive=tensor([2., 2.]))
+    """
+    problem, batch = prepared(
+        "contrast",
+        x,
+        y,
+        dict(options),
+        temperature=temperature,
+        candidates=candidates,
+        ids=ids,
+        candidate_ids=candidate_ids,
+    )
+    if problem.dims is None:
+        return Contrast(*_run(batch, None, problem))
+    flat = replace(problem, dims=None)
+    of_widths = [_run(_narrowed(batch, width), None, flat) for width in problem.dims]
+    return Contrast(*(torch.stack(one) for one in zip(*of_widths, strict=True)))
+
+
+@_takes(*CZOptions.__annotations__, *LossOptions.__annotations__, *PairOptions.__annotations__)
+def explain(
+    x: Tensor,
+    y: Tensor,
+    *,
+    loss: str = "cz_nce",
+    temperature: Temperature = 0.07,
+    candidates: Candidates = None,
+    ids: Tensor | None = None,
+    candidate_ids: CandidateIds = None,
+    weights: Tensor | None = None,
+    **options: Unpack[CZOptions],
+) -> Plan:
+    """Tell which path and configuration a loss call with these arguments would run, and why; nothing is computed.
+
+    Args:
+        x: ``(n, d)`` anchors; see :func:`cz_nce` for this and all other arguments.
+        y: ``(n, d)``.
+        loss: ``"cz_nce"``, ``"info_nce"`` or ``"contrast"``.
+        temperature: as for the loss.
+        candidates: as for the loss.
+        ids: as for the loss.
+        candidate_ids: as for the loss.
+        weights: as for the loss.
+
+    Returns:
+        A :class:`~ctloss.plan.Plan`, readable when printed.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as the loss itself would.
+
+    Example:
+        >>> import torch
+        >>> print(explain(torch.zeros(4, 8), torch.zeros(4, 8), impl="reference"))
+        reference: named explicitly
+          computed in: float64
+          memory: several matrices of 8 x 8
+    """
+    problem, batch = prepared(
+        loss,
+        x,
+        y,
+        dict(options),
+        temperature=temperature,
+        candidates=candidates,
+        ids=ids,
+        candidate_ids=candidate_ids,
+    )
+    checks.weights(weights, batch.x, problem.num_directions)
+    return _chosen(batch, problem)

@@ -2,71 +2,133 @@
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from . import checks
-from .kernels.problem import Negatives, Precision, Reduction
-from .losses import Form, Impl, cz_nce, info_nce
+from .kernels.problem import CZOptions, LossOptions
+from .losses import CandidateIds, Candidates, cz_nce, info_nce
+from .plan import problem_for
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 0.001, 10.0
+
+
+class _Bounded(torch.autograd.Function):
+    """A clamp whose gradient still leads back inside: only what would lead further outside is zeroed."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, least: float, largest: float) -> Tensor:
+        ctx.save_for_backward(value)
+        ctx.bounds = least, largest
+        return value.clamp(least, largest)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (value,) = ctx.saved_tensors
+        least, largest = ctx.bounds
+        # A descent step goes against the gradient.
+        outward = ((value <= least) & (gradient > 0)) | ((value >= largest) & (gradient < 0))
+        return gradient.masked_fill(outward, 0.0), None, None
+
+
+class LearnableTemperature(nn.Module):
+    """A temperature that an optimiser cannot take out of its domain: kept as its logarithm, bounded when it is used.
+
+    Whatever the parameter becomes, :meth:`forward` returns exp of it brought between 0.001 and 10; beyond a bound only
+    gradients that lead back are passed on.
+
+    Args:
+        initial: τ to begin with.
+
+    Raises:
+        ValueError: for an initial temperature outside the bounds.
+
+    Example:
+        >>> LearnableTemperature(0.07)()
+        tensor(0.0700, grad_fn=<ClampBackward1>)
+    """
+
+    def __init__(self, initial: float) -> None:
+        super().__init__()
+        if not LEAST_TEMPERATURE <= initial <= LARGEST_TEMPERATURE:
+            raise ValueError(
+                f"temperature: expected a learnable one to begin between {LEAST_TEMPERATURE} and "
+                f"{LARGEST_TEMPERATURE}, got {initial}; 0.07 is usual"
+            )
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(initial), dtype=torch.float32))
+
+    def forward(self) -> Tensor:
+        """τ, a scalar, differentiable."""
+        least, largest = math.log(LEAST_TEMPERATURE), math.log(LARGEST_TEMPERATURE)
+        bounded: Tensor = _Bounded.apply(self.log_temperature, least, largest)
+        # exp of a rounded logarithm may lie a rounding outside.
+        return bounded.exp().clamp(LEAST_TEMPERATURE, LARGEST_TEMPERATURE)
 
 
 class _PairLoss(nn.Module):
-    """Options checked once, when the module is made."""
+    """What the modules share: options checked once, when the module is made, and the temperature."""
 
-    def __init__(
-        self,
-        temperature: float | Tensor,
-        negatives: Negatives,
-        normalize: bool,
-        reduction: Reduction,
-        precision: Precision,
-        impl: Impl,
-    ) -> None:
+    loss: ClassVar[str]
+
+    def __init__(self, temperature: float | Tensor, learnable_temperature: bool, options: Any) -> None:
         super().__init__()
-        checks.option("negatives", negatives, checks.NEGATIVES)
-        checks.flag("normalize", normalize)
-        checks.option("reduction", reduction, checks.REDUCTIONS)
-        checks.option("precision", precision, checks.PRECISIONS)
-        checks.option("impl", impl, checks.IMPLS)
-        checks.temperature(temperature, temperature.device if isinstance(temperature, Tensor) else torch.device("cpu"))
+        self.options = dict(options)
+        problem_for(self.loss, "cpu", self.options)
+        if learnable_temperature:
+            if isinstance(temperature, Tensor):
+                raise TypeError(
+                    "temperature: expected a float with learnable_temperature=True, got a tensor; "
+                    "pass where it begins, such as 0.07"
+                )
+            checks.positive(temperature)
+            self.temperature: float | Tensor | LearnableTemperature = LearnableTemperature(float(temperature))
+            return
         if isinstance(temperature, Tensor):
             if temperature.requires_grad and not temperature.is_leaf:
                 raise ValueError(
                     "temperature: expected a float, an nn.Parameter or a tensor without history, got the result of a "
                     "computation, which would be differentiated a second time at the second step; "
-                    "call the function with it instead, at every step"
+                    "learnable_temperature=True learns one safely, or call the function with it at every step"
                 )
-            if temperature.device.type == "cpu":
-                checks.positive(float(temperature.detach()))
+            if temperature.numel() != 1:
+                raise ValueError(
+                    f"temperature: expected one element, got shape {tuple(temperature.shape)}; "
+                    "call the function for one temperature a row"
+                )
+        device = temperature.device if isinstance(temperature, Tensor) else None
+        checks.temperature(temperature, torch.empty((1, 1), device=device), 1, read=True)
         # A parameter is registered by the assignment itself, a plain tensor has to be named a buffer to move along.
         if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
             self.register_buffer("temperature", temperature)
         else:
             self.temperature = temperature
-        self.negatives: Negatives = negatives
-        self.normalize = normalize
-        self.reduction: Reduction = reduction
-        self.precision: Precision = precision
-        self.impl: Impl = impl
+
+    def current_temperature(self) -> float | Tensor:
+        """τ as the next call uses it; a learnt one is differentiable."""
+        if isinstance(self.temperature, LearnableTemperature):
+            learnt: Tensor = self.temperature()
+            return learnt
+        return self.temperature
 
     def extra_repr(self) -> str:
-        return (
-            f"temperature={self.temperature}, negatives={self.negatives!r}, normalize={self.normalize}, "
-            f"reduction={self.reduction!r}, precision={self.precision!r}, impl={self.impl!r}"
-        )
+        named = [f"{name}={value!r}" for name, value in self.options.items()]
+        own = [] if isinstance(self.temperature, LearnableTemperature) else [f"temperature={self.temperature}"]
+        return ", ".join([*own, *named])
 
 
 class CZNCELoss(_PairLoss):
-    """:func:`ctloss.cz_nce` as a module: equations (2), (4) and (5) of Chen et al. 2022.
+    """:func:`ctloss.cz_nce` as a module: equations (2), (4) and (5) of Chen et al. 2022 (arXiv 2202.13083).
 
     Args:
-        temperature: τ > 0; an ``nn.Parameter`` is learned with the model.
-        negatives: see :func:`ctloss.cz_nce`, as for all options.
-        normalize: cosine similarity if true.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        form: ``"log"`` or ``"ratio"``.
-        precision: ``"highest"``, ``"high"`` or ``"medium"``.
-        impl: ``"auto"`` or a path's name.
+        temperature: τ > 0; an ``nn.Parameter`` is learned as it is, and has to be kept positive by who learns it.
+        learnable_temperature: learn τ, as its logarithm, between 0.001 and 10, starting from ``temperature``.
+        options: those of :func:`ctloss.cz_nce`.
 
     Raises:
         TypeError, ValueError: for an option that :func:`ctloss.cz_nce` would refuse.
@@ -78,81 +140,87 @@ class CZNCELoss(_PairLoss):
         tensor(-1.3069)
     """
 
+    loss = "cz_nce"
+
     def __init__(
         self,
         temperature: float | Tensor = 0.07,
         *,
-        negatives: Negatives = "both",
-        normalize: bool = True,
-        reduction: Reduction = "mean",
-        form: Form = "log",
-        precision: Precision = "highest",
-        impl: Impl = "auto",
+        learnable_temperature: bool = False,
+        **options: Unpack[CZOptions],
     ) -> None:
-        super().__init__(temperature, negatives, normalize, reduction, precision, impl)
-        checks.option("form", form, checks.FORMS)
-        self.form: Form = form
+        super().__init__(temperature, learnable_temperature, options)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        candidates: Candidates = None,
+        ids: Tensor | None = None,
+        candidate_ids: CandidateIds = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """The loss of a batch of pairs; see :func:`ctloss.cz_nce`."""
         return cz_nce(
             x,
             y,
-            temperature=self.temperature,
-            negatives=self.negatives,
-            normalize=self.normalize,
-            reduction=self.reduction,
-            form=self.form,
-            precision=self.precision,
-            impl=self.impl,
+            temperature=self.current_temperature(),
+            candidates=candidates,
+            ids=ids,
+            candidate_ids=candidate_ids,
+            weights=weights,
+            **self.options,
         )
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, form={self.form!r}"
 
 
 class InfoNCELoss(_PairLoss):
-    """:func:`ctloss.info_nce` as a module: equations (1) and (2) of Chen et al. 2022.
+    """:func:`ctloss.info_nce` as a module: equations (1) and (2) of Chen et al. 2022 (arXiv 2202.13083).
 
     Args:
-        temperature: τ > 0; an ``nn.Parameter`` is learned with the model.
-        negatives: see :func:`ctloss.info_nce`, as for all options.
-        normalize: cosine similarity if true.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        precision: ``"highest"``, ``"high"`` or ``"medium"``.
-        impl: ``"auto"`` or a path's name.
+        temperature: τ > 0; an ``nn.Parameter`` is learned as it is, and has to be kept positive by who learns it.
+        learnable_temperature: learn τ, as its logarithm, between 0.001 and 10, starting from ``temperature``.
+        options: those of :func:`ctloss.info_nce`.
 
     Raises:
         TypeError, ValueError: for an option that :func:`ctloss.info_nce` would refuse.
 
     Example:
         >>> import torch, ctloss
-        >>> criterion = ctloss.InfoNCELoss(temperature=0.5)
-        >>> criterion(torch.eye(2), torch.eye(2))
-        tensor(0.2395)
+        >>> criterion = ctloss.InfoNCELoss(temperature=0.5, learnable_temperature=True)
+        >>> round(criterion(torch.eye(2), torch.eye(2)).item(), 4)
+        0.2395
     """
+
+    loss = "info_nce"
 
     def __init__(
         self,
         temperature: float | Tensor = 0.07,
         *,
-        negatives: Negatives = "both",
-        normalize: bool = True,
-        reduction: Reduction = "mean",
-        precision: Precision = "highest",
-        impl: Impl = "auto",
+        learnable_temperature: bool = False,
+        **options: Unpack[LossOptions],
     ) -> None:
-        super().__init__(temperature, negatives, normalize, reduction, precision, impl)
+        super().__init__(temperature, learnable_temperature, options)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        candidates: Candidates = None,
+        ids: Tensor | None = None,
+        candidate_ids: CandidateIds = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """The loss of a batch of pairs; see :func:`ctloss.info_nce`."""
         return info_nce(
             x,
             y,
-            temperature=self.temperature,
-            negatives=self.negatives,
-            normalize=self.normalize,
-            reduction=self.reduction,
-            precision=self.precision,
-            impl=self.impl,
+            temperature=self.current_temperature(),
+            candidates=candidates,
+            ids=ids,
+            candidate_ids=candidate_ids,
+            weights=weights,
+            **self.options,
         )

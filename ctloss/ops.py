@@ -1,65 +1,23 @@
-"""The fused paths as PyTorch operators: schemas, fakes and autograd.
+"""The fused paths as one differentiable function and as PyTorch operators: schemas, fakes and autograd.
 
-The path is chosen inside the operator: what the choice rests on (is Triton installed, which GPU is this) cannot be
-asked while ``torch.compile`` traces. Where nothing watches the dispatcher the work is done without it, which halves
-what a call costs beside its arithmetic.
+Where nothing watches the dispatcher the work is done without it, which halves what a call costs beside its arithmetic.
+Compilers, transforms, dispatch modes and subclasses of tensors meet the operators instead, which take their options
+as one string.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-from . import checks
-from .dispatch import ENGINES, choose
-from .kernels.problem import Problem
-
-
-@dataclass(frozen=True)
-class Call:
-    """What an operator is asked for beside its tensors and τ.
-
-    It travels as one string: a dozen arguments cost the dispatcher more than a small batch's arithmetic.
-    """
-
-    problem: Problem
-    form: str
-    impl: str
-    needs: dict[str, bool]
-
-
-def spell(problem: Problem, form: str, impl: str, need_x: bool, need_y: bool, need_temperature: bool) -> str:
-    """What an operator is asked for, as the words and numbers that :func:`parse` reads.
-
-    Example:
-        >>> spell(Problem("cz_nce", "both", True, "mean", "highest", 1 << 28), "log", "auto", True, True, False)
-        'cz_nce both 1 mean highest 268435456 log auto 1 1 0'
-    """
-    return (
-        f"{problem.loss} {problem.negatives} {problem.normalize:d} {problem.reduction} {problem.precision} "
-        f"{problem.workspace} {form} {impl} {need_x:d} {need_y:d} {need_temperature:d}"
-    )
-
-
-@lru_cache(maxsize=1024)
-def parse(options: str) -> Call:
-    """The call that :func:`spell` was given.
-
-    Example:
-        >>> parse("cz_nce both 1 mean highest 268435456 log auto 1 1 0").needs
-        {'need_x': True, 'need_y': True, 'need_temperature': False}
-    """
-    loss, negatives, normalize, reduction, precision, workspace, form, impl, *flags = options.split()
-    problem = Problem(loss, negatives, normalize == "1", reduction, precision, int(workspace))  # type: ignore[arg-type]
-    need_x, need_y, need_temperature = (flag == "1" for flag in flags)
-    return Call(problem, form, impl, {"need_x": need_x, "need_y": need_y, "need_temperature": need_temperature})
-
+from . import checks, rows
+from .kernels.problem import Batch, Problem, Shape, parse
+from .plan import Plan, cached_plan, plan
 
 PLAIN = (Tensor, torch.nn.Parameter)
 NO_SECOND_DERIVATIVE = (
@@ -67,26 +25,36 @@ NO_SECOND_DERIVATIVE = (
     "which can be differentiated any number of times"
 )
 
-library = torch.library.Library("ctloss", "DEF")
-library.define(
-    "contrastive(Tensor x, Tensor y, Tensor? temperature, float tau, str options) -> "
-    "(Tensor loss, Tensor stats, Tensor held_x, Tensor held_y, Tensor held_temperature)"
-)
-library.define(
-    "contrastive_backward(Tensor upstream, Tensor x, Tensor y, Tensor? temperature, Tensor stats, Tensor held_x, "
-    "Tensor held_y, Tensor held_temperature, float tau, str options) -> (Tensor, Tensor, Tensor)"
-)
+
+Ids = tuple[Tensor | None, tuple[Tensor | None, ...]]
 
 
-def _temperature(temperature: Tensor | None, tau: float) -> float | Tensor:
-    if temperature is None:
-        return tau
-    scalar = temperature.detach().reshape(())
-    if scalar.device.type == "cpu":
-        value = float(scalar)
-        checks.positive(value)
-        return value
-    return scalar
+class Refused(torch.autograd.Function):
+    """The identity for a gradient; a gradient of that is refused, whether or not it depends on anything."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, anchor: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
+
+
+class Found(NamedTuple):
+    """What a forward leaves for its backward.
+
+    Attributes:
+        unit: ``(rows,)`` float64, the ``a`` of upstream gradients of 1: 0 for rows without negatives.
+        positive: ``(rows,)`` float64.
+        moment: ``(rows,)`` float64; ``None`` unless the temperature needs a gradient.
+        state: the path's; or what it holds, if the gradient waits for one number only.
+    """
+
+    unit: Tensor
+    positive: Tensor
+    moment: Tensor | None
+    state: Any
 
 
 class _WithoutAutocast:
@@ -104,95 +72,394 @@ class _WithoutAutocast:
             self.context.__exit__(*exception)
 
 
-def _reduce(rows: Tensor, reduction: str, form: str) -> Tensor:
-    if form == "ratio":
-        # The ratio of a number to itself, NaN where that is undefined.
-        rows = rows - rows + 1
-    if reduction == "mean":
-        return rows.mean()
-    if reduction == "sum":
-        return rows.sum()
-    return rows
+def output_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What losses come back in: float64 for float64 embeddings, else float32.
+
+    Example:
+        >>> output_dtype(torch.bfloat16)
+        torch.float32
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _contrastive(x: Tensor, y: Tensor, temperature: Tensor | None, tau: float, options: str) -> tuple[Tensor, ...]:
-    call = parse(options)
-    problem = call.problem
-    with _WithoutAutocast(x.device.type):
-        engine = ENGINES[choose(x, problem, call.impl)[0]]
-        rows, *rest = engine.forward(x, y, _temperature(temperature, tau), problem, **call.needs)
-        return _reduce(rows, problem.reduction, call.form), *rest
+def _holds(problem: Problem, engine: Any) -> bool:
+    """Whether the gradient is formed in the forward, to be multiplied by the one upstream number afterwards."""
+    return not problem.by_row and hasattr(engine, "hold")
 
 
-def _contrastive_fake(x: Tensor, y: Tensor, temperature: Tensor | None, tau: float, options: str) -> tuple[Tensor, ...]:
-    call = parse(options)
-    problem = call.problem
-    engine = ENGINES[choose(x, problem, call.impl)[0]]
-    n, d = x.shape
-    new = x.new_empty
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    held = engine.holds_gradient(problem)
-    differentiated = call.needs["need_x"] or call.needs["need_y"]
+def _forward(
+    batch: Batch, weights: Tensor | None, problem: Problem, engine: Any, needs: tuple[bool, ...]
+) -> tuple[Tensor, Tensor | None, Found]:
+    """The loss, or z and the positives' logits; ``needs``: of the sides, then of the temperature."""
+    *of_sides, of_temperature = needs
+    with _WithoutAutocast(batch.x.device.type):
+        found = engine.forward(batch, problem, moment=of_temperature, gradient=any(of_sides))
+        dtype = output_dtype(batch.shape.dtype)
+        z = found.z
+        if problem.loss == "contrast":
+            unit = (z != -torch.inf).to(z.dtype)
+            return z.to(dtype), found.positive.to(dtype), Found(unit, found.positive, found.moment, found.state)
+        losses = rows.values(problem, z)
+        loss = rows.reduce(problem, losses, None if weights is None else weights.double()).to(dtype)
+        state, unit = found.state, z
+        if any(needs):
+            unit = rows.derivatives(problem, z) * rows.shares(problem, len(z), weights)
+            if _holds(problem, engine):
+                state = engine.hold(state, unit, unit, tuple(of_sides))
+    return loss, None, Found(unit, found.positive, found.moment, state)
+
+
+def _backward(
+    found: Found,
+    batch: Batch,
+    problem: Problem,
+    engine: Any,
+    needs: tuple[bool, ...],
+    upstream: Tensor | None,
+    upstream_positive: Tensor | None,
+) -> list[Tensor | None]:
+    """Gradients of the sides, then of the temperature; ``None`` where not needed."""
+    *of_sides, of_temperature = needs
+    unit = found.unit
+    with _WithoutAutocast(unit.device.type):
+        if upstream is None:
+            a = torch.zeros_like(unit)
+        elif problem.loss == "contrast":
+            # Whatever a loss makes of −inf, a row without negatives has nothing to learn from it.
+            a = torch.where(unit == 0, 0.0, upstream.double())
+        else:
+            a = unit * upstream
+        b = a if upstream_positive is None else a - upstream_positive
+        if not any(of_sides):
+            gradients: list[Tensor | None] = [None] * len(of_sides)
+        elif _holds(problem, engine):
+            assert upstream is not None
+            factor = upstream.item() if upstream.device.type == "cpu" else upstream
+            gradients = engine.release(found.state, factor, batch.sides)
+        else:
+            gradients = engine.backward(found.state, a, b, tuple(of_sides))
+        slope = None
+        if of_temperature:
+            slope = _slope(found, a, b, batch.temperature)
+    return [*gradients, slope]
+
+
+def _slope(found: Found, a: Tensor, b: Tensor, temperature: float | Tensor) -> Tensor:
+    """The temperature's gradient, ``−Σ_i [a_i (Σ_j P_ij s_ij − s⁺_i) + (a_i − b_i) s⁺_i] / τ_i``."""
+    assert isinstance(temperature, Tensor)
+    assert found.moment is not None
+    slopes = a * found.moment
+    if b is not a:
+        slopes = slopes + (a - b) * found.positive
+    slopes = slopes if temperature.dim() else slopes.sum()
+    return -(slopes / temperature.detach().to(slopes.device, torch.float64)).to(temperature.device, temperature.dtype)
+
+
+class Contrastive(torch.autograd.Function):
+    """A loss, or z and the positives' logits, called directly."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, chosen: Plan, ids: Ids, weights: Tensor | None, temperature: float | Tensor, *sides: Tensor
+    ) -> Any:
+        problem, engine = chosen.problem, chosen.engine
+        *_, of_temperature = ctx.needs_input_grad[:4]
+        needs = (*ctx.needs_input_grad[4:], of_temperature)
+        batch = Batch(sides[0], sides[1], sides[2:], temperature, *ids)
+        first, second, found = _forward(batch, weights, problem, engine, needs)
+        ctx.set_materialize_grads(False)
+        ctx.chosen, ctx.ids, ctx.needs, ctx.found = chosen, ids, needs, found
+        # Where the gradient is there already, of the rows only their dtypes matter.
+        kept = [side.new_empty((0, side.shape[1])) for side in sides] if _holds(problem, engine) else sides
+        ctx.temperature = None if isinstance(temperature, Tensor) else temperature
+        ctx.save_for_backward(*kept, *([temperature] if isinstance(temperature, Tensor) else []))
+        return first if second is None else (first, second)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        problem, engine, inputs = ctx.chosen.problem, ctx.chosen.engine, ctx.saved_tensors
+        sides = inputs if ctx.temperature is not None else inputs[:-1]
+        temperature = ctx.temperature if ctx.temperature is not None else inputs[-1]
+        batch = Batch(sides[0], sides[1], tuple(sides[2:]), temperature, *ctx.ids)
+        first, second = upstream if len(upstream) == 2 else (upstream[0], None)
+        if first is None and second is None:
+            return (None,) * (4 + len(sides))
+        with torch.no_grad():
+            if unwatched(first, second):
+                gradients = _backward(ctx.found, batch, problem, engine, ctx.needs, first, second)
+            else:
+                gradients = _batched(
+                    partial(_backward, ctx.found, batch, problem, engine, ctx.needs), ctx, first, second
+                )
+        # Grad mode is on if the gradient is to be differentiated.
+        if torch.is_grad_enabled():
+            anchor = torch.empty(0, requires_grad=True)
+            gradients = [None if one is None else Refused.apply(one, anchor) for one in gradients]
+        *of_sides, of_temperature = gradients
+        return None, None, None, of_temperature, *of_sides
+
+
+def unwatched(*tensors: object) -> bool:
+    """Whether no compiler, transform, batching, dispatch mode or subclass of tensors looks for operators here.
+
+    Example:
+        >>> unwatched(torch.zeros(2), None)
+        True
+    """
     return (
-        new((2 * n,) if problem.reduction == "none" else (), dtype=dtype),
-        new(engine.stats_shape(x.dtype, n, d, problem, differentiated=differentiated), dtype=dtype),
-        new((n, d) if held and call.needs["need_x"] else (0,), dtype=dtype),
-        new((n, d) if held and call.needs["need_y"] else (0,), dtype=dtype),
-        new(() if held and call.needs["need_temperature"] else (0,), dtype=dtype),
+        not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and all(not isinstance(tensor, Tensor) or _is_plain(tensor) for tensor in tensors)
     )
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func, or forward-mode differentiation, looks at every operation here.
+
+    Example:
+        >>> transformed(), torch.vmap(lambda x: x * transformed())(torch.ones(2))
+        (False, tensor([1., 1.]))
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    if type(tensor) not in PLAIN:
+        return False
+    # A batched tensor has the type and the device of what it is a batch of, but not the key.
+    keys = torch._C._dispatch_keys(tensor)
+    return any(keys.has(key) for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA))
+
+
+def fused(batch: Batch, weights: Tensor | None, chosen: Plan) -> Any:
+    """Run a fused path on a checked batch.
+
+    Args:
+        batch: the tensors.
+        weights: ``(rows,)``, without gradient, or ``None``.
+        chosen: the plan, of the torch or the Triton path.
+
+    Returns:
+        The loss, or for the problem ``"contrast"`` the pair (z, positive); attached to autograd.
+
+    Example:
+        >>> from .kernels.problem import Problem
+        >>> eye = torch.eye(2)
+        >>> batch = Batch(eye, eye, temperature=1.0)
+        >>> fused(batch, None, plan(batch.shape, Problem(loss="cz_nce", reduction="sum")))
+        tensor(-1.2274)
+    """
+    problem = chosen.problem
+    recording = torch.is_grad_enabled()
+    tensors = (*batch.sides, batch.temperature)
+    needs = tuple(recording and isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
+    if unwatched(*tensors, weights):
+        ids = (batch.ids, batch.candidate_ids)
+        if any(needs):
+            return Contrastive.apply(chosen, ids, weights, batch.temperature, *batch.sides)
+        with torch.no_grad():
+            first, second, _ = _forward(batch, weights, problem, chosen.engine, needs)
+    else:
+        arguments, *rest = _arguments(batch, needs, problem)
+        first, second, _ = torch.ops.ctloss.contrastive(*arguments, weights, *rest)
+    return (first, second) if problem.loss == "contrast" else first
+
+
+_backwards: dict[int, Callable[..., list[Tensor | None]]] = {}
+
+
+def _batched(
+    backward: Callable[..., list[Tensor | None]], ctx: Any, first: Tensor | None, second: Tensor | None
+) -> list[Tensor | None]:
+    """The backward of several upstream gradients at once, one after the other.
+
+    Batching loops over an operator that takes and returns single tensors, so the rest goes by a number.
+    """
+    handle = id(ctx)
+    _backwards[handle] = backward
+    try:
+        run = torch.ops.ctloss.gradient_by_handle
+        return [run(first, second, handle, index) if need else None for index, need in enumerate(ctx.needs)]
+    finally:
+        del _backwards[handle]
+
+
+def _gradient_by_handle(first: Tensor | None, second: Tensor | None, handle: int, index: int) -> Tensor:
+    gradient = _backwards[handle](first, second)[index]
+    assert gradient is not None
+    return gradient
+
+
+library = torch.library.Library("ctloss", "DEF")
+library.define("gradient_by_handle(Tensor? upstream, Tensor? upstream_positive, int handle, int index) -> Tensor")
+library.impl("gradient_by_handle", _gradient_by_handle, "CompositeExplicitAutograd")
+library.define(
+    "contrastive(Tensor[] sides, Tensor? temperature, Tensor? ids, Tensor? weights, bool[] masked, float? tau, "
+    "bool[] needs, str options) -> (Tensor first, Tensor positive, Tensor[] saved)"
+)
+library.define(
+    "contrastive_backward(Tensor? upstream, Tensor? upstream_positive, Tensor[] sides, Tensor? temperature, "
+    "Tensor? ids, Tensor[] saved, bool[] masked, float? tau, bool[] needs, str options) -> Tensor[]"
+)
+
+
+def _arguments(batch: Batch, needs: tuple[bool, ...], problem: Problem) -> tuple[Any, ...]:
+    """What both operators take: sides, temperature and all ids in one; and, last, whose ids, τ, needs and options."""
+    temperature = batch.temperature
+    given = (batch.ids, *batch.candidate_ids)
+    present = [own for own in given if own is not None]
+    ids = torch.cat(present) if present else None
+    is_tensor = isinstance(temperature, Tensor)
+    tensors = list(batch.sides), temperature if is_tensor else None, ids
+    masked = [own is not None for own in given]
+    return tensors, masked, None if is_tensor else temperature, list(needs), problem.spell()
+
+
+def _batch(
+    sides: Sequence[Tensor], temperature: Tensor | None, ids: Tensor | None, masked: Sequence[bool], tau: float | None
+) -> Batch:
+    sizes = [side.shape[0] if one else 0 for side, one in zip(sides[1:], masked, strict=False)]
+    parts = () if ids is None else ids.split(sizes)
+    own, *others = (
+        [part if one else None for part, one in zip(parts, masked, strict=True)] if parts else [None] * len(masked)
+    )
+    value: float | Tensor
+    if temperature is None:
+        assert tau is not None
+        value = tau
+    else:
+        value = temperature
+        if value.device.type == "cpu":
+            checks.positive(value.amin().item())
+    return Batch(sides[0], sides[1], tuple(sides[2:]), value, own, tuple(others))
+
+
+def _serialised(found: Found, batch: Batch, problem: Problem, engine: Any) -> list[Tensor]:
+    moment = found.unit.new_empty(0) if found.moment is None else found.moment
+    state = (
+        engine.pack(found.state, batch.shape.dtype, batch.x.device)
+        if _holds(problem, engine)
+        else engine.save(found.state)
+    )
+    return [found.unit.clone(), found.positive.clone(), moment.clone(), *state]
+
+
+def _contrastive(
+    sides: list[Tensor],
+    temperature: Tensor | None,
+    ids: Tensor | None,
+    weights: Tensor | None,
+    masked: list[bool],
+    tau: float | None,
+    needs: list[bool],
+    options: str,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    batch = _batch(sides, temperature, ids, masked, tau)
+    chosen = cached_plan(batch.shape, parse(options))
+    first, second, found = _forward(batch, weights, chosen.problem, chosen.engine, tuple(needs))
+    saved = _serialised(found, batch, chosen.problem, chosen.engine) if any(needs) else []
+    return first, first.new_empty(0) if second is None else second, saved
+
+
+def _contrastive_fake(
+    sides: list[Tensor],
+    temperature: Tensor | None,
+    ids: Tensor | None,
+    weights: Tensor | None,
+    masked: list[bool],
+    tau: float | None,
+    needs: list[bool],
+    options: str,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    problem = parse(options)
+    shape = Batch(sides[0], sides[1], tuple(sides[2:]), 1.0 if temperature is None else temperature).shape
+    engine = plan(shape._replace(masked=ids is not None), problem).engine
+    num_rows = problem.num_directions * shape.n
+    new, dtype = sides[0].new_empty, output_dtype(shape.dtype)
+    first = new((num_rows,) if problem.by_row else (), dtype=dtype)
+    second = new((num_rows,) if problem.loss == "contrast" else (0,), dtype=dtype)
+    if not any(needs):
+        return first, second, []
+    if _holds(problem, engine):
+        shapes = engine.packed_shapes(shape, needs[:-1])
+    else:
+        shapes = engine.saved_shapes(shape, problem, gradient=any(needs[:-1]))
+    vectors = [(num_rows,), (num_rows,), (num_rows,) if needs[-1] else (0,)]
+    saved = [new(size, dtype=torch.float64) for size in vectors] + [new(size, dtype=kind) for size, kind in shapes]
+    return first, second, saved
 
 
 def _contrastive_backward(
-    upstream: Tensor, x: Tensor, y: Tensor, temperature: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    *intermediate, tau, options = rest
-    call = parse(options)
-    with _WithoutAutocast(x.device.type):
-        engine = ENGINES[choose(x, call.problem, call.impl)[0]]
-        tau = _temperature(temperature, tau)
-        grad_x, grad_y, slope = engine.backward(upstream, x, y, tau, *intermediate, call.problem, **call.needs)
-    if slope is not None and temperature is not None:
-        slope = slope.to(device=temperature.device, dtype=temperature.dtype).reshape(temperature.shape)
-    return (
-        x.new_empty(0) if grad_x is None else grad_x,
-        y.new_empty(0) if grad_y is None else grad_y,
-        x.new_empty(0) if slope is None else slope,
-    )
+    upstream: Tensor | None,
+    upstream_positive: Tensor | None,
+    sides: list[Tensor],
+    temperature: Tensor | None,
+    ids: Tensor | None,
+    saved: list[Tensor],
+    masked: list[bool],
+    tau: float | None,
+    needs: list[bool],
+    options: str,
+) -> list[Tensor]:
+    batch = _batch(sides, temperature, ids, masked, tau)
+    problem = parse(options)
+    unit, positive, moment, *rest = saved
+    engine = plan(batch.shape, problem).engine
+    state = engine.unpack(rest) if _holds(problem, engine) else engine.restore(rest, batch, problem)
+    found = Found(unit, positive, moment if moment.numel() else None, state)
+    gradients = _backward(found, batch, problem, engine, tuple(needs), upstream, upstream_positive)
+    return [unit.new_empty(0) if gradient is None else gradient for gradient in gradients]
 
 
 def _contrastive_backward_fake(
-    upstream: Tensor, x: Tensor, y: Tensor, temperature: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    needs = parse(rest[-1]).needs
-    return (
-        x.new_empty(x.shape if needs["need_x"] else 0),
-        y.new_empty(y.shape if needs["need_y"] else 0),
-        torch.empty_like(temperature) if needs["need_temperature"] and temperature is not None else x.new_empty(0),
-    )
+    upstream: Tensor | None,
+    upstream_positive: Tensor | None,
+    sides: list[Tensor],
+    temperature: Tensor | None,
+    ids: Tensor | None,
+    saved: list[Tensor],
+    masked: list[bool],
+    tau: float | None,
+    needs: list[bool],
+    options: str,
+) -> list[Tensor]:
+    empty = saved[0].new_empty(0)
+    gradients = [
+        side.new_empty(side.shape) if need else empty.clone() for side, need in zip(sides, needs, strict=False)
+    ]
+    learnt = None if temperature is None or not needs[-1] else torch.empty_like(temperature)
+    return [*gradients, empty.clone() if learnt is None else learnt]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """Keep what the backward needs, of the operator or of :class:`Contrastive`."""
-    x, y, temperature, ctx.tau, ctx.options = inputs
-    ctx.needs = tuple(parse(ctx.options).needs.values())
-    _, *intermediate = output
-    # Nothing is differentiated through the intermediates: zeros of their size would be made for it on every backward.
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    sides, temperature, ids, _, *ctx.rest = inputs
+    # Nothing is differentiated through what is saved: zeros of its size would be made for it on every backward.
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, y, temperature, *intermediate)
+    ctx.num_sides = len(sides)
+    ctx.save_for_backward(*sides, temperature, ids, *output[2])
 
 
-def _differentiate(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
-    return _gradients(ctx, upstream, torch.ops.ctloss.contrastive_backward)
+def _differentiate(ctx: Any, upstream: Tensor | None, upstream_positive: Tensor | None, _: Any) -> tuple[Any, ...]:
+    tensors = list(ctx.saved_tensors)
+    sides, (temperature, ids, *saved) = tensors[: ctx.num_sides], tensors[ctx.num_sides :]
+    nothing = None, None, None, None, None, None
+    if upstream is None and upstream_positive is None:
+        return [None] * ctx.num_sides, None, *nothing
+    *_, needs, options = ctx.rest
+    if parse(options).loss != "contrast":
+        upstream_positive = None
+    found = torch.ops.ctloss.contrastive_backward(
+        upstream, upstream_positive, sides, temperature, ids, saved, *ctx.rest
+    )
+    *of_sides, of_temperature = [one if need else None for one, need in zip(found, needs, strict=True)]
+    return of_sides, of_temperature, *nothing
 
 
-def _gradients(ctx: Any, upstream: Tensor | None, run: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor | None, ...]:
-    if upstream is None:
-        return (None,) * 5
-    gradients = run(upstream, *ctx.saved_tensors, ctx.tau, ctx.options)
-    return *(gradient if need else None for gradient, need in zip(gradients, ctx.needs, strict=True)), None, None
-
-
-def _refuse(ctx: Any, *upstream: Tensor) -> None:
+def _refuse(ctx: Any, *upstream: Any) -> None:
     raise RuntimeError(NO_SECOND_DERIVATIVE)
 
 
@@ -204,77 +471,41 @@ torch.library.register_autograd("ctloss::contrastive", _differentiate, setup_con
 torch.library.register_autograd("ctloss::contrastive_backward", _refuse, lib=library)
 
 
-class Contrastive(torch.autograd.Function):
-    """The operator ``contrastive`` and its gradient, called directly."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _contrastive(*inputs)
-        _save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        # Grad mode is on if the gradient is to be differentiated: the operator refuses that.
-        direct = not torch.is_grad_enabled() and (upstream is None or _unwatched(upstream))
-        return _gradients(ctx, upstream, _contrastive_backward if direct else torch.ops.ctloss.contrastive_backward)
+def _flops(shape: Shape, problem: Problem) -> int:
+    """Floating-point operations of the products that form every pair's logit once."""
+    square, directions = shape.n * shape.n, problem.num_directions
+    # A side with itself forms half of its square; x with y, met from either side, one square.
+    own = directions * square // 2 if problem.negatives in ("both", "own") else 0
+    cross = square if problem.negatives in ("both", "cross") else 0
+    return 2 * shape.d * (own + cross + directions * shape.n * sum(shape.candidates))
 
 
-def _unwatched(*tensors: Tensor | None) -> bool:
-    """Whether no compiler, transform, batching, dispatch mode or subclass of tensors looks for operators here."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and all(tensor is None or _is_plain(tensor) for tensor in tensors)
-    )
+@register_flop_formula(torch.ops.ctloss.contrastive, get_raw=True)
+def _contrastive_flops(
+    sides: list[Tensor],
+    temperature: Any,
+    ids: Any,
+    weights: Any,
+    masked: Any,
+    tau: Any,
+    needs: Any,
+    options: str,
+    **_: Any,
+) -> int:
+    """Of a forward, and of a gradient that it holds: a pair's weight is multiplied by both of its rows."""
+    problem = parse(options)
+    shape = Batch(sides[0], sides[1], tuple(sides[2:])).shape
+    held = _holds(problem, plan(shape, problem).engine) and any(needs[:-1])
+    return _flops(shape, problem) * (3 if held else 1)
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    if type(tensor) not in PLAIN:
-        return False
-    # A batched tensor has the type and the device of what it is a batch of, but not the key.
-    keys = torch._C._dispatch_keys(tensor)
-    return any(keys.has(key) for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA))
-
-
-def fused(x: Tensor, y: Tensor, temperature: float | Tensor, problem: Problem, form: str, impl: str) -> Tensor:
-    """Call the operator for a checked problem.
-
-    Args:
-        x: ``(n, d)`` anchors.
-        y: ``(n, d)`` translations.
-        temperature: a float, or a tensor of one element.
-        problem: the loss call's options.
-        form: ``"log"`` or ``"ratio"``.
-        impl: ``"auto"``, ``"torch"`` or ``"triton"``.
-
-    Returns:
-        The loss, attached to autograd.
-
-    Example:
-        >>> problem = Problem("cz_nce", "both", True, "sum", "highest", 1 << 28)
-        >>> fused(torch.eye(2), torch.eye(2), 1.0, problem, "log", "torch")
-        tensor(-1.2274)
-    """
-    recording = torch.is_grad_enabled()
-    if torch.compiler.is_compiling() and not isinstance(temperature, Tensor):
-        # A number is compiled in, and an annealed one compiled anew at every step; a product with a tensor is not.
-        temperature = torch.ones((), dtype=torch.float64) * temperature
-    learnable = temperature if isinstance(temperature, Tensor) else None
-    tau = math.nan if isinstance(temperature, Tensor) else float(temperature)
-    options = spell(
-        problem,
-        form,
-        impl,
-        need_x=recording and x.requires_grad,
-        need_y=recording and y.requires_grad,
-        need_temperature=recording and learnable is not None and learnable.requires_grad,
-    )
-    loss: Tensor
-    if _unwatched(x, y, learnable):
-        loss = Contrastive.apply(x, y, learnable, tau, options)
-    else:
-        loss = torch.ops.ctloss.contrastive(x, y, learnable, tau, options)[0]
-    return loss
+@register_flop_formula(torch.ops.ctloss.contrastive_backward, get_raw=True)
+def _contrastive_backward_flops(
+    upstream: Any, upstream_positive: Any, sides: list[Tensor], *rest: Any, **__: Any
+) -> int:
+    """Of a gradient that was not held: logits again, then the weights' products."""
+    *_, needs, options = rest
+    problem = parse(options)
+    shape = Batch(sides[0], sides[1], tuple(sides[2:])).shape
+    held = _holds(problem, plan(shape, problem).engine)
+    return 0 if held or not any(needs[:-1]) else 3 * _flops(shape, problem)

@@ -29,8 +29,8 @@ WORDS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Options(TypedDict, total=False):
-    """The options that every loss of pairs takes, as type checkers read them; :class:`Problem` has their defaults."""
+class PairOptions(TypedDict, total=False):
+    """The options of :func:`ctloss.contrast`, for type checkers; :class:`Problem` has meanings and defaults."""
 
     negatives: Negatives
     directions: Directions
@@ -39,6 +39,19 @@ class Options(TypedDict, total=False):
     dims: tuple[int, ...] | None
     precision: Precision
     impl: Impl
+
+
+class LossOptions(PairOptions, total=False):
+    """The options of :func:`ctloss.info_nce`."""
+
+    dim_weights: tuple[float, ...] | None
+    reduction: Reduction
+
+
+class CZOptions(LossOptions, total=False):
+    """The options of :func:`ctloss.cz_nce`."""
+
+    form: Form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +66,7 @@ class Problem:
         normalize: cosine similarity of the rows if true, else their plain dot products.
         margin: leave out negatives whose similarity exceeds the positive's by more than this; ``None``: none.
         dims: widths of nested embeddings (Matryoshka), each at most the embeddings' width; ``None``: the full width.
+        dim_weights: what the loss at each width is multiplied by; ``None``: 1 each.
         reduction: ``"mean"`` or ``"sum"`` of the row losses, or ``"none"``.
         form: ``"log"``, or for CZ-NCE ``"ratio"``.
         precision: how carefully float32 products are formed on a GPU.
@@ -78,6 +92,7 @@ class Problem:
     normalize: bool = True
     margin: float | None = None
     dims: tuple[int, ...] | None = None
+    dim_weights: tuple[float, ...] | None = None
     reduction: Reduction = "mean"
     form: Form = "log"
     precision: Precision = "highest"
@@ -95,13 +110,17 @@ class Problem:
         if self.form == "ratio" and self.loss != "cz_nce":
             raise ValueError(f"form: expected 'log' for {self.loss}, got 'ratio'; the ratio form belongs to cz_nce")
         _check_margin(self.margin)
-        if self.dims is not None:
-            _check_dims(self.dims)
+        _check_dims(self.dims, self.dim_weights)
 
     @property
     def num_directions(self) -> int:
         """How many rows each pair has among the anchors."""
         return 2 if self.directions == "both" else 1
+
+    @property
+    def by_row(self) -> bool:
+        """Whether the caller is given one number a row, whose error no mean averages away."""
+        return self.loss == "contrast" or self.reduction == "none"
 
     def spell(self) -> str:
         """All options as one string, for an operator's schema; :func:`parse` reads it.
@@ -123,12 +142,19 @@ def _check_margin(margin: object) -> None:
         raise ValueError(f"margin: expected a finite number or None, got {margin!r}; None leaves out nothing")
 
 
-def _check_dims(dims: object) -> None:
-    wanted = "dims: expected a tuple of different positive widths such as (768, 256, 64)"
-    if not isinstance(dims, tuple) or not all(type(width) is int for width in dims):
-        raise TypeError(f"{wanted}, got {dims!r}")
-    if not dims or min(dims) < 1 or len(set(dims)) < len(dims):
-        raise ValueError(f"{wanted}, got {dims!r}")
+def _check_dims(dims: object, weights: object) -> None:
+    if dims is not None:
+        wanted = "dims: expected a tuple of different positive widths such as (768, 256, 64)"
+        if not isinstance(dims, tuple) or not all(type(width) is int for width in dims):
+            raise TypeError(f"{wanted}, got {dims!r}")
+        if not dims or min(dims) < 1 or len(set(dims)) < len(dims):
+            raise ValueError(f"{wanted}, got {dims!r}")
+    if weights is not None:
+        wanted = "dim_weights: expected a tuple of finite numbers, one for each of dims"
+        if not isinstance(weights, tuple) or not all(isinstance(one, Real) and math.isfinite(one) for one in weights):
+            raise TypeError(f"{wanted}, got {weights!r}")
+        if not isinstance(dims, tuple) or len(dims) != len(weights):
+            raise ValueError(f"{wanted}, got {weights!r} for dims={dims!r}")
 
 
 def parse(spelled: str) -> Problem:

@@ -1,181 +1,291 @@
-"""Whether a path is exact enough: error bounds derived from the arithmetic, not tuned to what a path does.
+"""Whether a path is exact enough, through the public functions and below them.
 
 A fused path forms logits of size up to S in single precision, so each carries an error of about one unit in the last
 place of S; the exponentials turn that into a relative error of their weights, and the gradient is a sum of weighted
 rows whose size before cancellation is A. Hence ``A · (5e-7 + 1e-7 S)``, and beside it one rounding to the dtype of the
-output.
+output. What is exact, and A and S themselves, is in ``truth``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from regimes import Case
 from torch import Tensor
+from truth import Plain, Truth, arguments, length, norms, plain, truth
 
 import ctloss
-from ctloss.reference.eager import near_one_by_powers_of_two
-from ctloss.reference.gradients import closed_form, weights
+from ctloss.kernels.problem import Batch, Forward, Problem, Shape
+from ctloss.reference import contrast
 
-OUTPUT_ROUNDING = {torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 4e-3, torch.float16: 5e-4}
-# Double precision is 2^29 times finer; the factor 4 is for the reference, which is no finer itself.
-FINENESS = {torch.float64: 4 * 2.0**-29}
-
-
-@dataclass(frozen=True)
-class Truth:
-    """The float64 answer to a case and the bounds on an answer's error."""
-
-    rows: Tensor
-    gradient: Tensor
-    slope: Tensor
-    cancelling: Tensor
-    slope_cancelling: float
-    per_logit: float
+# A unit in the last place, or half of one where that is all that happens to a number.
+OUTPUT_ROUNDING = {torch.float64: 0.0, torch.float32: 2.0**-24, torch.bfloat16: 4e-3, torch.float16: 5e-4}
+HALF = (torch.bfloat16, torch.float16)
+# What a and b may be multiplied by; over thirty orders of magnitude below it they are still normal numbers.
+SCALES = (1.0, 1e-30, 1e-270, 1e30)
 
 
-def truth(case: Case, x: Tensor, y: Tensor, upstream: Tensor) -> Truth:
-    """Evaluate the closed form, and the sums A_i of the sizes of its terms."""
-    n = case.n
-    options = {
-        "loss": case.loss,
-        "temperature": case.temperature,
-        "negatives": case.negatives,
-        "normalize": case.normalize,
-    }
-    per_row = upstream.double().expand(2 * n) / (2 * n if case.reduction == "mean" else 1)
-    gradients = closed_form(x, y, per_row, **options)
-    parts = weights(x, y, **options)
-    factor = (per_row * parts.weight).abs()
-    weight = factor[:, None] * parts.softmax
-    size = torch.linalg.vector_norm(parts.rows, dim=1)
-    cancelling = (weight + weight.T) @ size + (factor + factor.roll(n)) * size.roll(n)
-    if case.normalize:
-        norm = norms(x, y)
-        cancelling = torch.where(norm > 0, cancelling / norm, 0.0)
-    slope_size = (parts.softmax * parts.logits.abs()).sum(1) + parts.positive.abs()
-    return Truth(
-        rows=ctloss.reference.row_losses(x, y, **options),
-        gradient=torch.cat((gradients.x, gradients.y)),
-        slope=gradients.temperature,
-        cancelling=cancelling / case.temperature,
-        slope_cancelling=((factor * slope_size).sum() / case.temperature).item(),
-        per_logit=(5e-7 + 1e-7 * parts.logits.abs().max().item()) * FINENESS.get(case.dtype, 1.0),
-    )
+class Engine(Protocol):
+    """A path's functions."""
 
+    def unsupported(self, shape: Shape, problem: Problem) -> str | None: ...
 
-def norms(x: Tensor, y: Tensor) -> Tensor:
-    """The lengths of all 2n rows in float64, which their squares need not fit."""
-    near_one, first, second = near_one_by_powers_of_two(torch.cat((x.double(), y.double())))
-    return torch.linalg.vector_norm(near_one, dim=1) / first[:, 0] / second[:, 0]
+    def forward(self, batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> Forward: ...
 
+    def backward(self, state: Any, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]: ...
 
-def length(values: Tensor) -> float:
-    """The Euclidean length of all entries, whose squares need not fit."""
-    largest = values.abs().amax().item()
-    return largest * torch.linalg.vector_norm(values / largest).item() if largest > 0 else 0.0
+    def save(self, state: Any) -> list[Tensor]: ...
+
+    def restore(self, tensors: list[Tensor], batch: Batch, problem: Problem) -> Any: ...
+
+    def saved_shapes(
+        self, shape: Shape, problem: Problem, *, gradient: bool
+    ) -> list[tuple[tuple[int, ...], torch.dtype]]: ...
 
 
 def answer(case: Case, impl: str, device: str = "cpu") -> tuple[Tensor, list[Tensor | None]]:
-    """Run the public function on the case; the loss and the gradients of x, y and the temperature."""
-    x, y = case.embeddings(device)
-    before = x.clone(), y.clone()
-    x.requires_grad_(case.need[0])
-    y.requires_grad_(case.need[1])
-    precise = torch.float64 if case.dtype == torch.float64 else torch.float32
-    tau = torch.tensor(case.temperature, dtype=torch.float64, device=device) if case.need[2] else None
-    temperature: float | Tensor = case.temperature if tau is None else tau.requires_grad_()
-    options = {"form": case.form} if case.loss == "cz_nce" else {}
-    loss = getattr(ctloss, case.loss)(
-        x,
-        y,
+    """Run the public function on the case; the loss and the gradients of x, y, the temperature and the candidates."""
+    batch = case.batch(device)
+    before = [side.clone() for side in batch.sides]
+    for side, need in zip(batch.sides, case.needs, strict=True):
+        side.requires_grad_(need)
+    temperature, weights = case.given_temperature(device), case.row_weights()
+    if isinstance(temperature, Tensor):
+        temperature.requires_grad_(case.need[2])
+    loss: Tensor = getattr(ctloss, case.loss)(
+        batch.x,
+        batch.y,
         temperature=temperature,
         negatives=case.negatives,
+        directions=case.directions,
         normalize=case.normalize,
+        candidates=batch.candidates or None,
+        ids=batch.ids,
+        candidate_ids=batch.candidate_ids or None,
+        margin=case.margin_in_a_gap(),
+        weights=None if weights is None else weights.to(device),
         reduction=case.reduction,
         impl=impl,
-        **options,
+        **({"form": case.form} if case.loss == "cz_nce" else {}),
     )
-    assert loss.dtype == precise
     loss.backward(case.upstream_gradient().to(device))
-    for rows, copy in ((x, before[0]), (y, before[1])):
-        assert torch.equal(rows.detach(), copy), "an input was modified"
-    for rows in (x, y):
-        assert rows.grad is None or rows.grad.dtype == case.dtype
-    return loss.detach().cpu(), [None if t is None or t.grad is None else t.grad.cpu() for t in (x, y, tau)]
+    for side, copy in zip(batch.sides, before, strict=True):
+        assert torch.equal(side.detach(), copy), "an input was modified"
+    leaves = (batch.x, batch.y, temperature, *batch.candidates)
+    gradients = [leaf.grad if isinstance(leaf, Tensor) else None for leaf in leaves]
+    return loss.detach().cpu(), [None if gradient is None else gradient.cpu() for gradient in gradients]
 
 
 def check(case: Case, impl: str, device: str = "cpu", chain: int = 0) -> None:
-    """Hold one path's answer to the bounds of every quantity it returns.
+    """Hold one path's answer through the public functions to the bounds of every quantity it returns.
 
     With ``chain`` logits may besides have the error of that many float32 additions one after the other, which is a
     random walk in steps of half a unit in the last place.
     """
-    loss, (grad_x, grad_y, slope) = answer(case, impl, device)
-    x, y = case.embeddings()
-    expected = truth(case, x, y, case.upstream_gradient())
-    if chain:
-        largest = 1 if case.normalize else (torch.cat((x, y)).double() ** 2).sum(1).max().item()
-        walk = chain**0.5 * 2.0**-24 * largest / case.temperature
-        expected = replace(expected, per_logit=expected.per_logit + walk)
-    assert (grad_x is None, grad_y is None, slope is None) == tuple(not need for need in case.need)
-    check_value(case, loss, expected)
-    check_gradient(case, grad_x, grad_y, expected)
+    check_answer(case, *answer(case, impl, device), chain=chain)
+
+
+def check_answer(case: Case, loss: Tensor, gradients: list[Tensor | None], chain: int = 0) -> None:
+    """Hold a loss and its gradients, ordered as :func:`answer` does, to the bounds, wherever they are from."""
+    wanted = plain(case)
+    expected = with_chain(case, truth(case, wanted.a, wanted.b), chain)
+    grad_x, grad_y, slope, *of_candidates = gradients
+    check_value(case, loss, wanted, expected)
+    check_gradients(case, [grad_x, grad_y, *of_candidates], expected)
+    assert (slope is not None) == case.need[2]
     if slope is not None:
-        allowed = expected.slope_cancelling * expected.per_logit
-        allowed += OUTPUT_ROUNDING[case.dtype] * abs(expected.slope.item())
-        # Below its smallest normal number the accumulation dtype has fewer digits.
-        allowed += torch.finfo(loss.dtype).smallest_normal
-        error = abs(slope.item() - expected.slope.item())
-        assert error <= allowed, f"temperature gradient: error {error:.3g} over {allowed:.3g}"
+        check_slope(case, slope, expected)
 
 
-def check_value(case: Case, loss: Tensor, expected: Truth) -> None:
+def check_engine(case: Case, engine: Engine, device: str = "cpu", chain: int = 0) -> None:
+    """Hold a path's engine to the bounds, called as the layer above calls it for z itself, with any a and b."""
+    # Of a loss's mean alone rows may be off by more, where that averages away.
+    batch, problem = case.batch(device), case.problem(loss="contrast", form="log")
+    assert engine.unsupported(batch.shape, problem) is None
+    before = [side.clone() for side in batch.sides]
+    a, b = random_factors(case)
+    expected = with_chain(case, truth(case, a, b), chain)
+    alone = engine.forward(batch, problem, moment=False, gradient=False)
+    assert alone.moment is None
+    check_forward(alone, expected)
+    gradient = any(case.needs)
+    forward = engine.forward(batch, problem, moment=True, gradient=gradient)
+    check_forward(forward, expected)
+
+    saved = engine.save(forward.state)
+    promised = engine.saved_shapes(batch.shape, problem, gradient=gradient)
+    assert [(tuple(tensor.shape), tensor.dtype) for tensor in saved] == promised
+    storages = [tensor.untyped_storage().data_ptr() for tensor in (*batch.sides, *saved) if tensor.numel()]
+    assert len(set(storages)) == len(storages), "what is saved shares its memory"
+
+    if gradient:
+        a, b = a.to(device), b.to(device)
+        factors = a.clone(), b.clone()
+        # The losses of z alone pass one tensor as both.
+        of_z = with_chain(case, truth(case, a.cpu(), a.cpu()), chain)
+        # Once more for a graph that is kept, and from what survives a compiled operator.
+        restored = engine.restore([tensor.clone() for tensor in saved], batch, problem)
+        for state in (forward.state, restored):
+            for other, exact in ((b, expected), (a, of_z), (b, expected)):
+                found = engine.backward(state, a, other, case.needs)
+                check_gradients(case, [None if side is None else side.cpu() for side in found], exact)
+        assert torch.equal(a, factors[0]), "a was modified"
+        assert torch.equal(b, factors[1]), "b was modified"
+    for side, copy in zip(batch.sides, before, strict=True):
+        assert torch.equal(side, copy), "an input was modified"
+
+
+def random_factors(case: Case) -> tuple[Tensor, Tensor]:
+    """a and b of either sign, over many orders of magnitude in half the cases; a is 0 where there are no negatives."""
+    generator = torch.Generator().manual_seed(case.seed + 6)
+    float16 = torch.float16 in [side.dtype for side in case.batch().sides]
+    scale = min(SCALES[case.seed % 4], 2.0**10 if float16 else SCALES[-1])
+    decades = (4.0 if float16 else 30.0) * (case.seed // 4 % 2)
+    size, spread = (
+        sample(2, case.rows, generator=generator, dtype=torch.float64) for sample in (torch.randn, torch.rand)
+    )
+    a, b = size * 10 ** (-decades * spread) * scale
+    z, _ = contrast(**arguments(case.batch(), case.problem()))
+    return a.masked_fill(z == -torch.inf, 0.0), b
+
+
+def with_chain(case: Case, expected: Truth, chain: int) -> Truth:
+    """The truth, with bounds for logits that are summed one product after the other."""
+    if not chain:
+        return expected
+    rows = torch.cat([side.double() for side in case.batch().sides])
+    largest = 1.0 if case.normalize else (rows**2).sum(1).max().item()
+    walk = chain**0.5 * 2.0**-24 * largest / case.temperature
+    return expected._replace(per_logit=expected.per_logit + walk)
+
+
+def check_forward(found: Forward, expected: Truth) -> None:
+    """z to max(1, |z|), the positives' logits as logits, the moment relative to what it is a sum of."""
+    exact = ("z", "positive", "moment")
+    for name in exact:
+        values = getattr(found, name)
+        assert values is None or (values.dtype == torch.float64 and values.shape == expected.z.shape), name
+    empty = expected.z == -torch.inf
+    z = found.z.cpu()
+    assert torch.equal(z == -torch.inf, empty), "rows without negatives, and they alone, have z = −∞"
+    within("z", z[~empty], expected.z[~empty], expected.z[~empty].abs().clamp_min(1) * expected.per_logit)
+    # A logit is off by units of the largest one, not of itself: products of any sign have made it.
+    within("positive", found.positive.cpu(), expected.positive, torch.full_like(z, expected.per_logit))
+    if found.moment is not None:
+        moment = found.moment.cpu()
+        assert (moment[empty] == 0).all(), "moment: not 0 without negatives"
+        within("moment", moment, expected.moment, expected.moment_size * expected.per_logit)
+
+
+def within(name: str, found: Tensor, exact: Tensor, allowed: Tensor) -> None:
+    """Each number finite and its error within what is allowed."""
+    assert torch.isfinite(found).all(), f"{name}: not finite"
+    excess = (found.double() - exact).abs() - allowed
+    assert (excess <= 0).all(), f"{name}: {excess.max().item():.3g} over the bound"
+
+
+def check_value(case: Case, loss: Tensor, wanted: Plain, expected: Truth) -> None:
     """The loss: exactly 1 in ratio form; relative to itself for infoNCE, to max(1, |L|) for CZ-NCE."""
-    rows = expected.rows
-    if case.form == "ratio":
-        rows = torch.ones_like(rows)
-    size = rows.abs() if case.loss == "info_nce" else rows.abs().clamp_min(1)
+    assert loss.dtype == case.precise
+    assert loss.shape == wanted.value.shape
+    some = wanted.z > -torch.inf
     # A float32 below 1.2e-38 has fewer digits, and so has each row of a sum; how many is not the path's doing.
-    floor = 2.0**-149 if case.dtype != torch.float64 else 0.0
-    if case.reduction == "mean":
-        rows = rows.mean()
-        size = rows.abs() if case.loss == "info_nce" else rows.abs().clamp_min(1)
-    elif case.reduction == "sum":
-        rows, size, floor = rows.sum(), size.sum(), floor * (case.n + 1)
-    excess = (loss.double() - rows).abs() - (size * expected.per_logit + floor)
-    assert torch.isfinite(loss).all()
-    assert (excess <= 0).all(), f"value: {excess.max().item():.3g} over the bound"
+    floor = 2.0**-149 * some if case.precise != torch.float64 else 0.0 * some
+    if case.reduction == "none":
+        size = wanted.rows if case.loss == "info_nce" else wanted.rows.abs().clamp_min(1)
+        allowed = wanted.shares * size * some * expected.per_logit + floor
+    else:
+        # z is off by what logits are off, whatever its sign, so the shares of all rows stand beside the result's size.
+        size = wanted.value.abs()
+        if case.loss != "info_nce":
+            size = torch.maximum(size, (wanted.shares * some).sum())
+        allowed = size * expected.per_logit + floor.sum()
+    within("value", loss, wanted.value, allowed)
 
 
-def check_gradient(case: Case, grad_x: Tensor | None, grad_y: Tensor | None, expected: Truth) -> None:
-    """The gradient's norm-wise error, twice: as it stands, and with every row at unit scale."""
-    asked = torch.tensor(case.need[:2]).repeat_interleave(case.n)
-    parts = [torch.zeros_like(x) if g is None else g for g, x in zip((grad_x, grad_y), case.embeddings(), strict=True)]
-    gradient = torch.cat(parts)[asked].double()
-    if not asked.any():
-        return
-    reference, cancelling = expected.gradient[asked], expected.cancelling[asked]
-    largest = torch.finfo(case.dtype).max
-    representable = (reference.abs() <= largest).all(dim=1)
-    if not representable.any():
-        return
-    gradient, reference, cancelling = gradient[representable], reference[representable], cancelling[representable]
-    assert torch.isfinite(gradient).all(), "a representable gradient is not finite"
-    rounding = OUTPUT_ROUNDING[case.dtype]
-    finfo = torch.finfo(case.dtype)
-    underflow = finfo.smallest_normal * finfo.eps * case.d**0.5
-    scales = [torch.ones_like(cancelling)]
-    if case.normalize:
-        scales.append(norms(*case.embeddings())[asked][representable])
-    for scale in scales:
-        error = length((gradient - reference) * scale[:, None])
-        allowed = length(cancelling * scale) * expected.per_logit
-        allowed += rounding * length(reference * scale[:, None])
-        allowed += underflow * length(scale)
+def check_slope(case: Case, slope: Tensor, expected: Truth) -> None:
+    """The temperature's gradient, entry by entry; a pair's temperature serves the two rows of its pair."""
+    given = case.given_temperature()
+    assert isinstance(given, Tensor)
+    assert (slope.shape, slope.dtype) == (given.shape, given.dtype)
+    exact, size = (of_rows.reshape(-1, *given.shape).sum(0) for of_rows in (expected.slope, expected.slope_size))
+    allowed = size * expected.per_logit + weight_rounding(case) * exact.abs()
+    # Below its smallest normal number the accumulation dtype has fewer digits.
+    within("temperature gradient", slope, exact, allowed + torch.finfo(case.precise).smallest_normal)
+
+
+def weight_rounding(case: Case) -> float:
+    """Where all sides are of one half precision, weights may be rounded to it for the product that uses them."""
+    dtype = case.batch().shape.dtype
+    return OUTPUT_ROUNDING[dtype] if dtype in HALF else 0.0
+
+
+def check_gradients(case: Case, gradients: Sequence[Tensor | None], expected: Truth) -> None:
+    """Which sides have a gradient, in which dtype, and its error: of each side, or of all where weights are rounded.
+
+    The bound holds for any rows together; what weights in half precision do is bounded only by the norm over all.
+    """
+    sides = case.batch().sides
+    for side, gradient, need in zip(sides, gradients, case.needs, strict=True):
+        assert (gradient is not None) == need, "a gradient that nobody asked for, or none where one was"
+        assert gradient is None or (gradient.shape, gradient.dtype) == (side.shape, side.dtype)
+    lengths = norms(case.batch()) if case.normalize else torch.ones(sum(map(len, sides)), dtype=torch.float64)
+    # Weights share one scale: what is this far below the largest may be lost among them.
+    least = torch.finfo(case.precise).smallest_normal * (torch.cat(expected.cancelling) * lengths).max().item()
+    lengths = lengths.split([len(side) for side in sides])
+    asked = [
+        side_rows(case, least, *parts)
+        for parts in zip(gradients, expected.gradients, expected.cancelling, lengths, strict=True)
+        if parts[0] is not None and len(parts[0])
+    ]
+    groups = [asked] if weight_rounding(case) else [[side] for side in asked]
+    for group in groups:
+        if group:
+            check_rows(SideRows(*map(torch.cat, zip(*group, strict=True))), expected.per_logit)
+
+
+class SideRows(NamedTuple):
+    """The rows whose exact gradient their dtype can hold: found, exact, and what bounds the error of each."""
+
+    found: Tensor
+    exact: Tensor
+    cancelling: Tensor
+    scale: Tensor
+    rounding: Tensor
+    smallest: Tensor
+    underflow: Tensor
+
+
+def side_rows(case: Case, least: float, found: Tensor, exact: Tensor, cancelling: Tensor, lengths: Tensor) -> SideRows:
+    """One side's :class:`SideRows`; its lengths are those by which rows were divided."""
+    finfo = torch.finfo(found.dtype)
+    # Single precision's own rounding is part of the other terms, unless everything else is finer.
+    exempt = found.dtype == torch.float32 and case.precise == torch.float32
+    root = exact.shape[1] ** 0.5
+    rows = SideRows(
+        found=found.double(),
+        exact=exact,
+        cancelling=cancelling,
+        scale=lengths,
+        rounding=torch.full_like(lengths, 0.0 if exempt else OUTPUT_ROUNDING[found.dtype]),
+        smallest=(least / lengths).clamp_min(finfo.smallest_normal) * root,
+        underflow=torch.full_like(lengths, finfo.smallest_normal * finfo.eps * root),
+    )
+    representable = (exact.abs() <= finfo.max).all(dim=1)
+    return SideRows(*(part[representable] for part in rows))
+
+
+def check_rows(rows: SideRows, per_logit: float) -> None:
+    """The gradient's norm-wise error, twice: as it stands, and with every row at unit scale; and no row lost."""
+    assert torch.isfinite(rows.found).all(), "a representable gradient is not finite"
+    size = torch.linalg.vector_norm(rows.exact, dim=1)
+    for scale in (torch.ones_like(rows.scale), rows.scale):
+        error = length((rows.found - rows.exact) * scale[:, None])
+        allowed = length(rows.cancelling * scale) * per_logit
+        allowed += length(rows.exact * (rows.rounding * scale)[:, None]) + length(rows.underflow * scale)
         assert error <= allowed, f"gradient: error {error:.3g} over {allowed:.3g}"
-    size = torch.linalg.vector_norm(reference, dim=1)
-    certain = (size > cancelling * expected.per_logit) & (size > finfo.smallest_normal * case.d**0.5)
-    lost = certain & (gradient == 0).all(dim=1)
+    certain = (size > rows.cancelling * per_logit) & (size > rows.smallest)
+    lost = certain & (rows.found == 0).all(dim=1)
     assert not lost.any(), f"{int(lost.sum())} rows of the gradient vanished"

@@ -3,83 +3,31 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from acceptance import check, random_factors
 from hypothesis import given
-from hypothesis import strategies as st
+from regimes import Case, cases
 from torch import Tensor
 from torch.func import grad, hessian, jacrev, jvp, vmap
+from truth import arguments, norms, truth
 
-from ctloss.reference import closed_form, contrast, loops
+from ctloss.reference import contrast, loops
 from ctloss.reference.eager import unit_rows
 
-EPS = torch.finfo(torch.float64).eps
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-class Call(NamedTuple):
-    """Arguments of a reference function."""
-
-    x: Tensor
-    y: Tensor
-    options: dict[str, Any]
-
-
-@st.composite
-def calls(draw: st.DrawFn, max_n: int = 5, max_d: int = 4) -> Call:
-    """Every option, with rows of zeros, rows that repeat, sides without rows and rows without negatives."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-    n, d = draw(st.integers(1, max_n)), draw(st.integers(1, max_d))
-
-    def normal(rows: int) -> Tensor:
-        side = torch.randn(rows, d, generator=generator, dtype=torch.float64)
-        kind = draw(st.sampled_from(["random", "zero", "collapsed"]))
-        if kind == "zero":
-            side[:1] = 0
-        return 1 + 1e-3 * side if kind == "collapsed" else side
-
-    def numbers(rows: int) -> Tensor:
-        return torch.randint(0, draw(st.integers(1, 2 * n)), (rows,), generator=generator)
-
-    x, y = normal(n), normal(n)
-    directions = draw(st.sampled_from(["both", "x"]))
-    candidates = [normal(m) for m in draw(st.lists(st.integers(0, 2 * n), max_size=2))]
-    rows = 2 * n if directions == "both" else n
-    spread = torch.rand(rows, generator=generator, dtype=torch.float64)
-    return Call(
-        x,
-        y,
-        {
-            "candidates": candidates,
-            "temperature": draw(st.sampled_from([0.05, 1.0, torch.tensor(0.2).double(), 0.05 + spread])),
-            "negatives": draw(st.sampled_from(["both", "cross", "own", "none"])),
-            "directions": directions,
-            "normalize": draw(st.booleans()),
-            "ids": draw(st.sampled_from([None, numbers(n)])),
-            "candidate_ids": draw(
-                st.sampled_from([None, [draw(st.sampled_from([None, numbers(len(c))])) for c in candidates]])
-            ),
-            # Never so near a difference of similarities that rounding could decide, since nobody chose these digits.
-            "margin": draw(st.sampled_from([None, 0.8370521, 0.0137329, -0.6170384])),
-        },
-    )
-
-
-def largest_logit(call: Call) -> float:
-    """The largest logit of any pair, left out or not."""
-    sides = torch.cat([call.x, call.y, *call.options["candidates"]])
-    if call.options["normalize"]:
-        sides = unit_rows(sides)
-    return ((sides @ sides.T).abs().max() / torch.as_tensor(call.options["temperature"]).min()).item()
-
-
-@given(calls())
-def test_eager_follows_the_loops(call: Call) -> None:
-    z, positive = contrast(call.x, call.y, **call.options)
-    exact = loops.log_ratios(call.x, call.y, **call.options)
+@given(cases(max_n=5, max_d=4, dtypes=(torch.float64,)))
+def test_eager_follows_the_loops(case: Case) -> None:
+    call = arguments(case.batch(), case.problem())
+    z, positive = contrast(**call)
+    exact = loops.log_ratios(**call)
+    rounding = truth(case, torch.ones_like(z), torch.ones_like(z)).per_logit
     assert len(exact) == len(z) == len(positive)
-    rounding = 16 * EPS * (1 + largest_logit(call))
     for ours, ours_positive, (expected, expected_positive) in zip(z.tolist(), positive.tolist(), exact, strict=True):
         assert abs(ours_positive - float(expected_positive)) <= rounding
         if expected is None:
@@ -88,38 +36,35 @@ def test_eager_follows_the_loops(call: Call) -> None:
             assert abs(ours - float(expected)) <= rounding * max(1.0, abs(float(expected)))
 
 
-def objective(
-    call: Call, a: Tensor, b: Tensor, x: Tensor, y: Tensor, temperature: Tensor, *candidates: Tensor
-) -> Tensor:
-    """Σ a·lse − b·s⁺ = Σ a·z + (a − b)·s⁺; a row without negatives has no lse."""
-    z, positive = contrast(x, y, **{**call.options, "candidates": candidates, "temperature": temperature})
-    return (a * z.masked_fill(z == -math.inf, 0.0) + torch.where(z == -math.inf, -b, a - b) * positive).sum()
+@given(cases(max_n=12, max_d=10, dtypes=(torch.float64,)))
+def test_closed_form_is_autograd(case: Case) -> None:
+    """Row by row, relative to the terms that cancel in that row: a zero row's gradient is exactly zero."""
+    case = replace(case, seed=4 * case.seed)  # a and b near 1
+    a, b = random_factors(case)
+    batch, call = case.batch(), arguments(case.batch(), case.problem())
+    temperature = torch.as_tensor(batch.temperature, dtype=torch.float64)
+    inputs = [t.clone().requires_grad_() for t in (batch.x, batch.y, temperature, *batch.candidates)]
+    x, y, tau, *candidates = inputs
+    z, positive = contrast(**{**call, "x": x, "y": y, "temperature": tau, "candidates": candidates})
+    some = z > -math.inf
+    # Σ a·lse − b·s⁺ as Σ a·z + (a − b)·s⁺, a being 0 without negatives.
+    (a * z.masked_fill(~some, 0.0) + (a - b) * positive).sum().backward()
+
+    expected = truth(case, a, b)
+    # Autograd forms b as a less (a − b), at the size of those two.
+    sizes = truth(case, a, a.abs() + b.abs())
+    grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in inputs]
+    lengths = norms(batch) if case.normalize else torch.ones_like(norms(batch))
+    error = (torch.cat([*grads[:2], *grads[3:]]) - torch.cat(expected.gradients)) * lengths[:, None]
+    allowed = torch.cat(sizes.cancelling) * lengths * sizes.per_logit
+    assert (torch.linalg.vector_norm(error, dim=1) <= allowed).all()
+    assert grads[2].shape == expected.slope.shape
+    assert ((grads[2] - expected.slope).abs() <= sizes.slope_size * sizes.per_logit).all()
 
 
-@given(calls(max_n=8, max_d=10), st.integers(0, 2**16))
-def test_closed_form_is_autograd(call: Call, seed: int) -> None:
-    """To the rounding of float64, relative to the terms that cancel: one over the row's length where normalising."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = len(contrast(call.x, call.y, **call.options)[0])
-    a, b = torch.randn(2, rows, generator=generator, dtype=torch.float64)
-    temperature = torch.as_tensor(call.options["temperature"], dtype=torch.float64)
-    inputs = [t.clone().requires_grad_() for t in (call.x, call.y, temperature, *call.options["candidates"])]
-    found = torch.autograd.grad(objective(call, a, b, *inputs), inputs)
-    expected = closed_form(call.x, call.y, a, b, **call.options)
-    assert expected.temperature.shape == temperature.shape
-    sides = torch.cat([call.x, call.y, *call.options["candidates"]])
-    lengths = torch.linalg.vector_norm(sides, dim=1, keepdim=True)
-    lengths = lengths if call.options["normalize"] else torch.ones_like(lengths)
-    size = (
-        (a.abs() + b.abs()).sum()
-        / temperature.min()
-        * torch.linalg.vector_norm(sides / lengths.clamp_min(1e-300), dim=1).max()
-    )
-    rounding = 16 * EPS * (1 + largest_logit(call))
-    error = torch.cat([found[0], found[1], *found[3:]]) - torch.cat([expected.x, expected.y, *expected.candidates])
-    assert (torch.linalg.vector_norm(error * lengths, dim=1) <= rounding * size).all()
-    slope = ((a.abs() + b.abs()).sum() * largest_logit(call) / temperature.min()).item()
-    assert ((found[2] - expected.temperature).abs() <= rounding * slope).all()
+@given(cases(max_n=40, max_d=60, dtypes=DTYPES))
+def test_the_reference_meets_the_bounds_of_every_path(case: Case) -> None:
+    check(case, "reference")
 
 
 # One of each kind: rows without negatives among others, every side, ids that repeat, a temperature for every row.

@@ -1,9 +1,9 @@
-"""Row losses from panels of logits: ``z_i = lse(negatives) − s_i,p(i)`` and what the gradient needs of it.
+"""Sums over the negatives of every anchor, from panels of logits: ``lse_i = log Σ_j exp(s_ij)`` in base 2.
 
-The optimistic pass takes exponentials as they are, shifted by one constant: no maximum, sums that simply add up, and
-panels of exponentials that the gradient can reuse. It is right exactly if everything it divides by or returns is a
-normal number, which one reading of their range tells. Otherwise, and wherever reading back would stall a device, the
-running pass keeps every row's own maximum.
+The optimistic pass takes exponentials as they are, shifted by one constant a row: no maximum, sums that simply add up,
+and panels of exponentials that the gradient can reuse. It is right exactly if every sum is a normal number, which one
+reading of their range tells. Otherwise, and wherever reading back would stall a device, the running pass keeps every
+row's own maximum.
 """
 
 from __future__ import annotations
@@ -14,54 +14,42 @@ import torch
 from torch import Tensor
 
 from .layout import Layout, Panel
-from .logits import LN2, Logits
-
-SCALE_BITS = 30
-"""Weights and gradients are held times 2^30, so that infoNCE's of φ = 1e-36 stay normal numbers in float32."""
-SCALE = 2.0**SCALE_BITS
+from .logits import EXCLUDED, LN2, Logits
 
 NORMAL_BITS = {torch.float32: 124, torch.float64: 1000}
 WINDOW = 100.0
 
-EXCLUDED = -(2.0**125)
-"""The logit of a pair that is no negative: below all others, and finite, so that its exponential times it is zero. A
-row that has met no negative yet may have it for its maximum; the first negative multiplies such a sum by zero."""
-
 
 @dataclass
 class Denominators:
-    """The statistics of all 2n rows; vectors of length 2n in the accumulation dtype.
+    """The sums of all anchors.
 
     Attributes:
-        z: log φ, in natural units.
-        rows: the row losses.
-        lse: base-2 log-sum-exp over the negatives, after the running pass.
-        weight: ``2^30 · w_i``.
-        per_sum: ``weight / Σ_j e_ij`` for exponentials ``e_ij`` under ``shift``; ``None`` after the running pass.
-        shift: the constant subtracted from base-2 logits before exponentials were taken.
-        tilt: ``Σ_j P_ij s_ij − s_i,p(i)``, if asked for.
+        lse: ``(rows,)`` float64, base-2 log-sum-exp over the negatives; −inf for a row without any.
+        total: ``(rows,)`` sums of the plain exponentials of logits less ``shift``; ``None`` after the running pass.
+        shift: what was subtracted from the base-2 logits before exponentials were taken: a number, or one an anchor.
+        mean: ``(rows,)`` Σ_j P_ij s_ij in natural units, if asked for.
+        largest: ``(rows,)`` the largest share of a negative in its row's sum, if asked for.
         kept: the panels: exponentials after the optimistic pass, logits after the running one; ``None`` if not kept.
     """
 
-    z: Tensor
-    rows: Tensor
-    lse: Tensor | None
-    weight: Tensor
-    per_sum: Tensor | None
-    shift: float
-    tilt: Tensor | None
+    lse: Tensor
+    total: Tensor | None
+    shift: float | Tensor
+    mean: Tensor | None
+    largest: Tensor | None
     kept: list[Tensor] | None
 
 
-def optimistic_shift(scale: float | Tensor, normalize: bool) -> float | None:
-    """The constant that keeps exponentials of cosines below 2^100; ``None`` where the optimistic pass is not taken.
+def optimistic_shift(scale: float | Tensor, normalize: bool) -> float | Tensor:
+    """What keeps exponentials of cosines below 2^100, 0 if nothing is needed.
 
     Args:
-        scale: base-2 logits per unit of similarity; a tensor is not read.
+        scale: base-2 logits per unit of similarity, a number or one an anchor.
         normalize: whether similarities are cosines.
 
     Returns:
-        The shift, 0 if none is needed.
+        The shift, in the form of the scale.
 
     Example:
         >>> optimistic_shift(20.0, True)
@@ -70,7 +58,7 @@ def optimistic_shift(scale: float | Tensor, normalize: bool) -> float | None:
         44.0
     """
     if isinstance(scale, Tensor):
-        return None
+        return (scale - WINDOW).clamp_min(0.0) if normalize else torch.zeros_like(scale)
     return max(0.0, scale - WINDOW) if normalize else 0.0
 
 
@@ -82,95 +70,94 @@ def is_normal(statistics: Tensor) -> bool:
 
 
 def optimistic(
-    logits: Logits, layout: Layout, loss: str, shift: float, *, keep: bool, tilt: bool
+    logits: Logits, layout: Layout, shift: float | Tensor, *, keep: bool, moment: bool, shares: bool
 ) -> Denominators | None:
-    """Sum plain exponentials, panel by panel; ``None`` if they left the range of normal numbers."""
-    count, panels = 2 * layout.n, _Scratch(logits, layout, keep)
-    statistics = logits.rows.stacked.new_zeros((4, count))
-    positive, total, phi, per_sum = statistics.unbind()
-    moment = torch.zeros_like(total) if tilt else None
-    for panel in layout.panels():
-        entries = logits.fill(panel, panels.next())
-        unshifted = panels.second(entries).copy_(entries) if tilt else None
-        if shift:
-            entries.sub_(shift)
-        logits.exclude(panel, entries.exp2_(), 0.0)
+    """Sum plain exponentials, panel by panel; ``None`` if a sum left the range of normal numbers."""
+    panels = _Scratch(logits, layout, keep)
+    total = logits.rows.stacked.new_zeros(layout.num_anchors)
+    sums = torch.zeros_like(total) if moment else None
+    largest = torch.zeros_like(total) if shares else None
+    for panel in layout.panels:
+        entries = logits.fill(panel, panels.next(panel))
+        unshifted = panels.second(entries).copy_(entries) if moment else None
+        subtract_shift(entries, shift, panel).exp2_()
         add_sums(total, entries, panel)
-        if moment is not None and unshifted is not None:
-            unshifted.mul_(entries)
-            add_sums(moment, unshifted, panel)
-    both_ways = logits.positive().repeat(2)
-    positive.copy_(torch.exp2(both_ways - shift))
-    torch.div(total, positive, out=phi)
-    per_sum.copy_(total + positive if loss == "info_nce" else total).reciprocal_().mul_(SCALE)
-    if not is_normal(statistics):
+        if sums is not None and unshifted is not None:
+            add_sums(sums, unshifted.mul_(entries), panel)
+        if largest is not None:
+            raise_to_largest(largest, entries, panel)
+    if not is_normal(total):
         return None
-    z = torch.log(phi)
+    wide = total.double()
     return Denominators(
-        z=z,
-        rows=torch.log1p(phi) if loss == "info_nce" else z,
-        lse=None,
-        weight=per_sum * total,
-        per_sum=per_sum,
+        lse=torch.log2(wide).add_(shift),
+        total=total,
         shift=shift,
-        tilt=None if moment is None else moment.div_(total).sub_(both_ways).mul_(LN2),
+        mean=None if sums is None else (sums / wide).mul_(LN2),
+        largest=None if largest is None else largest / total,
         kept=panels.kept,
     )
 
 
-def running(logits: Logits, layout: Layout, loss: str, *, keep: bool, tilt: bool) -> Denominators:
+def running(logits: Logits, layout: Layout, *, keep: bool, moment: bool) -> Denominators:
     """Sum exponentials relative to every row's running maximum."""
-    count, panels = 2 * layout.n, _Scratch(logits, layout, keep)
-    total = logits.rows.stacked.new_zeros(count)
-    moment = torch.zeros_like(total) if tilt else None
+    panels = _Scratch(logits, layout, keep)
+    total = logits.rows.stacked.new_zeros(layout.num_anchors)
+    sums = torch.zeros_like(total) if moment else None
     maximum = torch.full_like(total, EXCLUDED)
-    for panel in layout.panels():
-        entries = logits.fill(panel, panels.next())
-        logits.exclude(panel, entries, EXCLUDED)
-        mirrored = entries[:, panel.mirror - panel.first :]
-        for part, rows, dim in (
-            (entries, slice(panel.start, panel.stop), 1),
-            (mirrored, slice(panel.mirror, count), 0),
-        ):
-            if part.shape[1] == 0:
-                continue
+    for panel in layout.panels:
+        entries = logits.fill(panel, panels.next(panel))
+        for part, rows, dim in served(entries, panel):
             former = maximum[rows].clone()
             maximum[rows] = torch.maximum(former, part.amax(dim))
             exponentials = torch.sub(part, maximum[rows].unsqueeze(dim), out=panels.second(part)).exp2_()
+            # Where all were excluded, they are no larger than the maximum that stands for none.
+            exponentials.masked_fill_(part == EXCLUDED, 0.0)
             shrink = torch.exp2(former - maximum[rows])
             total[rows] = total[rows] * shrink + exponentials.sum(dim)
-            if moment is not None:
-                exponentials.mul_(part)
-                moment[rows] = moment[rows] * shrink + exponentials.sum(dim)
-    both_ways = logits.positive().repeat(2)
-    lse = torch.log2(total).double() + maximum.double()
-    z = (lse - both_ways) * LN2
-    info = loss == "info_nce"
-    weight = torch.exp(SCALE_BITS * LN2 - softplus(-z)) if info else torch.full_like(z, SCALE)
+            if sums is not None:
+                sums[rows] = sums[rows] * shrink + exponentials.mul_(part).sum(dim)
+    wide = total.double()
+    lse = torch.log2(wide) + maximum
     return Denominators(
-        z=z.to(total.dtype),
-        rows=(softplus(z) if info else z).to(total.dtype),
-        lse=lse.to(total.dtype),
-        # A row whose z is NaN has no weight either.
-        weight=(weight + 0 * z).to(total.dtype),
-        per_sum=None,
+        lse=torch.where(total == 0, -torch.inf, lse),
+        total=None,
         shift=0.0,
-        tilt=None if moment is None else moment.div_(total).sub_(both_ways).mul_(LN2),
+        mean=None if sums is None else torch.where(total == 0, 0.0, (sums / wide).mul_(LN2)),
+        largest=1 / total,
         kept=panels.kept,
     )
 
 
-def softplus(z: Tensor) -> Tensor:
-    """log(1 + e^z), relative to itself accurate at both ends."""
-    return torch.nn.functional.softplus(z, threshold=40)
+def served(entries: Tensor, panel: Panel) -> list[tuple[Tensor, slice, int]]:
+    """The anchors that a panel serves: its entries, the stacked rows, and the dimension that their negatives run along.
+
+    A panel serves its own rows and, by its transposed entries, the anchors among its columns.
+    """
+    parts = [(entries, slice(panel.start, panel.stop), 1)]
+    if panel.mirror > panel.outside:
+        inside = slice(panel.outside - panel.first, panel.mirror - panel.first)
+        parts.append((entries[:, inside], slice(panel.outside, panel.mirror), 0))
+    return parts
 
 
 def add_sums(total: Tensor, entries: Tensor, panel: Panel) -> None:
-    """Add a panel's row sums, and its column sums where it stands for its mirror image."""
-    total[panel.start : panel.stop] += entries.sum(1)
-    offset = panel.mirror - panel.first
-    if offset < entries.shape[1]:
-        total[panel.mirror :] += entries[:, offset:].sum(0)
+    """Add a panel's sums to those of the anchors that it serves."""
+    for part, rows, dim in served(entries, panel):
+        total[rows] += part.sum(dim)
+
+
+def raise_to_largest(largest: Tensor, entries: Tensor, panel: Panel) -> None:
+    """Raise the largest entry of every anchor that a panel serves."""
+    for part, rows, dim in served(entries, panel):
+        largest[rows] = torch.maximum(largest[rows], part.amax(dim))
+
+
+def subtract_shift(entries: Tensor, shift: float | Tensor, panel: Panel) -> Tensor:
+    """A panel's logits less the shift, in place."""
+    if isinstance(shift, Tensor):
+        return entries.sub_(shift[panel.start : panel.stop, None])
+    return entries.sub_(shift) if shift else entries
 
 
 class _Scratch:
@@ -178,16 +165,15 @@ class _Scratch:
 
     def __init__(self, logits: Logits, layout: Layout, keep: bool) -> None:
         self.rows = logits.rows.stacked
-        self.sizes = iter([panel.height * (2 * layout.n - panel.first) for panel in layout.panels()])
         self.kept: list[Tensor] | None = [] if keep else None
-        self.largest = layout.height * (2 * layout.n if layout.symmetric else layout.n)
+        self.largest = layout.largest
         self.first: Tensor | None = None
         self.other: Tensor | None = None
 
-    def next(self) -> Tensor:
+    def next(self, panel: Panel) -> Tensor:
         """Memory for the next panel's logits."""
         if self.kept is not None:
-            self.kept.append(self.rows.new_empty(next(self.sizes)))
+            self.kept.append(self.rows.new_empty(panel.height * panel.width))
             return self.kept[-1]
         if self.first is None:
             self.first = self.rows.new_empty(self.largest)

@@ -1,303 +1,414 @@
-"""The torch path behind one protocol: what can run, what would run, forward and backward, tensors in and out."""
+"""The torch path behind the protocol of all paths: what can run, what would run, forward and backward."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..problem import Problem
-from . import denominators, dense, few
-from .denominators import SCALE_BITS, Denominators, is_normal, optimistic_shift, softplus
-from .gradient import accumulate
-from .layout import Layout, layout
-from .logits import FEW_ROWS, LN2, Logits, base2_scale, needs_double
+from ..problem import Batch, Forward, Problem, Shape
+from . import denominators, exact, square
+from .denominators import Denominators, is_normal, optimistic_shift
+from .gradient import Weights, accumulate, runs
+from .layout import FEW_ROWS, Layout, layout
+from .logits import LN2, Logits, base2_scale, gather_ids
 from .products import ExactProducts
-from .rows import accumulation_dtype, prepare, row_exponents, times_power_of_two
+from .rows import accumulation_dtype, prepare, times_power_of_two
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SCALE_BITS = 30
+"""The largest weight is brought to 2^30, so that ones as small as infoNCE's of φ = 1e-36 stay normal in float32."""
+LEAST_BITS = -900
 
 
-def unsupported(dtype: torch.dtype, device_type: str, n: int, d: int, problem: Problem) -> str | None:
+def unsupported(shape: Shape, problem: Problem) -> str | None:
     """Why this path cannot run, or ``None``.
 
     Example:
-        >>> unsupported(torch.float32, "cpu", 2, 1, Problem("cz_nce", "both", True, "mean", "highest", 1 << 28))
+        >>> unsupported(Shape(2, 1), Problem())
     """
-    if dtype not in DTYPES:
-        return f"the torch path takes {', '.join(str(t).removeprefix('torch.') for t in DTYPES)}, not {dtype}"
-    if device_type == "mps":
+    if shape.dtype not in DTYPES:
+        return f"the torch path takes {', '.join(str(t).removeprefix('torch.') for t in DTYPES)}, not {shape.dtype}"
+    if shape.device_type == "mps":
         return "the torch path forms row statistics in float64, which mps lacks"
     return None
 
 
-def describe(dtype: torch.dtype, device_type: str, n: int, d: int, problem: Problem) -> dict[str, object]:
+def describe(shape: Shape, problem: Problem) -> dict[str, object]:
     """The configuration that would run.
 
     Example:
-        >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 1 << 28)
-        >>> describe(torch.float32, "cpu", 512, 256, problem)["logits"]
+        >>> describe(Shape(512, 256), Problem())["logits"]
         '4 panels of 256 rows'
     """
-    plan = layout(n, d, dtype, device_type, problem)
+    plan = layout(shape, problem)
+    if plan.few:
+        logits = "one square, in float64"
+    elif plan.dense:
+        logits = "one square"
+    else:
+        logits = f"{len(plan.panels)} panels of {plan.height} rows"
     return {
-        "accumulated in": str(accumulation_dtype(dtype)).removeprefix("torch."),
+        "accumulated in": str(accumulation_dtype(shape.dtype)).removeprefix("torch."),
         "products": "float32 or better at every precision setting",
-        "logits": "one square" if plan.dense else f"{sum(1 for _ in plan.panels())} panels of {plan.height} rows",
+        "logits": logits,
         "gradient": "from logits kept" if plan.keep else "from logits formed again",
-        "maximum": "none, guarded by their range" if device_type == "cpu" else "running",
+        "maximum": "none, guarded by their range" if shape.device_type == "cpu" else "running",
     }
 
 
-def stats_shape(dtype: torch.dtype, n: int, d: int, problem: Problem, *, differentiated: bool) -> tuple[int, ...]:
-    """Shape of ``stats``: lse, z and tilt of all rows if the gradient is formed later, else whether rows were rescaled.
+@dataclass
+class State:
+    """What the backward needs of the forward."""
 
-    Example:
-        >>> stats_shape(torch.float32, 4, 8, Problem("cz_nce", "both", True, "none", "highest", 1), differentiated=True)
-        (3, 8)
+    batch: Batch
+    problem: Problem
+    plan: Layout
+    lse: Tensor
+    logits: Logits | None
+    sums: Denominators | None
+    square: square.Square | None
+
+
+class Held(NamedTuple):
+    """Gradients that wait for a factor.
+
+    Attributes:
+        gradients: one a side in the accumulation dtype, ``None`` where not needed.
+        exponents: powers of two each row is still to be multiplied by, one tensor a side; ``None`` if none is.
+        bits: the power of two that all are still to be multiplied by.
     """
-    return (1,) if holds_gradient(problem) else (3, 2 * n)
+
+    gradients: list[Tensor | None]
+    exponents: list[Tensor] | None
+    bits: int | Tensor
 
 
-def holds_gradient(problem: Problem) -> bool:
-    """Whether the forward forms the gradient: one upstream number for all rows can be multiplied in afterwards.
-
-    Example:
-        >>> holds_gradient(Problem("cz_nce", "both", True, "mean", "highest", 1 << 28))
-        True
-    """
-    return problem.reduction != "none"
-
-
-def forward(
-    x: Tensor,
-    y: Tensor,
-    temperature: float | Tensor,
-    problem: Problem,
-    *,
-    need_x: bool,
-    need_y: bool,
-    need_temperature: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Row losses of Chen et al. 2022 (arXiv 2202.13083), eqs. (1) and (4), and with them the gradient of their sum.
+def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> Forward:
+    """z and the positives' logits of all anchors, exact however small e^z is.
 
     Args:
-        x: ``(n, d)`` anchors.
-        y: ``(n, d)`` translations, the same dtype and device.
-        temperature: a positive float, or a 0-d tensor, which is read only on the CPU.
+        batch: the sides, their temperature and ids.
         problem: the loss call's options.
-        need_x: hold the gradient of x, if the reduction allows.
-        need_y: the same for y.
-        need_temperature: the same for the temperature.
+        moment: find Σ_j P_ij s_ij − s⁺_i too.
+        gradient: whether :func:`backward` may follow.
 
     Returns:
-        ``(rows, stats, held_x, held_y, held_temperature)``: ``(2n,)`` row losses, statistics for the backward, and
-        gradients times ``2nτ · 2^30``, empty where not needed; float32, or float64 for float64 inputs.
+        The :class:`Forward`.
 
     Example:
-        >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 1 << 28)
         >>> eye = torch.eye(2)
-        >>> forward(eye, eye, 1.0, problem, need_x=False, need_y=False, need_temperature=False)[0]
-        tensor([-0.3069, -0.3069, -0.3069, -0.3069])
+        >>> forward(Batch(eye, eye, temperature=1.0), Problem(), moment=False, gradient=False).z
+        tensor([-0.3069, -0.3069, -0.3069, -0.3069], dtype=torch.float64)
     """
-    n, d = x.shape
-    held, scale = holds_gradient(problem), base2_scale(temperature)
-    with ExactProducts(x.device.type):
-        if held and 2 * n <= FEW_ROWS and x.device.type == "cpu":
-            asked = {"need_x": need_x, "need_y": need_y, "need_temperature": need_temperature}
-            solved = few.solve(x, y, scale, problem, **asked)
-            if solved is not None:
-                # Zero: no row was rescaled.
-                flag = solved.rows.new_zeros(1)
-                return solved.rows, flag, *_held(x, solved.grad_x, solved.grad_y, solved.slope)
-        plan = layout(n, d, x.dtype, x.device.type, problem)
-        rows = prepare(x, y, problem.normalize, precise=needs_double(n, problem.reduction))
-        logits = Logits(rows, n, plan.symmetric, scale)
-        found, grad_x, grad_y = _solve(
-            logits,
-            plan,
-            problem,
-            tilt=need_temperature,
-            need_x=need_x and held,
-            need_y=need_y and held,
-        )
-    stacked = rows.stacked
-    if held:
-        stats = stacked.new_full((1,), float(rows.exponents is not None))
-    else:
-        tilt = torch.zeros_like(found.z) if found.tilt is None else found.tilt
-        stats = torch.stack((_lse(found, logits), found.z, tilt))
-    slope = None if found.tilt is None or not held else (found.weight * found.tilt).sum().neg_()
-    return found.rows, stats, *_held(x, grad_x, grad_y, slope)
-
-
-def backward(
-    upstream: Tensor,
-    x: Tensor,
-    y: Tensor,
-    temperature: float | Tensor,
-    stats: Tensor,
-    held_x: Tensor,
-    held_y: Tensor,
-    held_temperature: Tensor,
-    problem: Problem,
-    *,
-    need_x: bool,
-    need_y: bool,
-    need_temperature: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of the reduced loss times ``upstream``.
-
-    Args:
-        upstream: ``()`` for mean and sum, ``(2n,)`` for none.
-        x: as in the forward.
-        y: as in the forward.
-        temperature: as in the forward.
-        stats: from the forward.
-        held_x: from the forward.
-        held_y: from the forward.
-        held_temperature: from the forward.
-        problem: as in the forward.
-        need_x: return the gradient of x.
-        need_y: return the gradient of y.
-        need_temperature: return the gradient of the temperature.
-
-    Returns:
-        ``(grad_x, grad_y, grad_temperature)`` in the dtypes of x, y and stats; ``None`` where not needed.
-    """
-    if not holds_gradient(problem):
-        return _backward_by_row(
-            upstream, x, y, temperature, stats, problem, need_x=need_x, need_y=need_y, need_temperature=need_temperature
-        )
-    tau = float(temperature) if x.device.type == "cpu" else temperature
-    factor = upstream * (2.0**-SCALE_BITS / (2 * x.shape[0] if problem.reduction == "mean" else 1) / tau)
-    # Off the CPU the flag is not read back: multiplying by 2^0 costs less than waiting.
-    rescaled = problem.normalize and (x.device.type != "cpu" or stats.item() != 0)
-    gradients: list[Tensor | None] = []
-    for need, raw, held in ((need_x, x, held_x), (need_y, y, held_y)):
-        if not need:
-            gradients.append(None)
-        elif rescaled:
-            exponents = row_exponents(raw)
-            half = torch.trunc(exponents * 0.5)
-            scaled = (held * torch.exp2(half)).mul_(factor).mul_(torch.exp2(exponents - half))
-            gradients.append(scaled.to(raw.dtype))
+    shape = batch.shape
+    plan = layout(shape, problem)
+    scale = base2_scale(batch.temperature)
+    with ExactProducts(shape.device_type):
+        found = None
+        if (plan.few or plan.dense) and isinstance(scale, float):
+            found = square.solve(batch, problem.normalize, plan, scale, moment=moment)
+        if found is not None:
+            state = State(batch, problem, plan, found.lse, None, None, found)
+            positive = found.rows.positive.repeat(2) * scale
+            lse, mean = found.lse, found.mean
         else:
-            gradients.append((held * factor).to(raw.dtype))
-    return gradients[0], gradients[1], held_temperature * factor if need_temperature else None
+            logits = _logits(batch, problem, plan, scale)
+            sums = _sum(logits, batch, problem, plan, moment=moment, gradient=gradient)
+            state = State(batch, problem, plan, sums.lse, logits, sums, None)
+            positive = logits.positive(problem.num_directions)
+            lse, mean = sums.lse, sums.mean
+    z, positive = (lse - positive) * LN2, positive * LN2
+    if mean is not None:
+        mean = torch.where(lse == -torch.inf, 0.0, mean - positive)
+    return Forward(z, positive, mean, state)
 
 
-def _backward_by_row(
-    upstream: Tensor,
-    x: Tensor,
-    y: Tensor,
-    temperature: float | Tensor,
-    stats: Tensor,
-    problem: Problem,
-    *,
-    need_x: bool,
-    need_y: bool,
-    need_temperature: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    n, d = x.shape
-    tau = float(temperature) if x.device.type == "cpu" else temperature
-    lse, z, tilt = stats.unbind()
-    weight = (
-        torch.exp(-softplus(-z.double())) if problem.loss == "info_nce" else torch.ones_like(z, dtype=torch.float64)
-    )
-    weight = (weight + 0 * z) * upstream
-    slope = -(weight * tilt).sum().to(stats.dtype) / tau if need_temperature else None
-    if not (need_x or need_y):
-        return None, None, slope
-    # The largest weight becomes 2^30, whatever the upstream gradient's scale.
-    largest = weight.abs().amax()
-    bits = torch.where((largest > 0) & torch.isfinite(largest), torch.floor(torch.log2(largest)), 0.0)
-    weight = times_power_of_two(weight, SCALE_BITS - bits).to(stats.dtype)
-    with ExactProducts(x.device.type):
-        rows = prepare(x, y, problem.normalize, precise=needs_double(n, "sum"))
-        plan = layout(n, d, x.dtype, x.device.type, problem)
-        logits = Logits(rows, n, plan.symmetric, base2_scale(temperature))
-        per_sum, shift = _per_sum(logits, weight, lse, problem)
-        grad_x, grad_y = accumulate(
-            logits, plan, weight, per_sum=per_sum, lse=lse, shift=shift, kept=None, need_x=need_x, need_y=need_y
-        )
-        rows.project(grad_x, grad_y)
-    exponents = (bits - SCALE_BITS).to(stats.dtype)
-    gradients: list[Tensor | None] = []
-    for side, gradient in enumerate((grad_x, grad_y)):
-        if gradient is not None:
-            power = exponents if rows.exponents is None else rows.exponents[side * n : (side + 1) * n] + exponents
-            # The power last: a subnormal number's rounding would be divided by τ too.
-            gradient = times_power_of_two(gradient / tau, power).to(x.dtype)
-        gradients.append(gradient)
-    return gradients[0], gradients[1], slope
+def _logits(batch: Batch, problem: Problem, plan: Layout, scale: float | Tensor) -> Logits:
+    # Off the CPU nothing is read back that could tell which rows need it.
+    precise = plan.count <= FEW_ROWS or (problem.by_row and batch.x.device.type != "cpu")
+    rows = prepare(batch.sides, problem.normalize, batch.shape.dtype, precise=precise)
+    limits = None
+    if problem.margin is not None:
+        similarities = rows.positive.repeat(problem.num_directions)
+        limits = (similarities + problem.margin) * scale
+    return Logits(rows, plan.n, scale, gather_ids(batch), limits)
 
 
-def _solve(
-    logits: Logits, plan: Layout, problem: Problem, *, tilt: bool, need_x: bool, need_y: bool
-) -> tuple[Denominators, Tensor | None, Tensor | None]:
-    """Statistics and gradients: all at once, else optimistically, else carefully."""
-    loss, keep = problem.loss, plan.keep and (need_x or need_y)
-    shift = _shift(logits, problem)
-    if shift is not None and plan.dense:
-        solved = dense.solve(logits, loss, shift, tilt=tilt, need_x=need_x, need_y=need_y)
-        if solved is not None:
-            return solved
+def _sum(logits: Logits, batch: Batch, problem: Problem, plan: Layout, *, moment: bool, gradient: bool) -> Denominators:
+    """The sums over the negatives: optimistically, else carefully, and where rows count one by one exactly."""
+    on_cpu = batch.x.device.type == "cpu"
+    by_row = problem.by_row and on_cpu and logits.rows.precise is None and logits.rows.stacked.dtype == torch.float32
+    keep = plan.keep and gradient
     found = None
-    if shift is not None and not plan.dense:
-        found = denominators.optimistic(logits, plan, loss, shift, keep=keep, tilt=tilt)
+    shift = _shift(logits, problem)
+    if shift is not None:
+        found = denominators.optimistic(logits, plan, shift, keep=keep, moment=moment, shares=by_row and not keep)
     if found is None:
-        found = denominators.running(logits, plan, loss, keep=keep, tilt=tilt)
-    if not (need_x or need_y):
-        return found, None, None
-    grad_x, grad_y = accumulate(
-        logits,
-        plan,
-        found.weight,
-        per_sum=found.per_sum,
-        lse=found.lse,
-        shift=found.shift,
-        kept=found.kept,
-        need_x=need_x,
-        need_y=need_y,
-    )
-    logits.rows.project(grad_x, grad_y)
-    return found, grad_x, grad_y
+        found = denominators.running(logits, plan, keep=keep, moment=moment)
+    if by_row:
+        rows = exact.dominated(found, logits, plan)
+        if len(rows):
+            found.lse[rows] = exact.lse_of(rows, batch, logits, problem)
+    return found
 
 
-def _held(
-    x: Tensor, grad_x: Tensor | None, grad_y: Tensor | None, slope: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients as an operator returns them: empty where not needed, and no two of them the same tensor."""
-    dtype = accumulation_dtype(x.dtype)
-    return (
-        x.new_empty(0, dtype=dtype) if grad_x is None else grad_x,
-        x.new_empty(0, dtype=dtype) if grad_y is None else grad_y,
-        x.new_empty(0, dtype=dtype) if slope is None else slope,
-    )
-
-
-def _lse(found: Denominators, logits: Logits) -> Tensor:
-    """Base-2 log-sum-exps over the negatives."""
-    if found.lse is not None:
-        return found.lse
-    return (found.z.double() / LN2 + logits.positive().repeat(2)).to(found.z.dtype)
-
-
-def _shift(logits: Logits, problem: Problem) -> float | None:
+def _shift(logits: Logits, problem: Problem) -> float | Tensor | None:
     """The optimistic pass's shift; ``None`` where it must not be tried."""
     if logits.rows.stacked.device.type != "cpu":
         return None
     shift = optimistic_shift(logits.scale, problem.normalize)
     # Exponentials that a shift pushes below the normal numbers count after all if zero rows zero every other term.
-    return None if shift and logits.rows.exponents is not None else shift
+    shifted = bool(shift.any()) if isinstance(shift, Tensor) else shift > 0
+    return None if shifted and logits.rows.exponents is not None else shift
 
 
-def _per_sum(logits: Logits, weight: Tensor, lse: Tensor, problem: Problem) -> tuple[Tensor | None, float]:
-    """Weights over sums of plain exponentials, where all of those are normal numbers."""
+def backward(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
+    """Gradients of ``Σ_i a_i lse_i − b_i s⁺_i`` with respect to the sides' rows.
+
+    Args:
+        state: of the forward; may be used again.
+        a: ``(rows,)`` float64, 0 for rows without negatives.
+        b: ``(rows,)`` float64; may be ``a``.
+        needs: which sides need a gradient.
+
+    Returns:
+        One tensor a side, in its dtype; ``None`` where not needed.
+    """
+    return release(hold(state, a, b, needs), 1.0, state.batch.sides)
+
+
+def hold(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> Held:
+    """What :func:`backward` returns, before a factor that is known only later.
+
+    Example:
+        >>> eye = torch.eye(2)
+        >>> state = forward(Batch(eye, eye, temperature=1.0), Problem(), moment=False, gradient=True).state
+        >>> ones = torch.ones(4, dtype=torch.float64)
+        >>> held = hold(state, ones, ones, (True, False))
+        >>> release(held, 0.5, state.batch.sides)[0]
+        tensor([[0., 1.],
+                [1., 0.]])
+    """
+    batch, plan = state.batch, state.plan
+    if not any(needs):
+        return Held([None] * len(needs), None, 0)
+    a, b, bits = _scaled(a, b, batch.temperature)
+    sizes = [side.shape[0] for side in batch.sides]
+    with ExactProducts(batch.x.device.type):
+        if state.square is not None:
+            dtype = state.square.entries.dtype
+            narrow = a.to(dtype)
+            pulls = narrow if b is a else b.to(dtype)
+            found = square.gradients(state.square, narrow, pulls, plan.n, needs)
+            rows = state.square.rows
+        else:
+            assert state.logits is not None
+            assert state.sums is not None
+            rows = state.logits.rows
+            found = _from_panels(state.logits, state.sums, plan, a, b, sizes, needs)
+    exponents = None if rows.exponents is None else list(rows.exponents.split(sizes))
+    return Held(found, exponents, bits)
+
+
+def release(held: Held, factor: float | Tensor, sides: tuple[Tensor, ...]) -> list[Tensor | None]:
+    """Held gradients times a factor, in the sides' dtypes.
+
+    Args:
+        held: from :func:`hold`; not modified.
+        factor: a number, or a 0-d tensor off the CPU.
+        sides: their dtypes are taken.
+
+    Returns:
+        One tensor a side; ``None`` where not needed.
+    """
+    mantissa: float | Tensor
+    power: int | Tensor
+    if isinstance(factor, Tensor) or isinstance(held.bits, Tensor):
+        wide = torch.as_tensor(factor, dtype=torch.float64)
+        mantissa, exponents_of_factor = torch.frexp(wide)
+        power = exponents_of_factor + held.bits
+    else:
+        mantissa, exponent = math.frexp(factor) if math.isfinite(factor) else (factor, 0)
+        power = exponent + held.bits
+    gradients: list[Tensor | None] = []
+    for index, (gradient, side) in enumerate(zip(held.gradients, sides, strict=True)):
+        if gradient is None:
+            gradients.append(None)
+        elif held.exponents is None and isinstance(power, int) and abs(power) < 100:
+            gradients.append((gradient * (mantissa * 2.0**power)).to(side.dtype))
+        else:
+            exponents = power if held.exponents is None else held.exponents[index] + power
+            if isinstance(exponents, Tensor):
+                exponents = exponents.to(gradient.dtype)
+            # The power last: a subnormal number's rounding would be multiplied too.
+            gradients.append(times_power_of_two(gradient * mantissa, exponents).to(side.dtype))
+    return gradients
+
+
+def _scaled(a: Tensor, b: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor, int | Tensor]:
+    """``a / τ`` and ``b / τ`` over the power of two that brings the largest to 2^30; the same tensor if they are."""
+    same = b is a
+    if isinstance(temperature, Tensor) and (temperature.dim() or a.device.type != "cpu"):
+        wide = temperature.double()
+        a = a / wide
+        b = a if same else b / wide
+        divisor = 1.0
+    else:
+        divisor = float(temperature)
+    largest = a.abs().amax()
+    if not same:
+        largest = torch.maximum(largest, b.abs().amax())
+    if a.device.type == "cpu":
+        size = largest.item() / divisor
+        bits = max(math.frexp(size)[1], LEAST_BITS) if 0 < size < math.inf else 0
+        factor = 2.0 ** (SCALE_BITS - bits) / divisor
+        a = a * factor
+        return a, a if same else b * factor, bits - SCALE_BITS
+    exponent = torch.frexp(largest).exponent.clamp_min(LEAST_BITS)
+    power = torch.where((largest > 0) & torch.isfinite(largest), exponent, 0)
+    a = times_power_of_two(a.clone(), SCALE_BITS - power)
+    return a, a if same else times_power_of_two(b.clone(), SCALE_BITS - power), power - SCALE_BITS
+
+
+def _from_panels(
+    logits: Logits, sums: Denominators, plan: Layout, a: Tensor, b: Tensor, sizes: list[int], needs: tuple[bool, ...]
+) -> list[Tensor | None]:
+    dtype = logits.rows.stacked.dtype
+    per_sum, kept = None, sums.kept
+    # What is kept is consumed: another call forms it again.
+    sums.kept = None
+    if sums.total is not None:
+        quotient = (a / sums.total).to(dtype)
+        if is_normal(torch.where(a == 0, 1.0, quotient.abs())):
+            per_sum = quotient
+        else:
+            kept = None
+    weights = Weights(
+        weight=_stacked(a.to(dtype), plan),
+        per_sum=None if per_sum is None else _stacked(per_sum, plan),
+        shift=sums.shift,
+        lse=_stacked(torch.where(sums.lse == -torch.inf, 0.0, sums.lse).to(dtype), plan),
+    )
+    pull = b if plan.num_anchors == plan.n else b[: plan.n] + b[plan.n :]
+    wanted = runs(logits.rows, sizes, needs)
+    accumulate(wanted, logits, plan, weights, pull.to(dtype), kept)
+    found: list[Tensor | None] = []
+    remaining = iter(wanted)
+    run = None
+    offset = 0
+    for size, need in zip(sizes, needs, strict=True):
+        if need:
+            if run is None or run.stop <= offset:
+                run = next(remaining)
+                logits.rows.project(run.gradient, slice(run.start, run.stop))
+            found.append(run.gradient[offset - run.start : offset - run.start + size])
+        else:
+            found.append(None)
+        offset += size
+    return found
+
+
+def _stacked(of_anchors: Tensor, plan: Layout) -> Tensor:
+    """A vector over all stacked rows, 0 for those that are no anchors."""
+    if plan.count == plan.num_anchors:
+        return of_anchors
+    whole = of_anchors.new_zeros(plan.count)
+    whole[: plan.num_anchors] = of_anchors
+    return whole
+
+
+def save(state: State) -> list[Tensor]:
+    """The tensors that :func:`restore` needs."""
+    return [state.lse]
+
+
+def restore(tensors: list[Tensor], batch: Batch, problem: Problem) -> State:
+    """The state of a forward, from what :func:`save` returned and the same batch.
+
+    Args:
+        tensors: from :func:`save`.
+        batch: as in the forward.
+        problem: as in the forward.
+
+    Returns:
+        A state that forms its logits again.
+    """
+    shape = batch.shape
+    plan = layout(shape, problem)
+    with ExactProducts(shape.device_type):
+        logits = _logits(batch, problem, plan, base2_scale(batch.temperature))
+    (lse,) = tensors
     shift = _shift(logits, problem)
-    if shift is None:
-        return None, 0.0
-    total = torch.exp2(lse - shift)
-    per_sum = weight / total
-    sizes = torch.where(weight == 0, 1.0, per_sum.abs())
-    return (per_sum, shift) if is_normal(torch.stack((total, sizes))) else (None, 0.0)
+    total = None
+    if shift is not None:
+        plain = torch.exp2(lse - shift).to(logits.rows.stacked.dtype)
+        total = plain if is_normal(plain) else None
+    sums = Denominators(lse, total, 0.0 if shift is None else shift, None, None, None)
+    return State(batch, problem, plan, lse, logits, sums, None)
+
+
+def saved_shapes(shape: Shape, problem: Problem, *, gradient: bool) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """The shapes and dtypes of what :func:`save` returns.
+
+    Example:
+        >>> saved_shapes(Shape(4, 8), Problem(directions="x"), gradient=True)
+        [((4,), torch.float64)]
+    """
+    return [((problem.num_directions * shape.n,), torch.float64)]
+
+
+def pack(held: Held, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Held gradients as an operator returns them: each side's, each side's exponents, the power of two of all.
+
+    Args:
+        held: from :func:`hold`.
+        dtype: what the batch's sides promote to.
+        device: where they are.
+
+    Returns:
+        Tensors that share no memory, empty where a side needs no gradient.
+    """
+    gradients, exponents = [], []
+    for index, gradient in enumerate(held.gradients):
+        if gradient is None:
+            empty = torch.empty(0, dtype=accumulation_dtype(dtype), device=device)
+            gradients.append(empty)
+            exponents.append(empty.clone())
+            continue
+        gradients.append(gradient.clone(memory_format=torch.contiguous_format))
+        own = None if held.exponents is None else held.exponents[index]
+        exponents.append(gradient.new_zeros((gradient.shape[0], 1)) if own is None else own.clone())
+    bits = torch.as_tensor(held.bits, dtype=torch.float64, device=device)
+    return [*gradients, *exponents, bits.clone()]
+
+
+def unpack(tensors: list[Tensor]) -> Held:
+    """What :func:`pack` was called on."""
+    *both, bits = tensors
+    count = len(both) // 2
+    gradients = [one if one.numel() else None for one in both[:count]]
+    exponents: list[Tensor] | None = both[count:]
+    if bits.device.type == "cpu":
+        if not any(one.any() for one in both[count:]):
+            exponents = None
+        return Held(gradients, exponents, int(bits.item()))
+    return Held(gradients, exponents, bits)
+
+
+def packed_shapes(shape: Shape, needs: Sequence[bool]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """The shapes and dtypes of what :func:`pack` returns.
+
+    Example:
+        >>> [size for size, _ in packed_shapes(Shape(4, 8), (True, False))]
+        [(4, 8), (0,), (4, 1), (0,), ()]
+    """
+    dtype = accumulation_dtype(shape.dtype)
+    sizes = [shape.n, shape.n, *shape.candidates]
+    gradients = [(size, shape.d) if need else (0,) for size, need in zip(sizes, needs, strict=True)]
+    exponents = [(size, 1) if need else (0,) for size, need in zip(sizes, needs, strict=True)]
+    return [(size, dtype) for size in gradients + exponents] + [((), torch.float64)]

@@ -1,137 +1,177 @@
-"""The gradient from panels of weights: ``W = wP + (wP)ᵀ`` times the rows, the positive's term an entry of W.
+"""The gradient of ``Σ_i a_i lse_i − b_i s⁺_i`` from panels of weights.
 
-Chen et al. 2022 (arXiv 2202.13083), eqs. (1) and (4), differentiated: with u the (unit) rows,
-``dL/du_i ∝ Σ_j W_ij u_j − (w_i + w_p(i)) u_p(i)``. A row's own entry of W is zero and its positive's holds
-``−(w_i + w_p(i))``, so that one product forms the whole sum.
+With P the softmax over each anchor's negatives and u the (unit) rows, a pair (i, j) has the weight
+``W_ij = a_i P_ij + a_j P_ji``, the second term where j is an anchor that meets i, and
 
-W's rows nearly sum to zero, so in a collapsed batch almost all of the product cancels, and its rounding with it stays.
-The rows are therefore centred: ``W Z = W (Z − 1 cᵀ) + (W 1) cᵀ`` with c their mean.
+    dL/du_i ∝ Σ_j W_ij u_j − (b_i + b_p(i)) u_p(i).
+
+W's rows nearly sum to the positive's weight, so in a collapsed batch almost all of the sum cancels, and its rounding
+with it stays. The rows are therefore centred: ``W Z = W (Z − 1 cᵀ) + (W 1) cᵀ`` with c their mean.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from .denominators import EXCLUDED, add_sums
+from .denominators import subtract_shift
 from .layout import Layout, Panel
 from .logits import Logits
+from .rows import Rows
 
 SCRATCH_ENTRIES = 1 << 17
 """What lies beside a panel while its weights are formed: small enough for a cache."""
 
 
-def panel_weights(
-    logits: Logits,
-    panel: Panel,
-    entries: Tensor,
-    scratch: Tensor,
-    weight: Tensor,
-    *,
-    per_sum: Tensor | None,
-    lse: Tensor | None,
-) -> Tensor:
-    """Turn a panel of exponentials (``per_sum`` given) or of logits into weights, in place.
+@dataclass
+class Weights:
+    """What turns logits into weights, for all stacked rows, 0 for those that are no anchors.
+
+    Attributes:
+        weight: ``(m,)`` the anchors' ``a``.
+        per_sum: ``(m,)`` ``a`` over the sums of exponentials under ``shift``; ``None`` to work from ``lse``.
+        shift: as in the sums.
+        lse: ``(m,)`` base-2 log-sum-exps, finite.
+    """
+
+    weight: Tensor
+    per_sum: Tensor | None
+    shift: float | Tensor
+    lse: Tensor
+
+    def apply(self, panel: Panel, entries: Tensor, scratch: Tensor) -> Tensor:
+        """Turn a panel of exponentials (with ``per_sum``) or of logits into weights, in place.
+
+        Args:
+            panel: which rows and columns.
+            entries: exponentials, or logits, excluded pairs far below all others.
+            scratch: a row's elements or more: so many rows are worked on at a time.
+
+        Returns:
+            ``entries``.
+        """
+        # The panel serves the anchors among these columns too.
+        both = panel.mirror - panel.first if panel.own or panel.mirror > panel.first else 0
+        step = max(1, scratch.numel() // panel.width)
+        for start in range(0, panel.height, step):
+            part = entries[start : start + step]
+            rows = slice(panel.start + start, panel.start + start + len(part))
+            if both:
+                self._weigh_both(part[:, :both], rows, slice(panel.first, panel.mirror), scratch)
+            if both < panel.width:
+                self._weigh(part[:, both:], rows)
+        return entries
+
+    def _weigh_both(self, part: Tensor, rows: slice, columns: slice, scratch: Tensor) -> None:
+        other = scratch[: part.numel()].view(part.shape)
+        if self.per_sum is not None:
+            part.mul_(torch.add(self.per_sum[rows, None], self.per_sum[columns], out=other))
+            return
+        torch.sub(part, self.lse[columns], out=other).exp2_().mul_(self.weight[columns])
+        self._weigh(part, rows).add_(other)
+
+    def _weigh(self, part: Tensor, rows: slice) -> Tensor:
+        if self.per_sum is not None:
+            return part.mul_(self.per_sum[rows, None])
+        return part.sub_(self.lse[rows, None]).exp2_().mul_(self.weight[rows, None])
+
+
+@dataclass
+class Run:
+    """Adjacent stacked rows whose gradient is wanted, and their sums."""
+
+    start: int
+    stop: int
+    gradient: Tensor
+
+
+def runs(rows: Rows, sizes: list[int], needs: tuple[bool, ...]) -> list[Run]:
+    """The runs of the sides that need a gradient, their sums zero.
 
     Args:
-        logits: where the panel came from.
-        panel: its rows and columns.
-        entries: exponentials, or logits, excluded pairs far below all others.
-        scratch: a row's elements or more: so many rows are worked on at a time.
-        weight: ``(2n,)`` row weights, of either sign.
-        per_sum: ``(2n,)`` row weights over the sums of exponentials.
-        lse: ``(2n,)`` base-2 log-sum-exps, read if ``per_sum`` is not given.
+        rows: the stacked rows.
+        sizes: rows of each side.
+        needs: which sides need a gradient.
 
     Returns:
-        ``entries``.
+        The runs, in the order of the stack.
     """
-    columns = slice(panel.first, None)
-    step = scratch.numel() // entries.shape[1]
-    for start in range(0, panel.height, step):
-        part = entries[start : start + step]
-        rows = slice(panel.start + start, panel.start + start + len(part))
-        other = scratch[: part.numel()].view(part.shape)
-        if per_sum is not None:
-            part.mul_(torch.add(per_sum[rows, None], per_sum[columns], out=other))
-        else:
-            assert lse is not None
-            torch.sub(part, lse[columns], out=other).exp2_().mul_(weight[columns])
-            part.sub_(lse[rows, None]).exp2_().mul_(weight[rows, None]).add_(other)
-    positives = logits.positives(panel, entries)
-    if positives is not None:
-        n = logits.n
-        own, mirrored = weight[panel.start : panel.stop], weight[n + panel.start : n + panel.stop]
-        torch.add(own, mirrored, out=positives).neg_()
-    return entries
+    bounds: list[list[int]] = []
+    offset = 0
+    for size, need in zip(sizes, needs, strict=True):
+        if need and bounds and bounds[-1][1] == offset:
+            bounds[-1][1] += size
+        elif need:
+            bounds.append([offset, offset + size])
+        offset += size
+    width = rows.stacked.shape[1]
+    return [Run(start, stop, rows.stacked.new_zeros((stop - start, width))) for start, stop in bounds]
 
 
 def accumulate(
-    logits: Logits,
-    layout: Layout,
-    weight: Tensor,
-    *,
-    per_sum: Tensor | None,
-    lse: Tensor | None,
-    shift: float,
-    kept: list[Tensor] | None,
-    need_x: bool,
-    need_y: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """``W Z`` for x's rows and for y's, in the scale of ``weight`` and before normalisation is undone.
+    wanted: list[Run], logits: Logits, layout: Layout, weights: Weights, pull: Tensor, kept: list[Tensor] | None
+) -> None:
+    """Add ``W Z`` and the positives' pull to the runs that are wanted, in the scale of the weights.
 
     Args:
+        wanted: runs of stacked rows, modified.
         logits: where panels come from.
         layout: which panels.
-        weight: ``(2n,)`` row weights.
-        per_sum: ``(2n,)`` weights over sums of exponentials under ``shift``; ``None`` to work from ``lse`` instead.
-        lse: ``(2n,)`` base-2 log-sum-exps.
-        shift: constant subtracted from the logits before their exponentials; used with ``per_sum``.
+        weights: what turns them into weights.
+        pull: ``(n,)`` the ``b`` of each pair, of both its anchors together.
         kept: panels from the forward, consumed; ``None`` forms them again.
-        need_x: form the gradient of x's rows.
-        need_y: form the gradient of y's rows.
-
-    Returns:
-        Two ``(n, d)`` tensors, ``None`` where not needed.
     """
     n, rows = logits.n, logits.rows.stacked
-    grad_x = rows.new_zeros((n, rows.shape[1])) if need_x else None
-    grad_y = rows.new_zeros((n, rows.shape[1])) if need_y else None
     centre = logits.rows.centre()
     centred = rows - centre
-    sums = torch.zeros_like(weight)
-    width = 2 * n if layout.symmetric else n
-    scratch = rows.new_empty(max(width, min(SCRATCH_ENTRIES, layout.height * width)))
-    again = rows.new_empty(layout.height * width) if kept is None else None
-    for index, panel in enumerate(layout.panels()):
+    sums = rows.new_zeros(layout.count)
+    widest = max((panel.width for panel in layout.panels), default=1)
+    scratch = rows.new_empty(max(widest, min(SCRATCH_ENTRIES, layout.largest)))
+    again = rows.new_empty(layout.largest) if kept is None else None
+    for index, panel in enumerate(layout.panels):
+        if not any(_touches(run, panel) for run in wanted):
+            continue
         if again is None:
             assert kept is not None
-            entries = kept[index].view(panel.height, -1)
+            entries = kept[index].view(panel.height, panel.width)
             kept[index] = rows.new_empty(0)
         else:
             entries = logits.fill(panel, again)
-            if per_sum is not None:
-                if shift:
-                    entries.sub_(shift)
-                entries.exp2_()
-            logits.exclude(panel, entries, 0.0 if per_sum is not None else EXCLUDED)
-        panel_weights(logits, panel, entries, scratch, weight, per_sum=per_sum, lse=lse)
-        add_sums(sums, entries, panel)
-        _add_products(grad_x, grad_y, entries, centred, panel, n)
-    for gradient, own_sums in zip((grad_x, grad_y), sums.chunk(2), strict=True):
-        if gradient is not None:
-            gradient.addcmul_(own_sums.unsqueeze(1), centre)
-    return grad_x, grad_y
+            if weights.per_sum is not None:
+                subtract_shift(entries, weights.shift, panel).exp2_()
+        weights.apply(panel, entries, scratch)
+        _add_products(wanted, sums, entries, centred, panel)
+    for run in wanted:
+        for side in range(2):
+            # The positives of a side are the rows of the other.
+            first, last = max(run.start, side * n), min(run.stop, (side + 1) * n)
+            if first < last:
+                other = slice(first + (1 - 2 * side) * n, last + (1 - 2 * side) * n)
+                coefficient = pull[first - side * n : last - side * n]
+                run.gradient[first - run.start : last - run.start].addcmul_(
+                    coefficient.unsqueeze(1), centred[other], value=-1
+                )
+                sums[first:last] -= coefficient
+        run.gradient.addcmul_(sums[run.start : run.stop, None], centre)
 
 
-def _add_products(
-    grad_x: Tensor | None, grad_y: Tensor | None, entries: Tensor, rows: Tensor, panel: Panel, n: int
-) -> None:
-    own, base = (grad_x, 0) if panel.start < n else (grad_y, n)
-    if own is not None:
-        own[panel.start - base : panel.stop - base].addmm_(entries, rows[panel.first :])
+def _touches(run: Run, panel: Panel) -> bool:
+    """Whether a panel adds to a run: as one of its rows, or as a column outside its own square."""
+    of_rows = run.start < panel.stop and panel.start < run.stop
+    return of_rows or (run.start < panel.last and panel.outside < run.stop)
+
+
+def _add_products(wanted: list[Run], sums: Tensor, entries: Tensor, rows: Tensor, panel: Panel) -> None:
     source = rows[panel.start : panel.stop]
-    for target, begin, end in ((grad_x, 0, n), (grad_y, n, 2 * n)):
-        low = max(begin, panel.mirror)
-        if target is not None and low < end:
-            mirrored = entries[:, low - panel.first : end - panel.first]
-            target[low - begin : end - begin].addmm_(mirrored.t(), source)
+    for run in wanted:
+        if run.start < panel.stop and panel.start < run.stop:
+            own = slice(panel.start - run.start, panel.stop - run.start)
+            run.gradient[own].addmm_(entries, rows[panel.first : panel.last])
+            sums[panel.start : panel.stop] += entries.sum(1)
+        first, last = max(run.start, panel.outside), min(run.stop, panel.last)
+        if first < last:
+            mirrored = entries[:, first - panel.first : last - panel.first]
+            run.gradient[first - run.start : last - run.start].addmm_(mirrored.t(), source)
+            sums[first:last] += mirrored.sum(0)

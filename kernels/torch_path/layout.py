@@ -1,9 +1,9 @@
 """Which panels of logits are formed, how high they are, and whether they outlive the forward.
 
-With the rows stacked as ``Z = [x; y]`` one shape of panel serves both kinds of negatives: rows ``start:stop`` of Z
-against its columns from ``first`` on. Negatives of both languages make S symmetric, so a panel starts at its own
-diagonal (``first = start``) and stands for its mirror image as well; its first ``stop - start`` columns are their own.
-Negatives of the other language alone need x's rows against y's columns (``first = n``), read both ways.
+All sides are stacked, ``Z = [x; y; candidates]``. A panel is a run of anchors against a run of columns of Z, so that
+every set of negatives is a list of panels. Where x and y are both anchors, or a side meets itself, one panel can serve
+the anchors among its columns as well: its transposed entries are their logits. That needs a logit that is the same
+either way, hence one temperature for all rows and no margin; otherwise every anchor has panels of its own.
 """
 
 from __future__ import annotations
@@ -12,38 +12,53 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
-
-from ..problem import Problem
+from ..problem import Problem, Shape
 from .rows import accumulation_dtype
 
-# Sides of a square formed at once, by whether it is symmetric: if so, panels would form but half of it.
+# Anchors and columns of a square formed at once, by whether it is symmetric: if so, panels would form but half of it.
 DENSE_ROWS = {True: 256, False: 512}
 TALLEST = 256
 SHORTEST = 16
 TILE = 256
+# Up to so many stacked rows everything is formed in float64: rounding has little to average out over.
+FEW_ROWS = 64
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Rows ``start:stop`` of the stacked rows against the columns ``first:``.
+    """Stacked rows ``start:stop``, anchors of one side, against the columns ``first:last``.
 
     Attributes:
-        start: first row.
-        stop: one past the last row.
+        start: first anchor.
+        stop: one past the last anchor.
         first: first column.
-        mirror: first column whose transposed entries belong to the panel too.
+        last: one past the last column.
+        own: whether the first ``stop - start`` columns are the anchors themselves, and serve them both ways.
+        mirror: one past the last of the columns that the panel serves as anchors too; they begin after the panel's
+            own columns. Equal to where they begin if there are none.
     """
 
     start: int
     stop: int
     first: int
+    last: int
+    own: bool
     mirror: int
 
     @property
     def height(self) -> int:
-        """Number of rows."""
+        """Number of anchors."""
         return self.stop - self.start
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return self.last - self.first
+
+    @property
+    def outside(self) -> int:
+        """The first column that is no anchor of the panel's own square."""
+        return self.stop if self.own else self.first
 
 
 @dataclass(frozen=True)
@@ -52,65 +67,126 @@ class Layout:
 
     Attributes:
         n: pairs.
-        symmetric: negatives of both languages.
-        height: most rows of a panel.
-        dense: try all logits at once, square, before any panels.
+        count: stacked rows of all sides.
+        num_anchors: stacked rows that are anchors, the first ones.
+        panels: every panel.
+        height: most anchors of a panel.
         keep: hold every panel from the forward until the gradient is formed, instead of forming it twice.
+        few: try everything at once, in float64, before any panels.
+        dense: try all logits at once, square, before any panels.
     """
 
     n: int
-    symmetric: bool
+    count: int
+    num_anchors: int
+    panels: tuple[Panel, ...]
     height: int
     keep: bool
+    few: bool
     dense: bool
-
-    def panels(self) -> Iterator[Panel]:
-        """Every panel, x's rows first; none holds rows of both x and y."""
-        for side in range(2 if self.symmetric else 1):
-            for start in range(side * self.n, (side + 1) * self.n, self.height):
-                stop = min(start + self.height, (side + 1) * self.n)
-                yield Panel(start, stop, start if self.symmetric else self.n, stop if self.symmetric else self.n)
 
     @property
     def entries(self) -> int:
         """Logits in all panels together."""
-        return sum(panel.height * (2 * self.n - panel.first) for panel in self.panels())
+        return sum(panel.height * panel.width for panel in self.panels)
+
+    @property
+    def largest(self) -> int:
+        """Entries of the largest panel."""
+        return max((panel.height * panel.width for panel in self.panels), default=0)
 
 
-@lru_cache(maxsize=256)
-def layout(n: int, d: int, dtype: torch.dtype, device_type: str, problem: Problem) -> Layout:
-    """Choose the panels: a pure function of shape, dtype, device type and options.
-
-    The workspace holds two copies of the rows in the accumulation dtype, one centred, two panels of scratch and, if
-    they fit beside those, all panels; where row losses are returned one by one, also the rows and a tile in float64.
-    Where even the shortest panels do not fit, they are used all the same.
+def columns(side: int, n: int, count: int, negatives: str) -> list[tuple[int, int]]:
+    """The runs of stacked rows that anchors of a side are compared with, self and positive among them.
 
     Args:
+        side: 0 for x, 1 for y.
         n: pairs.
-        d: columns.
-        dtype: the inputs' dtype.
-        device_type: ``"cpu"``, ``"cuda"``, …
+        count: stacked rows.
+        negatives: as in the problem.
+
+    Returns:
+        Half-open ranges, none of them empty.
+
+    Example:
+        >>> columns(0, 4, 10, "cross"), columns(1, 4, 10, "cross")
+        ([(4, 10)], [(0, 4), (8, 10)])
+    """
+    of_sides = {"both": (0, 1), "cross": (1 - side,), "own": (side,), "none": ()}[negatives]
+    runs: list[tuple[int, int]] = []
+    for first, last in [(other * n, (other + 1) * n) for other in of_sides] + [(2 * n, count)]:
+        if runs and runs[-1][1] == first:
+            runs[-1] = (runs[-1][0], last)
+        elif first < last:
+            runs.append((first, last))
+    return runs
+
+
+def _panels(n: int, count: int, height: int, mirrored: bool, problem: Problem) -> Iterator[Panel]:
+    """Every panel, x's anchors first; none holds anchors of both x and y."""
+    num_anchors = problem.num_directions * n
+    for side in range(problem.num_directions):
+        for start in range(side * n, (side + 1) * n, height):
+            stop = min(start + height, (side + 1) * n)
+            for first, last in columns(side, n, count, problem.negatives):
+                if not mirrored or first >= num_anchors:
+                    yield Panel(start, stop, first, last, own=False, mirror=first)
+                elif first <= side * n < last:
+                    # Anchors before these have met them already.
+                    yield Panel(start, stop, start, last, own=True, mirror=max(stop, min(last, num_anchors)))
+                elif side == 0:
+                    yield Panel(start, stop, first, last, own=False, mirror=min(last, num_anchors))
+
+
+@lru_cache(maxsize=1024)
+def layout(shape: Shape, problem: Problem) -> Layout:
+    """Choose the panels: a pure function of sizes, dtype, device type and options.
+
+    The workspace holds two copies of the rows in the accumulation dtype, one centred, two panels of scratch and, if
+    they fit beside those, all panels. Where even the shortest panels do not fit, they are used all the same.
+
+    Args:
+        shape: sizes, dtype and device of the sides.
         problem: the loss call's options.
 
     Returns:
         The :class:`Layout`.
 
     Example:
-        >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 1 << 28)
-        >>> layout(2048, 256, torch.float32, "cpu", problem).keep
+        >>> layout(Shape(2048, 256), Problem()).keep
         True
+        >>> [(p.first, p.last) for p in layout(Shape(4, 8, (6,)), Problem(negatives="own")).panels]
+        [(0, 4), (8, 14), (4, 14)]
     """
-    symmetric = problem.negatives == "both"
-    item = accumulation_dtype(dtype).itemsize
-    one_by_one = problem.reduction == "none"
-    # Two copies of the rows, and where row losses are returned one by one a third of twice the width.
-    spare = problem.workspace // item - (8 if one_by_one else 4) * n * d
-    width = 2 * n if symmetric else n
+    n, d = shape.n, shape.d
+    count = 2 * n + sum(shape.candidates)
+    mirrored = not shape.per_row and problem.margin is None
+    item = accumulation_dtype(shape.dtype).itemsize
+    spare = problem.workspace // item - 2 * count * d
+    widest = max((last - first for first, last in columns(0, n, count, problem.negatives)), default=1)
     tallest = TALLEST if n >= 512 else 128
-    # A row of two panels, and of a float64 tile.
-    row = 2 * width + (2 * TILE if one_by_one else 0)
-    height = max(SHORTEST, min(tallest, n, spare // row))
-    candidate = Layout(n, symmetric, height, keep=True, dense=False)
-    keep = not one_by_one and candidate.entries + 2 * height * width <= spare
-    dense = device_type == "cpu" and width <= DENSE_ROWS[symmetric] and 3 * width * width <= spare
-    return Layout(n, symmetric, height, keep, dense)
+    height = max(SHORTEST, min(tallest, n, spare // (2 * widest)))
+    panels = tuple(_panels(n, count, height, mirrored, problem))
+    # Both sides' rows against one another, everything else plain: what the short ways are written for.
+    plain = (
+        mirrored
+        and not shape.candidates
+        and not shape.masked
+        and problem.directions == "both"
+        and problem.negatives in ("both", "cross")
+        and shape.device_type == "cpu"
+        and n > 1
+    )
+    side = 2 * n if problem.negatives == "both" else n
+    fits = side <= DENSE_ROWS[problem.negatives == "both"] and 3 * side * side <= spare
+    candidate = Layout(n, count, problem.num_directions * n, panels, height, True, plain and count <= FEW_ROWS, False)
+    return Layout(
+        n,
+        count,
+        problem.num_directions * n,
+        panels,
+        height,
+        keep=candidate.entries + 2 * candidate.largest <= spare,
+        few=candidate.few,
+        dense=plain and fits,
+    )

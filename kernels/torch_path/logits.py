@@ -8,14 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..problem import Batch
 from .layout import TILE, Panel
 from .rows import Rows
 
 CHUNK = 64
-FEW_ROWS = 64
 
 LOG2E = math.log2(math.e)
 LN2 = math.log(2.0)
+
+EXCLUDED = -(2.0**125)
+"""The logit of a pair that is no negative: below all others, and finite, so that its exponential times it is zero. A
+row that has met no negative yet may have it for its maximum; the first negative multiplies such a sum by zero."""
 
 
 @dataclass(frozen=True)
@@ -25,21 +29,25 @@ class Logits:
     Attributes:
         rows: the prepared rows.
         n: pairs.
-        symmetric: negatives of both languages; a row is then no negative of itself.
-        scale: ``log2(e) / τ``, a number, or a 0-d tensor where τ lives on the device.
+        scale: ``log2(e) / τ``: a number; a 0-d tensor where τ lives on the device; or ``(rows,)`` float64, one an
+            anchor.
+        ids: for runs of stacked rows, their ids; ``None`` where a row's place in its side is its id.
+        limits: ``(rows,)`` logits above which a negative is left out; ``None`` if none is.
     """
 
     rows: Rows
     n: int
-    symmetric: bool
     scale: float | Tensor
+    ids: tuple[tuple[slice, Tensor], ...] | None
+    limits: Tensor | None
 
-    def positive(self) -> Tensor:
-        """``(n,)`` base-2 logits of the pairs, float64."""
-        return self.rows.similarities() * self.scale
+    def positive(self, num_directions: int) -> Tensor:
+        """``(rows,)`` base-2 logits of the positives, float64."""
+        similarities = self.rows.positive.repeat(num_directions) if num_directions > 1 else self.rows.positive
+        return similarities * self.scale
 
     def form(self, left: slice, right: slice, out: Tensor) -> Tensor:
-        """Write the logits of some rows against others.
+        """Write the logits of some anchors against other rows.
 
         In float64 if the rows are at hand in it. Otherwise products of unit rows with cosine near 1 err by up to 6e-7;
         summed 64 columns at a time, by a third of that.
@@ -53,85 +61,95 @@ class Logits:
             ``out``.
         """
         precise, rows = self.rows.precise, self.rows.stacked
+        scale = self.scale
+        if isinstance(scale, Tensor) and scale.dim():
+            scale = scale[left, None]
         if precise is not None:
             for start in range(right.start, right.stop, TILE):
                 wide = precise[start : min(start + TILE, right.stop)].t()
                 first = start - right.start
-                out[:, first : first + wide.shape[1]] = torch.mm(precise[left], wide).mul_(self.scale)
+                out[:, first : first + wide.shape[1]] = torch.mm(precise[left], wide).mul_(scale)
             return out
         tall, wide = rows[left], rows[right].t()
-        alpha = 1.0 if isinstance(self.scale, Tensor) else self.scale
+        alpha = 1.0 if isinstance(scale, Tensor) else scale
         for start in range(0, rows.shape[1], CHUNK):
             part = slice(start, start + CHUNK)
             torch.addmm(out, tall[:, part], wide[part], beta=int(start > 0), alpha=alpha, out=out)
-        return out.mul_(self.scale) if isinstance(self.scale, Tensor) else out
-
-    def square(self) -> tuple[Tensor, Tensor]:
-        """All logits, stacked rows by themselves if symmetric, else x's rows by y's; and :meth:`positive`."""
-        precise, dtype = self.rows.precise, self.rows.stacked.dtype
-        if precise is not None:
-            left, right = (precise, precise) if self.symmetric else precise.chunk(2)
-            logits = torch.mm(left, right.t()).mul_(self.scale)
-            return logits.to(dtype), logits.diagonal(self.n if self.symmetric else 0)
-        size = 2 * self.n if self.symmetric else self.n
-        out = self.rows.stacked.new_empty((size, size))
-        return self.form(slice(0, size), slice(2 * self.n - size, 2 * self.n), out), self.positive()
+        return out.mul_(scale) if isinstance(scale, Tensor) else out
 
     def fill(self, panel: Panel, scratch: Tensor) -> Tensor:
-        """Write a panel's logits, all pairs included.
+        """Write a panel's logits, :data:`EXCLUDED` where a pair is no negative.
 
         Args:
-            panel: which rows and columns.
-            scratch: at least ``height · (2n - first)`` elements.
+            panel: which anchors and columns.
+            scratch: at least ``height · width`` elements.
 
         Returns:
-            ``(height, 2n - first)`` view of ``scratch``.
+            ``(height, width)`` view of ``scratch``.
         """
-        width = 2 * self.n - panel.first
-        out = scratch[: panel.height * width].view(panel.height, width)
-        return self.form(slice(panel.start, panel.stop), slice(panel.first, 2 * self.n), out)
+        out = scratch[: panel.height * panel.width].view(panel.height, panel.width)
+        self.form(slice(panel.start, panel.stop), slice(panel.first, panel.last), out)
+        if self.limits is not None:
+            out.masked_fill_(out > self.limits[panel.start : panel.stop, None], EXCLUDED)
+        if self.ids is not None:
+            self._exclude_ids(panel, out)
+        else:
+            self._exclude_places(panel, out)
+        return out
 
-    def positives(self, panel: Panel, entries: Tensor) -> Tensor | None:
-        """The panel's positive pairs ``(i, i + n)`` as a view of length ``height``; ``None`` for y's rows."""
-        if panel.start >= self.n:
-            return None
-        offset = panel.start + self.n - panel.first
-        return entries[:, offset : offset + panel.height].diagonal()
+    def _exclude_places(self, panel: Panel, entries: Tensor) -> None:
+        """An anchor and its positive are those of its place in either side."""
+        place = panel.start % self.n
+        for column in (place, self.n + place):
+            if panel.first <= column and column + panel.height <= panel.last:
+                offset = column - panel.first
+                entries[:, offset : offset + panel.height].diagonal().fill_(EXCLUDED)
 
-    def exclude(self, panel: Panel, entries: Tensor, value: float) -> None:
-        """Overwrite what is no negative, a row's own entry and its positive's, with ``value``."""
-        if self.symmetric:
-            entries[:, : panel.height].diagonal().fill_(value)
-        positives = self.positives(panel, entries)
-        if positives is not None:
-            positives.fill_(value)
+    def _exclude_ids(self, panel: Panel, entries: Tensor) -> None:
+        assert self.ids is not None
+        anchors = self.ids[0][1][panel.start : panel.stop, None]
+        for run, ids in self.ids:
+            first, last = max(run.start, panel.first), min(run.stop, panel.last)
+            if first < last:
+                same = anchors == ids[first - run.start : last - run.start]
+                entries[:, first - panel.first : last - panel.first].masked_fill_(same, EXCLUDED)
 
 
-def needs_double(n: int, reduction: str) -> bool:
-    """Whether logits must be formed in float64: where their rounding is not averaged away.
-
-    That is over few negatives, and where row losses are returned one by one.
+def gather_ids(batch: Batch) -> tuple[tuple[slice, Tensor], ...] | None:
+    """The ids of the stacked rows that have any: x's and y's, then those of candidates; ``None`` for the plain rule.
 
     Example:
-        >>> needs_double(16, "mean"), needs_double(512, "mean"), needs_double(512, "none")
-        (True, False, True)
+        >>> x = torch.zeros(2, 3)
+        >>> gather_ids(Batch(x, x, ids=torch.tensor([7, 8])))
+        ((slice(0, 4, None), tensor([7, 8, 7, 8])),)
     """
-    return 2 * n <= FEW_ROWS or reduction == "none"
+    if not batch.shape.masked:
+        return None
+    n = batch.x.shape[0]
+    own = torch.arange(n, device=batch.x.device) if batch.ids is None else batch.ids
+    runs = [(slice(0, 2 * n), own.repeat(2))]
+    offset = 2 * n
+    for side, ids in zip(batch.candidates, batch.candidate_ids, strict=False):
+        if ids is not None:
+            runs.append((slice(offset, offset + side.shape[0]), ids))
+        offset += side.shape[0]
+    return tuple(runs)
 
 
 def base2_scale(temperature: float | Tensor) -> float | Tensor:
-    """``log2(e) / τ``; NaN for a device tensor that is not positive, which is not read on the host.
+    """``log2(e) / τ``; NaN for an entry of a tensor that is not positive.
 
     Args:
-        temperature: a float, or a 0-d tensor.
+        temperature: a float, a 0-d tensor, or one an anchor.
 
     Returns:
-        A float for floats and CPU tensors, else a 0-d tensor.
+        A float for floats and 0-d CPU tensors, else a tensor, float64.
 
     Example:
         >>> base2_scale(torch.tensor(1.0)) == LOG2E
         True
     """
-    if isinstance(temperature, Tensor) and temperature.device.type != "cpu":
-        return torch.where(temperature > 0, LOG2E / temperature, math.nan)
+    if isinstance(temperature, Tensor) and (temperature.dim() or temperature.device.type != "cpu"):
+        wide = temperature.double()
+        return torch.where(wide > 0, LOG2E / wide, math.nan)
     return LOG2E / float(temperature)

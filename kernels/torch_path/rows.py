@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,28 +21,21 @@ BLOCK_ENTRIES = 1 << 16
 
 @dataclass(frozen=True)
 class Rows:
-    """Stacked rows ``Z = [x; y]``, what undoes their scaling, and the positives' similarities.
+    """All sides' rows stacked, ``Z = [x; y; candidates]``, what undoes their scaling, and the positives' similarities.
 
     Attributes:
-        stacked: ``(2n, d)`` in the accumulation dtype; unit or zero rows if normalised.
+        stacked: ``(m, d)`` in the accumulation dtype; unit or zero rows if normalised.
         precise: the same in float64 if logits are to be formed in it and the accumulation dtype is narrower.
-        positive: ``(n,)`` similarities of the pairs, float64; ``None`` if ``precise`` is there to form them from.
-        norms: ``(2n, 1)`` lengths of the rescaled rows, infinite for a zero row; ``None`` if not normalised.
-        exponents: ``(2n, 1)`` powers of two the raw rows were multiplied by; ``None`` if none was.
+        positive: ``(n,)`` similarities of the pairs, float64.
+        norms: ``(m, 1)`` lengths of the rescaled rows, infinite for a zero row; ``None`` if not normalised.
+        exponents: ``(m, 1)`` powers of two the raw rows were multiplied by; ``None`` if none was.
     """
 
     stacked: Tensor
     precise: Tensor | None
-    positive: Tensor | None
+    positive: Tensor
     norms: Tensor | None
     exponents: Tensor | None
-
-    def similarities(self) -> Tensor:
-        """``(n,)`` similarities of the pairs, float64."""
-        if self.positive is not None:
-            return self.positive
-        assert self.precise is not None
-        return torch.linalg.vecdot(*self.precise.chunk(2))
 
     def centre(self) -> Tensor:
         """The mean row where all rows are about as long, else zero: by it a zero row would gain a size of its own."""
@@ -51,13 +45,11 @@ class Rows:
         least, most = torch.aminmax(torch.linalg.vector_norm(self.stacked, dim=1))
         return mean.mul_(2 * least > most)
 
-    def project(self, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
-        """Carry gradients of unit rows through the normalisation, in place: ``(g − ⟨g, u⟩ u) / |row|``."""
+    def project(self, gradient: Tensor, rows: slice) -> Tensor:
+        """Carry some unit rows' gradient through the normalisation, in place: ``(g − ⟨g, u⟩ u) / |row|``."""
         if self.norms is None:
-            return
-        for gradient, units, norms in zip((grad_x, grad_y), self.stacked.chunk(2), self.norms.chunk(2), strict=True):
-            if gradient is not None:
-                remove_radial(gradient, units).div_(norms)
+            return gradient
+        return remove_radial(gradient, self.stacked[rows]).div_(self.norms[rows])
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -70,8 +62,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def prepare(x: Tensor, y: Tensor, normalize: bool, *, precise: bool = False) -> Rows:
-    """Stack the rows, normalise them if asked, and multiply the pairs.
+def prepare(sides: Sequence[Tensor], normalize: bool, dtype: torch.dtype, *, precise: bool = False) -> Rows:
+    """Stack the rows of all sides, normalise them if asked, and multiply the pairs of the first two.
 
     All of it is done in float64, some ten thousand entries of a side at a time, because errors here do not average out:
     a norm's error shifts a whole row of logits, and a positive's stands alone against the sum over negatives.
@@ -80,63 +72,77 @@ def prepare(x: Tensor, y: Tensor, normalize: bool, *, precise: bool = False) -> 
     every row goes through the rescaling, most with the power 0. A row with a NaN or an infinity becomes a row of NaN.
 
     Args:
-        x: ``(n, d)``.
-        y: ``(n, d)``.
+        sides: x and y, ``(n, d)``, then any candidates, ``(m, d)`` each.
         normalize: divide each row by its norm.
+        dtype: what all sides promote to; decides what the rows are accumulated in.
         precise: keep the rows in float64 too.
 
     Returns:
         The :class:`Rows`.
 
     Example:
-        >>> rows = prepare(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.0]]), True)
+        >>> rows = prepare([torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.0]])], True, torch.float32)
         >>> rows.stacked
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    n, d = x.shape
-    dtype = accumulation_dtype(x.dtype)
+    n, d = sides[0].shape
+    dtype = accumulation_dtype(dtype)
     precise = precise and dtype != torch.float64
+    count = sum(side.shape[0] for side in sides)
     block = max(1, BLOCK_ENTRIES // d)
-    if n <= block:
-        rows, norms, exponents = _prepare_block(x, y, normalize)
+    if count <= 2 * block:
+        rows, norms, exponents = _prepare_block(sides, normalize)
         return Rows(
             rows.to(dtype),
             rows if precise else None,
-            None if precise else torch.linalg.vecdot(*rows.chunk(2)),
+            torch.linalg.vecdot(rows[:n], rows[n : 2 * n]),
             None if norms is None else norms.to(dtype),
             None if exponents is None else exponents.to(dtype),
         )
-    stacked = torch.empty((2, n, d), dtype=dtype, device=x.device)
-    widened = torch.empty((2, n, d), dtype=torch.float64, device=x.device) if precise else None
-    positive = torch.empty(n, dtype=torch.float64, device=x.device)
-    norms = torch.empty((2, n, 1), dtype=dtype, device=x.device)
-    exponents = torch.zeros_like(norms)
-    rescaled = False
+    device = sides[0].device
+    stacked = torch.empty((count, d), dtype=dtype, device=device)
+    widened = torch.empty((count, d), dtype=torch.float64, device=device) if precise else None
+    positive = torch.empty(n, dtype=torch.float64, device=device)
+    norms = torch.empty((count, 1), dtype=dtype, device=device) if normalize else None
+    exponents = None
+    for parts, places in _blocks(sides, block):
+        rows, block_norms, block_exponents = _prepare_block(parts, normalize)
+        if len(parts) == 2:
+            torch.linalg.vecdot(*rows.chunk(2), out=positive[places[0]])
+        if block_exponents is not None and exponents is None:
+            exponents = torch.zeros((count, 1), dtype=dtype, device=device)
+        first = 0
+        for place in places:
+            here = slice(first, first + place.stop - place.start)
+            first = here.stop
+            stacked[place] = rows[here]
+            if widened is not None:
+                widened[place] = rows[here]
+            if norms is not None and block_norms is not None:
+                norms[place] = block_norms[here]
+            if exponents is not None and block_exponents is not None:
+                exponents[place] = block_exponents[here]
+    return Rows(stacked, widened, positive, norms, exponents)
+
+
+def _blocks(sides: Sequence[Tensor], block: int) -> Iterator[tuple[list[Tensor], list[slice]]]:
+    """Runs of pairs of x and y, then of each candidate side: their rows, and their places in the stack."""
+    n = sides[0].shape[0]
     for start in range(0, n, block):
-        part = slice(start, min(start + block, n))
-        rows, block_norms, block_exponents = _prepare_block(x[part], y[part], normalize)
-        positive[part] = torch.linalg.vecdot(*rows.chunk(2))
-        stacked[:, part] = rows.view(2, -1, d)
-        if widened is not None:
-            widened[:, part] = rows.view(2, -1, d)
-        if block_norms is not None:
-            norms[:, part] = block_norms.view(2, -1, 1)
-        if block_exponents is not None:
-            exponents[:, part] = block_exponents.view(2, -1, 1)
-            rescaled = True
-    return Rows(
-        stacked.view(2 * n, d),
-        None if widened is None else widened.view(2 * n, d),
-        positive,
-        norms.view(2 * n, 1) if normalize else None,
-        exponents.view(2 * n, 1) if rescaled else None,
-    )
+        stop = min(start + block, n)
+        yield [sides[0][start:stop], sides[1][start:stop]], [slice(start, stop), slice(n + start, n + stop)]
+    offset = 2 * n
+    for side in sides[2:]:
+        for start in range(0, side.shape[0], block):
+            part = side[start : start + block]
+            yield [part], [slice(offset + start, offset + start + part.shape[0])]
+        offset += side.shape[0]
 
 
-def _prepare_block(x: Tensor, y: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _prepare_block(sides: Sequence[Tensor], normalize: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Stacked rows, norms and exponents, all float64."""
-    rows = torch.cat((x, y)).double()
+    rows = torch.cat(tuple(sides)).double()
     on_cpu = rows.device.type == "cpu"
     norms = exponents = None
     if normalize:
@@ -144,7 +150,7 @@ def _prepare_block(x: Tensor, y: Tensor, normalize: bool) -> tuple[Tensor, Tenso
         # Norms between these have their largest entry where row_exponents leaves it.
         least, most = math.sqrt(rows.shape[1]) * 2.0 ** (1 - LARGEST_EXPONENT), 2.0 ** (LARGEST_EXPONENT - 1)
         if not (on_cpu and within(norms, least, most)):
-            exponents = _rescaling(_largest(rows))
+            exponents = row_exponents(rows)
             times_power_of_two(rows, exponents)
             norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
             norms.masked_fill_(norms == 0, math.inf)
@@ -152,6 +158,16 @@ def _prepare_block(x: Tensor, y: Tensor, normalize: bool) -> tuple[Tensor, Tenso
     elif not (on_cpu and within(rows, -sys.float_info.max, sys.float_info.max)):
         rows.add_(_largest(rows).mul_(0))
     return rows, norms, exponents
+
+
+def unit_rows(rows: Tensor, normalize: bool) -> Tensor:
+    """Some raw rows in float64, of unit length if asked, as :func:`prepare` forms them.
+
+    Example:
+        >>> unit_rows(torch.tensor([[3.0, 4.0]]), True)
+        tensor([[0.6000, 0.8000]], dtype=torch.float64)
+    """
+    return _prepare_block([rows], normalize)[0]
 
 
 def within(tensor: Tensor, low: float, high: float) -> bool:
@@ -166,19 +182,23 @@ def within(tensor: Tensor, low: float, high: float) -> bool:
 
 
 def row_exponents(rows: Tensor) -> Tensor:
-    """The powers of two that :func:`prepare` multiplies raw rows by when it rescales.
+    """The powers of two that raw rows are multiplied by when they are rescaled.
 
     Args:
-        rows: ``(n, d)`` raw rows.
+        rows: ``(n, d)`` raw rows, in the dtype they are worked on in.
 
     Returns:
-        ``(n, 1)`` whole numbers in the accumulation dtype; NaN for a row that is not finite.
+        ``(n, 1)`` whole numbers; NaN for a row that is not finite.
 
     Example:
         >>> row_exponents(torch.tensor([[1.0, 2.0], [2.0**-40, 0.0]])).flatten()
         tensor([ 0., 39.])
     """
-    return _rescaling(_largest(rows.to(accumulation_dtype(rows.dtype))))
+    largest = _largest(rows)
+    exponents = torch.frexp(largest).exponent.to(largest.dtype)
+    ordinary = (exponents.abs() <= LARGEST_EXPONENT) | (largest == 0)
+    exponents = torch.where(ordinary, 0.0, -exponents)
+    return torch.where(torch.isfinite(largest), exponents, math.nan)
 
 
 def times_power_of_two(tensor: Tensor, exponents: Tensor | float) -> Tensor:
@@ -227,10 +247,3 @@ def remove_radial(gradient: Tensor, units: Tensor) -> Tensor:
 def _largest(rows: Tensor) -> Tensor:
     least, most = torch.aminmax(rows, dim=-1, keepdim=True)
     return torch.maximum(most, -least)
-
-
-def _rescaling(largest: Tensor) -> Tensor:
-    exponents = torch.frexp(largest).exponent.to(largest.dtype)
-    within = (exponents.abs() <= LARGEST_EXPONENT) | (largest == 0)
-    exponents = torch.where(within, 0.0, -exponents)
-    return torch.where(torch.isfinite(largest), exponents, math.nan)

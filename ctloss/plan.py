@@ -1,0 +1,186 @@
+"""Which path computes a loss, why, and within how much temporary memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from .kernels.problem import Problem, Shape
+from .kernels.torch_path import engine as torch_engine
+from .kernels.triton_path import engine as triton_engine
+
+ENGINES = {"torch": torch_engine, "triton": triton_engine}
+
+# A GPU's arithmetic outruns its memory: there, panels tall enough for it cost more workspace.
+DEFAULT_WORKSPACE = {"cuda": 1 << 30}
+OTHER_WORKSPACE = 256 << 20
+
+_workspace_limit: int | None = None
+
+
+def set_workspace_limit(num_bytes: int | None) -> None:
+    """Bound the temporary memory of every later loss call.
+
+    The limit covers what a fused path holds beyond its inputs, its outputs and vectors with an entry a row: blocks of
+    logits and weights, and the torch path's two working copies of all sides' rows, without which that path cannot run
+    at all: where the copies alone exceed the limit, blocks shrink to their smallest and the copies stand. The Triton
+    path holds one packed copy of all sides beside the limit. A larger limit lets either path keep logits for the
+    gradient; a smaller one makes it form them again. Where the gradient waits for its backward (``reduction="none"``,
+    :func:`ctloss.contrast`, and the Triton path), they are kept until then. It does not bound ``impl="reference"``,
+    which forms matrices of all anchors by all rows in float64.
+
+    Args:
+        num_bytes: at least 1 MiB; or None for the default, 1 GiB on CUDA and 256 MiB elsewhere.
+
+    Raises:
+        TypeError: for something other than an int.
+        ValueError: below 1 MiB.
+
+    Example:
+        >>> set_workspace_limit(64 << 20)
+        >>> get_workspace_limit()
+        67108864
+        >>> set_workspace_limit(None)
+    """
+    global _workspace_limit
+    if num_bytes is None:
+        _workspace_limit = None
+        return
+    if isinstance(num_bytes, bool) or not isinstance(num_bytes, int):
+        raise TypeError(f"num_bytes: expected an int or None, got {type(num_bytes).__name__}; 256 << 20 is 256 MiB")
+    if num_bytes < 1 << 20:
+        raise ValueError(f"num_bytes: expected at least {1 << 20} (1 MiB), got {num_bytes}; raise it")
+    _workspace_limit = num_bytes
+
+
+def get_workspace_limit(device_type: str = "cpu") -> int:
+    """The bytes of temporary memory a loss call on such a device may use; see :func:`set_workspace_limit`.
+
+    Args:
+        device_type: ``"cpu"``, ``"cuda"``, …
+
+    Example:
+        >>> get_workspace_limit(), get_workspace_limit("cuda")
+        (268435456, 1073741824)
+    """
+    if _workspace_limit is not None:
+        return _workspace_limit
+    return DEFAULT_WORKSPACE.get(device_type, OTHER_WORKSPACE)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would run, and why.
+
+    Attributes:
+        path: ``"reference"``, ``"torch"`` or ``"triton"``.
+        reason: why this one.
+        problem: the options.
+        shape: the sizes, dtypes and devices it is for.
+
+    Example:
+        >>> print(plan(Shape(4, 8), Problem(impl="reference")))
+        reference: named explicitly
+          computed in: float64
+          memory: several matrices of 8 x 8
+    """
+
+    path: str
+    reason: str
+    problem: Problem
+    shape: Shape
+
+    @property
+    def engine(self) -> Any:
+        """The module that runs a fused path."""
+        return ENGINES[self.path]
+
+    @property
+    def configuration(self) -> dict[str, object]:
+        """What the path chooses for this shape, dtype, device and problem."""
+        if self.path == "reference":
+            rows = self.problem.num_directions * self.shape.n
+            columns = 2 * self.shape.n + sum(self.shape.candidates)
+            return {"computed in": "float64", "memory": f"several matrices of {rows} x {columns}"}
+        found: dict[str, object] = self.engine.describe(self.shape, self.problem)
+        return found
+
+    def __str__(self) -> str:
+        details = "".join(f"\n  {name}: {value}" for name, value in self.configuration.items())
+        return f"{self.path}: {self.reason}{details}"
+
+
+def plan(shape: Shape, problem: Problem) -> Plan:
+    """The path for a problem of this shape: a path named explicitly either runs or raises an error saying why.
+
+    Args:
+        shape: sizes, dtypes, device.
+        problem: the options, the path's name among them.
+
+    Returns:
+        The :class:`Plan`.
+
+    Raises:
+        RuntimeError: if the path that was named cannot run.
+
+    Example:
+        >>> plan(Shape(4, 8), Problem()).reason
+        'the embeddings are on the CPU'
+    """
+    if problem.impl == "reference":
+        return Plan("reference", "named explicitly", problem, shape)
+    if problem.impl != "auto":
+        why_not = ENGINES[problem.impl].unsupported(shape, problem)
+        if why_not is not None:
+            raise RuntimeError(f"impl={problem.impl!r} cannot run here: {why_not}; impl='auto' takes a path that can")
+        return Plan(problem.impl, "named explicitly", problem, shape)
+    if shape.device_type == "cpu":
+        return Plan("torch", "the embeddings are on the CPU", problem, shape)
+    why_not = triton_engine.unsupported(shape, problem)
+    if why_not is None:
+        return Plan("triton", f"the embeddings are on {shape.device_type} and Triton can run", problem, shape)
+    return Plan("torch", f"Triton cannot run: {why_not}", problem, shape)
+
+
+# Sizes that a compiler has not settled yet cannot be looked up, and go through the function itself.
+cached_plan = lru_cache(maxsize=4096)(plan)
+
+
+def problem_for(loss: str, device_type: str, options: dict[str, Any]) -> Problem:
+    """The checked problem of a loss's options, made once for each set of them.
+
+    Args:
+        loss: the loss's name.
+        device_type: decides the workspace.
+        options: the rest of the problem's fields.
+
+    Returns:
+        The :class:`~ctloss.kernels.problem.Problem`.
+
+    Raises:
+        TypeError, ValueError: for an unknown option, or one with a wrong value.
+
+    Example:
+        >>> problem_for("cz_nce", "cpu", {"negatives": "own"}).negatives
+        'own'
+    """
+    limit = get_workspace_limit(device_type)
+    if torch.compiler.is_compiling():
+        return _problem.__wrapped__(loss, limit, tuple(options.items()), ())
+    try:
+        return _problem(loss, limit, tuple(options.items()), tuple(map(type, options.values())))
+    except TypeError:
+        # A list, say, cannot be looked up: the problem's own checks say what is expected.
+        return _problem.__wrapped__(loss, limit, tuple(options.items()), ())
+
+
+@lru_cache(maxsize=1024)
+def _problem(loss: str, workspace: int, options: tuple[tuple[str, Any], ...], types: tuple[type, ...]) -> Problem:
+    known = Problem.__dataclass_fields__.keys() - {"loss", "workspace"}
+    unknown = [name for name, _ in options if name not in known]
+    if unknown:
+        raise TypeError(f"{loss}: unknown option {unknown[0]!r}; its options are {', '.join(sorted(known))}")
+    return Problem(loss=loss, workspace=workspace, **dict(options))  # type: ignore[arg-type]

@@ -1,0 +1,99 @@
+"""What a loss makes of its rows' z: values, derivatives, reductions. The kernels know z only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .kernels.problem import Problem
+
+
+def values(problem: Problem, z: Tensor) -> Tensor:
+    """Row losses from ``z_i = lse_i − s⁺_i``: z for CZ-NCE, softplus(z) for infoNCE; equations (5) and (1) of
+    Chen et al. 2022 (arXiv 2202.13083). A row without negatives, whose z is −inf, costs 0.
+
+    Args:
+        problem: its loss and form.
+        z: ``(rows,)``.
+
+    Returns:
+        ``(rows,)``, differentiable.
+
+    Example:
+        >>> values(Problem(loss="info_nce"), torch.tensor([0.0, -torch.inf]))
+        tensor([0.6931, 0.0000])
+    """
+    if problem.loss == "info_nce":
+        # Beyond the threshold torch returns z itself, which is 4e-18 off at 40.
+        return torch.nn.functional.softplus(z, threshold=40)
+    losses = torch.where(z == -torch.inf, 0.0, z)
+    if problem.form == "ratio":
+        # φ/sg(φ), equation (6): the ratio of a number to itself, and NaN where that is undefined.
+        losses = losses - losses.detach() + (z != -torch.inf).to(z.dtype)
+    return losses
+
+
+def derivatives(problem: Problem, z: Tensor) -> Tensor:
+    """``∂ value / ∂ z`` of every row: 1, or sigmoid(z) for infoNCE; 0 for a row without negatives, NaN where z is.
+
+    Args:
+        problem: its loss.
+        z: ``(rows,)`` float64.
+
+    Returns:
+        ``(rows,)``.
+
+    Example:
+        >>> derivatives(Problem(loss="cz_nce"), torch.tensor([3.0, -torch.inf]))
+        tensor([1., 0.])
+    """
+    if problem.loss == "info_nce":
+        return torch.sigmoid(z)
+    # Never signed: 1 for every number, however large.
+    return (z > -torch.inf).to(z.dtype) + torch.where(torch.isnan(z), z, 0.0)
+
+
+def shares(problem: Problem, num_rows: int, weights: Tensor | None) -> float | Tensor:
+    """What each row's loss is multiplied by before they are added up.
+
+    Args:
+        problem: its reduction.
+        num_rows: anchors.
+        weights: ``(rows,)``, or ``None`` for equal ones.
+
+    Returns:
+        A number for all rows, or ``(rows,)`` float64: weights over their sum for a mean.
+
+    Example:
+        >>> shares(Problem(reduction="mean"), 4, None)
+        0.25
+    """
+    if weights is None:
+        return 1.0 / num_rows if problem.reduction == "mean" else 1.0
+    wide = weights.double()
+    return wide / wide.sum() if problem.reduction == "mean" else wide
+
+
+def reduce(problem: Problem, losses: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean or sum of row losses, weighted if asked, or the rows themselves.
+
+    Args:
+        problem: its reduction.
+        losses: ``(rows,)``.
+        weights: ``(rows,)`` or ``None``.
+
+    Returns:
+        ``()``, or ``(rows,)`` for ``"none"``.
+
+    Example:
+        >>> reduce(Problem(reduction="mean"), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]))
+        tensor(1.7500)
+    """
+    if weights is not None:
+        # A row that counts nothing must not spoil the others, whatever its loss.
+        losses = torch.where(weights == 0, 0.0, losses * weights)
+    if problem.reduction == "sum":
+        return losses.sum()
+    if problem.reduction == "mean":
+        return losses.mean() if weights is None else losses.sum() / weights.sum()
+    return losses

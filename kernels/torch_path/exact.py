@@ -1,0 +1,97 @@
+"""Rows that few of their negatives dominate, summed again in float64.
+
+Where z is returned row by row, no mean averages the rounding of float32 logits away. Over many comparable negatives the
+sum does; a row whose sum is mostly one pair of high cosine keeps that pair's error whole, up to 3e-7 / τ.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..problem import Batch, Problem
+from .denominators import Denominators, raise_to_largest
+from .layout import Layout, columns
+from .logits import Logits
+from .rows import unit_rows
+
+# A share of a sum below which its rounding, weighed by that share, is within what the sum's own rounding may be.
+DOMINANT = 0.1
+# Products of rows err with their partial sums: below this cosine by less than half of what is allowed.
+HIGH_COSINE = 0.5
+# Stacked rows of a tile, and anchors summed at a time.
+COLUMNS, ANCHORS = 1024, 256
+
+
+def dominated(found: Denominators, logits: Logits, plan: Layout) -> Tensor:
+    """The anchors of which one negative makes up more than a tenth of the sum, by their place in the stack.
+
+    Args:
+        found: the sums, with panels or shares kept.
+        logits: where they came from.
+        plan: which panels.
+
+    Returns:
+        Indices, ``(k,)``.
+    """
+    if found.largest is None:
+        assert found.total is not None
+        assert found.kept is not None
+        # No lse this low holds a high cosine at all.
+        if logits.rows.norms is not None and not bool((found.lse > logits.scale * HIGH_COSINE).any()):
+            return torch.empty(0, dtype=torch.int64)
+        largest = torch.zeros_like(found.total)
+        for panel, entries in zip(plan.panels, found.kept, strict=True):
+            raise_to_largest(largest, entries.view(panel.height, panel.width), panel)
+        found.largest = largest / found.total
+    return (found.largest > DOMINANT).nonzero().flatten()
+
+
+def lse_of(anchors: Tensor, batch: Batch, logits: Logits, problem: Problem) -> Tensor:
+    """Base-2 log-sum-exps of some anchors over their negatives, in float64 throughout.
+
+    Args:
+        anchors: places in the stack.
+        batch: the raw rows.
+        logits: their scale, ids and limits.
+        problem: which rows are compared.
+
+    Returns:
+        ``(k,)`` float64; −inf for an anchor without negatives.
+    """
+    n = logits.n
+    found = torch.empty(len(anchors), dtype=torch.float64)
+    for side in range(problem.num_directions):
+        of_side = ((anchors >= side * n) & (anchors < (side + 1) * n)).nonzero().flatten()
+        for chosen in of_side.split(ANCHORS):
+            found[chosen] = _lse(anchors[chosen], side, batch, logits, problem)
+    return found
+
+
+def _lse(anchors: Tensor, side: int, batch: Batch, logits: Logits, problem: Problem) -> Tensor:
+    n = logits.n
+    ids = logits.ids or ((slice(0, 2 * n), torch.arange(n).repeat(2)),)
+    units = unit_rows(batch.sides[side][anchors - side * n], problem.normalize)
+    scale = logits.scale[anchors, None] if isinstance(logits.scale, Tensor) else logits.scale
+    total = torch.full((len(anchors),), -torch.inf, dtype=torch.float64)
+    count = len(logits.rows.stacked)
+    for first, last in columns(side, n, count, problem.negatives):
+        offset = 0
+        for rows in batch.sides:
+            low, high = max(first, offset), min(last, offset + len(rows))
+            for start in range(low, high, COLUMNS):
+                stop = min(start + COLUMNS, high)
+                others = unit_rows(rows[start - offset : stop - offset], problem.normalize)
+                entries = torch.mm(units, others.t()).mul_(scale)
+                if logits.limits is not None:
+                    entries.masked_fill_(entries > logits.limits[anchors, None], -torch.inf)
+                for run, own in ids:
+                    begin, end = max(run.start, start), min(run.stop, stop)
+                    if begin < end:
+                        same = ids[0][1][anchors, None] == own[begin - run.start : end - run.start]
+                        entries[:, begin - start : end - start].masked_fill_(same, -torch.inf)
+                peak = entries.amax(1).clamp_min(-1e300)
+                part = torch.log2(torch.exp2(entries - peak.unsqueeze(1)).sum(1)) + peak
+                total = torch.logaddexp2(total, part)
+            offset += len(rows)
+    return total
