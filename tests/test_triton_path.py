@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from regimes import REGIMES, Candidates, Case, cases
+from regimes import Candidates, Case, cases
 from triton_calls import (
     DEVICE,
     DTYPES,
@@ -196,7 +196,7 @@ def test_repeats_bit_for_bit(dtype: torch.dtype, options: dict[str, Any], path: 
         assert all(map(torch.equal, first, both_passes(batch, asked)))
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("regime", ["random", "big", "zeros", "scaled"])
 def test_reads_nothing_unwritten(regime: str, path: str, poisoned: None) -> None:
     for options in (
         {},
@@ -357,7 +357,7 @@ def test_describe(n: int, d: int, m: int, workspace: int) -> None:
     shape = Shape(n, d, (m,) * (m > 0), DTYPES[1], DEVICE)
     asked = problem(workspace=workspace)
     description = engine.describe(shape, asked)
-    ((size,), dtype), *_ = engine.saved_shapes(shape, asked, True)
+    ((size,), dtype), *_ = engine.saved_shapes(shape, asked, gradient=True)
     assert dtype == torch.float32
     planes = 10 * stack_of(shape).num_rows
     if description["kernels"] == "panels, flash gradient":

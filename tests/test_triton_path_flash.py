@@ -35,7 +35,7 @@ def flashing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @settings(max_examples=settings().max_examples // 2)
-@given(case=cases(max_n=48, max_d=128, dtypes=DTYPES), least_sweep=st.sampled_from([32, 256]))
+@given(case=cases(max_n=48, max_d=128, dtypes=DTYPES), least_sweep=st.sampled_from([64, 256]))
 def test_acceptance(case: Case, least_sweep: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         in_flash(patch, least_sweep=least_sweep)
@@ -62,7 +62,7 @@ def test_acceptance_in_any_workspace(
         monkeypatch.setattr(Case, "problem", lambda *about, asked=asked: asked)
         span, swept = schedule.flash_runs(wanted_spans(case.needs, stack), stack, asked)[0]
         columns = sum(map(schedule.length, swept))
-        plan = schedule.plan_flash(schedule.length(span), columns, stack.width, 32, workspace)
+        plan = schedule.plan_flash(schedule.length(span), columns, stack.width, 64, workspace)
         assert (plan.shares == 1) == (workspace == 1 << 15)
         check(case)
         monkeypatch.undo()

@@ -211,7 +211,7 @@ def test_only_what_will_be_differentiated_is_kept(
         for differentiated in (True, False):
             state = engine.forward(batch, asked, moment=True, gradient=differentiated).state
             (saved[differentiated],) = engine.save(state)
-            promised = engine.saved_shapes(batch.shape, asked, differentiated)
+            promised = engine.saved_shapes(batch.shape, asked, gradient=differentiated)
             assert promised == [(saved[differentiated].shape, torch.float32)]
         assert saved[False].numel() == 10 * 2 * 128
         # Both sides are padded to 128 rows.

@@ -62,7 +62,7 @@ def in_panels(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(config, "SMALL_PAIRS", 0)
 
 
-def in_flash(patch: pytest.MonkeyPatch, wins: bool = True, least_sweep: int = 32) -> None:
+def in_flash(patch: pytest.MonkeyPatch, wins: bool = True, least_sweep: int = 64) -> None:
     """Have every batch's gradient formed with its weights in registers where they can be, or else in panels."""
 
     def flash_wins(shape: Shape, arch: int, asked: Problem) -> bool:

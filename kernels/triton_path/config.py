@@ -187,8 +187,8 @@ def choose(shape: Shape, arch: int, problem: Problem) -> BlockConfig:
     tile: dict[str, Any]
     gemm: dict[str, Any]
     if arch == INTERPRETER:
-        tile = {"block": 32, "depth": 64, "num_warps": 4, "num_stages": 1}
-        gemm = {"gemm_rows": 32, "gemm_columns": 32, "gemm_depth": 32, "gemm_warps": 4, "gemm_stages": 1}
+        tile = {"block": 64, "depth": 64, "num_warps": 4, "num_stages": 1}
+        gemm = {"gemm_rows": 64, "gemm_columns": 64, "gemm_depth": 64, "gemm_warps": 4, "gemm_stages": 1}
     else:
         # Larger tiles spill but on compute capability 9.0, whose tensor cores read their operands in shared memory, and
         # there as well where rows and columns need numbers of their own.
@@ -232,8 +232,8 @@ def choose_small(shape: Shape, arch: int, problem: Problem) -> SmallConfig:
     tile: dict[str, Any]
     gradient: dict[str, Any]
     if arch == INTERPRETER:
-        tile = {"block": 32, "depth": 64, "num_stages": 1}
-        gradient = {"gradient_rows": 32, "gradient_depth": 64, "gradient_warps": 4, "gradient_stages": 1}
+        tile = {"block": 64, "depth": 64, "num_stages": 1}
+        gradient = {"gradient_rows": 64, "gradient_depth": 64, "gradient_warps": 4, "gradient_stages": 1}
     else:
         tall = half and n > 256
         if formats.products == "double":
@@ -259,7 +259,7 @@ def choose_flash(shape: Shape, arch: int, problem: Problem) -> FlashConfig:
     64
     """
     # Larger tiles would spill, and smaller ones take each row from the L2 cache more often.
-    tile: dict[str, Any] = {"block": 32, "num_stages": 1} if arch == INTERPRETER else {"block": 64, "num_stages": 3}
+    tile: dict[str, Any] = {"block": 64, "num_stages": 1 if arch == INTERPRETER else 3}
     formats = choose_formats(shape, arch, problem)
     return FlashConfig(**vars(formats), **tile, depth=WIDTH_PADDING, num_warps=4, row_block=_row_block(shape, arch))
 
@@ -324,6 +324,6 @@ def has_two_sets(shape: Shape, problem: Problem) -> bool:
 
 def _row_block(shape: Shape, arch: int) -> int:
     if arch == INTERPRETER:
-        return 32
+        return 64
     # The assembler for 10.0 and later gives four bfloat16 rows too few registers, others four rows with temperatures.
     return 2 if shape.per_row or 100 <= arch < CDNA3 else 4
