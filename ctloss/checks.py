@@ -168,13 +168,11 @@ def candidates(x: Tensor, given: object) -> tuple[Tensor, ...]:
         if isinstance(rows, Tensor) and rows.ndim == 3:
             rows = rows.flatten(0, 1)
         rows = embeddings("candidates", rows)
-        must(
-            rows.shape[1] == x.shape[1],
-            lambda rows=rows: (
+        if rows.shape[1] != x.shape[1]:
+            raise ValueError(
                 f"candidates: expected rows as wide as x, of {x.shape[1]} columns, got {rows.shape[1]}; "
                 "embed them with the same model"
-            ),
-        )
+            )
         same_device("candidates", rows, x)
         found.append(rows)
     return tuple(found)

@@ -187,16 +187,17 @@ def choose(shape: Shape, arch: int, problem: Problem) -> BlockConfig:
     tile: dict[str, Any]
     gemm: dict[str, Any]
     if arch == INTERPRETER:
-        tile = {"block": 32, "depth": 64, "num_warps": 4, "num_stages": 1}
-        gemm = {"gemm_rows": 32, "gemm_columns": 32, "gemm_depth": 32, "gemm_warps": 4, "gemm_stages": 1}
+        tile = {"block": 64, "depth": 64, "num_warps": 4, "num_stages": 1}
+        gemm = {"gemm_rows": 64, "gemm_columns": 64, "gemm_depth": 64, "gemm_warps": 4, "gemm_stages": 1}
     else:
-        # Larger tiles spill but on compute capability 9.0, whose tensor cores read their operands in shared memory.
+        # Larger tiles spill but on compute capability 9.0, whose tensor cores read their operands in shared memory, and
+        # there as well where rows and columns need numbers of their own.
         if formats.products == "double":
             tile = {"block": 16, "depth": 16, "num_warps": 4, "num_stages": 2}
         elif arch == CDNA3:
             # A wavefront has twice a warp's threads.
             tile = {"block": 64, "depth": 32, "num_warps": 4, "num_stages": 2}
-        elif half and shape.n >= MANY_PAIRS and 90 <= arch < 100:
+        elif half and shape.n >= MANY_PAIRS and 90 <= arch < 100 and not has_two_sets(shape, problem):
             tile = {"block": 128, "depth": 64, "num_warps": 8, "num_stages": 3}
         elif half and 90 <= arch < 100:
             tile = {"block": 64, "depth": 64, "num_warps": 4, "num_stages": 4}
@@ -213,7 +214,7 @@ def choose(shape: Shape, arch: int, problem: Problem) -> BlockConfig:
         **tile,
         **gemm,
         group=8,
-        row_block=_row_block(arch),
+        row_block=_row_block(shape, arch),
         kept_dtype=kept,
         # A logit of two temperatures is two logits.
         keeps=shape.d >= kept.itemsize * columns and not crowded and not shape.per_row,
@@ -231,8 +232,8 @@ def choose_small(shape: Shape, arch: int, problem: Problem) -> SmallConfig:
     tile: dict[str, Any]
     gradient: dict[str, Any]
     if arch == INTERPRETER:
-        tile = {"block": 32, "depth": 64, "num_stages": 1}
-        gradient = {"gradient_rows": 32, "gradient_depth": 64, "gradient_warps": 4, "gradient_stages": 1}
+        tile = {"block": 64, "depth": 64, "num_stages": 1}
+        gradient = {"gradient_rows": 64, "gradient_depth": 64, "gradient_warps": 4, "gradient_stages": 1}
     else:
         tall = half and n > 256
         if formats.products == "double":
@@ -248,7 +249,7 @@ def choose_small(shape: Shape, arch: int, problem: Problem) -> SmallConfig:
         wide = formats.weight_products == "tf32" or shape.dtype == torch.bfloat16 or (arch >= 90 and arch != CDNA3)
         depth = 32 if wide and formats.weight_products != "ieee" else 16
         gradient = {"gradient_rows": rows, "gradient_depth": depth, "gradient_warps": warps, "gradient_stages": 2}
-    return SmallConfig(**vars(formats), **tile, **gradient, gradient_columns=64, row_block=_row_block(arch))
+    return SmallConfig(**vars(formats), **tile, **gradient, gradient_columns=64, row_block=_row_block(shape, arch))
 
 
 def choose_flash(shape: Shape, arch: int, problem: Problem) -> FlashConfig:
@@ -258,9 +259,9 @@ def choose_flash(shape: Shape, arch: int, problem: Problem) -> FlashConfig:
     64
     """
     # Larger tiles would spill, and smaller ones take each row from the L2 cache more often.
-    tile: dict[str, Any] = {"block": 32, "num_stages": 1} if arch == INTERPRETER else {"block": 64, "num_stages": 3}
+    tile: dict[str, Any] = {"block": 64, "num_stages": 1 if arch == INTERPRETER else 3}
     formats = choose_formats(shape, arch, problem)
-    return FlashConfig(**vars(formats), **tile, depth=WIDTH_PADDING, num_warps=4, row_block=_row_block(arch))
+    return FlashConfig(**vars(formats), **tile, depth=WIDTH_PADDING, num_warps=4, row_block=_row_block(shape, arch))
 
 
 def flash_wins(shape: Shape, arch: int, problem: Problem) -> bool:
@@ -276,7 +277,7 @@ def flash_wins(shape: Shape, arch: int, problem: Problem) -> bool:
     [True, False]
     """
     d, formats = shape.d, choose_formats(shape, arch, problem)
-    if shape.per_row or problem.margin is not None:
+    if has_two_sets(shape, problem):
         return False
     if not 89 <= arch < 100 or shape.dtype not in HALF_PRECISION or formats.products == "double":
         return False
@@ -316,8 +317,13 @@ def choose_formats(shape: Shape, arch: int, problem: Problem) -> Formats:
     )
 
 
-def _row_block(arch: int) -> int:
+def has_two_sets(shape: Shape, problem: Problem) -> bool:
+    """Whether a pair's logit, or whether it counts, depends on which of the two is the anchor."""
+    return shape.per_row or problem.margin is not None
+
+
+def _row_block(shape: Shape, arch: int) -> int:
     if arch == INTERPRETER:
-        return 32
-    # The assembler for 10.0 and later gives four bfloat16 rows too few registers.
-    return 2 if 100 <= arch < CDNA3 else 4
+        return 64
+    # The assembler for 10.0 and later gives four bfloat16 rows too few registers, others four rows with temperatures.
+    return 2 if shape.per_row or 100 <= arch < CDNA3 else 4

@@ -118,7 +118,7 @@ def describe(shape: Shape, problem: Problem) -> dict[str, object]:
     return {**in_panels, "backward_panel": plan_of_panels.size, "backward_shared": plan_of_panels.shared}
 
 
-def saved_shapes(shape: Shape, problem: Problem, gradient: bool) -> list[tuple[tuple[int, ...], torch.dtype]]:
+def saved_shapes(shape: Shape, problem: Problem, *, gradient: bool) -> list[tuple[tuple[int, ...], torch.dtype]]:
     """Shapes of the tensors that :func:`save` lists.
 
     Kept logits are among them only if a ``gradient`` of embeddings will be asked for: evaluation keeps none.

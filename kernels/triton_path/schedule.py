@@ -282,8 +282,9 @@ def plan_flash(num_rows: int, num_columns: int, width: int, block: int, workspac
     row_bytes = 4 * width
     wanted = min(-(-FLASH_PROGRAMS * block // num_rows), num_columns // LEAST_SWEEP)
     shares = max(1, min(wanted, workspace // (num_rows * row_bytes)))
-    sweep = -(-num_columns // (shares * block)) * block
-    shares = -(-num_columns // sweep)
+    # Rows that meet none have sums as well, of nothing.
+    sweep = max(1, -(-num_columns // (shares * block))) * block
+    shares = max(1, -(-num_columns // sweep))
     run = workspace // (shares * row_bytes) // ROW_PADDING * ROW_PADDING
     return FlashPlan(shares, sweep, max(ROW_PADDING, min(run, num_rows)))
 

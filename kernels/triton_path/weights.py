@@ -186,19 +186,21 @@ def pair_weights(
     that are no anchors. Nothing that counts exceeds its row's peak, so nothing overflows. With LIMITED what the margin
     of a row leaves out has no weight in it.
     """
-    by_row, by_column = row[:, None], column[None, :]
     if has_common_peak(common_rate(stats_ptr, plane), NORMALIZE, PER_ROW):
+        weight = tl.exp2(logit)
         if LIMITED:
-            by_row = tl.where(is_left_out(logit, stats_ptr, plane, index_a, 1), 0.0, by_row)
-            by_column = tl.where(is_left_out(logit, stats_ptr, plane, index_b, 0), 0.0, by_column)
-        weight = tl.exp2(logit) * (by_row + by_column)
+            by_row = tl.where(is_left_out(logit, stats_ptr, plane, index_a, 1), 0.0, row[:, None])
+            by_column = tl.where(is_left_out(logit, stats_ptr, plane, index_b, 0), 0.0, column[None, :])
+            weight = weight * (by_row + by_column)
+        else:
+            weight = weight * (row[:, None] + column[None, :])
     else:
-        by_row = tl.exp2(logit - tl.load(stats_ptr + PEAK * plane + index_a)[:, None]) * by_row
-        by_column = tl.exp2(column_logit - tl.load(stats_ptr + PEAK * plane + index_b)[None, :]) * by_column
+        of_row = tl.exp2(logit - tl.load(stats_ptr + PEAK * plane + index_a)[:, None]) * row[:, None]
+        of_column = tl.exp2(column_logit - tl.load(stats_ptr + PEAK * plane + index_b)[None, :]) * column[None, :]
         if LIMITED:
-            by_row = tl.where(is_left_out(logit, stats_ptr, plane, index_a, 1), 0.0, by_row)
-            by_column = tl.where(is_left_out(column_logit, stats_ptr, plane, index_b, 0), 0.0, by_column)
-        weight = by_row + by_column
+            of_row = tl.where(is_left_out(logit, stats_ptr, plane, index_a, 1), 0.0, of_row)
+            of_column = tl.where(is_left_out(column_logit, stats_ptr, plane, index_b, 0), 0.0, of_column)
+        weight = of_row + of_column
     if NORMALIZE:
         inverse = stats_ptr + INVERSE * plane
         weight = weight * tl.load(inverse + index_a)[:, None] * tl.load(inverse + index_b)[None, :]
