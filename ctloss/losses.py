@@ -442,6 +442,8 @@ def explain(
           computed in: float64
           memory: several matrices of 8 x 8
     """
+    if loss not in ("contrast", "cz_nce", "info_nce"):
+        raise ValueError(f"loss: expected one of 'contrast', 'cz_nce', 'info_nce', got {loss!r}")
     problem, batch = prepared(
         loss,
         x,

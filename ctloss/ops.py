@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from . import checks, rows
-from .kernels.problem import Batch, Problem, Shape, parse
+from . import checks, flops, rows
+from .kernels.problem import Batch, Problem, parse
 from .plan import Plan, cached_plan, plan
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -85,7 +84,7 @@ def output_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _holds(problem: Problem, engine: Any) -> bool:
+def holds(problem: Problem, engine: Any) -> bool:
     """Whether the gradient is formed in the forward, to be multiplied by the one upstream number afterwards."""
     return not problem.by_row and hasattr(engine, "hold")
 
@@ -112,7 +111,7 @@ def _forward(
         if isinstance(share, Tensor):
             unit, share = unit * share, 1.0
         state = found.state
-        if _holds(problem, engine):
+        if holds(problem, engine):
             state = engine.hold(state, unit, unit, tuple(of_sides), 1.0 if weights is None else None)
     return loss, None, Found(unit, share, found.positive, found.moment, state)
 
@@ -135,7 +134,7 @@ def _backward(
     some = upstream if upstream is not None else upstream_positive
     assert some is not None
     with _WithoutAutocast(some.device.type):
-        held = _holds(problem, engine)
+        held = holds(problem, engine)
         if held and any(of_sides):
             assert upstream is not None
             factor = upstream.item() if upstream.device.type == "cpu" else upstream
@@ -183,7 +182,7 @@ class Contrastive(torch.autograd.Function):
         ctx.chosen, ctx.needs, ctx.found = chosen, needs, found
         ctx.dtypes = tuple(side.dtype for side in sides)
         # Not for use: so that a change of the inputs is noticed where their gradient is still to be formed.
-        ctx.save_for_backward(*(() if _holds(problem, engine) else sides))
+        ctx.save_for_backward(*(() if holds(problem, engine) else sides))
         ctx.temperature = temperature
         return first if second is None else (first, second)
 
@@ -270,6 +269,7 @@ def fused(batch: Batch, weights: Tensor | None, chosen: Plan) -> Any:
         with torch.no_grad():
             first, second, _ = _forward(batch, weights, problem, chosen.engine, needs)
     else:
+        flops.announce()
         arguments, *rest = _arguments(batch, needs, problem)
         first, second, _ = torch.ops.ctloss.contrastive(*arguments, weights, *rest)
     return (first, second) if problem.loss == "contrast" else first
@@ -345,7 +345,7 @@ def _batch(
 
 
 def _serialised(found: Found, batch: Batch, problem: Problem, engine: Any) -> list[Tensor]:
-    if _holds(problem, engine):
+    if holds(problem, engine):
         state = engine.pack(found.state, batch.shape.dtype, batch.x.device)
     else:
         state = engine.save(found.state)
@@ -393,7 +393,7 @@ def _contrastive_fake(
     second = new((num_rows,) if problem.loss == "contrast" else (0,), dtype=dtype)
     if not any(needs):
         return first, second, []
-    if _holds(problem, engine):
+    if holds(problem, engine):
         shapes = engine.packed_shapes(shape, needs[:-1])
     else:
         shapes = engine.saved_shapes(shape, problem, gradient=any(needs[:-1]))
@@ -419,7 +419,7 @@ def _contrastive_backward(
     problem = parse(options)
     unit, share, positive, moment, *rest = saved
     engine = plan(batch.shape, problem).engine
-    state = engine.unpack(rest) if _holds(problem, engine) else engine.restore(rest, batch, problem)
+    state = engine.unpack(rest) if holds(problem, engine) else engine.restore(rest, batch, problem)
     shared = share.item() if share.device.type == "cpu" else share
     found = Found(unit, shared, positive if positive.numel() else None, moment if moment.numel() else None, state)
     dtypes = tuple(side.dtype for side in sides)
@@ -481,43 +481,3 @@ torch.library.register_fake("ctloss::contrastive", _contrastive_fake, lib=librar
 torch.library.register_fake("ctloss::contrastive_backward", _contrastive_backward_fake, lib=library)
 torch.library.register_autograd("ctloss::contrastive", _differentiate, setup_context=_save, lib=library)
 torch.library.register_autograd("ctloss::contrastive_backward", _refuse, lib=library)
-
-
-def _flops(shape: Shape, problem: Problem) -> int:
-    """Floating-point operations of the products that form every pair's logit once."""
-    square, directions = shape.n * shape.n, problem.num_directions
-    # A side with itself forms half of its square; x with y, met from either side, one square.
-    own = directions * square // 2 if problem.negatives in ("both", "own") else 0
-    cross = square if problem.negatives in ("both", "cross") else 0
-    return 2 * shape.d * (own + cross + directions * shape.n * sum(shape.candidates))
-
-
-@register_flop_formula(torch.ops.ctloss.contrastive, get_raw=True)
-def _contrastive_flops(
-    sides: list[Tensor],
-    temperature: Any,
-    ids: Any,
-    weights: Any,
-    masked: Any,
-    tau: Any,
-    needs: Any,
-    options: str,
-    **_: Any,
-) -> int:
-    """Of a forward, and of a gradient that it holds: a pair's weight is multiplied by both of its rows."""
-    problem = parse(options)
-    shape = Batch(sides[0], sides[1], tuple(sides[2:])).shape
-    held = _holds(problem, plan(shape, problem).engine) and any(needs[:-1])
-    return _flops(shape, problem) * (3 if held else 1)
-
-
-@register_flop_formula(torch.ops.ctloss.contrastive_backward, get_raw=True)
-def _contrastive_backward_flops(
-    upstream: Any, upstream_positive: Any, sides: list[Tensor], *rest: Any, **__: Any
-) -> int:
-    """Of a gradient that was not held: logits again, then the weights' products."""
-    *_, needs, options = rest
-    problem = parse(options)
-    shape = Batch(sides[0], sides[1], tuple(sides[2:])).shape
-    held = _holds(problem, plan(shape, problem).engine)
-    return 0 if held or not any(needs[:-1]) else 3 * _flops(shape, problem)

@@ -17,6 +17,7 @@ OPTIONS: dict[str, frozenset[str]] = {
     "contrast": frozenset(get_type_hints(PairOptions)),
     "info_nce": frozenset(get_type_hints(LossOptions)),
     "cz_nce": frozenset(get_type_hints(CZOptions)),
+    "sig_lip": frozenset({"normalize", "reduction", "precision", "impl"}),
 }
 ENGINES = {"torch": torch_engine, "triton": triton_engine}
 

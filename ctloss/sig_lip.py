@@ -66,7 +66,7 @@ def sig_lip(
         tensor(1.0064)
     """
     given = {"normalize": normalize, "reduction": reduction, "precision": precision, "impl": impl}
-    problem = problem_for("contrast", x.device.type if isinstance(x, Tensor) else "cpu", given)
+    problem = problem_for("sig_lip", x.device.type if isinstance(x, Tensor) else "cpu", given)
     batch = checks.batch(
         x,
         y,

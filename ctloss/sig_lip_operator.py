@@ -11,8 +11,9 @@ from torch import Tensor
 
 from . import checks
 from .kernels.problem import Batch, Problem, parse
+from .kernels.sigmoid import SCALE, Solved
 from .kernels.torch_path import sig_lip as torch_path
-from .kernels.torch_path.sig_lip import SCALE, Solved, unscaled
+from .kernels.torch_path.sig_lip import unscaled
 from .kernels.triton_path import sig_lip as triton_path
 from .ops import output_dtype
 

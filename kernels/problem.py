@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, get_args
 import torch
 from torch import Tensor
 
-Loss = Literal["contrast", "cz_nce", "info_nce"]
+Loss = Literal["contrast", "cz_nce", "info_nce", "sig_lip"]
 Negatives = Literal["both", "cross", "own", "none"]
 Directions = Literal["both", "x"]
 Reduction = Literal["mean", "sum", "none"]
@@ -59,7 +59,8 @@ class Problem:
     """Every option of one loss call, checked; its tensors are a :class:`Batch`.
 
     Attributes:
-        loss: ``"cz_nce"`` (row loss z), ``"info_nce"`` (row loss softplus(z)), or ``"contrast"``: the rows' z itself.
+        loss: ``"cz_nce"`` (row loss z), ``"info_nce"`` (row loss softplus(z)), ``"contrast"``: the rows' z itself; or
+            ``"sig_lip"``, which is no function of z and has kernels of its own.
         negatives: which rows a row is compared with besides the candidates: ``"both"`` sides' other rows, those of the
             other side (``"cross"``), those of its ``"own"`` side, or ``"none"``.
         directions: ``"both"``: the rows of x and of y are anchors, 2n of them; ``"x"``: the rows of x only.

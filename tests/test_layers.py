@@ -38,19 +38,21 @@ class Layer:
     public: bool = False
 
 
+SHARED_BY_PATHS = ("ctloss.kernels.problem", "ctloss.kernels.sigmoid")
 # The first layer whose name holds the module is the one that counts: the narrow ones come first.
 LAYERS = (
     Layer("ctloss.reference", frozenset({"torch"}), ("ctloss.reference",)),
-    Layer("ctloss.kernels.torch_path", frozenset({"torch"}), ("ctloss.kernels.torch_path", "ctloss.kernels.problem")),
+    Layer("ctloss.kernels.torch_path", frozenset({"torch"}), ("ctloss.kernels.torch_path", *SHARED_BY_PATHS)),
     Layer(
         "ctloss.kernels.triton_path",
         frozenset({"torch", "triton"}),
-        ("ctloss.kernels.triton_path", "ctloss.kernels.problem"),
+        ("ctloss.kernels.triton_path", *SHARED_BY_PATHS),
     ),
     Layer("ctloss.kernels", frozenset({"torch"}), ("ctloss.kernels",)),
     Layer("ctloss.train", TRAINING_LIBRARIES, ("ctloss.train", "ctloss.command"), public=True),
     Layer("ctloss.evaluate", EVALUATION_LIBRARIES, ("ctloss.evaluate", "ctloss.command"), public=True),
-    Layer("ctloss", frozenset({"torch"}), ("ctloss",)),
+    # typing_extensions comes with torch, and is imported for type checkers only.
+    Layer("ctloss", frozenset({"torch", "typing_extensions"}), ("ctloss",)),
 )
 ABOVE_THE_CORE = ("ctloss.train", "ctloss.evaluate")
 

@@ -9,18 +9,15 @@ it can stay normal numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from ..problem import Batch, Problem
+from ..sigmoid import SCALE, Solved
 from .logits import CHUNK
 from .products import ExactProducts
 from .rows import Rows, accumulation_dtype, prepare
 
-SCALE_BITS = 30
-SCALE = 2.0**SCALE_BITS
 FEW_PAIRS = 32
 """Up to so many pairs logits are formed in float64: over few of them their rounding is not averaged away."""
 TALLEST = 256
@@ -29,26 +26,6 @@ SCRATCH_ENTRIES = 1 << 17
 """What is worked on between two products: small enough for a cache."""
 LARGEST_LOGIT = 80.0
 """exp of it, and one more, is a float32."""
-
-
-@dataclass(frozen=True)
-class Solved:
-    """Row losses, and the gradient of their weighted sum.
-
-    Attributes:
-        rows: ``(n,)`` float64.
-        gradients: of x and y before rows were rescaled and over τ, times 2^30, in the accumulation dtype; ``None``
-            where not needed.
-        exponents: ``(2n, 1)`` powers of two that raw rows were multiplied by, or ``None``.
-        slope: 2^30 ∂/∂τ, 0-d float64, if asked for.
-        offset: 2^30 ∂/∂b, 0-d float64, if asked for.
-    """
-
-    rows: Tensor
-    gradients: tuple[Tensor | None, Tensor | None]
-    exponents: Tensor | None
-    slope: Tensor | None
-    offset: Tensor | None
 
 
 def unsupported(batch: Batch) -> str | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..problem import Batch, Problem, Shape
-from ..torch_path.sig_lip import SCALE, Solved
+from ..sigmoid import SCALE, Solved
 from . import config, engine
 from .stack import SCALE as SCALES
 from .stack import X, Y, identities, stack_of, table
