@@ -368,7 +368,7 @@ def test_describe(n: int, d: int, m: int, workspace: int) -> None:
     elif description["kernels"] == "panels":
         for panel in (description["forward_panel"], description["backward_panel"]):
             assert isinstance(panel, int)
-            assert panel % 128 == 0
+            assert panel % 64 == 0
         assert size <= planes + workspace / 4
     else:
         assert n <= config.SMALL_PAIRS

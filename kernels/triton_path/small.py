@@ -6,6 +6,7 @@ the backward, in memory that stays in the L2 cache, and each kernel does all tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -37,7 +38,6 @@ from .weights import (
     double_power_of_two,
     over_total,
     pair_weights,
-    relative_values,
     round_to_tf32,
     weighed_sum,
 )
@@ -47,6 +47,7 @@ GROUP = 8
 # Given no limit the assembler spills registers of four warps for more blocks on a multiprocessor than there will be.
 MOST_REGISTERS = 255
 SCALE, LOWEST = tl.constexpr(stack.SCALE), tl.constexpr(stack.LOWEST)
+LN2 = tl.constexpr(math.log(2))
 
 
 @triton.jit
@@ -287,12 +288,11 @@ def small_gradient(
     position = index - of_y * padded
     partner = position + (1 - of_y) * padded
     columns = program % column_tiles * COLUMNS + tl.arange(0, COLUMNS)
-    row = stacked_coefficient(a_ptr, stats_ptr, exponent, index, num_pairs, num_anchors, padded)
-    everywhere = index >= 0
-    pull = relative_values(b_ptr, stats_ptr, exponent, index, everywhere, num_pairs, num_anchors, padded, plane, False)
-    pull += relative_values(
-        b_ptr, stats_ptr, exponent, partner, everywhere, num_pairs, num_anchors, padded, plane, False
-    )
+    # One factor for all rows, which float64 holds: what is not in the loop takes no registers there.
+    scale = common_rate(stats_ptr, plane).to(tl.float64) * tl.full((), LN2, tl.float64) * double_power_of_two(-exponent)
+    row = over_total(stats_ptr, scaled_values(a_ptr, scale, index, num_pairs, num_anchors, padded), index, plane)
+    pull = scaled_values(b_ptr, scale, index, num_pairs, num_anchors, padded)
+    pull += scaled_values(b_ptr, scale, partner, num_pairs, num_anchors, padded)
     # Stacked rows that these are multiplied with begin here.
     begin = 0
     if CROSS:
@@ -306,7 +306,8 @@ def small_gradient(
         offsets = index[:, None] * num_columns + (start + steps)[None, :]
         product = load_products(products_ptr, plane * num_columns, offsets, PARTS)
         logit = logits(product, stats_ptr, plane, index, other, 1, NORMALIZE, False)
-        column = stacked_coefficient(a_ptr, stats_ptr, exponent, other, num_pairs, num_anchors, padded)
+        column = scaled_values(a_ptr, scale, other, num_pairs, num_anchors, padded)
+        column = over_total(stats_ptr, column, other, plane)
         weights = pair_weights(logit, logit, row, column, stats_ptr, plane, index, other, NORMALIZE, False, False)
         weights = tl.where(counted_pairs(None, index, other, num_pairs, 0, padded), weights, 0.0)
         if ROUND:
@@ -351,11 +352,13 @@ def small_gradient(
 
 
 @triton.jit
-def stacked_coefficient(a_ptr, stats_ptr, exponent, index, num_pairs, num_anchors, padded):
-    """a of stacked rows over temperature, total and 2^exponent."""
-    plane = 2 * padded
-    value = relative_values(a_ptr, stats_ptr, exponent, index, index >= 0, num_pairs, num_anchors, padded, plane, False)
-    return over_total(stats_ptr, value, index, plane)
+def scaled_values(values_ptr, scale, index, num_pairs, num_anchors, padded):
+    """a or b of stacked rows times what all have in common, in float32; 0 of rows that are no anchors."""
+    side = (index >= padded).to(tl.int32)
+    position = index - side * padded
+    row = side * num_pairs + position
+    anchor = (position < num_pairs) & (row < num_anchors)
+    return (tl.load(values_ptr + row, mask=anchor, other=0.0) * scale).to(tl.float32)
 
 
 def forward(

@@ -33,13 +33,13 @@ LN2 = tl.constexpr(math.log(2))
 
 @triton.jit
 def exponent_of(value):
-    """The exponent of a float64's leading bit, within those of normal numbers whose inverse is normal too.
+    """The exponent of a float64's leading bit, within those whose inverse has room for a rate beside it.
 
     The lowest of what is not finite, which shall not make all other rows' values vanish.
     """
     # Subnormal numbers have exponent field 0, one more than they deserve.
     exponent = ((value.to(tl.int64, bitcast=True) >> 52) & 2047).to(tl.int32) - 1023
-    return tl.where(exponent == 1024, -1022, tl.minimum(tl.maximum(exponent, -1022), 1022))
+    return tl.where(exponent == 1024, -1000, tl.minimum(tl.maximum(exponent, -1000), 1022))
 
 
 @triton.jit
@@ -66,7 +66,7 @@ def common_exponent(
     a_ptr, b_ptr, stats_ptr, num_pairs, num_anchors, padded, plane, SWEEP: tl.constexpr, PER_ROW: tl.constexpr
 ):
     """e, the largest of all rows; every program that asks sweeps all rows in the same order."""
-    largest = tl.full((SWEEP,), -1022, tl.int32)
+    largest = tl.full((SWEEP,), -1000, tl.int32)
     for start in range(0, 2 * padded, SWEEP):
         index = start + tl.arange(0, SWEEP)
         inside = index < 2 * padded
