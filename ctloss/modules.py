@@ -51,7 +51,7 @@ class LearnableTemperature(nn.Module):
 
     Example:
         >>> LearnableTemperature(0.07)()
-        tensor(0.0700, grad_fn=<ClampBackward1>)
+        tensor(0.0700, grad_fn=<ExpBackward0>)
     """
 
     def __init__(self, initial: float) -> None:
@@ -65,10 +65,10 @@ class LearnableTemperature(nn.Module):
 
     def forward(self) -> Tensor:
         """τ, a scalar, differentiable."""
-        least, largest = math.log(LEAST_TEMPERATURE), math.log(LARGEST_TEMPERATURE)
+        # By more than a rounding inside, so that exp of it is not outside.
+        least, largest = math.log(LEAST_TEMPERATURE) + 1e-6, math.log(LARGEST_TEMPERATURE) - 1e-6
         bounded: Tensor = _Bounded.apply(self.log_temperature, least, largest)
-        # exp of a rounded logarithm may lie a rounding outside.
-        return bounded.exp().clamp(LEAST_TEMPERATURE, LARGEST_TEMPERATURE)
+        return bounded.exp()
 
 
 class _PairLoss(nn.Module):

@@ -93,8 +93,7 @@ def reduce(problem: Problem, losses: Tensor, weights: Tensor | None) -> Tensor:
         tensor(1.7500)
     """
     if weights is not None:
-        # A row that counts nothing must not spoil the others, whatever its loss.
-        losses = torch.where(weights == 0, 0.0, losses * weights)
+        losses = losses * weights
     if problem.reduction == "sum":
         return losses.sum()
     if problem.reduction == "mean":
