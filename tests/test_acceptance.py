@@ -246,7 +246,7 @@ class Refusing(ReferenceEngine):
         return "never"
 
 
-# The seed's remainder by 4 chooses what a and b are scaled by: 1, 1e-30, 1e-300, 1e30.
+# The seed's remainder by 4 chooses what a and b are scaled by.
 FAULTY: list[tuple[type[ReferenceEngine], Case, str]] = [
     (NoCandidates, EVERYTHING, "gradient: error"),
     (NoneForCandidates, EVERYTHING, "none where one was"),

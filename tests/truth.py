@@ -117,12 +117,8 @@ def truth(case: Case, a: Tensor, b: Tensor) -> Truth:
     # a·moment + (a − b)·s⁺, as it is formed from what a path returns.
     slope_size = (a.abs() * moment_size + (a - b).abs() * positive.abs()) / of.temperature
     per_row = isinstance(batch.temperature, Tensor) and batch.temperature.dim() == 1
-    # A dot product in single precision is off by units in the last place of what the sizes of its terms add up to, even
-    # where they cancel; the exponential makes of a logit's error a relative error of its weight.
-    entries = of.sides.abs()
-    products = entries[: case.rows] @ entries.T
-    of_pairs = (entries[: case.n] * entries[case.n : 2 * case.n]).sum(1).repeat(case.rows // case.n)
-    largest = (torch.cat([products.masked_fill(~of.counts, 0.0), of_pairs[:, None]], 1) / of.temperature[:, None]).max()
+    # A logit of size S carries about one unit in S's last place; the exponential makes of that a relative error.
+    largest = torch.cat([of.logits[of.counts].abs(), positive.abs()]).max()
     return Truth(
         z=z,
         positive=positive,
