@@ -193,6 +193,16 @@ class Consumed(ReferenceEngine):
         return super().backward(state, a * ~seen, b * ~seen, needs)
 
 
+class Wavering(ReferenceEngine):
+    """Another last bit in every second call."""
+
+    calls = 0
+
+    def backward(self, *arguments: Any) -> list[Tensor | None]:
+        self.calls += 1
+        return [None if g is None else g * (1 + self.calls * 2.0**-23) for g in super().backward(*arguments)]
+
+
 class FactorsChanged(ReferenceEngine):
     """The caller's a is scaled in place."""
 
@@ -260,6 +270,7 @@ FAULTY: list[tuple[type[ReferenceEngine], Case, str]] = [
     (HalfGradient, replace(PLAIN, candidates=(Candidates(5, dtype=torch.bfloat16),)), "gradient: error"),
     (OtherDtype, PLAIN, ""),
     (Consumed, PLAIN, "gradient: error"),
+    (Wavering, PLAIN, "the second differs"),
     (FactorsChanged, PLAIN, "error|modified"),
     (InputChanged, replace(PLAIN, need=(False, False, True)), "an input was modified"),
     (NotANumber, EMPTY, "not finite"),
