@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks [all | sweep | memory | numerics | plot | table]``."""
+"""The command line: ``python -m benchmarks [all | sweep | memory | numerics | family | plot | table]``."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-# Before torch: threads that spin while they wait spoil each other's timings on a busy machine.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
-
 import torch
 
-from benchmarks import memory, numerics, plan, plots, providers, sweep, tables
-from benchmarks.results import Row, write_csv
+from benchmarks import family, family_lines, memory, numerics, plan, plots, providers, sweep, tables
+from benchmarks.results import Row, read_csv, write_csv
 
 EPILOG = """
-Files: RESULTS/sweep-DEVICE.csv, memory-DEVICE.csv, numerics-DEVICE.csv; FIGURES/speed.png, memory.png, numerics.png
-(CPU), speed-cuda.png and so on (GPU). Times are medians of interleaved samples in one process; cpu_s is the
-calling thread's CPU time. Errors are against float64 on the same rounded inputs; of a gradient, |g - g_ref| / |g_ref|.
-Peak memory is taken in a fresh process each.
+Files: RESULTS/sweep-DEVICE.csv, memory-DEVICE.csv, numerics-DEVICE.csv, family-cpu.csv; FIGURES/speed.png,
+memory.png, numerics.png (CPU), speed-cuda.png and so on (GPU). Times are medians of interleaved samples in one
+process; cpu_s is the calling thread's CPU time. Errors are against float64 on the same rounded inputs; of a gradient,
+|g - g_ref| / |g_ref|. Peak memory is taken in a fresh process each. family, on the CPU: candidates, ids, other options
+and losses, each beside what it replaces, with the goals.
 
 Providers:
 """
@@ -37,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = options.add_argument
-    add("what", nargs="?", default="all", choices=("all", "sweep", "memory", "numerics", "plot", "table"),
-        help="default: all, half an hour on two cores; table and plot show what was measured before")  # fmt: skip
+    add("what", nargs="?", default="all", choices=("all", "sweep", "memory", "numerics", "family", "plot", "table"),
+        help="default: all, under an hour on two cores; table and plot show what was measured before")  # fmt: skip
     add(
         "--n",
         type=int,
@@ -133,7 +130,14 @@ def main(arguments: list[str] | None = None) -> None:
     if options.what in ("all", "memory"):
         parts = (plan.QUICK_MEMORY if options.quick else plan.MEMORY,)
         keep("memory", [row for grid in grids(options, parts) for row in memory.run(grid)])
-    if options.what != "table":
+    if kind == "cpu" and options.what in ("all", "family"):
+        measured = family.run(
+            family_lines.lines(options.n, options.d[0] if options.d else 256),
+            seconds=options.seconds or (0.2 if options.quick else family.SECONDS),
+            fewest_rounds=3 if options.quick else family.FEWEST_ROUNDS,
+        )
+        keep("family", [*measured])
+    if options.what not in ("table", "family"):
         for path in plots.draw_all(options.output, options.figures, kind):
             print(path)
     if kind == "cpu" and options.what in ("all", "table"):
@@ -141,6 +145,12 @@ def main(arguments: list[str] | None = None) -> None:
         print(shown.readme, shown.performance, sep="\n\n")
         if options.write:
             shown.insert(Path())
+    of_family = options.output / "family-cpu.csv"
+    if kind == "cpu" and options.what in ("all", "family", "table") and of_family.is_file():
+        rows = read_csv(of_family)
+        print(family.table(rows))
+        if options.write:
+            family.insert(rows, Path())
 
 
 if __name__ == "__main__":

@@ -29,18 +29,19 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from benchmarks.aot_calls import SHIPPED, TABLED, Shipped
 from benchmarks.aot_devices import Compiled, Device, compile_for
 from benchmarks.aot_table import insert, markdown
-from ctloss.kernels.problem import Problem
-from ctloss.kernels.triton_path import config, engine, flash, launch, rows, small
+from ctloss.kernels.triton_path import config, engine, flash, panels, small, tiles
 
 # Where the path looks each kernel up.
 KERNELS = {
-    "pack_rows": rows,
-    "block_lse": launch,
-    "fold_slots": rows,
-    "weigh_rows": rows,
-    "block_weights": launch,
-    "add_weighed": launch,
-    "finish_gradient": rows,
+    "pack_pairs": panels,
+    "pack_candidates": panels,
+    "block_lse": panels,
+    "fold_slots": panels,
+    "weigh_rows": panels,
+    "block_weights": panels,
+    "add_weighed": panels,
+    "finish_pairs": panels,
+    "finish_candidates": panels,
     "flash_gradient": flash,
     "small_products": small,
     "small_close": small,
@@ -122,20 +123,13 @@ class Recorder:
 
 
 @contextlib.contextmanager
-def recording(arch: int, halves: config.Halves) -> Iterator[list[Launch]]:
-    """Record launches instead of making them, with the configuration of ``arch`` but for its ``halves``."""
-    choose = config.choose
-
-    def choose_halves(*call: Any) -> config.BlockConfig:
-        chosen = choose(*call)
-        return chosen if chosen.products == "double" else replace(chosen, halves=halves)
-
+def recording(arch: int) -> Iterator[list[Launch]]:
+    """Record launches instead of making them, with the configuration of ``arch``."""
     launches: list[Launch] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(patch.object(engine, "_arch", lambda: arch))
-        stack.enter_context(patch.object(config, "choose", choose_halves))
         # What cuBLAS multiplies is not compiled here.
-        stack.enter_context(patch.object(launch, "library_product", lambda *operands: None))
+        stack.enter_context(patch.object(panels, "library_product", lambda *operands: None))
         for name, module in KERNELS.items():
             stack.enter_context(patch.object(module, name, Recorder(getattr(module, name), launches)))
         yield launches
@@ -152,30 +146,21 @@ def compile_launch(recorded: Launch, device: Device, case: str) -> Compiled:
     return compile_for(device, source, dict(recorded.options), recorded.kernel, case)
 
 
-def launches_of(arch: int, shipped: Shipped, halves: config.Halves = "none") -> list[Launch]:
-    """The distinct launches of forwards and a backward, logits kept or not, the temperature learnt or not."""
-    x, y = (torch.zeros(shipped.n, shipped.d, dtype=shipped.dtype) for _ in range(2))
-    if shipped.transposed:
-        y = y.T.contiguous().T
-    tau = torch.tensor(0.07) if shipped.on_device else 0.07
-    upstream = torch.ones(2 * shipped.n if shipped.reduction == "none" else ())
-    about = ("loss", "negatives", "normalize", "reduction", "precision")
-    problem = Problem(**{name: getattr(shipped, name) for name in about}, workspace=2**28)
-    options: dict[str, Any] = {"problem": problem, "need_x": True, "need_y": True, "need_temperature": shipped.slope}
-    with recording(arch, halves) as launches:
-        for differentiated in (True, False):
-            needs = options | {"need_x": differentiated, "need_y": differentiated}
-            _, saved, held_x, held_y, held_temperature = engine.forward(x, y, tau, **needs)
-            engine.forward(x, y, tau, **(needs | {"need_temperature": False}))
-            engine.backward(upstream, x, y, tau, saved, held_x, held_y, held_temperature, **options)
+def launches_of(arch: int, shipped: Shipped) -> list[Launch]:
+    """The distinct launches of forwards and backwards, logits kept or not, moments asked for or not."""
+    batch, problem = shipped.batch, shipped.problem
+    a = torch.ones(shipped.n * problem.num_directions, dtype=torch.float64)
+    with recording(arch) as launches:
+        for gradient in (True, False):
+            forward = engine.forward(batch, problem, moment=shipped.moment, gradient=gradient)
+            engine.forward(batch, problem, moment=False, gradient=gradient)
+            engine.backward(forward.state, a, a, (True,) * len(batch.sides))
     return list(dict.fromkeys(launches))
 
 
-def compile_shipped(
-    shipped: Shipped, device: Device, known: dict[tuple[Launch, str], Compiled], halves: config.Halves
-) -> Iterator[Compiled]:
+def compile_shipped(shipped: Shipped, device: Device, known: dict[tuple[Launch, str], Compiled]) -> Iterator[Compiled]:
     """What becomes of the launches of a call; those that are not in ``known`` are compiled and added to it."""
-    for recorded in launches_of(device.arch, shipped, halves):
+    for recorded in launches_of(device.arch, shipped):
         if (recorded, device.name) not in known:
             known[recorded, device.name] = compile_launch(recorded, device, str(shipped))
         yield replace(known[recorded, device.name], case=str(shipped))
@@ -186,11 +171,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", default=list(DEVICES), choices=list(DEVICES))
     parser.add_argument("--only", nargs="+", help="compile the calls whose description contains such a text")
-    parser.add_argument("--halves", default="none", choices=("together", "apart"), help="work on tiles in halves")
     parser.add_argument("--markdown", action="store_true", help="end with a Markdown table of the most telling calls")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put that table between the markers in a document")
     options = parser.parse_args()
-    if launch.interpreted():
+    if tiles.INTERPRETED.value:
         parser.error("expected real kernels, got the interpreter's; unset TRITON_INTERPRET")
     tabled = options.markdown or options.write is not None
     chosen = TABLED if tabled else SHIPPED
@@ -202,7 +186,7 @@ def main() -> int:
     for shipped in chosen:
         for arch in options.arch:
             print(f"{arch}: {shipped}", file=sys.stderr, flush=True)
-            found += compile_shipped(shipped, DEVICES[arch], known, options.halves)
+            found += compile_shipped(shipped, DEVICES[arch], known)
     names = [field.name for field in fields(Compiled)]
     print("\t".join(names))
     for compiled in known.values():

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from ctloss.kernels.problem import Batch, Problem
 
 
 @dataclass(frozen=True)
@@ -13,9 +16,13 @@ class Shipped:
     """A kind of call whose configuration is shipped: the inputs' dtype and the options that change the kernels.
 
     Attributes:
-        on_device: whether the temperature is a tensor that is read on the device.
+        temperature: "number", or read on the device: a "scalar" or one for each of the "rows".
         transposed: whether y's columns lie behind one another, not its rows.
-        slope: whether the temperature's gradient is asked for.
+        moment: whether the temperature's gradient is asked for.
+        candidates: rows of each candidate side; the last side has ids if any row has.
+        ids: whether the pairs have ids.
+        margin: whether negatives beyond a margin are left out.
+        mixed: whether the other sides are float32.
     """
 
     dtype: torch.dtype
@@ -23,20 +30,55 @@ class Shipped:
     precision: str
     d: int
     n: int = 1500
-    loss: str = "cz_nce"
     negatives: str = "both"
-    reduction: str = "mean"
-    on_device: bool = False
+    directions: str = "both"
+    temperature: str = "number"
     transposed: bool = False
-    slope: bool = True
+    moment: bool = True
+    candidates: tuple[int, ...] = ()
+    ids: bool = False
+    margin: bool = False
+    mixed: bool = False
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         words = [dtype, f"n={self.n}", f"d={self.d}", "cosine" if self.normalize else "dot", self.precision]
-        given = ((self.loss, "cz_nce"), (self.negatives, "both"), (self.reduction, "mean"))
+        given = ((self.negatives, "both"), (self.directions, "both"), (self.temperature, "number"))
         words += [option for option, usual in given if option != usual]
-        words += ["on_device"] * self.on_device + ["transposed"] * self.transposed + ["constant"] * (not self.slope)
-        return " ".join(words)
+        words += [f"+{count}" for count in self.candidates]
+        words += [name for name in ("transposed", "ids", "margin", "mixed") if getattr(self, name)]
+        return " ".join(words + ["constant"] * (not self.moment))
+
+    @property
+    def problem(self) -> Problem:
+        """Its options."""
+        return Problem(
+            negatives=self.negatives,  # type: ignore[arg-type]
+            directions=self.directions,  # type: ignore[arg-type]
+            normalize=self.normalize,
+            precision=self.precision,  # type: ignore[arg-type]
+            margin=0.1 if self.margin else None,
+            workspace=2**28,
+        )
+
+    @property
+    def batch(self) -> Batch:
+        """Tensors of its kind."""
+        other = torch.float32 if self.mixed else self.dtype
+        x, y, *candidates = (
+            torch.zeros(count, self.d, dtype=dtype)
+            for count, dtype in ((self.n, self.dtype), *((count, other) for count in (self.n, *self.candidates)))
+        )
+        temperature: float | Tensor = 0.07
+        if self.temperature != "number":
+            rows = self.n * self.problem.num_directions
+            temperature = torch.tensor(0.07).expand(rows if self.temperature == "rows" else ()).contiguous()
+        candidate_ids: list[Tensor | None] = [None for _ in candidates]
+        if self.ids and candidates:
+            candidate_ids[-1] = torch.zeros(self.candidates[-1], dtype=torch.int64)
+        ids = torch.zeros(self.n, dtype=torch.int64) if self.ids else None
+        y = y.T.contiguous().T if self.transposed else y
+        return Batch(x, y, tuple(candidates), temperature, ids, tuple(candidate_ids))
 
 
 # Halves have one precision; 768 columns are aligned and whole tiles, 75 neither.
@@ -75,13 +117,7 @@ SHIPPED += [
 ]
 SHIPPED += [Shipped(torch.float16, True, "highest", 128)]
 # Each option that kernels are compiled for, away from what the calls above have.
-OTHERWISE: dict[str, Any] = {
-    "loss": "info_nce",
-    "negatives": "cross",
-    "reduction": "none",
-    "on_device": True,
-    "transposed": True,
-}
+OTHERWISE: dict[str, Any] = {"negatives": "cross", "temperature": "scalar", "transposed": True}
 FORMATS = [(torch.float32, precision) for precision in ("highest", "high", "medium")]
 FORMATS += [(torch.bfloat16, "highest"), (torch.float16, "highest")]
 SHIPPED += [
@@ -90,11 +126,30 @@ SHIPPED += [
     for options in choices
     for dtype, precision in FORMATS
 ]
-# What is not learnt has no gradient.
-SHIPPED += [Shipped(dtype, True, precision, 768, n=300, slope=False) for dtype, precision in FORMATS]
+# A constant temperature asks for no moments.
+SHIPPED += [Shipped(dtype, True, precision, 768, n=300, moment=False) for dtype, precision in FORMATS]
+# What takes panels in any batch: candidates, ids, margins, temperatures for each row, sides of several dtypes.
+BESIDE_PAIRS: list[dict[str, Any]] = [
+    {"candidates": (8192,)},
+    {"candidates": (1500, 4096), "ids": True, "negatives": "cross", "directions": "x"},
+    {"margin": True, "ids": True},
+    {"temperature": "rows"},
+    {"temperature": "rows", "margin": True, "candidates": (1500,), "mixed": True, "negatives": "own"},
+]
+SHIPPED += [
+    Shipped(dtype, normalize, precision, 768, n=n, **options)
+    for n, options in [*((1500, options) for options in BESIDE_PAIRS), (300, BESIDE_PAIRS[4]), (30, BESIDE_PAIRS[3])]
+    for dtype, precision in FORMATS
+    for normalize in (True, False)
+]
+SHIPPED += [
+    Shipped(dtype, True, "highest", 64, candidates=(4096,), ids=True) for dtype in (torch.bfloat16, torch.float16)
+]
 # What the documentation tables.
 TABLED = [
     shipped
     for shipped in SHIPPED
-    if shipped.n in (1500, 300, 50) and shipped == Shipped(shipped.dtype, True, "highest", 768, n=shipped.n)
+    if shipped.n in (1500, 300, 50)
+    and shipped.candidates in ((), (8192,))
+    and shipped == Shipped(shipped.dtype, True, "highest", 768, n=shipped.n, candidates=shipped.candidates)
 ]

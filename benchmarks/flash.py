@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.markdown import insert, table
-from ctloss.kernels.problem import Problem
+from ctloss.kernels.problem import Problem, Shape
 from ctloss.kernels.triton_path import schedule
 from ctloss.kernels.triton_path.config import WIDTH_PADDING, choose_formats, flash_wins
+from ctloss.kernels.triton_path.stack import stack_of
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- python -m benchmarks.flash -->\n\n", "\n<!-- end of python -m benchmarks.flash -->\n"
@@ -59,7 +60,7 @@ BY_WEIGHT = {
 
 def asked(normalize: bool) -> Problem:
     """What is counted, with the workspace that is the default on CUDA."""
-    return Problem("cz_nce", "both", normalize, "mean", "highest", 1 << 30)
+    return Problem(normalize=normalize, workspace=1 << 30)
 
 
 def pair_seconds(dtype: torch.dtype, normalize: bool, n: int, d: int, handicap: float) -> tuple[float, float]:
@@ -71,12 +72,13 @@ def pair_seconds(dtype: torch.dtype, normalize: bool, n: int, d: int, handicap: 
     """
     chunks = -(-d // WIDTH_PADDING)
     width = WIDTH_PADDING * chunks
-    formats = choose_formats(n, dtype, 90, asked(normalize))
+    shape = Shape(n, d, dtype=dtype)
+    formats = choose_formats(shape, 90, asked(normalize))
     counted = BY_WEIGHT[_name(dtype, formats.weight_terms)]
     logit_rate = PRODUCTS["ieee" if dtype == torch.float32 else "half"]
     rate = PRODUCTS[{torch.bfloat16: "half", torch.float16: "tf32", torch.float32: "ieee"}[dtype]]
     logits, product = 2 * width / logit_rate, 2 * width * formats.weight_terms / rate
-    held = (2 * schedule.padded_rows(n)) ** 2 * formats.weight_bytes
+    held = (2 * stack_of(shape).padded) ** 2 * formats.weight_bytes
     memory = CACHED if held < CACHE else MEMORY
     weights = handicap * (sum_of(counted.weights, chunks) / ISSUED + logits / 2)
     weights = max(weights, formats.weight_bytes / 2 / memory)
@@ -93,11 +95,13 @@ def sum_of(counted: tuple[float, float], chunks: int) -> float:
 
 def milliseconds(dtype: torch.dtype, normalize: bool, n: int, d: int) -> tuple[float, float, float]:
     """The gradient's kernels in panels, in flash, and in flash if more programs a multiprocessor undo the handicap."""
-    problem = asked(normalize)
-    pairs = (2 * schedule.padded_rows(n)) ** 2
-    terms = choose_formats(n, dtype, 90, problem).weight_terms
-    plan = schedule.plan_flash(n, d, 64, problem)
-    programs = plan.shares * 2 * schedule.padded_rows(n) // 64
+    problem, shape = asked(normalize), Shape(n, d, dtype=dtype)
+    stack = stack_of(shape)
+    rows = 2 * stack.padded
+    pairs = rows**2
+    terms = choose_formats(shape, 90, problem).weight_terms
+    plan = schedule.plan_flash(rows, rows, stack.width, 64, problem.workspace)
+    programs = plan.shares * rows // 64
     # Two or three programs share each multiprocessor; what they leave idle at the end, or in a small batch, is lost.
     places = 132 * (3 if d <= WIDTH_PADDING and dtype == torch.bfloat16 else 2)
     idle = math.ceil(programs / places) * places / programs
@@ -125,7 +129,7 @@ def counted_table() -> str:
             cells = []
             for n in (1024, 4096, 16384, 65536):
                 cells.append(" / ".join(f"{value:.3g}" for value in milliseconds(dtype, normalize, n, d)))
-            chosen = "flash" if flash_wins(4096, d, dtype, 90, asked(normalize)) else "panels"
+            chosen = "flash" if flash_wins(Shape(4096, d, dtype=dtype), 90, asked(normalize)) else "panels"
             name = f"{str(dtype).removeprefix('torch.')}, {'cosines' if normalize else 'dot products'}"
             lines.append([name, str(d), *cells, chosen])
     return table(["call", "d", "n = 1,024", "4,096", "16,384", "65,536", "taken"], lines)

@@ -25,7 +25,7 @@ from benchmarks.peers import PairLoss
 from benchmarks.providers import DTYPES, Case
 from benchmarks.sweep import forward, forward_backward
 from benchmarks.timing import Timing, interleaved
-from ctloss.kernels.triton_path import config, launch
+from ctloss.kernels.triton_path import config, panels
 
 # Attributes of the kernels' modules and what they are while an alternative runs; none: all as it is shipped.
 Changes = tuple[tuple[ModuleType, str, object], ...]
@@ -84,12 +84,12 @@ def configured(**fields: Any) -> Changes:
 
 def gradients_in_triton(**tile: Any) -> Changes:
     """Weights of one term multiplied by the kernel that float32 ones go to."""
-    add_gradient = launch.add_gradient
+    add_gradient = panels.add_gradient
 
     def add(block: Tensor, packed: Tensor, sums: Tensor, first: bool, chosen: config.BlockConfig) -> None:
         add_gradient(block, packed, sums, first, replace(chosen, weight_dtype=torch.float32, **tile))
 
-    return ((launch, "add_gradient", add),)
+    return ((panels, "add_gradient", add),)
 
 
 def races(run: Run) -> Iterator[Race]:
@@ -104,14 +104,6 @@ def races(run: Run) -> Iterator[Race]:
     kept = {"kept": configured(keeps=True), "formed again": configured(keeps=False)}
     for case in cases((1024, 4096, 16384), (*both, "float32")):
         yield Race("logits of the forward", case, kept)
-    halves: dict[str, Changes] = {
-        "none": configured(halves="none"),
-        "none without kept logits": configured(halves="none", keeps=False),
-        "together": configured(halves="together"),
-        "apart": configured(halves="apart"),
-    }
-    for case in cases((4096, 16384), both):
-        yield Race("halves of tiles", case, halves, forward=True)
     # The interpreted batches have fewer rows than the larger tile.
     rows = 64 if run.dry else 128
     products: dict[str, Changes] = {

@@ -7,6 +7,7 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,14 +37,20 @@ def peak(case: Case, name: str) -> int:
     """Bytes a provider's forward and backward pass take beyond its inputs; meant for a fresh process.
 
     A pass at n = 8 comes first, so that libraries and code are loaded; a compiled provider is compiled at full size.
-    On CUDA the allocator's peak, on the CPU the peak of resident memory less what was resident before.
     """
     call = providers.build(name, case)
     warm = case.n if name == "compile" else min(case.n, 8)
     x, y = batches.untrained(case.n, case.d, dtype=DTYPES[case.dtype], device=case.device)
     forward_backward(call, x[:warm].clone(), y[:warm].clone())()
-    run = forward_backward(call, x, y)
-    if case.device.startswith("cuda"):
+    return beyond(forward_backward(call, x, y), case.device)
+
+
+def beyond(run: Callable[[], object], device: str) -> int:
+    """Bytes that a call takes beyond what is there before it.
+
+    On CUDA the allocator's peak, on the CPU the peak of resident memory less what was resident before.
+    """
+    if device.startswith("cuda"):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -58,8 +65,12 @@ def peak(case: Case, name: str) -> int:
 
 def in_fresh_process(case: Case, name: str, *, threads: int, limit: int = LIMIT_SECONDS) -> dict[str, object]:
     """:func:`peak` in a subprocess: {"peak_bytes": ...}, or {"note": why not}."""
-    problem = json.dumps({"case": asdict(case), "provider": name, "threads": threads})
-    command = [sys.executable, "-m", "benchmarks.memory", problem]
+    return answer("benchmarks.memory", {"case": asdict(case), "provider": name, "threads": threads}, limit=limit)
+
+
+def answer(module: str, problem: Mapping[str, object], *, limit: int = LIMIT_SECONDS) -> dict[str, object]:
+    """What a module run in a process of its own prints for a problem, JSON both; {"note": why not} if it fails."""
+    command = [sys.executable, "-m", module, json.dumps(problem)]
     root = Path(__file__).resolve().parent.parent
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=limit, check=False)
@@ -68,8 +79,8 @@ def in_fresh_process(case: Case, name: str, *, threads: int, limit: int = LIMIT_
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or [f"ended with {done.returncode}"]
         return {"note": last[0]}
-    answer: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def run(grid: Grid) -> list[dict[str, object]]:
@@ -97,13 +108,13 @@ def main() -> None:
     problem = json.loads(parser.parse_args().problem)
     torch.set_num_threads(problem["threads"])
     try:
-        answer: dict[str, object] = {"peak_bytes": peak(Case(**problem["case"]), problem["provider"])}
+        found: dict[str, object] = {"peak_bytes": peak(Case(**problem["case"]), problem["provider"])}
     except NotOffered as reason:
-        answer = {"note": str(reason)}
+        found = {"note": str(reason)}
     except (MemoryError, torch.OutOfMemoryError) as error:
-        answer = {"note": f"out of memory: {str(error).splitlines()[0] if str(error) else ''}"}
-    answer["max_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps(answer))
+        found = {"note": f"out of memory: {str(error).splitlines()[0] if str(error) else ''}"}
+    found["max_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

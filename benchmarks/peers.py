@@ -134,19 +134,34 @@ def lightly_dcl(temperature: float) -> PairLoss:
     return _lightly("dcl_loss", "DCLLoss")(temperature=temperature)
 
 
+def lightly_dclw(temperature: float, sigma: float = 0.5) -> PairLoss:
+    """lightly's ``DCLWLoss``: DCL with pairs that are far apart weighted up."""
+    return _lightly("dcl_loss", "DCLWLoss")(temperature=temperature, sigma=sigma)
+
+
 @lru_cache
-def _clip_loss() -> Callable[..., Callable[..., Tensor]]:
-    return load("open_clip_torch", "open_clip.loss", "ClipLoss", bare=("open_clip",))
+def _open_clip(name: str) -> Callable[..., Callable[..., Tensor]]:
+    return load("open_clip_torch", "open_clip.loss", name, bare=("open_clip",))
 
 
 def open_clip(temperature: float) -> PairLoss:
     """open_clip's ``ClipLoss`` on normalised rows: infoNCE, negatives of the other language."""
-    loss = _clip_loss()()
+    loss = _open_clip("ClipLoss")()
 
     def clip(x: Tensor, y: Tensor) -> Tensor:
         return loss(F.normalize(x, dim=1), F.normalize(y, dim=1), 1 / temperature)
 
     return clip
+
+
+def open_clip_sig_lip(temperature: float, bias: float) -> PairLoss:
+    """open_clip's ``SigLipLoss`` on normalised rows: a sigmoid for every pair of rows."""
+    loss = _open_clip("SigLipLoss")()
+
+    def sig_lip(x: Tensor, y: Tensor) -> Tensor:
+        return loss(F.normalize(x, dim=1), F.normalize(y, dim=1), 1 / temperature, bias)
+
+    return sig_lip
 
 
 def _cosines(a: Tensor, b: Tensor) -> Tensor:
@@ -185,22 +200,58 @@ def sentence_transformers(temperature: float) -> PairLoss:
     return ranking
 
 
+def sentence_transformers_gte(temperature: float) -> PairLoss:
+    """The same class with all four directions in one softmax, as GTE trains."""
+    directions = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+    loss = _multiple_negatives()(None, scale=1 / temperature, directions=directions, partition_mode="joint")
+    return lambda x, y: loss.compute_loss_from_embeddings([x, y], None)  # type: ignore[attr-defined]
+
+
+def sentence_transformers_hardness(temperature: float, alpha: float) -> PairLoss:
+    """The same class, queries to documents, negatives raised by α times their cosine."""
+    loss = _multiple_negatives()(
+        None, scale=1 / temperature, hardness_mode="in_batch_negatives", hardness_strength=alpha
+    )
+    return lambda x, y: loss.compute_loss_from_embeddings([x, y], None)  # type: ignore[attr-defined]
+
+
 @lru_cache
-def _metric_learning() -> Callable[..., Callable[..., Tensor]]:
+def _metric_learning(module: str, name: str) -> Callable[..., Callable[..., Tensor]]:
     package = "pytorch_metric_learning"
     return load(
         "pytorch-metric-learning",
-        f"{package}.losses.ntxent_loss",
-        "NTXentLoss",
+        f"{package}.losses.{module}",
+        name,
         bare=(package, f"{package}.losses", f"{package}.utils"),
     )
 
 
 def metric_learning(temperature: float) -> PairLoss:
     """pytorch-metric-learning's ``NTXentLoss``: infoNCE, negatives of both languages; memory grows with n³."""
-    loss = _metric_learning()(temperature=temperature)
+    loss = _metric_learning("ntxent_loss", "NTXentLoss")(temperature=temperature)
 
     def ntxent(x: Tensor, y: Tensor) -> Tensor:
         return loss(torch.cat((x, y)), torch.arange(len(x), device=x.device).repeat(2))
 
     return ntxent
+
+
+def metric_learning_sup_con(temperature: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """pytorch-metric-learning's ``SupConLoss`` of rows and labels, mean over the rows whose loss is positive."""
+    return _metric_learning("supcon_loss", "SupConLoss")(temperature=temperature)
+
+
+@lru_cache
+def _libauc(name: str) -> Callable[..., Callable[..., Tensor]]:
+    return load("libauc", "libauc.losses.contrastive", name, bare=("libauc", "libauc.losses"))
+
+
+def libauc_unimodal(temperature: float, samples: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """LibAUC's ``GCLoss_v1`` of raw x and y and sample ids: SogCLR; a view's gradient is τ times that of our rows."""
+    return _libauc("GCLoss_v1")(N=samples, tau=temperature, device="cpu")
+
+
+def libauc_bimodal(temperature: float, samples: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """LibAUC's ``GCLoss_v2`` of raw x and y and sample ids: SogCLR, negatives of the other side; ×τ(n − 1) of ours."""
+    loss = _libauc("GCLoss_v2")(N=samples, tau=temperature)
+    return lambda x, y, ids: loss(F.normalize(x, dim=1), F.normalize(y, dim=1), ids)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ import ctloss
 from benchmarks import forms, peers
 from benchmarks.peers import PairLoss, PeerMissing
 
-LOSSES = {
+LOSSES: dict[str, tuple[str, Literal["both", "cross"]]] = {
     "cz-both": ("cz_nce", "both"),
     "cz-cross": ("cz_nce", "cross"),
     "info-both": ("info_nce", "both"),
@@ -42,7 +43,7 @@ class Case:
     temperature: float = 0.07
 
     @property
-    def parts(self) -> tuple[str, str]:
+    def parts(self) -> tuple[str, Literal["both", "cross"]]:
         """The loss's name and which negatives it has."""
         return LOSSES[self.loss]
 

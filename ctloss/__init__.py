@@ -1,13 +1,17 @@
 """Contrastive losses of pairs, fused and numerically careful, for PyTorch: CZ-NCE, infoNCE and their family."""
 
+from . import objectives
 from .contrast import Contrast
 from .losses import contrast, cz_nce, explain, info_nce
 from .modules import CZNCELoss, InfoNCELoss
 from .plan import Plan, get_workspace_limit, set_workspace_limit
+from .sig_lip import sig_lip
+from .sup_con import sup_con
 
 __all__ = [
     "CZNCELoss",
     "Contrast",
+    "Explanation",
     "InfoNCELoss",
     "Plan",
     "contrast",
@@ -15,6 +19,11 @@ __all__ = [
     "explain",
     "get_workspace_limit",
     "info_nce",
+    "objectives",
     "set_workspace_limit",
+    "sig_lip",
+    "sup_con",
 ]
+# What Plan was called in 0.1.
+Explanation = Plan
 __version__ = "0.1.0"

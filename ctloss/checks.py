@@ -6,7 +6,7 @@ Options that are words or numbers are checked by :class:`ctloss.kernels.problem.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -21,19 +21,21 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def must(condition: Any, message: str) -> None:
+def must(condition: Any, message: Callable[[], str]) -> None:
     """Refuse sizes that do not fit, also ones that a compiler knows only at run time.
 
     Raises:
         ValueError: with the message; at run time of a compiled graph, RuntimeError.
 
     Example:
-        >>> must(True, "fine")
+        >>> must(True, lambda: "never told")
     """
+    if condition is True:
+        return
     if torch.compiler.is_compiling():
-        torch._check(condition, lambda: message)
+        torch._check(condition)
     elif not condition:
-        raise ValueError(message)
+        raise ValueError(message())
 
 
 def embeddings(name: str, rows: object) -> Tensor:
@@ -104,20 +106,19 @@ def pair(x: object, y: object) -> tuple[Tensor, Tensor]:
         torch.Size([2, 3])
     """
     x, y = embeddings("x", x), embeddings("y", y)
-    message = (
-        f"x and y: expected two tensors of one shape (n, d), got {_shape(x)} and {_shape(y)}; "
-        "row i of y must be the positive of row i of x"
-    )
+    first, second = x, y
+
+    def message() -> str:
+        return (
+            f"x and y: expected two tensors of one shape (n, d), got {tuple(first.shape)} and {tuple(second.shape)}; "
+            "row i of y must be the positive of row i of x"
+        )
+
     must(x.shape[0] == y.shape[0], message)
     must(x.shape[1] == y.shape[1], message)
-    must(x.shape[0] >= 1, f"x and y: expected at least 1 row, got {_shape(x)}; skip an empty batch")
+    must(x.shape[0] >= 1, lambda: f"x and y: expected at least 1 row, got {tuple(first.shape)}; skip an empty batch")
     same_device("y", y, x)
     return x, y
-
-
-def _shape(tensor: Tensor) -> str:
-    # The numbers of a compiled graph are known only when it runs.
-    return "another" if torch.compiler.is_compiling() else str(tuple(tensor.shape))
 
 
 def same_device(name: str, tensor: Tensor, x: Tensor) -> None:
@@ -167,11 +168,11 @@ def candidates(x: Tensor, given: object) -> tuple[Tensor, ...]:
         if isinstance(rows, Tensor) and rows.ndim == 3:
             rows = rows.flatten(0, 1)
         rows = embeddings("candidates", rows)
-        must(
-            rows.shape[1] == x.shape[1],
-            f"candidates: expected rows as wide as x, of {x.shape[1]} columns, got {rows.shape[1]}; "
-            "embed them with the same model",
-        )
+        if rows.shape[1] != x.shape[1]:
+            raise ValueError(
+                f"candidates: expected rows as wide as x, of {x.shape[1]} columns, got {rows.shape[1]}; "
+                "embed them with the same model"
+            )
         same_device("candidates", rows, x)
         found.append(rows)
     return tuple(found)
@@ -200,7 +201,10 @@ def ids(name: str, given: object, count: Any, x: Tensor) -> Tensor:
     if not isinstance(given, Tensor) or given.dtype not in INTEGERS:
         got = given.dtype if isinstance(given, Tensor) else type(given).__name__
         raise TypeError(f"{name}: expected a tensor of integers, one a row, got {got}; torch.as_tensor(list) makes one")
-    must(given.numel() == count, f"{name}: expected one id a row, {count} of them, got shape {_shape(given)}")
+    must(
+        given.numel() == count,
+        lambda: f"{name}: expected one id a row, {count} of them, got shape {tuple(given.shape)}",
+    )
     same_device(name, given, x)
     return given.detach().reshape(-1).to(torch.int64)
 

@@ -14,7 +14,7 @@ from . import checks, rows
 from .contrast import Contrast
 from .kernels.problem import Batch, CZOptions, LossOptions, PairOptions, Problem
 from .ops import fused, output_dtype, transformed, unwatched
-from .plan import Plan, cached_plan, plan, problem_for
+from .plan import OPTIONS, Plan, cached_plan, plan, problem_for
 from .reference import contrast as reference_contrast
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ CandidateIds = Tensor | Sequence[Tensor | None] | None
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _takes(*names: str) -> Callable[[Function], Function]:
-    """Show a function's options in its signature, with the defaults that :class:`Problem` gives them."""
+def _takes(loss: str) -> Callable[[Function], Function]:
+    """Show a loss's options in a function's signature, with the defaults that :class:`Problem` gives them."""
 
     def show(function: Function) -> Function:
         signature = inspect.signature(function)
@@ -35,7 +35,7 @@ def _takes(*names: str) -> Callable[[Function], Function]:
         options = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
             for name, field in Problem.__dataclass_fields__.items()
-            if name in names
+            if name in OPTIONS[loss]
         ]
         function.__signature__ = signature.replace(parameters=[*fixed, *options])  # type: ignore[attr-defined]
         return function
@@ -193,7 +193,7 @@ def _loss(loss: str, x: Tensor, y: Tensor, weights: Tensor | None, options: Any,
     return total
 
 
-@_takes(*CZOptions.__annotations__, *LossOptions.__annotations__, *PairOptions.__annotations__)
+@_takes("cz_nce")
 def cz_nce(
     x: Tensor,
     y: Tensor,
@@ -273,7 +273,7 @@ def cz_nce(
     )
 
 
-@_takes(*LossOptions.__annotations__, *PairOptions.__annotations__)
+@_takes("info_nce")
 def info_nce(
     x: Tensor,
     y: Tensor,
@@ -327,7 +327,7 @@ def info_nce(
         >>> ctloss.info_nce(x, x, temperature=0.5, reduction="none")
         tensor([0.2395, 0.2395, 0.2395, 0.2395])
         >>> ctloss.info_nce(x, x, temperature=0.5, negatives="cross", directions="x", candidates=-x)
-        tensor(0.1428)
+        tensor(0.2539)
     """
     return _loss(
         "info_nce",
@@ -342,7 +342,7 @@ def info_nce(
     )
 
 
-@_takes(*PairOptions.__annotations__)
+@_takes("contrast")
 def contrast(
     x: Tensor,
     y: Tensor,
@@ -404,7 +404,7 @@ def contrast(
     return Contrast(*(torch.stack(one) for one in zip(*of_widths, strict=True)))
 
 
-@_takes(*CZOptions.__annotations__, *LossOptions.__annotations__, *PairOptions.__annotations__)
+@_takes("cz_nce")
 def explain(
     x: Tensor,
     y: Tensor,
@@ -442,6 +442,8 @@ def explain(
           computed in: float64
           memory: several matrices of 8 x 8
     """
+    if loss not in ("contrast", "cz_nce", "info_nce"):
+        raise ValueError(f"loss: expected one of 'contrast', 'cz_nce', 'info_nce', got {loss!r}")
     problem, batch = prepared(
         loss,
         x,

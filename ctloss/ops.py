@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from . import checks, rows
-from .kernels.problem import Batch, Problem, Shape, parse
+from . import checks, flops, rows
+from .kernels.problem import Batch, Problem, parse
 from .plan import Plan, cached_plan, plan
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -45,14 +44,17 @@ class Found(NamedTuple):
     """What a forward leaves for its backward.
 
     Attributes:
-        unit: ``(rows,)`` float64, the ``a`` of upstream gradients of 1: 0 for rows without negatives.
-        positive: ``(rows,)`` float64.
-        moment: ``(rows,)`` float64; ``None`` unless the temperature needs a gradient.
+        unit: ``(rows,)`` float64, the ``a`` of upstream gradients of 1, but for ``share``; 0 without negatives. Or a
+            number for all rows.
+        share: what all upstream gradients are still to be multiplied by, a number or a 0-d tensor.
+        positive: ``(rows,)`` float64; ``None`` unless the temperature needs a gradient, as the next.
+        moment: ``(rows,)`` float64.
         state: the path's; or what it holds, if the gradient waits for one number only.
     """
 
-    unit: Tensor
-    positive: Tensor
+    unit: float | Tensor
+    share: Any
+    positive: Tensor | None
     moment: Tensor | None
     state: Any
 
@@ -82,7 +84,7 @@ def output_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _holds(problem: Problem, engine: Any) -> bool:
+def holds(problem: Problem, engine: Any) -> bool:
     """Whether the gradient is formed in the forward, to be multiplied by the one upstream number afterwards."""
     return not problem.by_row and hasattr(engine, "hold")
 
@@ -94,53 +96,60 @@ def _forward(
     *of_sides, of_temperature = needs
     with _WithoutAutocast(batch.x.device.type):
         found = engine.forward(batch, problem, moment=of_temperature, gradient=any(of_sides))
-        dtype = output_dtype(batch.shape.dtype)
-        z = found.z
+        shape = batch.shape
+        dtype = output_dtype(shape.dtype)
+        z, filled = found.z, shape.fills(problem)
         if problem.loss == "contrast":
             unit = (z != -torch.inf).to(z.dtype)
-            return z.to(dtype), found.positive.to(dtype), Found(unit, found.positive, found.moment, found.state)
-        losses = rows.values(problem, z)
+            left = Found(unit, 1.0, found.positive, found.moment, found.state)
+            return z.to(dtype), found.positive.to(dtype), left
+        losses = rows.values(problem, z, filled=filled)
         loss = rows.reduce(problem, losses, None if weights is None else weights.double()).to(dtype)
-        state, unit = found.state, z
-        if any(needs):
-            unit = rows.derivatives(problem, z) * rows.shares(problem, len(z), weights)
-            if _holds(problem, engine):
-                state = engine.hold(state, unit, unit, tuple(of_sides))
-    return loss, None, Found(unit, found.positive, found.moment, state)
+        if not any(needs):
+            return loss, None, Found(z, 1.0, None, None, None)
+        unit, share = rows.derivatives(problem, z, filled=filled), rows.shares(problem, len(z), weights)
+        if isinstance(share, Tensor):
+            unit, share = unit * share, 1.0
+        state = found.state
+        if holds(problem, engine):
+            state = engine.hold(state, unit, unit, tuple(of_sides), 1.0 if weights is None else None)
+    return loss, None, Found(unit, share, found.positive, found.moment, state)
 
 
 def _backward(
     found: Found,
-    batch: Batch,
+    dtypes: tuple[torch.dtype, ...],
+    temperature: float | Tensor,
     problem: Problem,
     engine: Any,
     needs: tuple[bool, ...],
     upstream: Tensor | None,
     upstream_positive: Tensor | None,
 ) -> list[Tensor | None]:
-    """Gradients of the sides, then of the temperature; ``None`` where not needed."""
+    """Gradients of the sides, whose dtypes are given, then of the temperature; ``None`` where not needed."""
     *of_sides, of_temperature = needs
-    unit = found.unit
-    with _WithoutAutocast(unit.device.type):
-        if upstream is None:
-            a = torch.zeros_like(unit)
-        elif problem.loss == "contrast":
-            # Whatever a loss makes of −inf, a row without negatives has nothing to learn from it.
-            a = torch.where(unit == 0, 0.0, upstream.double())
-        else:
-            a = unit * upstream
-        b = a if upstream_positive is None else a - upstream_positive
-        if not any(of_sides):
-            gradients: list[Tensor | None] = [None] * len(of_sides)
-        elif _holds(problem, engine):
+    unit: Any = found.unit
+    slope = None
+    gradients: list[Tensor | None] = [None] * len(of_sides)
+    some = upstream if upstream is not None else upstream_positive
+    assert some is not None
+    with _WithoutAutocast(some.device.type):
+        held = holds(problem, engine)
+        if held and any(of_sides):
             assert upstream is not None
             factor = upstream.item() if upstream.device.type == "cpu" else upstream
-            gradients = engine.release(found.state, factor, batch.sides)
-        else:
-            gradients = engine.backward(found.state, a, b, tuple(of_sides))
-        slope = None
-        if of_temperature:
-            slope = _slope(found, a, b, batch.temperature)
+            gradients = engine.release(found.state, factor * found.share, dtypes)
+        if of_temperature or not held:
+            if problem.loss == "contrast":
+                # Whatever a loss makes of −inf, a row without negatives has nothing to learn from it.
+                a = torch.zeros_like(unit) if upstream is None else torch.where(unit == 0, 0.0, upstream.double())
+            else:
+                a = some.double() * unit * found.share
+            b = a if upstream_positive is None else a - upstream_positive
+            if not held and any(of_sides):
+                gradients = engine.backward(found.state, a, b, tuple(of_sides))
+            if of_temperature:
+                slope = _slope(found, a, b, temperature)
     return [*gradients, slope]
 
 
@@ -148,8 +157,10 @@ def _slope(found: Found, a: Tensor, b: Tensor, temperature: float | Tensor) -> T
     """The temperature's gradient, ``−Σ_i [a_i (Σ_j P_ij s_ij − s⁺_i) + (a_i − b_i) s⁺_i] / τ_i``."""
     assert isinstance(temperature, Tensor)
     assert found.moment is not None
+    # One upstream number stands for all rows.
     slopes = a * found.moment
     if b is not a:
+        assert found.positive is not None
         slopes = slopes + (a - b) * found.positive
     slopes = slopes if temperature.dim() else slopes.sum()
     return -(slopes / temperature.detach().to(slopes.device, torch.float64)).to(temperature.device, temperature.dtype)
@@ -168,29 +179,23 @@ class Contrastive(torch.autograd.Function):
         batch = Batch(sides[0], sides[1], sides[2:], temperature, *ids)
         first, second, found = _forward(batch, weights, problem, engine, needs)
         ctx.set_materialize_grads(False)
-        ctx.chosen, ctx.ids, ctx.needs, ctx.found = chosen, ids, needs, found
-        # Where the gradient is there already, of the rows only their dtypes matter.
-        kept = [side.new_empty((0, side.shape[1])) for side in sides] if _holds(problem, engine) else sides
-        ctx.temperature = None if isinstance(temperature, Tensor) else temperature
-        ctx.save_for_backward(*kept, *([temperature] if isinstance(temperature, Tensor) else []))
+        ctx.chosen, ctx.needs, ctx.found = chosen, needs, found
+        ctx.dtypes = tuple(side.dtype for side in sides)
+        # Not for use: so that a change of the inputs is noticed where their gradient is still to be formed.
+        ctx.save_for_backward(*(() if holds(problem, engine) else sides))
+        ctx.temperature = temperature
         return first if second is None else (first, second)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        problem, engine, inputs = ctx.chosen.problem, ctx.chosen.engine, ctx.saved_tensors
-        sides = inputs if ctx.temperature is not None else inputs[:-1]
-        temperature = ctx.temperature if ctx.temperature is not None else inputs[-1]
-        batch = Batch(sides[0], sides[1], tuple(sides[2:]), temperature, *ctx.ids)
         first, second = upstream if len(upstream) == 2 else (upstream[0], None)
         if first is None and second is None:
-            return (None,) * (4 + len(sides))
+            return (None,) * (4 + len(ctx.dtypes))
+        _ = ctx.saved_tensors
+        problem, engine = ctx.chosen.problem, ctx.chosen.engine
+        run = partial(_backward, ctx.found, ctx.dtypes, ctx.temperature, problem, engine, ctx.needs)
         with torch.no_grad():
-            if unwatched(first, second):
-                gradients = _backward(ctx.found, batch, problem, engine, ctx.needs, first, second)
-            else:
-                gradients = _batched(
-                    partial(_backward, ctx.found, batch, problem, engine, ctx.needs), ctx, first, second
-                )
+            gradients = run(first, second) if unwatched(first, second) else _batched(run, ctx, first, second)
         # Grad mode is on if the gradient is to be differentiated.
         if torch.is_grad_enabled():
             anchor = torch.empty(0, requires_grad=True)
@@ -264,6 +269,7 @@ def fused(batch: Batch, weights: Tensor | None, chosen: Plan) -> Any:
         with torch.no_grad():
             first, second, _ = _forward(batch, weights, problem, chosen.engine, needs)
     else:
+        flops.announce()
         arguments, *rest = _arguments(batch, needs, problem)
         first, second, _ = torch.ops.ctloss.contrastive(*arguments, weights, *rest)
     return (first, second) if problem.loss == "contrast" else first
@@ -339,13 +345,16 @@ def _batch(
 
 
 def _serialised(found: Found, batch: Batch, problem: Problem, engine: Any) -> list[Tensor]:
-    moment = found.unit.new_empty(0) if found.moment is None else found.moment
-    state = (
-        engine.pack(found.state, batch.shape.dtype, batch.x.device)
-        if _holds(problem, engine)
-        else engine.save(found.state)
-    )
-    return [found.unit.clone(), found.positive.clone(), moment.clone(), *state]
+    if holds(problem, engine):
+        state = engine.pack(found.state, batch.shape.dtype, batch.x.device)
+    else:
+        state = engine.save(found.state)
+    unit = found.unit
+    if not isinstance(unit, Tensor):
+        num_rows = problem.num_directions * batch.x.shape[0]
+        unit = torch.full((num_rows,), unit, dtype=torch.float64, device=batch.x.device)
+    of_temperature = [unit.new_empty(0) if one is None else one.clone() for one in (found.positive, found.moment)]
+    return [unit.clone(), unit.new_tensor(found.share), *of_temperature, *state]
 
 
 def _contrastive(
@@ -384,11 +393,12 @@ def _contrastive_fake(
     second = new((num_rows,) if problem.loss == "contrast" else (0,), dtype=dtype)
     if not any(needs):
         return first, second, []
-    if _holds(problem, engine):
+    if holds(problem, engine):
         shapes = engine.packed_shapes(shape, needs[:-1])
     else:
         shapes = engine.saved_shapes(shape, problem, gradient=any(needs[:-1]))
-    vectors = [(num_rows,), (num_rows,), (num_rows,) if needs[-1] else (0,)]
+    positive = (num_rows,) if needs[-1] or problem.loss == "contrast" else (0,)
+    vectors = [(num_rows,), (), positive, (num_rows,) if needs[-1] else (0,)]
     saved = [new(size, dtype=torch.float64) for size in vectors] + [new(size, dtype=kind) for size, kind in shapes]
     return first, second, saved
 
@@ -407,11 +417,13 @@ def _contrastive_backward(
 ) -> list[Tensor]:
     batch = _batch(sides, temperature, ids, masked, tau)
     problem = parse(options)
-    unit, positive, moment, *rest = saved
+    unit, share, positive, moment, *rest = saved
     engine = plan(batch.shape, problem).engine
-    state = engine.unpack(rest) if _holds(problem, engine) else engine.restore(rest, batch, problem)
-    found = Found(unit, positive, moment if moment.numel() else None, state)
-    gradients = _backward(found, batch, problem, engine, tuple(needs), upstream, upstream_positive)
+    state = engine.unpack(rest) if holds(problem, engine) else engine.restore(rest, batch, problem)
+    shared = share.item() if share.device.type == "cpu" else share
+    found = Found(unit, shared, positive if positive.numel() else None, moment if moment.numel() else None, state)
+    dtypes = tuple(side.dtype for side in sides)
+    gradients = _backward(found, dtypes, batch.temperature, problem, engine, tuple(needs), upstream, upstream_positive)
     return [unit.new_empty(0) if gradient is None else gradient for gradient in gradients]
 
 
@@ -469,43 +481,3 @@ torch.library.register_fake("ctloss::contrastive", _contrastive_fake, lib=librar
 torch.library.register_fake("ctloss::contrastive_backward", _contrastive_backward_fake, lib=library)
 torch.library.register_autograd("ctloss::contrastive", _differentiate, setup_context=_save, lib=library)
 torch.library.register_autograd("ctloss::contrastive_backward", _refuse, lib=library)
-
-
-def _flops(shape: Shape, problem: Problem) -> int:
-    """Floating-point operations of the products that form every pair's logit once."""
-    square, directions = shape.n * shape.n, problem.num_directions
-    # A side with itself forms half of its square; x with y, met from either side, one square.
-    own = directions * square // 2 if problem.negatives in ("both", "own") else 0
-    cross = square if problem.negatives in ("both", "cross") else 0
-    return 2 * shape.d * (own + cross + directions * shape.n * sum(shape.candidates))
-
-
-@register_flop_formula(torch.ops.ctloss.contrastive, get_raw=True)
-def _contrastive_flops(
-    sides: list[Tensor],
-    temperature: Any,
-    ids: Any,
-    weights: Any,
-    masked: Any,
-    tau: Any,
-    needs: Any,
-    options: str,
-    **_: Any,
-) -> int:
-    """Of a forward, and of a gradient that it holds: a pair's weight is multiplied by both of its rows."""
-    problem = parse(options)
-    shape = Batch(sides[0], sides[1], tuple(sides[2:])).shape
-    held = _holds(problem, plan(shape, problem).engine) and any(needs[:-1])
-    return _flops(shape, problem) * (3 if held else 1)
-
-
-@register_flop_formula(torch.ops.ctloss.contrastive_backward, get_raw=True)
-def _contrastive_backward_flops(
-    upstream: Any, upstream_positive: Any, sides: list[Tensor], *rest: Any, **__: Any
-) -> int:
-    """Of a gradient that was not held: logits again, then the weights' products."""
-    *_, needs, options = rest
-    problem = parse(options)
-    shape = Batch(sides[0], sides[1], tuple(sides[2:])).shape
-    held = _holds(problem, plan(shape, problem).engine)
-    return 0 if held or not any(needs[:-1]) else 3 * _flops(shape, problem)

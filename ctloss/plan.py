@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
-from .kernels.problem import Problem, Shape
+from .kernels.problem import CZOptions, LossOptions, PairOptions, Problem, Shape
 from .kernels.torch_path import engine as torch_engine
 from .kernels.triton_path import engine as triton_engine
 
+# What each loss takes beside its tensors.
+OPTIONS: dict[str, frozenset[str]] = {
+    "contrast": frozenset(get_type_hints(PairOptions)),
+    "info_nce": frozenset(get_type_hints(LossOptions)),
+    "cz_nce": frozenset(get_type_hints(CZOptions)),
+    "sig_lip": frozenset({"normalize", "reduction", "precision", "impl"}),
+}
 ENGINES = {"torch": torch_engine, "triton": triton_engine}
 
 # A GPU's arithmetic outruns its memory: there, panels tall enough for it cost more workspace.
@@ -179,8 +186,8 @@ def problem_for(loss: str, device_type: str, options: dict[str, Any]) -> Problem
 
 @lru_cache(maxsize=1024)
 def _problem(loss: str, workspace: int, options: tuple[tuple[str, Any], ...], types: tuple[type, ...]) -> Problem:
-    known = Problem.__dataclass_fields__.keys() - {"loss", "workspace"}
-    unknown = [name for name, _ in options if name not in known]
-    if unknown:
-        raise TypeError(f"{loss}: unknown option {unknown[0]!r}; its options are {', '.join(sorted(known))}")
+    known = OPTIONS.get(loss)
+    for name, _ in options:
+        if known is not None and name not in known:
+            raise TypeError(f"{loss}: unknown option {name!r}; its options are {', '.join(sorted(known))}")
     return Problem(loss=loss, workspace=workspace, **dict(options))  # type: ignore[arg-type]

@@ -8,13 +8,14 @@ from torch import Tensor
 from .kernels.problem import Problem
 
 
-def values(problem: Problem, z: Tensor) -> Tensor:
+def values(problem: Problem, z: Tensor, *, filled: bool = False) -> Tensor:
     """Row losses from ``z_i = lse_i − s⁺_i``: z for CZ-NCE, softplus(z) for infoNCE; equations (5) and (1) of
     Chen et al. 2022 (arXiv 2202.13083). A row without negatives, whose z is −inf, costs 0.
 
     Args:
         problem: its loss and form.
         z: ``(rows,)``.
+        filled: every row is known to have a negative.
 
     Returns:
         ``(rows,)``, differentiable.
@@ -26,22 +27,23 @@ def values(problem: Problem, z: Tensor) -> Tensor:
     if problem.loss == "info_nce":
         # Beyond the threshold torch returns z itself, which is 4e-18 off at 40.
         return torch.nn.functional.softplus(z, threshold=40)
-    losses = torch.where(z == -torch.inf, 0.0, z)
+    losses = z if filled else torch.where(z == -torch.inf, 0.0, z)
     if problem.form == "ratio":
         # φ/sg(φ), equation (6): the ratio of a number to itself, and NaN where that is undefined.
         losses = losses - losses.detach() + (z != -torch.inf).to(z.dtype)
     return losses
 
 
-def derivatives(problem: Problem, z: Tensor) -> Tensor:
+def derivatives(problem: Problem, z: Tensor, *, filled: bool = False) -> float | Tensor:
     """``∂ value / ∂ z`` of every row: 1, or sigmoid(z) for infoNCE; 0 for a row without negatives, NaN where z is.
 
     Args:
         problem: its loss.
         z: ``(rows,)`` float64.
+        filled: every row is known to have a negative.
 
     Returns:
-        ``(rows,)``.
+        ``(rows,)``, at most 1; or one number for all rows.
 
     Example:
         >>> derivatives(Problem(loss="cz_nce"), torch.tensor([3.0, -torch.inf]))
@@ -49,7 +51,8 @@ def derivatives(problem: Problem, z: Tensor) -> Tensor:
     """
     if problem.loss == "info_nce":
         return torch.sigmoid(z)
-    # Never signed: 1 for every number, however large.
+    if filled:
+        return 1.0
     return (z > -torch.inf).to(z.dtype) + torch.where(torch.isnan(z), z, 0.0)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, get_args
 import torch
 from torch import Tensor
 
-Loss = Literal["contrast", "cz_nce", "info_nce"]
+Loss = Literal["contrast", "cz_nce", "info_nce", "sig_lip"]
 Negatives = Literal["both", "cross", "own", "none"]
 Directions = Literal["both", "x"]
 Reduction = Literal["mean", "sum", "none"]
@@ -59,7 +59,8 @@ class Problem:
     """Every option of one loss call, checked; its tensors are a :class:`Batch`.
 
     Attributes:
-        loss: ``"cz_nce"`` (row loss z), ``"info_nce"`` (row loss softplus(z)), or ``"contrast"``: the rows' z itself.
+        loss: ``"cz_nce"`` (row loss z), ``"info_nce"`` (row loss softplus(z)), ``"contrast"``: the rows' z itself; or
+            ``"sig_lip"``, which is no function of z and has kernels of its own.
         negatives: which rows a row is compared with besides the candidates: ``"both"`` sides' other rows, those of the
             other side (``"cross"``), those of its ``"own"`` side, or ``"none"``.
         directions: ``"both"``: the rows of x and of y are anchors, 2n of them; ``"x"``: the rows of x only.
@@ -190,6 +191,17 @@ class Shape(NamedTuple):
     masked: bool = False
     per_row: bool = False
 
+    def fills(self, problem: Problem) -> bool:
+        """Whether every anchor surely has a negative: whatever the tensors hold, no z is −inf.
+
+        Example:
+            >>> Shape(1, 8).fills(Problem()), Shape(2, 8).fills(Problem())
+            (False, True)
+        """
+        if self.masked or problem.margin is not None:
+            return False
+        return any(self.candidates) or (self.n > 1 and problem.negatives != "none")
+
 
 class Batch(NamedTuple):
     """The tensors of one loss call, checked.
@@ -216,6 +228,11 @@ class Batch(NamedTuple):
         return (self.x, self.y, *self.candidates)
 
     @property
+    def sizes(self) -> list[int]:
+        """Rows of each side."""
+        return [side.shape[0] for side in self.sides]
+
+    @property
     def shape(self) -> Shape:
         """What a path's choices rest on."""
         dtype = self.x.dtype
@@ -238,12 +255,12 @@ class Forward(NamedTuple):
 
     Attributes:
         z: ``(rows,)`` float64, lse over a row's negatives minus the positive's logit; −inf for a row without negatives.
-        positive: ``(rows,)`` float64, the positives' logits.
+        positive: ``(rows,)`` float64, the positives' logits; may be ``None`` if neither z nor the moment is asked for.
         moment: ``(rows,)`` float64, Σ_j P_ij s_ij − s⁺_i, 0 for a row without negatives; ``None`` unless asked for.
         state: whatever the path's ``backward`` needs of its ``forward``.
     """
 
     z: Tensor
-    positive: Tensor
+    positive: Tensor | None
     moment: Tensor | None
     state: Any

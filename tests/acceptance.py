@@ -176,6 +176,7 @@ def check_forward(found: Forward, expected: Truth) -> None:
     assert torch.equal(z == -torch.inf, empty), "rows without negatives, and they alone, have z = −∞"
     within("z", z[~empty], expected.z[~empty], expected.z[~empty].abs().clamp_min(1) * expected.per_logit)
     # A logit is off by units of the largest one, not of itself: products of any sign have made it.
+    assert found.positive is not None
     within("positive", found.positive.cpu(), expected.positive, torch.full_like(z, expected.per_logit))
     if found.moment is not None:
         moment = found.moment.cpu()

@@ -1,9 +1,14 @@
-"""Set before anything imports triton: without a GPU its kernels run under the interpreter."""
+"""Settings of the tests' processes, made before anything reads them, and what many tests use."""
 
 import os
 
+# libgomp reads it while torch is loaded. Threads that spin while they wait for one another hold up a machine that has
+# other work, and are held up by it: several test processes beside each other, and the commands that the tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
+# Read by triton: without a GPU its kernels run under the interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -15,6 +20,14 @@ settings.register_profile(
     deadline=None,
     derandomize=True,
     max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+# For repeats on other processors' arithmetic.
+settings.register_profile(
+    "short",
+    deadline=None,
+    derandomize=True,
+    max_examples=8,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.register_profile(

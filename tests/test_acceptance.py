@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ctloss.kernels.problem import Batch, Forward, Problem, Shape
 
+pytestmark = pytest.mark.numeric
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 # Every option at once, so that a fault in any of them has something to spoil.

@@ -17,6 +17,8 @@ from truth import arguments, plain, truth
 
 from ctloss.reference.gradients import pairs
 
+pytestmark = pytest.mark.numeric
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 

@@ -21,13 +21,15 @@ from benchmarks.aot_devices import Compiled, Device
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = {
-    "pack_rows",
+    "pack_pairs",
+    "pack_candidates",
     "block_lse",
     "fold_slots",
     "weigh_rows",
     "block_weights",
     "add_weighed",
-    "finish_gradient",
+    "finish_pairs",
+    "finish_candidates",
     "small_products",
     "small_close",
     "small_gradient",
@@ -39,11 +41,13 @@ EVERYWHERE = [
     "float16 n=1500 d=768 cosine",
     "float32 n=1500 d=768 cosine highest",
     "float32 n=50 d=768 cosine",
-    "float32 n=300 d=75 cosine medium info_nce cross none on_device transposed",
+    "float32 n=300 d=75 cosine medium cross scalar transposed",
+    "float16 n=1500 d=768 cosine highest own rows +1500 margin mixed",
+    "float32 n=30 d=768 cosine highest",
 ]
 BESIDES = {
     "80": ["float32 n=1500 d=768 cosine high", "bfloat16 n=1500 d=768 dot"],
-    "89": ["float16 n=1500 d=768 dot", "float16 n=300 d=768", "float32 n=300 d=75 cosine highest info_nce"],
+    "89": ["float16 n=1500 d=768 dot", "float16 n=300 d=768", "float32 n=300 d=75 cosine highest cross"],
     "90": ["float16 n=300 d=768", "bfloat16 n=1500 d=75 cosine", "bfloat16 n=30000"],
     "100": ["bfloat16 n=30000", "float32 n=1500 d=768 cosine high", "float32 n=60 d=75 cosine high transposed"],
     "gfx942": ["float16 n=300 d=768", "float32 n=1500 d=768 cosine medium"],
@@ -88,15 +92,6 @@ def test_narrow_rows_keep_their_weights_in_registers(arch: str) -> None:
     assert "flash_gradient" in {row["kernel"] for row in rows}
     assert {"block_weights", "add_weighed"}.isdisjoint(row["kernel"] for row in rows)
     assert all(int(row["blocks_per_sm"]) >= 2 for row in rows if row["kernel"] == "flash_gradient")
-
-
-@pytest.mark.slow
-def test_halves_let_two_blocks_share_a_multiprocessor() -> None:
-    status, rows = compile_calls("90", "--halves", "apart", "--only", "bfloat16 n=1500 d=768 cosine")
-    assert status == 0
-    halved = [row for row in rows if row["kernel"] in ("block_lse", "block_weights")]
-    assert halved
-    assert all(int(row["blocks_per_sm"]) == 2 for row in halved)
 
 
 def test_the_interpreter_is_refused() -> None:

@@ -14,6 +14,8 @@ from torch import Tensor
 import ctloss
 from ctloss.kernels.problem import Problem
 
+pytestmark = pytest.mark.numeric
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PATHS = ("reference", "torch", "triton")
 FUSED = ("torch", "triton")
@@ -24,6 +26,11 @@ def batch(n: int = 6, d: int = 8, dtype: torch.dtype = torch.float32, seed: int 
     x = torch.randn(n, d, generator=generator)
     y = x + 0.3 * torch.randn(n, d, generator=generator)
     return x.to(DEVICE, dtype).requires_grad_(), y.to(DEVICE, dtype).requires_grad_()
+
+
+def bound(temperature: float) -> float:
+    """What a path's value may be off, |s| being at most 1/temperature: of itself, or of 1 if that is more (CZ-NCE)."""
+    return 5e-7 + 1e-7 / temperature
 
 
 def gradients(loss: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
@@ -47,8 +54,10 @@ def test_reductions_agree(impl: str) -> None:
     x, y = batch()
     rows = ctloss.info_nce(x, y, reduction="none", impl=impl)
     assert rows.shape == (12,)
-    torch.testing.assert_close(ctloss.info_nce(x, y, impl=impl), rows.mean(), rtol=1e-6, atol=0)
-    torch.testing.assert_close(ctloss.info_nce(x, y, reduction="sum", impl=impl), rows.sum(), rtol=1e-6, atol=0)
+    # Reductions may be computed in ways of their own, so twice the bound.
+    mean, total = (ctloss.info_nce(x, y, reduction=reduction, impl=impl) for reduction in ("mean", "sum"))
+    torch.testing.assert_close(mean, rows.mean(), rtol=2 * bound(0.07), atol=0)
+    torch.testing.assert_close(total, rows.sum(), rtol=2 * bound(0.07), atol=0)
 
 
 @pytest.mark.parametrize("impl", FUSED)
@@ -294,8 +303,8 @@ REFUSED = [
     (lambda x, y: ctloss.cz_nce(x, y, temperature=1e-9), ValueError, "at least 1e-06"),
     (lambda x, y: ctloss.cz_nce(x.to_sparse(), y), TypeError, "to_dense"),
     (lambda x, y: ctloss.explain(x, y, loss="triplet"), ValueError, "'contrast', 'cz_nce', 'info_nce'"),
-    (lambda x, y: ctloss.cz_nce(x, y, negative="cross"), TypeError, "unknown option 'negative'"),
-    (lambda x, y: ctloss.info_nce(x, y, form="log", reductoin="sum"), TypeError, "unknown option 'reductoin'"),
+    (lambda x, y: ctloss.cz_nce(x, y, negative="cross"), TypeError, "unknown option 'negative'"),  # type: ignore[call-arg]
+    (lambda x, y: ctloss.info_nce(x, y, form="log"), TypeError, "unknown option 'form'"),  # type: ignore[call-arg]
     (lambda x, y: ctloss.cz_nce(x, y, directions="y"), ValueError, "'both', 'x'"),
     (lambda x, y: ctloss.cz_nce(x, y, margin="wide"), TypeError, "number or None"),
     (lambda x, y: ctloss.cz_nce(x, y, margin=math.nan), ValueError, "finite"),
@@ -318,7 +327,8 @@ REFUSED = [
     (lambda x, y: ctloss.cz_nce(x, y, temperature=torch.tensor([0.1] * 5 + [-1.0])), ValueError, "positive"),
     (lambda x, y: ctloss.CZNCELoss(torch.tensor(0.1), learnable_temperature=True), TypeError, "where it begins"),
     (lambda x, y: ctloss.CZNCELoss(20.0, learnable_temperature=True), ValueError, "between"),
-    (lambda x, y: ctloss.explain(x, y, loss="info_nce", form="ratio"), ValueError, "cz_nce"),
+    (lambda x, y: ctloss.explain(x, y, loss="info_nce", form="ratio"), TypeError, "unknown option 'form'"),
+    (lambda x, y: ctloss.contrast(x, y, reduction="sum"), TypeError, "unknown option 'reduction'"),  # type: ignore[call-arg]
 ]
 
 
@@ -366,8 +376,7 @@ def test_workspace_limit_is_kept() -> None:
         ctloss.set_workspace_limit(1 << 20)
         assert ctloss.get_workspace_limit("cuda") == ctloss.get_workspace_limit() == 1 << 20
         x, y = batch(n=600, d=16)
-        torch.testing.assert_close(
-            ctloss.cz_nce(x, y, impl="torch"), ctloss.cz_nce(x, y, impl="reference"), rtol=1e-5, atol=0
-        )
+        ours, exact = (ctloss.cz_nce(x, y, impl=impl) for impl in ("torch", "reference"))
+        torch.testing.assert_close(ours, exact, rtol=bound(0.07), atol=bound(0.07))
     finally:
         ctloss.set_workspace_limit(None)

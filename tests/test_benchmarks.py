@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import batches, gpu_peers, memory, providers, tables
+from benchmarks import batches, family, family_lines, gpu_peers, memory, providers, tables
 from benchmarks.exact import errors, exact, log_ratios
 from benchmarks.providers import Case, NotOffered
 from benchmarks.ratios import time_ratios
@@ -129,8 +129,9 @@ def test_interleaved_tells_slow_from_fast_and_records_failures() -> None:
     def broken() -> None:
         raise RuntimeError("no such kernel\nat line 3")
 
+    # So far apart that other work on the machine does not bring them together.
     found = interleaved(
-        {"slow": lambda: time.sleep(0.004), "fast": lambda: time.sleep(0.001), "broken": broken},
+        {"slow": lambda: time.sleep(0.02), "fast": lambda: None, "broken": broken},
         device="cpu",
         seconds=0.05,
     )
@@ -187,8 +188,9 @@ def test_csv_survives_a_round_trip(tmp_path: Path) -> None:
 def test_gpu_run_dry(tmp_path: Path) -> None:
     """The one GPU command from end to end under the interpreter, without the parts that take long there."""
     parts = ["ceilings", "shapes", "choices", "graphs", "memcheck"]
+    options = ["--dry", "--minutes", "60", "--output", str(tmp_path), "--parts", *parts]
     done = subprocess.run(
-        ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "--dry", "--output", str(tmp_path), "--parts", *parts],
+        ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *options],
         env={**os.environ, "PYTHON": sys.executable},
         capture_output=True,
         text=True,
@@ -245,3 +247,34 @@ def test_tables_set_ratios_beside_their_goals(tmp_path: Path) -> None:
     shown.insert(tmp_path)
     written = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert written == "before" + shown.readme.join(tables.MARKERS) + "after"
+
+
+@pytest.mark.parametrize("line", [*family_lines.lines((10,), 8)], ids=lambda line: line.name)
+def test_family_lines_compute_what_they_say(line: family_lines.Line) -> None:
+    inputs = line.draw(line.n, line.d)
+    assert all(family.gradient_error(way, inputs) < 1e-5 for way in line.ways.values())
+    if line.other.name == "plain PyTorch":
+        ours, other = (way.truth(inputs.double()).item() for way in line.ways.values())
+        assert ours == pytest.approx(other, rel=1e-12)
+
+
+@pytest.mark.skipif(not memory.STATUS.is_file(), reason="peak memory on the CPU is read from /proc")
+def test_family_from_measurement_to_document(tmp_path: Path) -> None:
+    line = next(family_lines.lines((16,), 8))
+    threads = torch.get_num_threads()
+    try:
+        write_csv(tmp_path / "family-cpu.csv", family.run([line], seconds=0.01, fewest_rounds=1))
+    finally:
+        torch.set_num_threads(threads)
+    measured = read_csv(tmp_path / "family-cpu.csv")
+    assert [row["role"] for row in measured] == ["ours", "other"]
+    assert all(float(row["cpu_s"]) > 0 and int(row["peak_bytes"]) >= 0 for row in measured)
+    ours, other = ({**row, "n": "1024"} for row in measured)
+    ours |= {"cpu_s": "0.9", "peak_bytes": "40"}
+    other |= {"cpu_s": "1.0", "peak_bytes": "100"}
+    document = tmp_path / "docs" / "performance.md"
+    document.parent.mkdir()
+    document.write_text("old".join(family.MARKERS), encoding="utf-8")
+    family.insert([ours, other], tmp_path)
+    shown = document.read_text(encoding="utf-8")
+    assert "| queries to documents | 1,024 | plain PyTorch | 900 | 0.90 | 0.8 missed | 0.40 | 0.5 met |" in shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import FrozenInstanceError, replace
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -13,27 +13,29 @@ import triton.language as tl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctloss.kernels.problem import Problem
+from ctloss.kernels.problem import Problem, Shape
 from ctloss.kernels.triton_path import schedule
 from ctloss.kernels.triton_path.config import (
     CDNA3,
     INTERPRETER,
     BlockConfig,
+    are_many,
     choose,
     choose_flash,
     choose_formats,
     choose_small,
     flash_wins,
 )
+from ctloss.kernels.triton_path.stack import CANDIDATES, X, Y, stack_of, wanted_spans
 from ctloss.kernels.triton_path.tiles import tile_at
 
-PROBLEM = Problem("cz_nce", "both", True, "mean", "highest", 1 << 28)
+PROBLEM = Problem(workspace=1 << 28)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def configuration(dtype: torch.dtype, arch: int = 90, **options: object) -> BlockConfig:
-    return choose(4096, 768, dtype, arch, replace(PROBLEM, **options))
+    return choose(Shape(4096, 768, dtype=dtype), arch, replace(PROBLEM, **options))
 
 
 def test_bfloat16_on_hopper() -> None:
@@ -56,19 +58,26 @@ def test_weights_keep_what_nothing_removes_the_rounding_of() -> None:
     assert configuration(torch.float16, normalize=False).weight_products == "tf32x3"
     assert not configuration(torch.float16, normalize=False).rounds_weights
     assert configuration(torch.float16).rounds_weights
-    few = choose(64, 768, torch.bfloat16, 90, PROBLEM)
+    few = choose(Shape(64, 768, dtype=torch.bfloat16), 90, PROBLEM)
     assert (few.weight_dtype, few.weight_terms) == (torch.bfloat16, 3)
+    alone = Shape(4096, 768, (7,), torch.bfloat16)
+    assert choose(alone, 90, replace(PROBLEM, negatives="none")).weight_terms == 3
+    assert choose(alone, 90, PROBLEM).weight_terms == 1
+    assert not are_many(alone, replace(PROBLEM, negatives="none"))
+    assert are_many(alone._replace(candidates=(7, 1017)), replace(PROBLEM, negatives="none"))
     assert configuration(torch.bfloat16).weight_terms == 1
     assert not configuration(torch.bfloat16).rounds_weights
 
 
 def test_few_rows_are_multiplied_in_float64() -> None:
     for dtype in DTYPES:
-        assert choose(64, 768, dtype, 90, PROBLEM).products == "double"
-        assert choose(65, 768, dtype, 90, PROBLEM).products != "double"
+        for few in (Shape(64, 768), Shape(30, 768, (60, 8)), Shape(1, 768, (126,))):
+            assert choose(few._replace(dtype=dtype), 90, PROBLEM).products == "double"
+        for more in (Shape(65, 768), Shape(30, 768, (60, 9)), Shape(1, 768, (127,))):
+            assert choose(more._replace(dtype=dtype), 90, PROBLEM).products != "double"
     medium = replace(PROBLEM, precision="medium")
-    assert choose(64, 768, torch.float32, 90, medium).products == "tf32"
-    assert choose(64, 768, torch.float16, 90, medium).products == "double"
+    assert choose(Shape(64, 768), 90, medium).products == "tf32"
+    assert choose(Shape(64, 768, dtype=torch.float16), 90, medium).products == "double"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -89,29 +98,31 @@ def test_no_tile_of_a_small_batch_crosses_the_sides(
     negatives: str, precision: str, dtype: torch.dtype, arch: int
 ) -> None:
     """First rows of tiles and of steps in the gradient's sum, each tile of one side alone and none left over."""
-    for n, normalize in product((2, 63, 64, 65, 128, 129, 256, 257, 320, 511, 512), (True, False)):
+    for n, normalize in product((1, 63, 64, 65, 128, 129, 256, 257, 320, 511, 512), (True, False)):
         problem = replace(PROBLEM, negatives=negatives, precision=precision, normalize=normalize)
-        chosen = choose_small(n, dtype, arch, problem)
-        padded = schedule.padded_rows(n)
+        shape = Shape(n, 768, dtype=dtype)
+        chosen, stack = choose_small(shape, arch, problem), stack_of(shape)
+        padded = stack.padded
         for extent in (chosen.block, chosen.row_block, chosen.gradient_rows, chosen.gradient_depth):
             for first in range(0, 2 * padded, extent):
                 assert first // padded == (first + extent - 1) // padded
-        assert padded % chosen.row_block == schedule.product_columns(n, problem) % chosen.block == 0
-        assert schedule.product_columns(n, problem) % chosen.gradient_depth == 0
+        assert padded % chosen.row_block == schedule.product_columns(stack, problem) % chosen.block == 0
+        assert schedule.product_columns(stack, problem) % chosen.gradient_depth == 0
 
 
 @pytest.mark.parametrize("arch", [80, 89, 90, 100])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [2, 64, 65, 128, 256, 257, 512])
 def test_small_batches_occupy_a_device_with_whole_tiles(n: int, dtype: torch.dtype, arch: int) -> None:
-    chosen = choose_small(n, dtype, arch, PROBLEM)
-    rows = 2 * schedule.padded_rows(n)
+    shape = Shape(n, 768, dtype=dtype)
+    chosen = choose_small(shape, arch, PROBLEM)
+    rows = 2 * stack_of(shape).padded
     for extent in (chosen.block, chosen.row_block, chosen.gradient_rows, chosen.gradient_depth):
-        assert schedule.padded_rows(n) % extent == 0
+        assert rows // 2 % extent == 0
     tiles = rows // chosen.block
     assert tiles * (tiles + 1) // 2 >= 10
     assert rows // chosen.gradient_rows * 768 // chosen.gradient_columns >= 96
-    assert vars(choose_formats(n, dtype, arch, PROBLEM)).items() <= vars(chosen).items()
+    assert vars(choose_formats(shape, arch, PROBLEM)).items() <= vars(chosen).items()
 
 
 @pytest.mark.parametrize(
@@ -130,27 +141,47 @@ def test_weights_stay_in_registers_where_that_is_expected_to_win(
 ) -> None:
     problem = replace(PROBLEM, **options)
     every = [INTERPRETER, 80, 89, 90, 100, CDNA3]
-    assert {arch for arch in every if flash_wins(4096, 64, dtype, arch, problem)} == archs
-    assert {arch for arch in every if flash_wins(4096, 1, dtype, arch, problem)} == archs
-    wider = {90} if dtype == torch.float16 and problem.normalize else set()
-    assert {arch for arch in every if flash_wins(4096, 65, dtype, arch, problem)} == wider
-    assert not any(flash_wins(4096, 129, dtype, arch, problem) for arch in every)
-    assert not any(flash_wins(64, 64, dtype, arch, problem) for arch in every)
+
+    def winning(n: int, d: int, asked: Problem = problem, **about: bool) -> set[int]:
+        return {arch for arch in every if flash_wins(Shape(n, d, dtype=dtype, **about), arch, asked)}
+
+    assert winning(4096, 64) == winning(4096, 1) == winning(4096, 64, masked=True) == archs
+    assert winning(4096, 65) == ({90} if dtype == torch.float16 and problem.normalize else set())
+    assert winning(4096, 129) == winning(64, 64) == set()
+    assert winning(4096, 64, per_row=True) == winning(4096, 64, replace(problem, margin=0.1)) == set()
     for arch in every:
-        chosen = choose_flash(4096, dtype, arch, problem)
-        assert schedule.padded_rows(65) % chosen.block == chosen.block % chosen.row_block == 0
-        assert vars(choose_formats(4096, dtype, arch, problem)).items() <= vars(chosen).items()
+        shape = Shape(4096, 64, dtype=dtype)
+        chosen = choose_flash(shape, arch, problem)
+        assert stack_of(Shape(65, 64)).padded % chosen.block == chosen.block % chosen.row_block == 0
+        assert vars(choose_formats(shape, arch, problem)).items() <= vars(chosen).items()
 
 
 def test_products_are_kept_where_they_fit() -> None:
     both, cross = PROBLEM, replace(PROBLEM, negatives="cross")
-    assert schedule.product_floats(512, both) == 2 * schedule.product_floats(512, cross) == 1 << 20
-    assert schedule.product_floats(64, both) == 2 * 128**2
-    assert schedule.keeps_products(512, both)
-    assert not schedule.keeps_products(513, both)
-    assert schedule.keeps_products(512, replace(both, workspace=1 << 22))
-    assert not schedule.keeps_products(512, replace(both, workspace=(1 << 22) - 1))
-    assert schedule.keeps_products(512, replace(cross, workspace=1 << 21))
+    small = stack_of(Shape(512, 8))
+    assert schedule.product_floats(small, both) == 2 * schedule.product_floats(small, cross) == 1 << 20
+    assert schedule.product_floats(stack_of(Shape(64, 8)), both) == 2 * 128**2
+    assert schedule.keeps_products(Shape(512, 8), both)
+    assert not schedule.keeps_products(Shape(513, 8), both)
+    assert schedule.keeps_products(Shape(512, 8), replace(both, workspace=1 << 22))
+    assert not schedule.keeps_products(Shape(512, 8), replace(both, workspace=(1 << 22) - 1))
+    assert schedule.keeps_products(Shape(512, 8), replace(cross, workspace=1 << 21))
+
+
+def test_three_kernels_are_for_plain_calls() -> None:
+    assert schedule.keeps_products(Shape(20, 8), replace(PROBLEM, directions="x"))
+    for options in ({"negatives": "own"}, {"negatives": "none"}, {"margin": 0.1}):
+        assert not schedule.keeps_products(Shape(20, 8), replace(PROBLEM, **options))
+    for about in ({"candidates": (3,)}, {"masked": True}, {"per_row": True}):
+        assert not schedule.keeps_products(Shape(20, 8, **about), PROBLEM)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tiles_that_need_two_sets_of_numbers_are_no_larger_than_their_registers(dtype: torch.dtype) -> None:
+    shape = Shape(4096, 768, dtype=dtype)
+    assert choose(shape, 90, replace(PROBLEM, margin=0.1)).block == 64
+    per_row = choose(shape._replace(per_row=True), 90, PROBLEM)
+    assert (per_row.block, per_row.row_block, per_row.keeps) == (64, 2, False)
 
 
 def test_logits_are_kept_where_they_are_read_back_sooner() -> None:
@@ -162,10 +193,10 @@ def test_logits_are_kept_where_they_are_read_back_sooner() -> None:
         (torch.float32, False, torch.float32, 80),
     ):
         for d in (fewest - 1, fewest):
-            chosen = choose(4096, d, dtype, 90, replace(PROBLEM, normalize=normalize))
+            chosen = choose(Shape(4096, d, dtype=dtype), 90, replace(PROBLEM, normalize=normalize))
             assert (chosen.kept_dtype, chosen.keeps) == (kept, d == fewest)
     # Fewer pairs keep more digits of their weights.
-    assert choose(1023, 768, torch.bfloat16, 90, PROBLEM).kept_dtype == torch.float32
+    assert choose(Shape(1023, 768, dtype=torch.bfloat16), 90, PROBLEM).kept_dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -183,31 +214,36 @@ def test_logits_are_kept_where_they_are_read_back_sooner() -> None:
 )
 def test_logits_are_kept_where_at_least_half_of_them_fit(n: int, negatives: str, workspace: int, share: float) -> None:
     problem = replace(PROBLEM, negatives=negatives, workspace=workspace)
-    chosen = choose(n, 768, torch.bfloat16, 90, problem)
-    kept = schedule.kept_tiles(n, 768, chosen, problem)
-    assert kept / schedule.num_tiles(n, chosen.block, problem) == pytest.approx(share, abs=5e-4)
+    shape = Shape(n, 768, dtype=torch.bfloat16)
+    chosen = choose(shape, 90, problem)
+    kept = schedule.kept_tiles(shape, chosen, problem)
+    every = schedule.num_tiles(schedule.blocks(stack_of(shape), problem, chosen.block), chosen.block)
+    assert kept / every == pytest.approx(share, abs=5e-4)
 
 
 @given(
-    n=st.integers(2, 2**18),
+    n=st.integers(1, 2**18),
+    m=st.integers(0, 2**18),
     d=st.integers(1, 2048),
     dtype=st.sampled_from(DTYPES),
-    negatives=st.sampled_from(["both", "cross"]),
+    negatives=st.sampled_from(["both", "cross", "own", "none"]),
     arch=st.sampled_from([80, 90]),
     workspace=st.integers(2**20, 2**34),
 )
 def test_kept_logits_leave_room_for_shared_panels(
-    n: int, d: int, dtype: torch.dtype, negatives: str, arch: int, workspace: int
+    n: int, m: int, d: int, dtype: torch.dtype, negatives: str, arch: int, workspace: int
 ) -> None:
     """Of any size that is of use: what is kept slows nothing else down."""
     problem = replace(PROBLEM, negatives=negatives, workspace=workspace)
-    chosen = choose(n, d, dtype, arch, problem)
-    kept = schedule.kept_tiles(n, d, chosen, problem)
+    shape = Shape(n, d, (m,), dtype)
+    chosen, stack = choose(shape, arch, problem), stack_of(shape)
+    kept = schedule.kept_tiles(shape, chosen, problem)
     if kept:
-        plan = schedule.plan_backward(n, d, chosen.weight_bytes, workspace - kept * schedule.tile_bytes(chosen))
+        plan = schedule.plan_backward(stack, chosen.weight_bytes, workspace - kept * schedule.tile_bytes(chosen))
         assert plan.shared
-        assert plan.size == min(schedule.LARGEST_PANEL, 2 * schedule.padded_rows(n))
-        assert kept <= schedule.num_tiles(n, chosen.block, problem) <= 2 * kept
+        assert plan.size == min(schedule.LARGEST_PANEL, max(2 * stack.padded, stack.num_rows - 2 * stack.padded))
+        every = schedule.num_tiles(schedule.blocks(stack, problem, chosen.block), chosen.block)
+        assert kept <= every <= 2 * kept
 
 
 def test_rescaling_only_where_exponents_ask_for_it() -> None:
@@ -231,9 +267,7 @@ def test_frozen_and_checked() -> None:
         replace(chosen, block=96)
     with pytest.raises(ValueError, match="gemm_columns to divide 64"):
         replace(chosen, gemm_columns=96)
-    with pytest.raises(ValueError, match="expected no halves where products are summed in float64"):
-        replace(chosen, products="double", halves="apart")
-    small = choose_small(300, torch.float32, 90, PROBLEM)
+    small = choose_small(Shape(300, 768), 90, PROBLEM)
     for name in ("block", "row_block", "gradient_rows", "gradient_depth"):
         for extent in (128, 48):
             with pytest.raises(ValueError, match=f"expected block, .*gradient_depth to divide 64.* {name}={extent}"):
@@ -267,55 +301,111 @@ def test_rectangle_is_visited_once(tiles_m: int, tiles_n: int, group: int) -> No
     assert visited(tiles_m, tiles_n, False, group) == Counter(product(range(tiles_m), range(tiles_n)))
 
 
-def served(panels: list[schedule.Panel], n: int, both_sides: bool) -> Counter[tuple[int, int]]:
-    """How often each ordered pair of the 2n rows is served, pairs that are left out and padding not counted."""
-    padded = schedule.padded_rows(n)
+def served(panels: list[schedule.Panel], shape: Shape) -> Counter[tuple[int, int]]:
+    """How often each anchor and row is served, of (side, row) pairs of which none is padding."""
+    stack = stack_of(shape)
+    counts = {X: shape.n, Y: shape.n, CANDIDATES: stack.m}
     found: Counter[tuple[int, int]] = Counter()
     for panel in panels:
-        for i in range(panel.a_start, panel.a_stop):
-            for j in range(panel.b_start, panel.b_stop):
-                (row_side, row), (column_side, column) = divmod(i, padded), divmod(j, padded)
-                if row == column or row >= n or column >= n:
+        for i in range(*panel.rows):
+            for j in range(*panel.columns):
+                sides = stack.side(i), stack.side(j)
+                rows = [row - stack.span(side)[0] for row, side in zip((i, j), sides, strict=True)]
+                if any(row >= counts[side] for row, side in zip(rows, sides, strict=True)):
                     continue
-                pair = row_side * n + row, column_side * n + column
-                found[pair] += 1
-                if both_sides and not panel.diagonal:
-                    found[pair[::-1]] += 1
+                found[i, j] += 1
+                if panel.serves_columns:
+                    found[j, i] += 1
     return found
 
 
-@pytest.mark.parametrize("negatives", ["both", "cross"])
-@pytest.mark.parametrize("n", [5, 100, 128, 150])
-def test_panels_serve_every_negative_once(n: int, negatives: str) -> None:
-    problem = replace(PROBLEM, negatives=negatives)
-    expected = {
-        (i, j)
-        for i in range(2 * n)
-        for j in range(2 * n)
-        if i % n != j % n and (negatives == "both" or i // n != j // n)
-    }
-    assert served(list(schedule.unordered_panels(n, 128, problem)), n, both_sides=True) == Counter(expected)
-    runs = [
-        panel
-        for side in (schedule.X, schedule.Y)
-        for rows in schedule.side_runs(n, 128, side)
-        for panel in schedule.row_panels(n, 256, side, rows, problem)
+def compared(shape: Shape, problem: Problem) -> set[tuple[int, int]]:
+    """Anchors and the rows of the sides that they are compared with, padding left out."""
+    stack = stack_of(shape)
+    rows = [
+        range(stack.span(side)[0], stack.span(side)[0] + count)
+        for side, count in enumerate((shape.n, shape.n, stack.m))
     ]
-    assert served(runs, n, both_sides=False) == Counter(expected)
+    others = {"both": {X, Y}, "cross": {1}, "own": {0}, "none": set()}[problem.negatives]
+    found: set[tuple[int, int]] = set()
+    for anchor in (X, Y)[: problem.num_directions]:
+        sides = others if problem.negatives == "both" else {anchor ^ other for other in others}
+        for side in (*sides, CANDIDATES):
+            found |= set(product(rows[anchor], rows[side]))
+    return found
+
+
+EVERY = [
+    (shape, {"negatives": negatives, "directions": directions})
+    for shape in (Shape(5, 8), Shape(150, 8), Shape(70, 8, (20, 60)), Shape(3, 8, (150,)))
+    for negatives in ("both", "cross", "own", "none")
+    for directions in ("both", "x")
+]
+
+
+@pytest.mark.parametrize(("shape", "options"), EVERY, ids=str)
+def test_panels_serve_every_comparison_once(shape: Shape, options: dict[str, str]) -> None:
+    problem = replace(PROBLEM, **options)
+    stack = stack_of(shape)
+    blocks = schedule.blocks(stack, problem, 64)
+    expected = Counter(compared(shape, problem))
+    for size in (128, 4096):
+        assert served(list(schedule.panels(blocks, size, stack)), shape) == expected
+    tiles = sum(block.tiles(64) for block in blocks)
+    assert schedule.num_tiles(blocks, 64) == tiles
+    assert [block.tiles_before for block in blocks] == [
+        sum(block.tiles(64) for block in blocks[:position]) for position in range(len(blocks))
+    ]
+
+
+@pytest.mark.parametrize(("shape", "options"), EVERY, ids=str)
+def test_partners_are_all_that_weigh_a_row_or_are_weighed_by_it(shape: Shape, options: dict[str, str]) -> None:
+    problem = replace(PROBLEM, **options)
+    stack = stack_of(shape)
+    pairs = compared(shape, problem)
+    for side in (X, Y, CANDIDATES):
+        start, stop = stack.span(side)
+        rows = {j for i, j in pairs if start <= i < stop} | {i for i, j in pairs if start <= j < stop}
+        spans = schedule.partners(side, stack, problem)
+        assert {stack.side(row) for row in rows} == {
+            other for other in (X, Y, CANDIDATES) for span in spans if span[0] <= stack.span(other)[0] < span[1]
+        }
 
 
 @given(
-    n=st.integers(2, 2**20),
+    n=st.integers(1, 3000),
+    candidates=st.lists(st.integers(0, 3000), max_size=4),
+    needs=st.lists(st.booleans(), min_size=6, max_size=6),
+)
+def test_wanted_spans_hold_the_sides_needed(n: int, candidates: list[int], needs: list[bool]) -> None:
+    """In order, apart from each other, in whole tiles."""
+    stack = stack_of(Shape(n, 8, tuple(candidates)))
+    needed = needs[: 2 + len(candidates)]
+    spans = wanted_spans(needed, stack)
+    assert all(first < last for first, last in spans)
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
+    assert all(end % stack.padding == 0 for span in spans for end in span)
+    assert spans == [] or spans[-1][1] <= stack.num_rows
+    sides = [(side * stack.padded, side * stack.padded + n) for side in (X, Y)] + stack.candidate_spans()
+    for (first, last), need in zip(sides, needed, strict=True):
+        if need and first < last:
+            assert any(start <= first and last <= stop for start, stop in spans)
+
+
+@given(
+    n=st.integers(1, 2**20),
+    m=st.integers(0, 2**20),
     d=st.integers(1, 1024),
     weight_bytes=st.sampled_from([2, 4, 6]),
     workspace=st.integers(2**20, 2**34),
 )
-def test_plans_stay_within_the_workspace(n: int, d: int, weight_bytes: int, workspace: int) -> None:
-    plan = schedule.plan_backward(n, d, weight_bytes, workspace)
-    rows = 2 * schedule.padded_rows(n) if plan.shared else plan.size
-    sums = rows * schedule.padded_width(d) * 4
-    assert plan.size % 128 == 0
+def test_plans_stay_within_the_workspace(n: int, m: int, d: int, weight_bytes: int, workspace: int) -> None:
+    stack = stack_of(Shape(n, d, (m,)))
+    plan = schedule.plan_backward(stack, weight_bytes, workspace)
+    rows = stack.num_rows if plan.shared else plan.size
+    sums = rows * stack.width * 4
+    assert plan.size % 64 == 0
     assert plan.size**2 * weight_bytes + sums <= workspace
     for planes, block in product((2, 3), (32, 64, 128)):
-        size = schedule.forward_panel(n, block, planes, workspace)
+        size = schedule.forward_panel(stack, block, planes, workspace)
         assert 2 * planes * size * (size // block) * 4 <= workspace

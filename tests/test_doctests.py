@@ -11,6 +11,8 @@ import pytest
 
 import ctloss
 
+pytestmark = pytest.mark.numeric
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -25,6 +25,8 @@ from ctloss.train import CCEEncoder
 from ctloss.train.encoder import load_backbone, random_backbone, small_backbone
 from ctloss.train.tokenizer import load_tokenizer, train_wordpiece
 
+pytestmark = pytest.mark.numeric
+
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ["the cat sleeps", "le chat dort", "Été à Paris", "我爱你", "кот и йод", "قطة نائمة"]
 
@@ -86,7 +88,11 @@ def test_saved_encoder_is_read_back(tmp_path: Path, mlm: bool) -> None:
     encoder.save(tmp_path)
     again = CCEEncoder.load(tmp_path).eval()
     assert type(again.backbone) is type(encoder.backbone)
-    assert torch.equal(again(*batch()), encoder(*batch()))
+    # The weights bit for bit; what comes of them may depend on where in memory they lie.
+    saved, read = encoder.state_dict(), again.state_dict()
+    assert saved.keys() == read.keys()
+    assert [name for name in saved if not torch.equal(saved[name], read[name])] == []
+    torch.testing.assert_close(again(*batch()), encoder(*batch()))
     ids, mask, _ = batch()
     plain = AutoModel.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(

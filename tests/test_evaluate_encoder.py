@@ -14,6 +14,8 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from ctloss.evaluate import Encoder
 
+pytestmark = pytest.mark.numeric
+
 PIECES = ["the", "dog", "##s", "red", "house", "sleep", "query", ":", "a"]
 TEXTS = ["the red house", "dogs", "the dogs sleep the red dog", "a"]
 

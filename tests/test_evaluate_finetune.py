@@ -33,6 +33,8 @@ from ctloss.evaluate.tagging import (
 from ctloss.evaluate.tasks import PANX, PAWSX, UDPOS, XNLI, LabelledPair, TaggedSentence
 from ctloss.evaluate.zeroshot import english_rows
 
+pytestmark = pytest.mark.numeric
+
 QUICK = FinetuneOptions(learning_rate=4e-3, batch_size=16, max_steps=40, max_length=32, evaluate_every=20, clip=1.0)
 Entry = Callable[..., Outcome]
 

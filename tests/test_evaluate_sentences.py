@@ -22,6 +22,8 @@ from ctloss.evaluate.mining import above, best_threshold, measure, mine, scores_
 from ctloss.evaluate.neighbours import centred, nearest, random_pair_cosine
 from ctloss.evaluate.parallel import TWO_LETTERS, read_aligned, read_bucc, read_tatoeba
 
+pytestmark = pytest.mark.numeric
+
 needs_data = pytest.mark.skipif("CTLOSS_DATA" not in os.environ, reason="CTLOSS_DATA names no folder of real text")
 
 

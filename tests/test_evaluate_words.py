@@ -25,6 +25,8 @@ from ctloss.evaluate.encoder import Pieces
 from ctloss.evaluate.parallel import AlignedWords, read_alignments, read_lexicon
 from ctloss.evaluate.words import align, alignment_error
 
+pytestmark = pytest.mark.numeric
+
 needs_data = pytest.mark.skipif("CTLOSS_DATA" not in os.environ, reason="CTLOSS_DATA names no folder of real text")
 
 

@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from benchmarks import flash
+from ctloss.kernels.problem import Shape
 from ctloss.kernels.triton_path.config import flash_wins
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
@@ -30,7 +31,7 @@ def test_documented_count_is_the_count() -> None:
 def test_nothing_is_taken_that_the_count_speaks_against(dtype: torch.dtype, normalize: bool, d: int, n: int) -> None:
     """Midway, on the scale of ratios, between flash handicapped and not."""
     panels, handicapped, hidden = flash.milliseconds(dtype, normalize, n, d)
-    if flash_wins(n, d, dtype, 90, flash.asked(normalize)):
+    if flash_wins(Shape(n, d, dtype=dtype), 90, flash.asked(normalize)):
         assert (handicapped * hidden) ** 0.5 < panels
     else:
         assert (handicapped * hidden) ** 0.5 > 0.99 * panels
@@ -40,4 +41,4 @@ def test_nothing_is_taken_that_the_count_speaks_against(dtype: torch.dtype, norm
 def test_float32_never_wins(d: int) -> None:
     panels, handicapped, hidden = flash.milliseconds(torch.float32, True, 16384, d)
     assert (handicapped * hidden) ** 0.5 > panels
-    assert not flash_wins(16384, d, torch.float32, 90, flash.asked(True))
+    assert not flash_wins(Shape(16384, d), 90, flash.asked(True))

@@ -14,6 +14,8 @@ from ctloss.train.encoder import small_backbone
 from ctloss.train.forces import pull_and_push
 from ctloss.train.objective import Objective
 
+pytestmark = pytest.mark.numeric
+
 
 def objective(
     loss: str = "cz_nce", alpha: float = 0.1, levels: str = "multi", head: bool = True, **options: Any

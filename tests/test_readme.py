@@ -34,7 +34,33 @@ def test_continuous_integration_runs_the_readme_command() -> None:
     assert 'eval "$command"' in script
 
 
-@pytest.mark.parametrize("phrase", ["&& python -m ctloss.train", "&& python -m pytest"])
+def test_continuous_integration_repeats_the_numeric_tests() -> None:
+    """In the arithmetic of a processor without AVX-512 and of one without AVX2, whatever it runs on."""
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    repeats = [line for line in script.splitlines() if line.startswith("repeat ")]
+    assert [dict(re.findall(r"(\w+)=(\w+)", line)) for line in repeats] == [
+        {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OPENBLAS_CORETYPE": "Haswell"},
+        {"ATEN_CPU_CAPABILITY": "default", "OPENBLAS_CORETYPE": "Sandybridge"},
+    ]
+
+
+@pytest.mark.parametrize("module", sorted((ROOT / "tests").glob("test_*.py")), ids=lambda path: path.stem)
+def test_what_rests_on_the_bounds_is_repeated(module: Path) -> None:
+    source = module.read_text(encoding="utf-8")
+    if re.search(r"^from (acceptance|agreement) import", source, flags=re.M):
+        assert re.search(r"^pytestmark = .*pytest\.mark\.numeric", source, flags=re.M)
+
+
+TWO_COMMANDS = pytest.mark.parametrize("phrase", ["[train]' && ", "python -m pytest"])
+
+
+@TWO_COMMANDS
+def test_commands_keep_threads_from_spinning(phrase: str) -> None:
+    last = command_with(phrase).split(" && ")[-1]
+    assert "OMP_WAIT_POLICY=passive " in last.partition("python")[0]
+
+
+@TWO_COMMANDS
 def test_commands_pin_what_they_install(phrase: str) -> None:
     command = command_with(phrase)
     installs = [step for step in command.split(" && ") if "pip install" in step]

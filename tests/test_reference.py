@@ -18,6 +18,8 @@ from truth import arguments, norms, truth
 from ctloss.reference import contrast, loops
 from ctloss.reference.eager import unit_rows
 
+pytestmark = pytest.mark.numeric
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 

@@ -12,7 +12,9 @@ import torch
 
 from benchmarks import ring, scale
 from benchmarks.ring import Gpu, Network, Step, backward_blocks, cost, forward_blocks, memory
+from ctloss.kernels.problem import Shape
 from ctloss.kernels.triton_path import schedule
+from ctloss.kernels.triton_path.stack import stack_of
 
 GPU, NETWORK = Gpu(7e14, 3e14, 2e14, 1e-3, 1e-3), Network()
 AMPLE = 1 << 40
@@ -180,7 +182,7 @@ def test_memory_is_the_measured_one(n: int) -> None:
 @pytest.mark.parametrize("n", [2**k for k in range(12, 21)])
 @pytest.mark.parametrize("workspace", [2**28, 2**30, 13 * 2**30])
 def test_plan_is_the_kernels(n: int, workspace: int) -> None:
-    plan = schedule.plan_backward(n, 768, 2, workspace)
+    plan = schedule.plan_backward(stack_of(Shape(n, 768)), 2, workspace)
     assert Step(n, workspace=workspace).shared == plan.shared
     assert plan.size <= ring.LARGEST_PANEL == schedule.LARGEST_PANEL
 

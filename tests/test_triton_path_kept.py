@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from acceptance import answer, check
 from hypothesis import given, settings
-from regimes import Case, cases
-from triton_calls import DEVICE, DTYPES, both_passes, chain_of, problem
+from regimes import Candidates, Case, cases
+from triton_calls import DEVICE, DTYPES, both_passes, chain_of, check, in_panels, pairs, problem, shape_of
 
-import ctloss
-from ctloss.kernels.problem import Problem
-from ctloss.kernels.triton_path import config, engine, kept, schedule
+from ctloss.kernels.problem import Problem, Shape
+from ctloss.kernels.triton_path import config, engine, schedule, tiles
 
-NEEDS = {"need_x": True, "need_y": True, "need_temperature": True}
+pytestmark = pytest.mark.numeric
 
 # The regimes whose weights may be rounded: many negatives of like size.
 ROUNDED = [
-    Case("random", 40, 33, need=(True, True, True)),
-    Case("random", 45, 70, negatives="cross", loss="info_nce", temperature=0.2, need=(True, False, True)),
-    Case("random", 70, 20, reduction="none", need=(False, True, True)),
-    Case("collapsed", 33, 33, negatives="cross", reduction="sum", temperature=0.065),
-    Case("collapsed", 97, 40, loss="info_nce", need=(True, True, True), strides="transposed"),
+    Case("random", 40, 33),
+    Case("random", 45, 70, negatives="cross", temperature=0.2, need=(True, False, True)),
+    Case("random", 70, 20, need=(False, True, True), candidates=(Candidates(40),)),
+    Case("collapsed", 33, 33, negatives="cross", temperature=0.065),
+    Case("collapsed", 97, 40, strides="transposed", directions="x"),
     Case("identical", 65, 17, need=(False, True, False)),
-    Case("zeros", 40, 20, reduction="none", strides="padded", need=(True, True, True)),
+    Case("zeros", 40, 20, strides="padded", negatives="own"),
     Case("scaled", 35, 64, negatives="cross", temperature=1.0),
+]
+# Each kind of block that tiles are counted in, and what leaves pairs of them out.
+BLOCKS: list[dict[str, Any]] = [
+    {"negatives": "both"},
+    {"negatives": "cross"},
+    {"negatives": "own", "candidates": (Candidates(40), Candidates(9))},
+    {"negatives": "both", "directions": "x", "ids": 20, "candidates": (Candidates(90, need=False, ids=True),)},
+    {"negatives": "none", "candidates": (Candidates(140),), "margin": 0.6},
 ]
 
 
@@ -36,8 +43,9 @@ def keep(patch: pytest.MonkeyPatch, many_pairs: int = config.MANY_PAIRS) -> None
 
     float16 stands in for bfloat16 there, which the interpreter does not know.
     """
+    in_panels(patch)
     patch.setattr(config, "COARSE", config.HALF_PRECISION)
-    for name in ("FEW_PAIRS", "SMALL_PAIRS", "TENSOR_COLUMNS", "PLAIN_COLUMNS"):
+    for name in ("FEW_PAIRS", "TENSOR_COLUMNS", "PLAIN_COLUMNS"):
         patch.setattr(config, name, 0)
     patch.setattr(config, "MANY_PAIRS", many_pairs)
 
@@ -48,10 +56,10 @@ def forget(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(config, name, 1 << 20)
 
 
-def kept_share(case: Case, asked: Problem) -> float:
+def kept_share(shape: Shape, asked: Problem) -> float:
     """The share of a call's tiles that are kept."""
-    count, every = str(engine.describe(case.dtype, DEVICE, case.n, case.d, asked)["kept_tiles"]).split(" of ")
-    return int(count) / int(every)
+    count, every = str(engine.describe(shape, asked)["kept_tiles"]).split(" of ")
+    return int(count) / int(every) if int(every) else 1.0
 
 
 def test_acceptance_with_kept_logits() -> None:
@@ -60,8 +68,12 @@ def test_acceptance_with_kept_logits() -> None:
     def accepted(case: Case) -> None:
         with pytest.MonkeyPatch.context() as patch:
             keep(patch)
-            assert kept_share(case, problem(negatives=case.negatives, normalize=case.normalize)) == 1
-            check(case, "triton", DEVICE, chain=chain_of(case))
+            # What has a temperature of its own has logits of its own.
+            shape = shape_of(case)
+            assert kept_share(shape, case.problem()) == (not shape.per_row) or "0 of 0" in str(
+                engine.describe(shape, case.problem())["kept_tiles"]
+            )
+            check(case, chain_of(case))
 
     accepted()
 
@@ -71,64 +83,66 @@ def test_acceptance_with_kept_cosines(case: Case, monkeypatch: pytest.MonkeyPatc
     """In 16 bits, beside weights that are rounded as much."""
     keep(monkeypatch, many_pairs=2)
     for dtype in DTYPES[1:]:
-        chosen = config.choose(case.n, case.d, dtype, config.INTERPRETER, problem())
+        half = replace(case, dtype=dtype, seed=0)
+        chosen = config.choose(shape_of(half), config.INTERPRETER, problem())
         assert chosen.keeps
         assert chosen.kept_dtype == torch.int16
-        check(replace(case, dtype=dtype), "triton", DEVICE)
+        check(half, chain_of(half))
 
 
-@pytest.mark.parametrize("negatives", ["both", "cross"])
+@pytest.mark.parametrize("options", BLOCKS, ids=str)
 @pytest.mark.parametrize(("normalize", "tau"), [(True, 0.07), (True, 0.005), (False, 0.07)])
 @pytest.mark.usefixtures("poisoned")
 def test_kept_float32_logits_are_those_formed_again(
-    negatives: str, normalize: bool, tau: float, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], normalize: bool, tau: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, whether all are kept or as many as fit."""
-    case = Case("random", 70, 40, negatives=negatives, normalize=normalize, temperature=tau)
-    x, y = (rows.to(DEVICE) for rows in case.embeddings())
-    asked = problem(negatives=negatives, normalize=normalize)
-    narrow = replace(asked, workspace=438_000 if negatives == "both" else 377_000)
+    case = Case("random", 70, 40, normalize=normalize, temperature=tau, **options)
+    batch, asked = pairs(case), case.problem(workspace=1 << 28)
     keep(monkeypatch)
-    assert kept_share(case, asked) == 1
-    assert 0.5 <= kept_share(case, narrow) < 1
-    assert kept_share(case, replace(asked, workspace=1 << 18)) == 0
-    every = both_passes(x, y, asked, tau)
-    some = both_passes(x, y, narrow, torch.tensor(tau, dtype=torch.float64, device=DEVICE))
+    assert kept_share(batch.shape, asked) == 1
+    assert kept_share(batch.shape, replace(asked, workspace=1 << 17)) == 0
+    narrow = next(
+        tried
+        for tried in (replace(asked, workspace=workspace) for workspace in range(1 << 20, 1 << 17, -5000))
+        if kept_share(batch.shape, tried) < 0.8
+    )
+    assert kept_share(batch.shape, narrow) >= 0.5
+    every = both_passes(batch, asked)
+    some = both_passes(batch._replace(temperature=torch.tensor(tau, dtype=torch.float64, device=DEVICE)), narrow)
     forget(monkeypatch)
-    assert kept_share(case, asked) == 0
-    none = both_passes(x, y, asked, tau)
+    assert kept_share(batch.shape, asked) == 0
+    none = both_passes(batch, asked)
     assert all(map(torch.equal, every, none))
     assert all(map(torch.equal, some, none))
 
 
-@pytest.mark.parametrize("negatives", ["both", "cross"])
-def test_kept_tiles_are_found_by_other_panels(negatives: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = (rows.to(DEVICE) for rows in Case("random", 70, 20).embeddings())
-    asked = problem(negatives=negatives)
+@pytest.mark.parametrize("options", BLOCKS, ids=str)
+def test_kept_tiles_are_found_by_other_panels(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("random", 130, 8, **options)
+    batch, asked = pairs(case), case.problem()
     keep(monkeypatch)
     monkeypatch.setattr(schedule, "LARGEST_PANEL", 128)
-    description = engine.describe(torch.float32, DEVICE, 70, 20, asked)
-    assert (description["forward_panel"], description["backward_panel"]) == (256, 128)
-    used = both_passes(x, y, asked)
+    description = engine.describe(batch.shape, asked)
+    assert description["forward_panel"] == 384
+    assert description["backward_panel"] == 128
+    used = both_passes(batch, asked)
     forget(monkeypatch)
-    assert all(map(torch.equal, used, both_passes(x, y, asked)))
+    assert all(map(torch.equal, used, both_passes(batch, asked)))
 
 
 @pytest.mark.parametrize("tau", [0.032, 0.031, 0.01])
 def test_cosines_too_coarse_for_a_small_temperature_are_not_used(tau: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which is settled on the device, where the temperature may be."""
-    case = Case("random", 40, 33, dtype=torch.float16)
-    x, y = (rows.to(DEVICE) for rows in case.embeddings())
-    temperature = torch.tensor(tau, device=DEVICE)
+    batch = pairs(Case("random", 40, 33, dtype=torch.float16), temperature=torch.tensor(tau, device=DEVICE))
     keep(monkeypatch, many_pairs=2)
-    used = both_passes(x, y, problem(), temperature)
+    used = both_passes(batch, problem())
     forget(monkeypatch)
-    formed = both_passes(x, y, problem(), temperature)
-    fine = 1 / math.log(2) / tau <= kept.COARSEST_RATE.value
+    formed = both_passes(batch, problem())
+    fine = 1 / math.log(2) / tau <= tiles.COARSEST_RATE.value
     assert fine == (tau >= 1 / 32)
-    assert torch.equal(used[0], formed[0])
-    assert torch.equal(used[3], formed[3]), "the temperature's gradient knows nothing of what is kept"
-    assert torch.equal(used[1], formed[1]) != fine
+    assert all(map(torch.equal, used[:3], formed[:3])), "the forward knows nothing of what is kept"
+    assert torch.equal(used[3], formed[3]) != fine
 
 
 @pytest.mark.parametrize("tau", [0.07, 0.032])
@@ -141,17 +155,16 @@ def test_cosines_are_fine_enough_for_bfloat16(
 
     An exponential moves by 2^-11 at most, and with it the weight (tf32) and the gradient (float16) by a step each.
     """
+    batch = pairs(Case("random", 70, 48, dtype=DTYPES[-1], negatives=negatives), temperature=tau)
     if alike:
         x = torch.cat((torch.ones(8, 1), torch.eye(8)), 1).to(DEVICE, DTYPES[-1])
-        y = x.clone()
-    else:
-        case = Case("random", 70, 48, dtype=DTYPES[-1], negatives=negatives)
-        x, y = (rows.to(DEVICE) for rows in case.embeddings())
+        batch = batch._replace(x=x, y=x.clone())
     asked = problem(negatives=negatives)
+    a = torch.full((2 * batch.x.shape[0],), 1 / (2 * batch.x.shape[0]), dtype=torch.float64, device=DEVICE)
     keep(monkeypatch, many_pairs=2)
-    used = both_passes(x, y, asked, tau)
+    used = both_passes(batch, asked, a)
     forget(monkeypatch)
-    for one, other in zip(used[1:3], both_passes(x, y, asked, tau)[1:3], strict=True):
+    for one, other in zip(used[3:], both_passes(batch, asked, a)[3:], strict=True):
         assert 0 < (one.double() - other.double()).norm() <= 3 * 2.0**-11 * other.double().norm()
 
 
@@ -159,54 +172,31 @@ def test_cosines_are_fine_enough_for_bfloat16(
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_not_finite_in_gives_nan_out(bad: float, many_pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(monkeypatch, many_pairs)
-    x, y = (rows.to(DEVICE) for rows in Case("random", 40, 20, dtype=torch.float16).embeddings())
-    x[3, 7] = bad
-    x.requires_grad_()
-    value = ctloss.info_nce(x, y, impl="triton")
-    value.backward()
-    assert value.isnan()
-    assert x.grad is not None
-    assert x.grad[3].isnan().any()
+    batch = pairs(Case("random", 40, 20, dtype=torch.float16))
+    batch.x[3, 7] = bad
+    z, _, _, of_x, _ = both_passes(batch, problem())
+    assert z[3].isnan()
+    assert of_x[3].isnan().any()
 
 
 @pytest.mark.parametrize("value", [0.0, -0.07, math.nan])
 def test_temperature_refused_on_the_device_gives_nan(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(monkeypatch, many_pairs=2)
-    x, y = (rows.to(DEVICE) for rows in Case("random", 9, 8, dtype=torch.float16).embeddings())
-    assert all(result.isnan().all() for result in both_passes(x, y, problem(), torch.tensor(value, device=DEVICE)))
+    batch = pairs(Case("random", 9, 8, dtype=torch.float16), temperature=torch.tensor(value, device=DEVICE))
+    assert all(result.isnan().all() for result in both_passes(batch, problem()))
 
 
 @pytest.mark.parametrize("many_pairs", [2, config.MANY_PAIRS])
-def test_repeats_bit_for_bit(many_pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("poisoned")
+def test_what_is_kept_is_a_function_of_the_inputs(many_pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding too: it is an output like any other."""
     keep(monkeypatch, many_pairs)
-    case = Case("random", 70, 50, dtype=torch.float16, need=(True, True, True))
-    first, again = answer(case, "triton", DEVICE), answer(case, "triton", DEVICE)
-    assert torch.equal(first[0], again[0])
-    assert all(map(torch.equal, first[1], again[1]))
-
-
-@pytest.mark.parametrize("many_pairs", [2, config.MANY_PAIRS])
-def test_opcheck(many_pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shapes are promised for changing sizes as well, and what is kept is a function of the inputs, padding too."""
-    keep(monkeypatch, many_pairs)
-    x, y = (rows.to(DEVICE).requires_grad_() for rows in Case("random", 11, 20, dtype=DTYPES[-1]).embeddings())
-    options = "info_nce both 1 mean highest 268435456 log triton"
-    torch.library.opcheck(torch.ops.ctloss.contrastive.default, (x, y, None, 0.1, f"{options} 1 1 0"))
-
-
-def test_compiles_for_changing_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep(monkeypatch)
-    torch.compiler.reset()
-
-    def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return ctloss.cz_nce(x, y, impl="triton")
-
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)
-    for n in (9, 70):
-        x, y = (rows.to(DEVICE).requires_grad_() for rows in Case("random", n, 20).embeddings())
-        found, expected = compiled(x, y), step(x, y)
-        assert torch.equal(found, expected)
-        assert all(map(torch.equal, torch.autograd.grad(found, (x, y)), torch.autograd.grad(expected, (x, y))))
+    case = Case("random", 11, 20, dtype=torch.float16, candidates=(Candidates(7),))
+    first, again = (
+        engine.save(engine.forward(case.batch(DEVICE), problem(), moment=True, gradient=True).state) for _ in range(2)
+    )
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.view(torch.int32), other.view(torch.int32))
 
 
 @pytest.mark.parametrize("many_pairs", [2, config.MANY_PAIRS])
@@ -214,22 +204,22 @@ def test_compiles_for_changing_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_what_will_be_differentiated_is_kept(
     negatives: str, many_pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The statistics have the promised shape, and evaluation has nothing but them."""
+    """What is saved has the promised shape, and evaluation has nothing but the rows' numbers."""
     keep(monkeypatch, many_pairs)
     asked = problem(negatives=negatives)
     for dtype in DTYPES:
-        x, y = (rows.to(DEVICE) for rows in Case("random", 70, 20, dtype=dtype).embeddings())
+        batch = pairs(Case("random", 70, 20, dtype=dtype))
         saved = {}
         for differentiated in (True, False):
-            needs = NEEDS | {"need_x": False, "need_y": differentiated}
-            _, saved[differentiated], *_ = engine.forward(x, y, 0.07, asked, **needs)
-            shape = engine.stats_shape(dtype, 70, 20, asked, differentiated=differentiated)
-            assert saved[differentiated].shape == shape
-        assert saved[False].numel() == 9 * 2 * 128
+            state = engine.forward(batch, asked, moment=True, gradient=differentiated).state
+            (saved[differentiated],) = engine.save(state)
+            promised = engine.saved_shapes(batch.shape, asked, gradient=differentiated)
+            assert promised == [(saved[differentiated].shape, torch.float32)]
+        assert saved[False].numel() == 10 * 2 * 128
         # Both sides are padded to 128 rows.
-        block = engine.describe(dtype, DEVICE, 70, 20, asked)["block"]
+        block = engine.describe(batch.shape, asked)["block"]
         assert isinstance(block, int)
-        tiles = 128 // block
-        pairs = block**2 * (tiles**2 if negatives == "cross" else tiles * (2 * tiles + 1))
+        high = 128 // block
+        entries = block**2 * (high**2 if negatives == "cross" else high * (2 * high + 1))
         bits = 16 if many_pairs == 2 and dtype != torch.float32 else 32
-        assert saved[True].numel() - saved[False].numel() == pairs * bits // 32
+        assert saved[True].numel() - saved[False].numel() == entries * bits // 32

@@ -99,8 +99,12 @@ def plain(case: Case, row_loss: RowLoss | None = None) -> Plain:
 
 
 def truth(case: Case, a: Tensor, b: Tensor) -> Truth:
+    """The truth of a case's own tensors."""
+    return truth_of(case.batch(), case.problem(), a, b, case.precise)
+
+
+def truth_of(batch: Batch, problem: Problem, a: Tensor, b: Tensor, precise: torch.dtype) -> Truth:
     """Evaluate the closed form, and the same sums over the sizes of their terms."""
-    batch, problem = case.batch(), case.problem()
     call = arguments(batch, problem)
     of = pairs(**call)
     z, positive = contrast(**call)
@@ -108,7 +112,7 @@ def truth(case: Case, a: Tensor, b: Tensor) -> Truth:
     lengths = norms(batch)
     # Σ_j W_ij ‖u_j‖ + c_i ‖u_p(i)‖: weights of one sign each, so that nothing cancels.
     sizes = of.gather(a.abs(), -b.abs(), torch.linalg.vector_norm(of.sides, dim=1, keepdim=True))[:, 0]
-    if case.normalize:
+    if problem.normalize:
         # A unit row's derivative by its row is at most 1 over the row's length; a row of zeros has none.
         sizes = torch.where(lengths > 0, sizes / lengths, 0.0)
     mean, mean_size = ((of.softmax * logits).sum(1) for logits in (of.logits, of.logits.abs()))
@@ -128,7 +132,7 @@ def truth(case: Case, a: Tensor, b: Tensor) -> Truth:
         cancelling=sizes.split([len(side) for side in batch.sides]),
         slope=gradients.temperature,
         slope_size=slope_size if per_row else slope_size.sum(),
-        per_logit=(5e-7 + 1e-7 * largest.item()) * FINENESS.get(case.precise, 1.0),
+        per_logit=(5e-7 + 1e-7 * largest.item()) * FINENESS.get(precise, 1.0),
     )
 
 

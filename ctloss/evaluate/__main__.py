@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
+from ..command import as_process
 from .arguments import FINETUNING, add_finetuning, by_task, finetuning, refuse_unused
 from .encoder import Encoder
 from .evaluations import EVALUATIONS
@@ -154,10 +153,4 @@ def evaluate(given: argparse.Namespace) -> Path | None:
 
 
 if __name__ == "__main__":
-    status = main()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # Gloo's threads may still hold Python objects; one that lets go of them while the interpreter ends aborts.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    as_process(main)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import types
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import torch
-
+from ..command import as_process
 from .corpus import CorpusError
 from .recipe import RECIPES, Recipe, RecipeError
 
@@ -99,10 +97,4 @@ def _defaults(shown: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    status = main()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # Gloo's threads may still hold Python objects; one that lets go of them while the interpreter ends aborts.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    as_process(main)

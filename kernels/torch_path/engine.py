@@ -113,19 +113,37 @@ def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> 
         if (plan.few or plan.dense) and isinstance(scale, float):
             found = square.solve(batch, problem.normalize, plan, scale, moment=moment)
         if found is not None:
+            if problem.by_row and not plan.few and accumulation_dtype(shape.dtype) == torch.float32:
+                _refine(found, batch, problem, scale)
             state = State(batch, problem, plan, found.lse, None, None, found)
-            positive = found.rows.positive.repeat(2) * scale
+            base2_z = (found.lse.view(2, -1) - found.rows.positive * scale).view(-1)
             lse, mean = found.lse, found.mean
         else:
             logits = _logits(batch, problem, plan, scale)
             sums = _sum(logits, batch, problem, plan, moment=moment, gradient=gradient)
             state = State(batch, problem, plan, sums.lse, logits, sums, None)
-            positive = logits.positive(problem.num_directions)
+            base2_z = sums.lse - logits.positive(problem.num_directions)
             lse, mean = sums.lse, sums.mean
-    z, positive = (lse - positive) * LN2, positive * LN2
-    if mean is not None:
+    z, positive = base2_z.mul_(LN2), None
+    if mean is not None or problem.loss == "contrast":
+        similarities = (found.rows if found is not None else logits.rows).positive
+        positive = _natural(similarities, scale, problem.num_directions)
+    if mean is not None and positive is not None:
         mean = torch.where(lse == -torch.inf, 0.0, mean - positive)
     return Forward(z, positive, mean, state)
+
+
+def _refine(found: square.Square, batch: Batch, problem: Problem, scale: float | Tensor) -> None:
+    """Sum the rows that one negative dominates again."""
+    logits = Logits(found.rows, batch.x.shape[0], scale, None, None)
+    if exact.may_be_dominated(found.lse, logits):
+        rows = (square.largest(found.entries, logits.n) > exact.DOMINANT * found.total).nonzero().flatten()
+        found.lse[rows] = exact.lse_of(rows, batch, logits, problem)
+
+
+def _natural(similarities: Tensor, scale: float | Tensor, num_directions: int) -> Tensor:
+    """The positives' logits, in natural units."""
+    return similarities.repeat(num_directions) * scale * LN2
 
 
 def _logits(batch: Batch, problem: Problem, plan: Layout, scale: float | Tensor) -> Logits:
@@ -167,61 +185,69 @@ def _shift(logits: Logits, problem: Problem) -> float | Tensor | None:
     return None if shifted and logits.rows.exponents is not None else shift
 
 
-def backward(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
+def backward(state: State, a: float | Tensor, b: float | Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
     """Gradients of ``Σ_i a_i lse_i − b_i s⁺_i`` with respect to the sides' rows.
 
     Args:
         state: of the forward; may be used again.
-        a: ``(rows,)`` float64, 0 for rows without negatives.
-        b: ``(rows,)`` float64; may be ``a``.
+        a: ``(rows,)`` float64, 0 for rows without negatives; or a number for all rows.
+        b: the same for the positives; may be ``a``.
         needs: which sides need a gradient.
 
     Returns:
         One tensor a side, in its dtype; ``None`` where not needed.
     """
-    return release(hold(state, a, b, needs), 1.0, state.batch.sides)
+    return release(hold(state, a, b, needs), 1.0, tuple(side.dtype for side in state.batch.sides))
 
 
-def hold(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> Held:
+def hold(
+    state: State, a: float | Tensor, b: float | Tensor, needs: tuple[bool, ...], largest: float | None = None
+) -> Held:
     """What :func:`backward` returns, before a factor that is known only later.
+
+    ``largest``, if given, is known to bound a and b.
 
     Example:
         >>> eye = torch.eye(2)
         >>> state = forward(Batch(eye, eye, temperature=1.0), Problem(), moment=False, gradient=True).state
         >>> ones = torch.ones(4, dtype=torch.float64)
         >>> held = hold(state, ones, ones, (True, False))
-        >>> release(held, 0.5, state.batch.sides)[0]
+        >>> release(held, 0.5, (torch.float32, torch.float32))[0]
         tensor([[0., 1.],
                 [1., 0.]])
     """
     batch, plan = state.batch, state.plan
     if not any(needs):
         return Held([None] * len(needs), None, 0)
-    a, b, bits = _scaled(a, b, batch.temperature)
-    sizes = [side.shape[0] for side in batch.sides]
+    if not isinstance(a, Tensor) and state.square is None:
+        same, a = b is a, torch.full_like(state.lse, a)
+        b = a if same else b
+    a, b, bits = _scaled(a, b, batch.temperature, largest)
     with ExactProducts(batch.x.device.type):
         if state.square is not None:
             dtype = state.square.entries.dtype
-            narrow = a.to(dtype)
-            pulls = narrow if b is a else b.to(dtype)
+            narrow = a.to(dtype) if isinstance(a, Tensor) else a
+            pulls = narrow if b is a else b.to(dtype) if isinstance(b, Tensor) else b
             found = square.gradients(state.square, narrow, pulls, plan.n, needs)
             rows = state.square.rows
         else:
             assert state.logits is not None
             assert state.sums is not None
             rows = state.logits.rows
-            found = _from_panels(state.logits, state.sums, plan, a, b, sizes, needs)
-    exponents = None if rows.exponents is None else list(rows.exponents.split(sizes))
+            assert isinstance(a, Tensor)
+            assert isinstance(b, Tensor)
+            found = _from_panels(state.logits, state.sums, plan, a, b, batch.sizes, needs)
+    exponents = None if rows.exponents is None else list(rows.exponents.split(batch.sizes))
     return Held(found, exponents, bits)
 
 
-def release(held: Held, factor: float | Tensor, sides: tuple[Tensor, ...]) -> list[Tensor | None]:
-    """Held gradients times a factor, in the sides' dtypes.
+def release(held: Held, factor: float | Tensor, dtypes: tuple[torch.dtype, ...]) -> list[Tensor | None]:
+    """Held gradients times a factor.
 
     Args:
         held: from :func:`hold`; not modified.
         factor: a number, or a 0-d tensor off the CPU.
-        sides: their dtypes are taken.
+        dtypes: the sides'.
 
     Returns:
         One tensor a side; ``None`` where not needed.
@@ -235,24 +261,40 @@ def release(held: Held, factor: float | Tensor, sides: tuple[Tensor, ...]) -> li
     else:
         mantissa, exponent = math.frexp(factor) if math.isfinite(factor) else (factor, 0)
         power = exponent + held.bits
+    if held.exponents is None and isinstance(power, int) and abs(power) < 100:
+        number = mantissa * 2.0**power
+        both = zip(held.gradients, dtypes, strict=True)
+        return [None if one is None else (one * number).to(dtype) for one, dtype in both]
     gradients: list[Tensor | None] = []
-    for index, (gradient, side) in enumerate(zip(held.gradients, sides, strict=True)):
+    for index, (gradient, dtype) in enumerate(zip(held.gradients, dtypes, strict=True)):
         if gradient is None:
             gradients.append(None)
-        elif held.exponents is None and isinstance(power, int) and abs(power) < 100:
-            gradients.append((gradient * (mantissa * 2.0**power)).to(side.dtype))
         else:
             exponents = power if held.exponents is None else held.exponents[index] + power
             if isinstance(exponents, Tensor):
                 exponents = exponents.to(gradient.dtype)
             # The power last: a subnormal number's rounding would be multiplied too.
-            gradients.append(times_power_of_two(gradient * mantissa, exponents).to(side.dtype))
+            gradients.append(times_power_of_two(gradient * mantissa, exponents).to(dtype))
     return gradients
 
 
-def _scaled(a: Tensor, b: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor, int | Tensor]:
+def _scaled(
+    a: float | Tensor, b: float | Tensor, temperature: float | Tensor, bound: float | None
+) -> tuple[float | Tensor, float | Tensor, int | Tensor]:
     """``a / τ`` and ``b / τ`` over the power of two that brings the largest to 2^30; the same tensor if they are."""
     same = b is a
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        assert not isinstance(a, Tensor)
+        assert not isinstance(b, Tensor)
+        bound = max(abs(a), abs(b))
+    if bound and not (isinstance(temperature, Tensor) and (temperature.dim() or temperature.device.type != "cpu")):
+        divisor = float(temperature)
+        bits = math.frexp(bound / divisor)[1]
+        factor = 2.0 ** (SCALE_BITS - bits) / divisor
+        a = a * factor
+        return a, a if same else b * factor, bits - SCALE_BITS
+    assert isinstance(a, Tensor)
+    assert isinstance(b, Tensor)
     if isinstance(temperature, Tensor) and (temperature.dim() or a.device.type != "cpu"):
         wide = temperature.double()
         a = a / wide
@@ -297,18 +339,13 @@ def _from_panels(
     pull = b if plan.num_anchors == plan.n else b[: plan.n] + b[plan.n :]
     wanted = runs(logits.rows, sizes, needs)
     accumulate(wanted, logits, plan, weights, pull.to(dtype), kept)
+    for run in wanted:
+        logits.rows.project(run.gradient, slice(run.start, run.stop))
     found: list[Tensor | None] = []
-    remaining = iter(wanted)
-    run = None
     offset = 0
     for size, need in zip(sizes, needs, strict=True):
-        if need:
-            if run is None or run.stop <= offset:
-                run = next(remaining)
-                logits.rows.project(run.gradient, slice(run.start, run.stop))
-            found.append(run.gradient[offset - run.start : offset - run.start + size])
-        else:
-            found.append(None)
+        holders = [run for run in wanted if need and run.start <= offset and offset + size <= run.stop]
+        found.append(holders[0].gradient[offset - holders[0].start :][:size] if holders else None)
         offset += size
     return found
 

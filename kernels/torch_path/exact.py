@@ -20,7 +20,17 @@ DOMINANT = 0.1
 # Products of rows err with their partial sums: below this cosine by less than half of what is allowed.
 HIGH_COSINE = 0.5
 # Stacked rows of a tile, and anchors summed at a time.
-COLUMNS, ANCHORS = 1024, 256
+COLUMNS, ANCHORS = 256, 64
+
+
+def may_be_dominated(lse: Tensor, logits: Logits) -> bool:
+    """Whether any anchor may have a negative of high cosine that matters: no lse below it holds one at all.
+
+    Args:
+        lse: ``(rows,)`` base-2.
+        logits: what it was summed from.
+    """
+    return logits.rows.norms is None or bool((lse > logits.scale * HIGH_COSINE).any())
 
 
 def dominated(found: Denominators, logits: Logits, plan: Layout) -> Tensor:
@@ -37,8 +47,7 @@ def dominated(found: Denominators, logits: Logits, plan: Layout) -> Tensor:
     if found.largest is None:
         assert found.total is not None
         assert found.kept is not None
-        # No lse this low holds a high cosine at all.
-        if logits.rows.norms is not None and not bool((found.lse > logits.scale * HIGH_COSINE).any()):
+        if not may_be_dominated(found.lse, logits):
             return torch.empty(0, dtype=torch.int64)
         largest = torch.zeros_like(found.total)
         for panel, entries in zip(plan.panels, found.kept, strict=True):
@@ -63,7 +72,8 @@ def lse_of(anchors: Tensor, batch: Batch, logits: Logits, problem: Problem) -> T
     found = torch.empty(len(anchors), dtype=torch.float64)
     for side in range(problem.num_directions):
         of_side = ((anchors >= side * n) & (anchors < (side + 1) * n)).nonzero().flatten()
-        for chosen in of_side.split(ANCHORS):
+        for start in range(0, len(of_side), ANCHORS):
+            chosen = of_side[start : start + ANCHORS]
             found[chosen] = _lse(anchors[chosen], side, batch, logits, problem)
     return found
 

@@ -109,12 +109,14 @@ def solve(batch: Batch, normalize: bool, plan: Layout, scale: float, *, moment: 
     return Square(rows, entries, total, lse, mean, centred=not plan.few)
 
 
-def gradients(square: Square, a: Tensor, b: Tensor, n: int, needs: tuple[bool, ...]) -> list[Tensor | None]:
+def gradients(
+    square: Square, a: float | Tensor, b: float | Tensor, n: int, needs: tuple[bool, ...]
+) -> list[Tensor | None]:
     """Gradients of x's and y's rows, in the scale of ``a`` and ``b``.
 
     Args:
         square: from :func:`solve`; not modified.
-        a: ``(2n,)`` in the dtype of the square's entries.
+        a: ``(2n,)`` in the dtype of the square's entries, or a number for all rows.
         b: ``(2n,)`` the same; may be ``a``.
         n: pairs.
         needs: which of x and y need a gradient.
@@ -188,24 +190,37 @@ def sums(entries: Tensor, n: int) -> Tensor:
     return torch.cat((entries.sum(1), entries.sum(0))) if entries.shape[0] == n else entries.sum(1)
 
 
-def weigh(entries: Tensor, n: int, per_sum: Tensor, b: Tensor) -> Tensor:
+def largest(entries: Tensor, n: int) -> Tensor:
+    """The largest entry among every row's negatives, ``(2n,)``.
+
+    Example:
+        >>> largest(torch.eye(2), 2)
+        tensor([1., 1., 1., 1.])
+    """
+    return torch.cat((entries.amax(1), entries.amax(0))) if entries.shape[0] == n else entries.amax(1)
+
+
+def weigh(entries: Tensor, n: int, per_sum: Tensor, b: float | Tensor) -> Tensor:
     """The weights W of the gradient from exponentials, the positives' among them.
 
     Args:
         entries: exponentials, 0 where excluded.
         n: pairs.
         per_sum: ``(2n,)`` weights over sums.
-        b: ``(2n,)`` weights of the positives.
+        b: ``(2n,)`` weights of the positives, or a number for all.
 
     Returns:
         A new tensor.
 
     Example:
-        >>> weigh(torch.zeros(2, 2), 2, torch.ones(4), torch.ones(4))
+        >>> weigh(torch.zeros(2, 2), 2, torch.ones(4), 1.0)
         tensor([[-2.,  0.],
                 [ 0., -2.]])
     """
     across, above = (per_sum[:n], per_sum[n:]) if entries.shape[0] == n else (per_sum, per_sum)
     weights = torch.add(across.unsqueeze(1), above).mul_(entries)
-    positives(weights, n).copy_(torch.add(b[:n], b[n:]).neg_())
+    if isinstance(b, Tensor):
+        positives(weights, n).copy_(torch.add(b[:n], b[n:]).neg_())
+    else:
+        positives(weights, n).fill_(-2 * b)
     return weights

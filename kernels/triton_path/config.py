@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
-from ..problem import Problem
+from ..problem import Problem, Shape
 
 Products = Literal["double", "ieee", "tf32x3", "tf32"]
-Halves = Literal["none", "together", "apart"]
 
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 # Embeddings whose weights may be rounded so far that cosines in 16 bits cost little beside it.
@@ -26,7 +25,7 @@ INTERPRETER, CDNA3 = 0, 942
 # their product costs next to nothing, and one negative whose push balances the positive's pull can make a rounded
 # weight's error the gradient's.
 MANY_PAIRS = 1024
-# Up to so many pairs, whose rounding hardly averages out, products are formed in float64: their time is not felt.
+# Up to twice so many rows, whose rounding hardly averages out, products are formed in float64: their time is not felt.
 FEW_PAIRS = 64
 # Up to so many pairs launches cost more than work: all products are kept, and three kernels do everything.
 SMALL_PAIRS = 512
@@ -64,6 +63,14 @@ class Formats:
         return self.weight_dtype == torch.float32 and self.weight_products == "tf32"
 
 
+class RowConfig(Protocol):
+    """What the row-wise kernels need to know."""
+
+    @property
+    def row_block(self) -> int:
+        """Rows that a program of theirs takes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig(Formats):
     """How the kernels of one call are compiled.
@@ -75,8 +82,6 @@ class BlockConfig(Formats):
         num_stages: loads in flight in those kernels' loops.
         group: rows of tiles swept together, for their operands to meet in the L2 cache.
         gemm_rows, gemm_columns, gemm_depth, gemm_warps, gemm_stages: the tile of that kernel.
-        halves: whether a tile is worked on in two halves, so that two blocks fit a multiprocessor's registers: "none",
-            or out of one loop over the embeddings' columns ("together") or of one for each half ("apart").
         row_block: rows that a program of the row-wise kernels (norms, positives, projection) takes.
         kept_dtype: what a logit that the forward keeps takes the form of: float32, or int16 for a cosine's.
         keeps: whether it is read back sooner than it is formed again.
@@ -93,7 +98,6 @@ class BlockConfig(Formats):
     gemm_warps: int
     gemm_stages: int
     row_block: int
-    halves: Halves
     kept_dtype: torch.dtype
     keeps: bool
 
@@ -103,8 +107,6 @@ class BlockConfig(Formats):
             raise ValueError(f"expected block, gemm_rows and gemm_depth to divide {ROW_PADDING}, got {self}")
         if any(WIDTH_PADDING % extent for extent in (self.depth, self.gemm_columns)):
             raise ValueError(f"expected depth and gemm_columns to divide {WIDTH_PADDING}, got {self}")
-        if self.halves != "none" and self.products == "double":
-            raise ValueError(f"expected no halves where products are summed in float64, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,32 +161,43 @@ class FlashConfig(Formats):
     row_block: int
 
 
-def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> BlockConfig:
-    """The configuration for n pairs of d columns on compute capability ``arch``: 90 for 9.0, INTERPRETER or CDNA3.
+def are_few(n: int, m: int) -> bool:
+    """Whether n pairs and m candidates are so few rows that rounding hardly averages out."""
+    return 2 * n + m <= 2 * FEW_PAIRS
 
-    >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 2**28)
-    >>> choose(4096, 768, torch.bfloat16, 90, problem).block
+
+def are_many(shape: Shape, problem: Problem) -> bool:
+    """Whether there are so many pairs, and negatives of each row, that the rounding of weights averages out."""
+    return shape.n >= MANY_PAIRS and (problem.negatives != "none" or sum(shape.candidates) >= MANY_PAIRS)
+
+
+def choose(shape: Shape, arch: int, problem: Problem) -> BlockConfig:
+    """The configuration for such a batch on compute capability ``arch``: 90 for 9.0, INTERPRETER or CDNA3.
+
+    >>> choose(Shape(4096, 768, dtype=torch.bfloat16), 90, Problem()).block
     128
     """
-    half = dtype in HALF_PRECISION
-    formats = choose_formats(n, dtype, arch, problem)
-    kept = torch.int16 if dtype in COARSE and problem.normalize and n >= MANY_PAIRS else torch.float32
+    half = shape.dtype in HALF_PRECISION
+    formats = choose_formats(shape, arch, problem)
+    coarse = shape.dtype in COARSE and problem.normalize and are_many(shape, problem)
+    kept = torch.int16 if coarse else torch.float32
     columns = PLAIN_COLUMNS if formats.products == "ieee" and not half else TENSOR_COLUMNS
     # Three tf32 products of registers leave none for the store.
     crowded = formats.products == "tf32x3" and not half and INTERPRETER < arch < 90
     tile: dict[str, Any]
     gemm: dict[str, Any]
     if arch == INTERPRETER:
-        tile = {"block": 32, "depth": 64, "num_warps": 4, "num_stages": 1}
-        gemm = {"gemm_rows": 32, "gemm_columns": 32, "gemm_depth": 32, "gemm_warps": 4, "gemm_stages": 1}
+        tile = {"block": 64, "depth": 64, "num_warps": 4, "num_stages": 1}
+        gemm = {"gemm_rows": 64, "gemm_columns": 64, "gemm_depth": 64, "gemm_warps": 4, "gemm_stages": 1}
     else:
-        # Larger tiles spill but on compute capability 9.0, whose tensor cores read their operands in shared memory.
+        # Larger tiles spill but on compute capability 9.0, whose tensor cores read their operands in shared memory, and
+        # there as well where rows and columns need numbers of their own.
         if formats.products == "double":
             tile = {"block": 16, "depth": 16, "num_warps": 4, "num_stages": 2}
         elif arch == CDNA3:
             # A wavefront has twice a warp's threads.
             tile = {"block": 64, "depth": 32, "num_warps": 4, "num_stages": 2}
-        elif half and n >= MANY_PAIRS and 90 <= arch < 100:
+        elif half and shape.n >= MANY_PAIRS and 90 <= arch < 100 and not has_two_sets(shape, problem):
             tile = {"block": 128, "depth": 64, "num_warps": 8, "num_stages": 3}
         elif half and 90 <= arch < 100:
             tile = {"block": 64, "depth": 64, "num_warps": 4, "num_stages": 4}
@@ -201,28 +214,26 @@ def choose(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> B
         **tile,
         **gemm,
         group=8,
-        row_block=_row_block(arch),
-        # Not yet timed on a GPU.
-        halves="none",
+        row_block=_row_block(shape, arch),
         kept_dtype=kept,
-        keeps=d >= kept.itemsize * columns and not crowded,
+        # A logit of two temperatures is two logits.
+        keeps=shape.d >= kept.itemsize * columns and not crowded and not shape.per_row,
     )
 
 
-def choose_small(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> SmallConfig:
+def choose_small(shape: Shape, arch: int, problem: Problem) -> SmallConfig:
     """The configuration of the three kernels of a small batch: so many small tiles that they occupy a device.
 
-    >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 2**28)
-    >>> choose_small(512, torch.bfloat16, 90, problem).block
+    >>> choose_small(Shape(512, 768, dtype=torch.bfloat16), 90, Problem()).block
     64
     """
-    formats = choose_formats(n, dtype, arch, problem)
-    half = dtype in HALF_PRECISION
+    n, formats = shape.n, choose_formats(shape, arch, problem)
+    half = shape.dtype in HALF_PRECISION
     tile: dict[str, Any]
     gradient: dict[str, Any]
     if arch == INTERPRETER:
-        tile = {"block": 32, "depth": 64, "num_stages": 1}
-        gradient = {"gradient_rows": 32, "gradient_depth": 64, "gradient_warps": 4, "gradient_stages": 1}
+        tile = {"block": 64, "depth": 64, "num_stages": 1}
+        gradient = {"gradient_rows": 64, "gradient_depth": 64, "gradient_warps": 4, "gradient_stages": 1}
     else:
         tall = half and n > 256
         if formats.products == "double":
@@ -235,47 +246,48 @@ def choose_small(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> Sma
         rows = 16 if n <= 128 else 64 if tall else 32
         warps = 8 if tall else 4
         # Without tensor cores, and before 9.0 with float32 operands on them, more columns take too many registers.
-        wide = formats.weight_products == "tf32" or dtype == torch.bfloat16 or (arch >= 90 and arch != CDNA3)
+        wide = formats.weight_products == "tf32" or shape.dtype == torch.bfloat16 or (arch >= 90 and arch != CDNA3)
         depth = 32 if wide and formats.weight_products != "ieee" else 16
         gradient = {"gradient_rows": rows, "gradient_depth": depth, "gradient_warps": warps, "gradient_stages": 2}
-    return SmallConfig(**vars(formats), **tile, **gradient, gradient_columns=64, row_block=_row_block(arch))
+    return SmallConfig(**vars(formats), **tile, **gradient, gradient_columns=64, row_block=_row_block(shape, arch))
 
 
-def choose_flash(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> FlashConfig:
+def choose_flash(shape: Shape, arch: int, problem: Problem) -> FlashConfig:
     """The configuration of the gradient with weights in registers, for rows of up to 128 columns.
 
-    >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 2**28)
-    >>> choose_flash(4096, torch.bfloat16, 90, problem).block
+    >>> choose_flash(Shape(4096, 64, dtype=torch.bfloat16), 90, Problem()).block
     64
     """
     # Larger tiles would spill, and smaller ones take each row from the L2 cache more often.
-    tile: dict[str, Any] = {"block": 32, "num_stages": 1} if arch == INTERPRETER else {"block": 64, "num_stages": 3}
-    formats = choose_formats(n, dtype, arch, problem)
-    return FlashConfig(**vars(formats), **tile, depth=WIDTH_PADDING, num_warps=4, row_block=_row_block(arch))
+    tile: dict[str, Any] = {"block": 64, "num_stages": 1 if arch == INTERPRETER else 3}
+    formats = choose_formats(shape, arch, problem)
+    return FlashConfig(**vars(formats), **tile, depth=WIDTH_PADDING, num_warps=4, row_block=_row_block(shape, arch))
 
 
-def flash_wins(n: int, d: int, dtype: torch.dtype, arch: int, problem: Problem) -> bool:
+def flash_wins(shape: Shape, arch: int, problem: Problem) -> bool:
     """Whether forming every weight twice is expected to take less time than writing it once and reading it twice.
 
     By the count in docs/performance.md that is so for half precision where rows fill one tile of 64 columns, and where
     a device computes fast for its memory: not in float32 without tensor cores, nor before compute capability 8.9, nor
     from 10.0 on. float16's panels take four bytes a weight and a slower product: there two tiles win as well. On 8.9
-    all but one bfloat16 term would spill.
+    all but one bfloat16 term would spill. A margin has to leave out the very pairs that it left out of the sums, and a
+    temperature for each row makes two logits of one: such weights are formed in the tiles of the forward.
 
-    >>> problem = Problem("cz_nce", "both", True, "mean", "highest", 2**28)
-    >>> flash_wins(4096, 64, torch.bfloat16, 90, problem), flash_wins(4096, 128, torch.bfloat16, 90, problem)
-    (True, False)
+    >>> [flash_wins(Shape(4096, d, dtype=torch.bfloat16), 90, Problem()) for d in (64, 128)]
+    [True, False]
     """
-    formats = choose_formats(n, dtype, arch, problem)
-    if not 89 <= arch < 100 or dtype not in HALF_PRECISION or formats.products == "double":
+    d, formats = shape.d, choose_formats(shape, arch, problem)
+    if has_two_sets(shape, problem):
+        return False
+    if not 89 <= arch < 100 or shape.dtype not in HALF_PRECISION or formats.products == "double":
         return False
     if formats.weight_dtype == torch.bfloat16:
         return d <= WIDTH_PADDING and (arch >= 90 or formats.weight_terms == 1)
     return d <= 2 * WIDTH_PADDING and arch >= 90 and formats.rounds_weights
 
 
-def choose_formats(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> Formats:
-    """What n pairs of such embeddings are multiplied in.
+def choose_formats(shape: Shape, arch: int, problem: Problem) -> Formats:
+    """What such embeddings are multiplied in.
 
     Products of few rows are summed in float64. Half-precision embeddings go to the tensor cores as they are. Beside
     many normalised bfloat16 rows W is bfloat16: the projection removes what its rounding does along the row, and the
@@ -289,12 +301,13 @@ def choose_formats(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> F
     by_precision: dict[str, Products] = {"highest": "ieee", "high": precise, "medium": "tf32"}
     products = by_precision[problem.precision]
     weight_dtype, weight_products, terms = torch.float32, products, 1
-    short = problem.normalize and n >= MANY_PAIRS
+    dtype = shape.dtype
+    short = problem.normalize and are_many(shape, problem)
     if dtype in HALF_PRECISION:
         weight_products = "tf32" if short else precise
     if dtype == torch.bfloat16:
         weight_dtype, terms = torch.bfloat16, 1 if short else 3
-    few = n <= FEW_PAIRS and (dtype in HALF_PRECISION or problem.precision == "highest")
+    few = are_few(shape.n, sum(shape.candidates)) and (dtype in HALF_PRECISION or problem.precision == "highest")
     return Formats(
         products="double" if few else products,
         rescale=problem.normalize and dtype != torch.float16,
@@ -304,8 +317,13 @@ def choose_formats(n: int, dtype: torch.dtype, arch: int, problem: Problem) -> F
     )
 
 
-def _row_block(arch: int) -> int:
+def has_two_sets(shape: Shape, problem: Problem) -> bool:
+    """Whether a pair's logit, or whether it counts, depends on which of the two is the anchor."""
+    return shape.per_row or problem.margin is not None
+
+
+def _row_block(shape: Shape, arch: int) -> int:
     if arch == INTERPRETER:
-        return 32
-    # The assembler for 10.0 and later gives four bfloat16 rows too few registers.
-    return 2 if 100 <= arch < CDNA3 else 4
+        return 64
+    # The assembler for 10.0 and later gives four bfloat16 rows too few registers, others four rows with temperatures.
+    return 2 if shape.per_row or 100 <= arch < CDNA3 else 4

@@ -1,4 +1,4 @@
-"""Log-sum-exp of a block's logits along its rows and along its columns, in one pass over the products.
+"""The forward: log-sum-exp of blocks of logits along rows and columns, from one pass over their products.
 
 Logits are carried in units of log 2, t = s log2(e). Every tile writes, for each of its rows and each of its columns,
 a peak, the sum of 2^(t - peak) and (for the temperature's gradient) the sum of 2^(t - peak) (t - peak) into a slot
@@ -7,90 +7,29 @@ that no other tile writes; the slots are then folded in a fixed order, so that r
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 
-from . import stats
-from .kept import keep_logits, kept_place
-from .tiles import begin_parts, kept_pairs, needs_mask, tile_at, tile_products
+from . import stack
+from .tiles import (
+    common_rate,
+    counted_pairs,
+    has_common_peak,
+    is_left_out,
+    keep_logits,
+    kept_place,
+    logits,
+    needs_mask,
+    tile_at,
+    tile_products,
+)
 
-LOWEST = tl.constexpr(stats.LOWEST)
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-# Up to this log2(e)/τ cosines' logits lie within ±40, and 0 serves every row as its peak.
-COMMON_PEAK_RATE = tl.constexpr(40.0)
-
-
-@triton.jit
-def multiply_add(x, y, z):
-    """x y + z, rounded once."""
-    if INTERPRETED:
-        # The interpreter's tl.fma rounds the product too.
-        return (x.to(tl.float64) * y.to(tl.float64) + z).to(tl.float32)
-    return tl.fma(x, y, z)
-
-
-@triton.jit
-def logits(product, factor_ptr, residue_ptr, rate, index_a, index_b, NORMALIZE: tl.constexpr):
-    """Dot products to logits in units of log 2.
-
-    At small τ every rounding on the way to a cosine would weigh 1/τ in logits near it. So each row's share of them,
-    sqrt(log2(e)/τ)/|row|, comes in two parts and the first product's error is kept: what is left is one rounding
-    of the logit, which is small where the logit is, and none at all for rows of zeros.
-    """
-    if NORMALIZE:
-        row = tl.load(factor_ptr + index_a)[:, None]
-        column = tl.load(factor_ptr + index_b)[None, :]
-        row_residue = tl.load(residue_ptr + index_a)[:, None]
-        column_residue = tl.load(residue_ptr + index_b)[None, :]
-        if product.dtype == tl.float64:
-            logit = product * (row.to(tl.float64) + row_residue) * (column.to(tl.float64) + column_residue)
-        else:
-            part = product * row
-            residue = multiply_add(product, row_residue, multiply_add(product, row, -part))
-            logit = multiply_add(part, column, multiply_add(part, column_residue, residue * column))
-    else:
-        logit = product * rate
-    return logit.to(tl.float32)
-
-
-@triton.jit
-def part_logits(
-    begun,
-    packed,
-    halved,
-    factor_ptr,
-    residue_ptr,
-    rate,
-    pitch,
-    first_a,
-    first_b,
-    part: tl.constexpr,
-    BLOCK: tl.constexpr,
-    DEPTH: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    HALVES: tl.constexpr,
-):
-    """The logits of a whole tile or, with HALVES, of its left half (part 0) or its right one (part 1)."""
-    WIDTH: tl.constexpr = BLOCK if HALVES == "none" else BLOCK // 2
-    begin = part * WIDTH
-    if HALVES == "none":
-        product, _ = tile_products(packed, packed, pitch, first_a, first_b, BLOCK, WIDTH, DEPTH, PRECISION, 1)
-    elif HALVES == "together":
-        product = begun[part]
-    else:
-        product, _ = tile_products(packed, halved, pitch, first_a, first_b + begin, BLOCK, WIDTH, DEPTH, PRECISION, 1)
-    rows, columns = tl.arange(0, BLOCK), begin + tl.arange(0, WIDTH)
-    return logits(product, factor_ptr, residue_ptr, rate, first_a + rows, first_b + columns, NORMALIZE)
-
-
-@triton.jit
-def has_common_peak(rate, NORMALIZE: tl.constexpr):
-    """Whether 0 serves every row as its peak."""
-    common = False
-    if NORMALIZE:
-        common = rate <= COMMON_PEAK_RATE
-    return common
+RATE, PEAK = tl.constexpr(stack.RATE), tl.constexpr(stack.PEAK)
+TOTAL, MOMENT_PLANE = tl.constexpr(stack.TOTAL), tl.constexpr(stack.MOMENT)
+LOWEST, HIGHEST = tl.constexpr(stack.LOWEST), tl.constexpr(stack.HIGHEST)
+LN2 = tl.constexpr(math.log(2))
 
 
 @triton.jit
@@ -101,56 +40,27 @@ def first_moment(distance, weight, axis: tl.constexpr):
 
 
 @triton.jit
-def store_slot(slots_ptr, plane, logit, index, axis: tl.constexpr, MOMENT: tl.constexpr):
-    """Maximum, sum and first moment of a tile along an axis, into one slot."""
-    peak = tl.maximum(tl.max(logit, axis), LOWEST)
-    distance = logit - (peak[:, None] if axis == 1 else peak[None, :])
-    weight = tl.exp2(distance)
+def store_slot(slots_ptr, plane, peak, distance, weight, index, axis: tl.constexpr, MOMENT: tl.constexpr):
+    """Peak, sum and first moment of a tile along an axis, into one slot."""
     tl.store(slots_ptr + index, peak)
-    store_sums(slots_ptr, plane, distance, weight, index, axis, MOMENT)
-
-
-@triton.jit
-def store_sums(slots_ptr, plane, distance, weight, index, axis: tl.constexpr, MOMENT: tl.constexpr):
-    """Sum and first moment of a tile along an axis."""
     tl.store(slots_ptr + plane + index, tl.sum(weight, axis))
     if MOMENT:
         tl.store(slots_ptr + 2 * plane + index, first_moment(distance, weight, axis))
 
 
 @triton.jit
-def fold_columns(logit, peak, total, moment, slots_ptr, plane, index, common, twice, MOMENT: tl.constexpr):
-    """Fold some columns of a tile into its rows' (peak, sum, first moment), and store the columns' own."""
-    if common:
-        weight = tl.exp2(logit)
-        total += tl.sum(weight, 1)
-        if MOMENT:
-            moment += first_moment(logit, weight, 1)
-        if twice:
-            tl.store(slots_ptr + index, tl.zeros(index.shape, tl.float32))
-            store_sums(slots_ptr, plane, logit, weight, index, 0, MOMENT)
-    else:
-        higher = tl.maximum(peak, tl.max(logit, 1))
-        distance = logit - higher[:, None]
-        weight = tl.exp2(distance)
-        old = tl.exp2(peak - higher)
-        if MOMENT:
-            moment = old * (moment + (peak - higher) * total)
-            moment += first_moment(distance, weight, 1)
-        total = old * total + tl.sum(weight, 1)
-        peak = higher
-        if twice:
-            store_slot(slots_ptr, plane, logit, index, 0, MOMENT)
-    return peak, total, moment
+def store_own_peak(slots_ptr, plane, logit, index, axis: tl.constexpr, MOMENT: tl.constexpr):
+    """The slot of logits whose own maximum is their peak."""
+    peak = tl.maximum(tl.max(logit, axis), LOWEST)
+    distance = logit - (peak[:, None] if axis == 1 else peak[None, :])
+    store_slot(slots_ptr, plane, peak, distance, tl.exp2(distance), index, axis, MOMENT)
 
 
 @triton.jit
 def block_lse(
     packed,
-    halved,
-    factor_ptr,
-    residue_ptr,
-    rate_ptr,
+    stats_ptr,
+    ids_ptr,
     row_slots,
     column_slots,
     row_plane,
@@ -159,8 +69,14 @@ def block_lse(
     column_pitch,
     kept_ptr,
     num_kept,
-    num_rows,
+    block_a,
+    block_b,
+    tiles_before,
+    tiles_high,
+    num_pairs,
+    num_candidates,
     padded,
+    plane,
     pitch,
     a_start,
     b_start,
@@ -170,75 +86,168 @@ def block_lse(
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     TRIANGLE: tl.constexpr,
+    MIRRORED: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    PER_ROW: tl.constexpr,
+    LIMITED: tl.constexpr,
     MOMENT: tl.constexpr,
     PRECISION: tl.constexpr,
-    HALVES: tl.constexpr,
-    CROSS: tl.constexpr,
 ):
-    """One tile of the stacked rows from ``a_start`` on against those from ``b_start`` on, equal positions left out.
+    """One tile of the stacked rows from ``a_start`` on against those from ``b_start`` on.
 
-    Row i's share goes to slot (tile of j) of ``row_slots``, column j's to slot (tile of i) of ``column_slots``.
-    TRIANGLE: b is a and both slot arrays are one; a tile below the diagonal is the mirror of one above it, whose
-    column sums are its row sums. HALVES: the tile's left and right half take turns in the registers, out of one loop
-    over the embeddings' columns ("together") or of one each ("apart"); ``halved`` describes tiles half as high.
-    ``kept_ptr``, unless None: where whole tiles of logits are kept for the backward, as many as there is room for.
+    Row i's share goes to slot (tile of j) of ``row_slots`` and, if MIRRORED, column j's to slot (tile of i) of
+    ``column_slots``. TRIANGLE: b is a and both slot arrays are one; a tile below the diagonal is the mirror of one
+    above it, whose column sums are its row sums. ``kept_ptr``, unless None: where whole tiles of logits are kept for
+    the backward, as many as there is room for.
     """
     a, b = tile_at(tl.program_id(0), tiles_a, tiles_b, TRIANGLE, GROUP)
     first_a = a_start + a * BLOCK
     first_b = b_start + b * BLOCK
     index = tl.arange(0, BLOCK)
-    rate = tl.load(rate_ptr)
+    index_a, index_b = first_a + index, first_b + index
+    rate = common_rate(stats_ptr, plane)
     row_slot = row_slots + b.to(tl.int64) * row_pitch
     column_slot = column_slots + a.to(tl.int64) * column_pitch
     row_index = a * BLOCK + index
     column_index = b * BLOCK + index
-    twice = True
+    mirrored = MIRRORED
     if TRIANGLE:
-        twice = a != b
-    common = has_common_peak(rate, NORMALIZE)
-    begun = begin_parts(packed, halved, pitch, first_a, first_b, BLOCK, DEPTH, PRECISION, HALVES)
-    if HALVES == "none":
-        logit = part_logits(
-            begun, packed, halved, factor_ptr, residue_ptr, rate, pitch, first_a, first_b, 0,
-            BLOCK, DEPTH, NORMALIZE, PRECISION, HALVES,
-        )  # fmt: skip
-        position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)
-        if masked:
-            logit = tl.where(kept_pairs(position_a + index, position_b + index, num_rows), logit, float("-inf"))
-        if kept_ptr is not None:
-            keep_logits(kept_ptr, kept_place(first_a, first_b, padded, BLOCK, CROSS), num_kept, logit, rate, BLOCK)
-        if common:
-            weight = tl.exp2(logit)
-            tl.store(row_slot + row_index, tl.zeros((BLOCK,), tl.float32))
-            store_sums(row_slot, row_plane, logit, weight, row_index, 1, MOMENT)
-            if twice:
-                tl.store(column_slot + column_index, tl.zeros((BLOCK,), tl.float32))
-                store_sums(column_slot, column_plane, logit, weight, column_index, 0, MOMENT)
-        else:
-            store_slot(row_slot, row_plane, logit, row_index, 1, MOMENT)
-            if twice:
-                store_slot(column_slot, column_plane, logit, column_index, 0, MOMENT)
+        mirrored = a != b
+    product = tile_products(packed, pitch, first_a, first_b, BLOCK, DEPTH, PRECISION)
+    logit = logits(product, stats_ptr, plane, index_a, index_b, 1, NORMALIZE, PER_ROW)
+    masked = needs_mask(ids_ptr, first_a, first_b, num_pairs, num_candidates, padded, BLOCK)
+    if masked:
+        counted = counted_pairs(ids_ptr, index_a, index_b, num_pairs, num_candidates, padded)
+        logit = tl.where(counted, logit, float("-inf"))
+    if kept_ptr is not None:
+        place = kept_place(first_a, first_b, block_a, block_b, tiles_before, tiles_high, BLOCK)
+        keep_logits(kept_ptr, place, num_kept, logit, rate, BLOCK)
+    if has_common_peak(rate, NORMALIZE, PER_ROW):
+        weight = tl.exp2(logit)
+        peak = tl.zeros((BLOCK,), tl.float32)
+        row_weight = weight
+        if LIMITED:
+            row_weight = tl.where(is_left_out(logit, stats_ptr, plane, index_a, 1), 0.0, weight)
+        store_slot(row_slot, row_plane, peak, logit, row_weight, row_index, 1, MOMENT)
+        if mirrored:
+            column_weight = weight
+            if LIMITED:
+                column_weight = tl.where(is_left_out(logit, stats_ptr, plane, index_b, 0), 0.0, weight)
+            store_slot(column_slot, column_plane, peak, logit, column_weight, column_index, 0, MOMENT)
     else:
-        HALF: tl.constexpr = BLOCK // 2
-        total = tl.zeros((BLOCK,), tl.float32)
-        moment = total
-        peak = tl.where(common, total, LOWEST)
-        for half in tl.static_range(2):
-            begin = half * HALF
-            logit = part_logits(
-                begun, packed, halved, factor_ptr, residue_ptr, rate, pitch, first_a, first_b, half,
-                BLOCK, DEPTH, NORMALIZE, PRECISION, HALVES,
-            )  # fmt: skip
-            columns = begin + tl.arange(0, HALF)
-            position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)
-            if masked:
-                kept = kept_pairs(position_a + index, position_b + columns, num_rows)
-                logit = tl.where(kept, logit, float("-inf"))
-            peak, total, moment = fold_columns(
-                logit, peak, total, moment, column_slot, column_plane, b * BLOCK + columns, common, twice, MOMENT
-            )
-        tl.store(row_slot + row_index, peak)
-        tl.store(row_slot + row_plane + row_index, total)
+        row_logit = logit
+        if LIMITED:
+            row_logit = tl.where(is_left_out(logit, stats_ptr, plane, index_a, 1), float("-inf"), logit)
+        store_own_peak(row_slot, row_plane, row_logit, row_index, 1, MOMENT)
+        if mirrored:
+            column_logit = logit
+            if PER_ROW:
+                column_logit = logits(product, stats_ptr, plane, index_a, index_b, 0, NORMALIZE, PER_ROW)
+                if masked:
+                    counted = counted_pairs(ids_ptr, index_a, index_b, num_pairs, num_candidates, padded)
+                    column_logit = tl.where(counted, column_logit, float("-inf"))
+            if LIMITED:
+                left_out = is_left_out(column_logit, stats_ptr, plane, index_b, 0)
+                column_logit = tl.where(left_out, float("-inf"), column_logit)
+            store_own_peak(column_slot, column_plane, column_logit, column_index, 0, MOMENT)
+
+
+@triton.jit
+def close_rows(
+    stats_ptr,
+    similarity_ptr,
+    z_ptr,
+    positive_ptr,
+    moment_ptr,
+    index,
+    peak,
+    total,
+    moment,
+    num_pairs,
+    padded,
+    plane,
+    PER_ROW: tl.constexpr,
+    MOMENT: tl.constexpr,
+):
+    """z, the positives' logits and with MOMENT Σ_j P_ij s_ij - s_i,p(i) of anchors all of whose negatives were summed.
+
+    In float64, which costs nothing here. z = lse - positive is -inf for a row without negatives, whose peak becomes one
+    that makes all its weights 0, and NaN where a logit is not finite. ``z_ptr`` has room for the anchors, no padding.
+    """
+    side = (index >= padded).to(tl.int32)
+    position = index - side * padded
+    live = position < num_pairs
+    target = side * num_pairs + position
+    ln2 = tl.full((), LN2, tl.float64)
+    rate = tl.load(stats_ptr + RATE * plane + (index if PER_ROW else index * 0)).to(tl.float64)
+    positive = tl.load(similarity_ptr + position) * rate
+    excess = peak.to(tl.float64) - positive
+    none = total == 0
+    sum_of_all = tl.where(none, 1.0, total).to(tl.float64)
+    z = excess * ln2 + tl.log(sum_of_all)
+    z = tl.where((z - z) == 0, tl.where(none, float("-inf"), z), float("nan"))
+    tl.store(stats_ptr + PEAK * plane + index, tl.where(none, HIGHEST, peak))
+    tl.store(stats_ptr + TOTAL * plane + index, total)
+    tl.store(z_ptr + target, z, mask=live)
+    tl.store(positive_ptr + target, positive * ln2, mask=live)
+    if MOMENT:
+        of_row = (excess + moment.to(tl.float64) / sum_of_all) * ln2
+        tl.store(moment_ptr + target, tl.where(none, of_row - of_row, of_row), mask=live)
+
+
+@triton.jit
+def fold_slots(
+    slots_ptr,
+    slots_plane,
+    pitch,
+    num_slots,
+    stats_ptr,
+    similarity_ptr,
+    z_ptr,
+    positive_ptr,
+    moment_ptr,
+    num_pairs,
+    padded,
+    plane,
+    start,
+    ROWS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    PER_ROW: tl.constexpr,
+    MOMENT: tl.constexpr,
+    CLOSE: tl.constexpr,
+):
+    """Fold the slots of stacked rows from ``start`` on into their running (peak, sum, first moment).
+
+    CLOSE: these were the rows' last slots.
+    """
+    local = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    index = start + local
+    peak = tl.load(stats_ptr + PEAK * plane + index)
+    total = tl.load(stats_ptr + TOTAL * plane + index)
+    moment = tl.load(stats_ptr + MOMENT_PLANE * plane + index)
+    for first in range(0, num_slots, SLOTS):
+        slot = first + tl.arange(0, SLOTS)
+        source = slots_ptr + slot.to(tl.int64)[:, None] * pitch + local[None, :]
+        mask = (slot < num_slots)[:, None]
+        slot_peak = tl.load(source, mask=mask, other=LOWEST)
+        slot_total = tl.load(source + slots_plane, mask=mask, other=0.0)
+        higher = tl.maximum(peak, tl.max(slot_peak, 0))
+        old = tl.exp2(peak - higher)
+        new = tl.exp2(slot_peak - higher[None, :])
         if MOMENT:
-            tl.store(row_slot + 2 * row_plane + row_index, moment)
+            slot_moment = tl.load(source + 2 * slots_plane, mask=mask, other=0.0)
+            # Moments are taken about the peak, so moving it by h adds h times the sum.
+            moved = new * (slot_moment + (slot_peak - higher[None, :]) * slot_total)
+            moment = old * (moment + (peak - higher) * total) + tl.sum(moved, 0)
+        total = old * total + tl.sum(new * slot_total, 0)
+        peak = higher
+    if CLOSE:
+        close_rows(
+            stats_ptr, similarity_ptr, z_ptr, positive_ptr, moment_ptr, index, peak, total, moment,
+            num_pairs, padded, plane, PER_ROW, MOMENT,
+        )  # fmt: skip
+    else:
+        tl.store(stats_ptr + PEAK * plane + index, peak)
+        tl.store(stats_ptr + TOTAL * plane + index, total)
+        if MOMENT:
+            tl.store(stats_ptr + MOMENT_PLANE * plane + index, moment)

@@ -1,4 +1,4 @@
-"""The first pass over the embeddings: norms, the positives' logits, both sides packed as one matrix."""
+"""The first pass over the embeddings: norms, the positives' similarities, all sides packed as one matrix."""
 
 from __future__ import annotations
 
@@ -7,28 +7,34 @@ import math
 import triton
 import triton.language as tl
 
-from . import stats
+from . import stack
 
-PEAK, TOTAL, MOMENT = tl.constexpr(stats.PEAK), tl.constexpr(stats.TOTAL), tl.constexpr(stats.MOMENT)
-INVERSE, SCALE = tl.constexpr(stats.INVERSE), tl.constexpr(stats.SCALE)
-FACTOR, RESIDUE = tl.constexpr(stats.FACTOR), tl.constexpr(stats.RESIDUE)
-LOWEST = tl.constexpr(stats.LOWEST)
+SCALE, INVERSE, REST = tl.constexpr(stack.SCALE), tl.constexpr(stack.INVERSE), tl.constexpr(stack.REST)
+FACTOR, RESIDUE = tl.constexpr(stack.FACTOR), tl.constexpr(stack.RESIDUE)
+RATE, LIMIT = tl.constexpr(stack.RATE), tl.constexpr(stack.LIMIT)
+PEAK, TOTAL, MOMENT = tl.constexpr(stack.PEAK), tl.constexpr(stack.TOTAL), tl.constexpr(stack.MOMENT)
+LOWEST, HIGHEST = tl.constexpr(stack.LOWEST), tl.constexpr(stack.HIGHEST)
 LOG2_E = tl.constexpr(1 / math.log(2))
 # Squares and products of entries within 2^±30 are far from float32's ends, whatever the width.
 ORDINARY = tl.constexpr(30)
 
 
 @triton.jit
-def read_rate(tau_ptr, rate, TENSOR: tl.constexpr):
-    """log2(e)/τ in float32; TENSOR: τ lies on the device."""
-    if TENSOR:
-        # A value that cannot be read on the host cannot be refused there: it shows as NaN.
-        tau = tl.load(tau_ptr).to(tl.float64)
-        exact = tl.full((), LOG2_E, tl.float64) / tau
-        chosen = tl.where(tau > 0, exact, float("nan")).to(tl.float32)
+def read_rates(tau_ptr, tau_stride, rate, first, live, ROWS: tl.constexpr, TAU: tl.constexpr):
+    """log2(e)/τ of some anchors in float32, τ a "number", or on the device: a "scalar" or one for each of the "rows".
+
+    A value that cannot be read on the host cannot be refused there: it shows as NaN.
+    """
+    if TAU == "number":
+        rates = tl.full((ROWS,), rate, tl.float32)
     else:
-        chosen = tl.full((), rate, tl.float32)
-    return chosen
+        if TAU == "scalar":
+            tau = tl.zeros((ROWS,), tl.float64) + tl.load(tau_ptr).to(tl.float64)
+        else:
+            index = first + tl.arange(0, ROWS)
+            tau = tl.load(tau_ptr + index.to(tl.int64) * tau_stride, mask=live, other=1.0).to(tl.float64)
+        rates = tl.where(tau > 0, tl.full((), LOG2_E, tl.float64) / tau, float("nan")).to(tl.float32)
+    return rates
 
 
 @triton.jit
@@ -39,13 +45,15 @@ def load_entries(rows, columns, live, width, stride):
 
 
 @triton.jit
-def stacked_rows(x_ptr, y_ptr, stride_xr, stride_xc, stride_yr, stride_yc, first, num_rows, padded, ROWS: tl.constexpr):
+def stacked_rows(
+    x_ptr, y_ptr, stride_xr, stride_xc, stride_yr, stride_yc, first, num_pairs, padded, ROWS: tl.constexpr
+):
     """Where ROWS stacked rows from ``first`` on lie, all of one side: pointers, which are no padding, column stride."""
     of_y = first >= padded
     position = tl.where(of_y, first - padded, first) + tl.arange(0, ROWS)
-    inside = tl.minimum(position, num_rows - 1).to(tl.int64)
+    inside = tl.minimum(position, num_pairs - 1).to(tl.int64)
     rows = tl.where(of_y, y_ptr + inside * stride_yr, x_ptr + inside * stride_xr)
-    return rows, position < num_rows, tl.where(of_y, stride_yc, stride_xc)
+    return rows, position < num_pairs, tl.where(of_y, stride_yc, stride_xc)
 
 
 @triton.jit
@@ -96,19 +104,34 @@ def inverse_norm(square):
 
 
 @triton.jit
-def store_side(stats_ptr, plane, index, scale, inverse, rate, NORMALIZE: tl.constexpr):
-    """A side's statistics before any logit is seen; what a cosine's logit takes of the row in two float32 parts."""
-    tl.store(stats_ptr + PEAK * plane + index, tl.zeros_like(scale) + LOWEST)
-    tl.store(stats_ptr + TOTAL * plane + index, tl.zeros_like(scale))
-    tl.store(stats_ptr + MOMENT * plane + index, tl.zeros_like(scale))
-    exact = tl.zeros_like(inverse)
+def store_row(
+    stats_ptr, plane, index, stored, scale, inverse, rate, limit, anchor, NORMALIZE: tl.constexpr, TAU: tl.constexpr
+):
+    """What is kept of rows before any logit is seen, where ``stored``; ``inverse`` and ``rate`` in float64.
+
+    What a cosine's logit takes of the row is kept in two float32 parts. Rows that are no anchors have no temperature of
+    their own.
+    """
+    zero = tl.zeros_like(scale)
+    exact, whole = tl.zeros_like(inverse), inverse
+    if TAU == "rows":
+        rate = tl.where(anchor, rate, 0.0)
     if NORMALIZE:
-        exact = tl.sqrt(rate) * inverse
-    factor = exact.to(tl.float32)
-    tl.store(stats_ptr + SCALE * plane + index, scale)
-    tl.store(stats_ptr + INVERSE * plane + index, inverse.to(tl.float32))
-    tl.store(stats_ptr + FACTOR * plane + index, factor)
-    tl.store(stats_ptr + RESIDUE * plane + index, (exact - factor).to(tl.float32))
+        exact = inverse * (rate if TAU == "rows" else tl.sqrt(rate))
+    else:
+        whole = tl.zeros_like(inverse)
+    factor, own = exact.to(tl.float32), whole.to(tl.float32)
+    target = stats_ptr + index
+    tl.store(target + SCALE * plane, scale, mask=stored)
+    tl.store(target + INVERSE * plane, own, mask=stored)
+    tl.store(target + REST * plane, (whole - own).to(tl.float32), mask=stored)
+    tl.store(target + FACTOR * plane, factor, mask=stored)
+    tl.store(target + RESIDUE * plane, (exact - factor).to(tl.float32), mask=stored)
+    tl.store(target + RATE * plane, rate.to(tl.float32), mask=stored)
+    tl.store(target + LIMIT * plane, zero + limit.to(tl.float32), mask=stored)
+    tl.store(target + PEAK * plane, zero + tl.where(anchor, LOWEST, HIGHEST), mask=stored)
+    tl.store(target + TOTAL * plane, zero, mask=stored)
+    tl.store(target + MOMENT * plane, zero, mask=stored)
 
 
 @triton.jit
@@ -116,36 +139,42 @@ def sweep_pairs(
     program,
     x_ptr,
     y_ptr,
+    tau_ptr,
+    tau_stride,
     rate,
+    margin,
     packed_ptr,
     stats_ptr,
-    positive_ptr,
-    num_rows,
+    similarity_ptr,
+    num_pairs,
     padded,
+    plane,
     width,
     pitch,
     stride_xr,
     stride_xc,
     stride_yr,
     stride_yc,
+    y_anchors,
     ROWS: tl.constexpr,
     DEPTH: tl.constexpr,
     NORMALIZE: tl.constexpr,
     RESCALE: tl.constexpr,
+    TAU: tl.constexpr,
     FRESH: tl.constexpr,
     PACK: tl.constexpr,
 ):
     """One pass over the ``program``-th ROWS pairs.
 
-    FRESH: fill the statistics and the positives' logits, in units of log 2, in float64. Otherwise the powers of two
-    are those that a fresh pass left. PACK: copy the rows into the packed matrix, rescaled, with zeros for padding.
+    FRESH: fill what is kept of them, and the positives' similarities in float64. Otherwise the powers of two are those
+    that a fresh pass left. PACK: copy the rows into the packed matrix, rescaled, with zeros for padding.
     """
-    index = program * ROWS + tl.arange(0, ROWS)
-    live = index < num_rows
-    position = tl.minimum(index, num_rows - 1).to(tl.int64)
+    first = program * ROWS
+    index = first + tl.arange(0, ROWS)
+    live = index < num_pairs
+    position = tl.minimum(index, num_pairs - 1).to(tl.int64)
     x_rows = x_ptr + position * stride_xr
     y_rows = y_ptr + position * stride_yr
-    plane = 2 * padded
     x_scale = tl.full((ROWS,), 1.0, tl.float32)
     y_scale = tl.full((ROWS,), 1.0, tl.float32)
     if RESCALE:
@@ -164,10 +193,8 @@ def sweep_pairs(
         x = rescaled(load_entries(x_rows, columns, live, width, stride_xc), x_scale, RESCALE)
         y = rescaled(load_entries(y_rows, columns, live, width, stride_yc), y_scale, RESCALE)
         if PACK:
-            x_target = packed_ptr + index.to(tl.int64)[:, None] * pitch
-            y_target = packed_ptr + (index + padded).to(tl.int64)[:, None] * pitch
-            tl.store(x_target + columns[None, :], x, mask=(columns < pitch)[None, :])
-            tl.store(y_target + columns[None, :], y, mask=(columns < pitch)[None, :])
+            store_packed(packed_ptr, x, index, columns, pitch, index >= 0)
+            store_packed(packed_ptr, y, padded + index, columns, pitch, index >= 0)
         if FRESH:
             x_wide = x.to(tl.float64)
             y_wide = y.to(tl.float64)
@@ -180,61 +207,111 @@ def sweep_pairs(
         y_inverse = inverse_norm(y_square)
         if NORMALIZE:
             dot = dot * x_inverse * y_inverse
-        wide_rate = rate.to(tl.float64)
-        tl.store(positive_ptr + index, dot * wide_rate)
-        store_side(stats_ptr, plane, index, x_scale, x_inverse, wide_rate, NORMALIZE)
-        store_side(stats_ptr, plane, padded + index, y_scale, y_inverse, wide_rate, NORMALIZE)
+        tl.store(similarity_ptr + index, dot)
+        x_rate = read_rates(tau_ptr, tau_stride, rate, first, live, ROWS, TAU).to(tl.float64)
+        y_live = live & (y_anchors > 0)
+        y_rate = read_rates(tau_ptr, tau_stride, rate, num_pairs + first, y_live, ROWS, TAU).to(tl.float64)
+        limit = dot + margin
+        everywhere = index >= 0
+        store_row(
+            stats_ptr, plane, index, everywhere, x_scale, x_inverse, x_rate, limit * x_rate, everywhere, NORMALIZE, TAU
+        )
+        store_row(
+            stats_ptr, plane, padded + index, everywhere, y_scale, y_inverse, y_rate, limit * y_rate,
+            everywhere & (y_anchors > 0), NORMALIZE, TAU,
+        )  # fmt: skip
 
 
 @triton.jit
-def pack_rows(
+def store_packed(packed_ptr, entries, index, columns, pitch, stored):
+    """Some columns of rows, in the packed matrix."""
+    target = packed_ptr + index.to(tl.int64)[:, None] * pitch + columns[None, :]
+    tl.store(target, entries.to(packed_ptr.dtype.element_ty), mask=stored[:, None] & (columns < pitch)[None, :])
+
+
+@triton.jit
+def pack_pairs(
     x_ptr,
     y_ptr,
     tau_ptr,
+    tau_stride,
     rate,
+    margin,
     packed_ptr,
-    rate_ptr,
     stats_ptr,
-    positive_ptr,
-    num_rows,
+    similarity_ptr,
+    num_pairs,
     padded,
+    plane,
     width,
     pitch,
     stride_xr,
     stride_xc,
     stride_yr,
     stride_yc,
+    y_anchors,
     ROWS: tl.constexpr,
     DEPTH: tl.constexpr,
     NORMALIZE: tl.constexpr,
     RESCALE: tl.constexpr,
-    TENSOR: tl.constexpr,
+    TAU: tl.constexpr,
     FRESH: tl.constexpr,
 ):
-    """Pack both sides' rows, with FRESH after finding what there is to know of them; and write log2(e)/τ."""
-    chosen = read_rate(tau_ptr, rate, TENSOR)
-    if tl.program_id(0) == 0:
-        tl.store(rate_ptr, chosen)
+    """Pack the rows of x and y, with FRESH after finding what there is to know of them."""
     sweep_pairs(
-        tl.program_id(0),
-        x_ptr,
-        y_ptr,
-        chosen,
-        packed_ptr,
-        stats_ptr,
-        positive_ptr,
-        num_rows,
-        padded,
-        width,
-        pitch,
-        stride_xr,
-        stride_xc,
-        stride_yr,
-        stride_yc,
-        ROWS,
-        DEPTH,
-        NORMALIZE,
-        RESCALE,
-        FRESH,
-        True,
-    )
+        tl.program_id(0), x_ptr, y_ptr, tau_ptr, tau_stride, rate, margin, packed_ptr, stats_ptr, similarity_ptr,
+        num_pairs, padded, plane, width, pitch, stride_xr, stride_xc, stride_yr, stride_yc, y_anchors,
+        ROWS, DEPTH, NORMALIZE, RESCALE, TAU, FRESH, True,
+    )  # fmt: skip
+
+
+@triton.jit
+def pack_candidates(
+    rows_ptr,
+    tau_ptr,
+    rate,
+    packed_ptr,
+    stats_ptr,
+    first,
+    num_rows,
+    num_stored,
+    plane,
+    width,
+    pitch,
+    stride_r,
+    stride_c,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    RESCALE: tl.constexpr,
+    TAU: tl.constexpr,
+    FRESH: tl.constexpr,
+):
+    """Pack the rows of one candidate side at stacked row ``first``, and with them the padding up to ``num_stored``."""
+    index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    live, stored = index < num_rows, index < num_stored
+    rows = rows_ptr + tl.minimum(index, num_rows - 1).to(tl.int64) * stride_r
+    scale = tl.full((ROWS,), 1.0, tl.float32)
+    if RESCALE:
+        if FRESH:
+            scale = row_scale(rows, live, width, stride_c, ROWS, DEPTH)
+        else:
+            scale = tl.load(stats_ptr + SCALE * plane + first + index, mask=stored, other=1.0)
+    square = tl.zeros((ROWS,), tl.float64)
+    offsets = tl.arange(0, DEPTH)
+    for start in range(0, pitch, DEPTH):
+        columns = start + offsets
+        entries = rescaled(load_entries(rows, columns, live, width, stride_c), scale, RESCALE)
+        store_packed(packed_ptr, entries, first + index, columns, pitch, stored)
+        if FRESH:
+            wide = entries.to(tl.float64)
+            square += tl.sum(wide * wide, 1)
+    if FRESH:
+        shared = tl.zeros((ROWS,), tl.float32)
+        if TAU != "rows":
+            shared = read_rates(tau_ptr, 0, rate, 0, live, ROWS, TAU)
+        shared = shared.to(tl.float64)
+        store_row(
+            stats_ptr, plane, first + index, stored, scale, inverse_norm(square), shared, shared * 0.0, index < 0,
+            NORMALIZE, TAU,
+        )  # fmt: skip

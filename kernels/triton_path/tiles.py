@@ -1,9 +1,26 @@
-"""What block kernels begin with: the order tiles are visited in, a tile of products, the pairs that count."""
+"""What kernels do with a tile of rows against rows: products, logits, the pairs that count, what is kept of them."""
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
+
+from . import stack
+
+INVERSE, FACTOR = tl.constexpr(stack.INVERSE), tl.constexpr(stack.FACTOR)
+RATE, LIMIT = tl.constexpr(stack.RATE), tl.constexpr(stack.LIMIT)
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+# Up to this log2(e)/τ cosines' logits lie within ±40, and 0 serves every row as its peak.
+COMMON_PEAK_RATE = tl.constexpr(40.0)
+# Cosines kept in 16 bits are multiples of 1/32767.
+STEPS = tl.constexpr(32767.0)
+# Added to a smaller number, it leaves that number's nearest integer in the lowest bits, without a slow conversion.
+SHIFT = tl.constexpr(1.5 * 2.0**23)
+# Half a step changes an exponential by rate log(2) 2^-16 of itself: up to this log2(e)/τ by no more than an eighth of
+# what rounding the weight to bfloat16 may (2^-8). Among equal cosines neither error averages out.
+COARSEST_RATE = tl.constexpr(2.0**5 / math.log(2))
 
 
 @triton.jit
@@ -69,64 +86,183 @@ def whole_products(total, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def tile_products(
-    packed,
-    columns,
-    pitch,
-    first_a,
-    first_b,
-    BLOCK_A: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
-    PARTS: tl.constexpr,
-):
-    """The dot products of BLOCK_A packed rows from ``first_a`` on with BLOCK_B from ``first_b`` on.
+def tile_products(packed, pitch, first_a, first_b, BLOCK: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr):
+    """The dot products of BLOCK packed rows from ``first_a`` on with those from ``first_b`` on.
 
-    With PARTS = 2 also with the BLOCK_B rows after those, for which the former are loaded once; else zeros.
-    ``packed`` and ``columns`` are descriptors of the packed rows in tiles of BLOCK_A x DEPTH and of BLOCK_B x DEPTH:
-    on Hopper they are copied without passing through registers.
+    ``packed`` describes the packed rows in tiles of BLOCK x DEPTH: on Hopper they are copied without passing through
+    registers.
     """
-    left = no_products(BLOCK_A, BLOCK_B, DEPTH, PRECISION)
-    right = left
+    total = no_products(BLOCK, BLOCK, DEPTH, PRECISION)
     for start in range(0, pitch, DEPTH):
-        rows = packed.load([first_a, start])
-        left = add_products(left, rows, columns.load([first_b, start]), PRECISION)
-        if PARTS == 2:
-            right = add_products(right, rows, columns.load([first_b + BLOCK_B, start]), PRECISION)
-    return whole_products(left, PRECISION), whole_products(right, PRECISION)
+        total = add_products(total, packed.load([first_a, start]), packed.load([first_b, start]), PRECISION)
+    return whole_products(total, PRECISION)
 
 
 @triton.jit
-def begin_parts(
-    packed,
-    halved,
-    pitch,
-    first_a,
-    first_b,
-    BLOCK: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
-    HALVES: tl.constexpr,
+def multiply_add(x, y, z):
+    """x y + z, rounded once."""
+    if INTERPRETED:
+        # The interpreter's tl.fma rounds the product too.
+        return (x.to(tl.float64) * y.to(tl.float64) + z).to(tl.float32)
+    return tl.fma(x, y, z)
+
+
+@triton.jit
+def along(values, axis: tl.constexpr):
+    """A number for each row (axis 1) or for each column (axis 0) of a tile."""
+    return values[:, None] if axis == 1 else values[None, :]
+
+
+@triton.jit
+def logits(
+    product,
+    stats_ptr,
+    plane,
+    index_a,
+    index_b,
+    axis: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    PER_ROW: tl.constexpr,
 ):
-    """The products of both halves of a tile where one loop forms them; else nothing yet."""
-    begun = None
-    if HALVES == "together":
-        begun = tile_products(packed, halved, pitch, first_a, first_b, BLOCK, BLOCK // 2, DEPTH, PRECISION, 2)
-    return begun
+    """Dot products to logits, in units of log 2, of the rows a (axis 1) or, with PER_ROW, of the columns b (axis 0).
+
+    At small τ every rounding on the way to a cosine would weigh 1/τ in logits near it. So each row's share of them
+    comes in two parts and the first product's error is kept: what is left is one rounding of the logit, which is small
+    where the logit is, and none at all for rows of zeros.
+    """
+    if NORMALIZE:
+        row_factor = stats_ptr + FACTOR * plane + index_a
+        column_factor = stats_ptr + FACTOR * plane + index_b
+        if PER_ROW:
+            if axis == 1:
+                column_factor = stats_ptr + INVERSE * plane + index_b
+            else:
+                row_factor = stats_ptr + INVERSE * plane + index_a
+        row, row_residue = along(tl.load(row_factor), 1), along(tl.load(row_factor + plane), 1)
+        column, column_residue = along(tl.load(column_factor), 0), along(tl.load(column_factor + plane), 0)
+        if product.dtype == tl.float64:
+            logit = product * (row.to(tl.float64) + row_residue) * (column.to(tl.float64) + column_residue)
+        else:
+            part = product * row
+            residue = multiply_add(product, row_residue, multiply_add(product, row, -part))
+            logit = multiply_add(part, column, multiply_add(part, column_residue, residue * column))
+    elif PER_ROW:
+        logit = product * along(tl.load(stats_ptr + RATE * plane + (index_a if axis == 1 else index_b)), axis)
+    else:
+        logit = product * common_rate(stats_ptr, plane)
+    return logit.to(tl.float32)
 
 
 @triton.jit
-def needs_mask(first_a, first_b, num_rows, padded, BLOCK: tl.constexpr):
-    """Positions within their sides of a tile's first rows, and whether any of its pairs is left out."""
-    position_a = tl.where(first_a >= padded, first_a - padded, first_a)
-    position_b = tl.where(first_b >= padded, first_b - padded, first_b)
-    edge = (position_a + BLOCK > num_rows) | (position_b + BLOCK > num_rows)
-    return position_a, position_b, edge | (position_a == position_b)
+def common_rate(stats_ptr, plane):
+    """log2(e)/τ of a temperature that all rows share."""
+    return tl.load(stats_ptr + RATE * plane)
 
 
 @triton.jit
-def kept_pairs(positions_a, positions_b, num_rows):
-    """The pairs of two positions that differ, neither of them padding."""
-    differ = positions_a[:, None] != positions_b[None, :]
-    return differ & (positions_a < num_rows)[:, None] & (positions_b < num_rows)[None, :]
+def has_common_peak(rate, NORMALIZE: tl.constexpr, PER_ROW: tl.constexpr):
+    """Whether 0 serves every row as its peak."""
+    common = False
+    if NORMALIZE and not PER_ROW:
+        common = rate <= COMMON_PEAK_RATE
+    return common
+
+
+@triton.jit
+def is_left_out(logit, stats_ptr, plane, index, axis: tl.constexpr):
+    """Which logits exceed the margin of their rows ``index``."""
+    return logit > along(tl.load(stats_ptr + LIMIT * plane + index), axis)
+
+
+@triton.jit
+def stem_of(first, padded):
+    """What a tile's first row is called in both sides, and among the candidates."""
+    return tl.where((first >= padded) & (first < 2 * padded), first - padded, first)
+
+
+@triton.jit
+def needs_mask(ids_ptr, first_a, first_b, num_pairs, num_candidates, padded, BLOCK: tl.constexpr):
+    """Whether any pair of a tile is left out whatever its logit is."""
+    if ids_ptr is not None:
+        masked = True
+    else:
+        stem_a, stem_b = stem_of(first_a, padded), stem_of(first_b, padded)
+        end_a = tl.where(stem_a >= padded, 2 * padded + num_candidates, num_pairs)
+        end_b = tl.where(stem_b >= padded, 2 * padded + num_candidates, num_pairs)
+        masked = (stem_a + BLOCK > end_a) | (stem_b + BLOCK > end_b) | (stem_a == stem_b)
+    return masked
+
+
+@triton.jit
+def identity_of(ids_ptr, index, num_pairs, num_candidates, padded):
+    """A number for stacked rows that two of a pair share, or as ids say; −1 for padding."""
+    if ids_ptr is not None:
+        identity = tl.load(ids_ptr + index)
+    else:
+        stem = stem_of(index, padded)
+        end = tl.where(stem >= padded, 2 * padded + num_candidates, num_pairs)
+        identity = tl.where(stem < end, stem, -1)
+    return identity
+
+
+@triton.jit
+def counted_pairs(ids_ptr, index_a, index_b, num_pairs, num_candidates, padded):
+    """The pairs of stacked rows that differ in identity, neither of them padding."""
+    a = identity_of(ids_ptr, index_a, num_pairs, num_candidates, padded)
+    b = identity_of(ids_ptr, index_b, num_pairs, num_candidates, padded)
+    return (a[:, None] != b[None, :]) & (a >= 0)[:, None] & (b >= 0)[None, :]
+
+
+@triton.jit
+def kept_place(first_a, first_b, block_a, block_b, tiles_before, tiles_high, BLOCK: tl.constexpr):
+    """Which of the kept tiles, one column of its block after the other, that of two tiles of stacked rows is.
+
+    The block begins at ``block_a`` and ``block_b`` and is ``tiles_high`` tiles high, 0 for the upper half of a square.
+    The place depends on the rows alone: passes may cut them into other panels.
+    """
+    a = (first_a - block_a) // BLOCK
+    b = (first_b - block_b) // BLOCK
+    return tiles_before + tl.where(tiles_high == 0, b * (b + 1) // 2, b * tiles_high) + a
+
+
+@triton.jit
+def kept_entries(kept_ptr, place, BLOCK: tl.constexpr):
+    """Pointers to the entries of a kept tile."""
+    index = tl.arange(0, BLOCK)
+    return kept_ptr + place.to(tl.int64) * BLOCK * BLOCK + index[:, None] * BLOCK + index[None, :]
+
+
+@triton.jit
+def keep_logits(kept_ptr, place, num_kept, logit, rate, BLOCK: tl.constexpr):
+    """Keep a tile of logits if there is room for it; those of pairs that are left out may be anything.
+
+    float32 logits are kept as they are. Where weights are rounded to bfloat16, cosines are kept in 16 bits: that is no
+    rounding of logits to half precision, whose steps grow with the logit to 2^-8 of it, but one step for all of them,
+    2^-15 of the largest possible logit.
+    """
+    if place < num_kept:
+        if kept_ptr.dtype.element_ty == tl.int16:
+            # Rounding may carry a cosine a few 2^-20 beyond 1, and half a step more would change its sign.
+            steps = tl.minimum(logit * ((1.0 / rate) * STEPS), STEPS)
+            kept = (steps + SHIFT).to(tl.int32, bitcast=True).to(tl.int16)
+        else:
+            kept = logit
+        tl.store(kept_entries(kept_ptr, place, BLOCK), kept)
+
+
+@triton.jit
+def has_kept(kept_ptr, place, num_kept, rate):
+    """Whether a tile of logits was kept, and finely enough for weights that are rounded to bfloat16."""
+    kept = place < num_kept
+    if kept_ptr.dtype.element_ty == tl.int16:
+        kept = kept & (rate <= COARSEST_RATE)
+    return kept
+
+
+@triton.jit
+def kept_logits(kept_ptr, place, rate, BLOCK: tl.constexpr):
+    """The logits of a kept tile."""
+    logit = tl.load(kept_entries(kept_ptr, place, BLOCK))
+    if kept_ptr.dtype.element_ty == tl.int16:
+        logit = logit.to(tl.float32) * (rate / STEPS)
+    return logit

@@ -1,13 +1,139 @@
-"""Blocks of the weights W that the gradient multiplies the embeddings by."""
+"""From what is asked of every row, a and b, to blocks of the weights W that the gradient multiplies the rows by.
+
+With a_i of lse_i and b_i of the positive's logit, v_i = a_i/τ_i = 2^e v'_i, and q_i = b_i/τ_i likewise: trained batches
+have all of them tiny, so the largest power of two, 2^e, is set apart, and what is left are float32 numbers.
+"""
 
 from __future__ import annotations
+
+import math
 
 import triton
 import triton.language as tl
 
-from .kept import has_kept, kept_logits, kept_place
-from .lse import has_common_peak, part_logits
-from .tiles import begin_parts, kept_pairs, needs_mask, tile_at
+from . import stack
+from .tiles import (
+    common_rate,
+    counted_pairs,
+    has_common_peak,
+    has_kept,
+    is_left_out,
+    kept_logits,
+    kept_place,
+    logits,
+    needs_mask,
+    tile_at,
+    tile_products,
+)
+
+INVERSE, RATE = tl.constexpr(stack.INVERSE), tl.constexpr(stack.RATE)
+PEAK, TOTAL = tl.constexpr(stack.PEAK), tl.constexpr(stack.TOTAL)
+LN2 = tl.constexpr(math.log(2))
+
+
+@triton.jit
+def exponent_of(value):
+    """The exponent of a float64's leading bit, within those whose inverse has room for a rate beside it.
+
+    The lowest of what is not finite, which shall not make all other rows' values vanish.
+    """
+    # Subnormal numbers have exponent field 0, one more than they deserve.
+    exponent = ((value.to(tl.int64, bitcast=True) >> 52) & 2047).to(tl.int32) - 1023
+    return tl.where(exponent == 1024, -1000, tl.minimum(tl.maximum(exponent, -1000), 1022))
+
+
+@triton.jit
+def double_power_of_two(exponent):
+    """2^exponent in float64, of a normal number's exponent."""
+    return ((1023 + exponent).to(tl.int64) << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def anchor_values(values_ptr, stats_ptr, index, inside, num_pairs, num_anchors, padded, plane, PER_ROW: tl.constexpr):
+    """a or b over the temperature in float64, of stacked rows ``index``; 0 of rows that are no anchors."""
+    side = (index >= padded).to(tl.int32)
+    position = index - side * padded
+    row = side * num_pairs + position
+    anchor = inside & (position < num_pairs) & (row < num_anchors)
+    rate = tl.load(stats_ptr + RATE * plane + (index if PER_ROW else index * 0), mask=inside, other=0.0)
+    value = tl.load(values_ptr + row, mask=anchor, other=0.0)
+    # A temperature that is refused as NaN makes all its rows so.
+    return tl.where(anchor, value * (rate.to(tl.float64) * tl.full((), LN2, tl.float64)), 0.0)
+
+
+@triton.jit
+def common_exponent(
+    a_ptr, b_ptr, stats_ptr, num_pairs, num_anchors, padded, plane, SWEEP: tl.constexpr, PER_ROW: tl.constexpr
+):
+    """e, the largest of all rows; every program that asks sweeps all rows in the same order."""
+    largest = tl.full((SWEEP,), -1000, tl.int32)
+    for start in range(0, 2 * padded, SWEEP):
+        index = start + tl.arange(0, SWEEP)
+        inside = index < 2 * padded
+        a = anchor_values(a_ptr, stats_ptr, index, inside, num_pairs, num_anchors, padded, plane, PER_ROW)
+        b = anchor_values(b_ptr, stats_ptr, index, inside, num_pairs, num_anchors, padded, plane, PER_ROW)
+        largest = tl.maximum(largest, tl.maximum(exponent_of(a), exponent_of(b)))
+    return tl.max(largest, 0)
+
+
+@triton.jit
+def relative_values(
+    values_ptr,
+    stats_ptr,
+    exponent,
+    index,
+    inside,
+    num_pairs,
+    num_anchors,
+    padded,
+    plane,
+    PER_ROW: tl.constexpr,
+):
+    """v' or q' of stacked rows: a or b over the temperature and over 2^e, in float32."""
+    value = anchor_values(values_ptr, stats_ptr, index, inside, num_pairs, num_anchors, padded, plane, PER_ROW)
+    return (value * double_power_of_two(-exponent)).to(tl.float32)
+
+
+@triton.jit
+def over_total(stats_ptr, weight, index, plane):
+    """Weights of stacked rows over their sums of exponentials, 0 of rows that have summed nothing."""
+    total = tl.load(stats_ptr + TOTAL * plane + index)
+    return tl.where(total == 0, 0.0, weight / tl.where(total == 0, 1.0, total))
+
+
+@triton.jit
+def weigh_rows(
+    a_ptr,
+    b_ptr,
+    stats_ptr,
+    coefficient_ptr,
+    pull_ptr,
+    gain_ptr,
+    num_pairs,
+    num_anchors,
+    padded,
+    plane,
+    ROWS: tl.constexpr,
+    SWEEP: tl.constexpr,
+    PER_ROW: tl.constexpr,
+):
+    """Write what the gradient needs of every row: v' over its total, each pair's two q' added, and 2^e."""
+    exponent = common_exponent(a_ptr, b_ptr, stats_ptr, num_pairs, num_anchors, padded, plane, SWEEP, PER_ROW)
+    position = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = position < padded
+    pull = tl.zeros((ROWS,), tl.float32)
+    for side in tl.static_range(2):
+        index = tl.minimum(position, padded - 1) + side * padded
+        weight = relative_values(
+            a_ptr, stats_ptr, exponent, index, inside, num_pairs, num_anchors, padded, plane, PER_ROW
+        )
+        tl.store(coefficient_ptr + index, over_total(stats_ptr, weight, index, plane), mask=inside)
+        pull += relative_values(
+            b_ptr, stats_ptr, exponent, index, inside, num_pairs, num_anchors, padded, plane, PER_ROW
+        )
+    tl.store(pull_ptr + position, pull, mask=inside)
+    if tl.program_id(0) == 0:
+        tl.store(gain_ptr, double_power_of_two(exponent))
 
 
 @triton.jit
@@ -41,40 +167,65 @@ def weighed_sum(weight, rows, TERMS: tl.constexpr, BFLOAT16: tl.constexpr, PRECI
 
 
 @triton.jit
-def pair_weights(logit, row, column, peak_ptr, inverse_ptr, rate, index_a, index_b, NORMALIZE: tl.constexpr):
+def pair_weights(
+    logit,
+    column_logit,
+    row,
+    column,
+    stats_ptr,
+    plane,
+    index_a,
+    index_b,
+    NORMALIZE: tl.constexpr,
+    PER_ROW: tl.constexpr,
+    LIMITED: tl.constexpr,
+):
     """W_ij = v_i P_ij + v_j P_ji, divided by both rows' norms for cosines.
 
-    v_i P_ij = k_i 2^(t_ij - peak_i), k_i = v_i / total_i being the ``row`` coefficient or the ``column`` one. Nothing
-    exceeds its row's peak, so nothing overflows.
+    v_i P_ij = k_i 2^(t_ij - peak_i), k_i = v_i / total_i being the ``row`` coefficient or the ``column`` one, 0 of rows
+    that are no anchors. Nothing that counts exceeds its row's peak, so nothing overflows. With LIMITED what the margin
+    of a row leaves out has no weight in it.
     """
-    if has_common_peak(rate, NORMALIZE):
-        weight = tl.exp2(logit) * (row[:, None] + column[None, :])
+    if has_common_peak(common_rate(stats_ptr, plane), NORMALIZE, PER_ROW):
+        weight = tl.exp2(logit)
+        if LIMITED:
+            by_row = tl.where(is_left_out(logit, stats_ptr, plane, index_a, 1), 0.0, row[:, None])
+            by_column = tl.where(is_left_out(logit, stats_ptr, plane, index_b, 0), 0.0, column[None, :])
+            weight = weight * (by_row + by_column)
+        else:
+            weight = weight * (row[:, None] + column[None, :])
     else:
-        by_row = tl.exp2(logit - tl.load(peak_ptr + index_a)[:, None]) * row[:, None]
-        by_column = tl.exp2(logit - tl.load(peak_ptr + index_b)[None, :]) * column[None, :]
-        weight = by_row + by_column
+        of_row = tl.exp2(logit - tl.load(stats_ptr + PEAK * plane + index_a)[:, None]) * row[:, None]
+        of_column = tl.exp2(column_logit - tl.load(stats_ptr + PEAK * plane + index_b)[None, :]) * column[None, :]
+        if LIMITED:
+            of_row = tl.where(is_left_out(logit, stats_ptr, plane, index_a, 1), 0.0, of_row)
+            of_column = tl.where(is_left_out(column_logit, stats_ptr, plane, index_b, 0), 0.0, of_column)
+        weight = of_row + of_column
     if NORMALIZE:
-        weight = weight * tl.load(inverse_ptr + index_a)[:, None] * tl.load(inverse_ptr + index_b)[None, :]
+        inverse = stats_ptr + INVERSE * plane
+        weight = weight * tl.load(inverse + index_a)[:, None] * tl.load(inverse + index_b)[None, :]
     return weight
 
 
 @triton.jit
 def block_weights(
     packed,
-    halved,
-    factor_ptr,
-    residue_ptr,
-    rate_ptr,
+    stats_ptr,
+    ids_ptr,
     coefficient_ptr,
-    peak_ptr,
-    inverse_ptr,
     weights_ptr,
     weights_pitch,
     weights_plane,
     kept_ptr,
     num_kept,
-    num_rows,
+    block_a,
+    block_b,
+    tiles_before,
+    tiles_high,
+    num_pairs,
+    num_candidates,
     padded,
+    plane,
     pitch,
     a_start,
     b_start,
@@ -85,57 +236,55 @@ def block_weights(
     GROUP: tl.constexpr,
     TRIANGLE: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    PER_ROW: tl.constexpr,
+    LIMITED: tl.constexpr,
     ROUND: tl.constexpr,
     TERMS: tl.constexpr,
     PRECISION: tl.constexpr,
-    HALVES: tl.constexpr,
-    CROSS: tl.constexpr,
 ):
     """Tiles of :func:`pair_weights`, 0 for pairs left out.
 
     With both norms in it one block serves both sides: W b and W^T a are gradients with respect to raw rows, but for
     the projection. Every entry of the tile is written, the padding too, as TERMS numbers that add up to it, each what
     the ones before leave. TRIANGLE: b is a, and a tile is written a second time as its mirror below the diagonal.
-    HALVES and ``kept_ptr``: as in the kernel of the logits, which are not formed again where they were kept.
+    ``kept_ptr``: as in the kernel of the logits, which are not formed again where they were kept.
     """
     a, b = tile_at(tl.program_id(0), tiles_a, tiles_b, TRIANGLE, GROUP)
     first_a = a_start + a * BLOCK
     first_b = b_start + b * BLOCK
     index = tl.arange(0, BLOCK)
-    rate = tl.load(rate_ptr)
-    PARTS: tl.constexpr = 1 if HALVES == "none" else 2
-    WIDTH: tl.constexpr = BLOCK // PARTS
-    place = kept_place(first_a, first_b, padded, BLOCK, CROSS)
-    begun = begin_parts(packed, halved, pitch, first_a, first_b, BLOCK, DEPTH, PRECISION, HALVES)
-    for part in tl.static_range(PARTS):
-        begin = part * WIDTH
-        columns = begin + tl.arange(0, WIDTH)
+    index_a, index_b = first_a + index, first_b + index
+    if PER_ROW:
+        product = tile_products(packed, pitch, first_a, first_b, BLOCK, DEPTH, PRECISION)
+        logit = logits(product, stats_ptr, plane, index_a, index_b, 1, NORMALIZE, PER_ROW)
+        column_logit = logits(product, stats_ptr, plane, index_a, index_b, 0, NORMALIZE, PER_ROW)
+    else:
+        rate = common_rate(stats_ptr, plane)
+        place = kept_place(first_a, first_b, block_a, block_b, tiles_before, tiles_high, BLOCK)
         if kept_ptr is None or not has_kept(kept_ptr, place, num_kept, rate):
-            logit = part_logits(
-                begun, packed, halved, factor_ptr, residue_ptr, rate, pitch, first_a, first_b, part,
-                BLOCK, DEPTH, NORMALIZE, PRECISION, HALVES,
-            )  # fmt: skip
+            product = tile_products(packed, pitch, first_a, first_b, BLOCK, DEPTH, PRECISION)
+            logit = logits(product, stats_ptr, plane, index_a, index_b, 1, NORMALIZE, PER_ROW)
         else:
             logit = kept_logits(kept_ptr, place, rate, BLOCK)
-        row, column = tl.load(coefficient_ptr + first_a + index), tl.load(coefficient_ptr + first_b + columns)
-        weight = pair_weights(
-            logit, row, column, peak_ptr, inverse_ptr, rate, first_a + index, first_b + columns, NORMALIZE
-        )
-        position_a, position_b, masked = needs_mask(first_a, first_b, num_rows, padded, BLOCK)
-        if masked:
-            counted = kept_pairs(position_a + index, position_b + columns, num_rows)
-            weight = tl.where(counted, weight, 0.0)
-        if ROUND:
-            weight = round_to_tf32(weight)
-        upper = weights_ptr + (a * BLOCK).to(tl.int64) * weights_pitch + b * BLOCK
-        lower = weights_ptr + (b * BLOCK + begin).to(tl.int64) * weights_pitch + a * BLOCK
-        for term in tl.static_range(TERMS):
-            rounded = weight.to(weights_ptr.dtype.element_ty)
-            tl.store(upper + index[:, None] * weights_pitch + columns[None, :], rounded)
-            if TRIANGLE and a != b:
-                mirrored = tl.arange(0, WIDTH)[:, None] * weights_pitch + index[None, :]
-                tl.store(lower + mirrored, rounded.T)
-            if term + 1 < TERMS:
-                weight -= rounded.to(tl.float32)
-                upper += weights_plane
-                lower += weights_plane
+        column_logit = logit
+    row, column = tl.load(coefficient_ptr + index_a), tl.load(coefficient_ptr + index_b)
+    weight = pair_weights(
+        logit, column_logit, row, column, stats_ptr, plane, index_a, index_b, NORMALIZE, PER_ROW, LIMITED
+    )
+    if needs_mask(ids_ptr, first_a, first_b, num_pairs, num_candidates, padded, BLOCK):
+        counted = counted_pairs(ids_ptr, index_a, index_b, num_pairs, num_candidates, padded)
+        weight = tl.where(counted, weight, 0.0)
+    if ROUND:
+        weight = round_to_tf32(weight)
+    upper = weights_ptr + (a * BLOCK).to(tl.int64) * weights_pitch + b * BLOCK
+    lower = weights_ptr + (b * BLOCK).to(tl.int64) * weights_pitch + a * BLOCK
+    entries = index[:, None] * weights_pitch + index[None, :]
+    for term in tl.static_range(TERMS):
+        rounded = weight.to(weights_ptr.dtype.element_ty)
+        tl.store(upper + entries, rounded)
+        if TRIANGLE and a != b:
+            tl.store(lower + entries, rounded.T)
+        if term + 1 < TERMS:
+            weight -= rounded.to(tl.float32)
+            upper += weights_plane
+            lower += weights_plane

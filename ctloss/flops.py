@@ -1,0 +1,62 @@
+"""What PyTorch's counter of floating-point operations is told of the operators.
+
+The counter is not imported here: it imports Triton where that is installed.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from .kernels.problem import Batch, Problem, Shape, parse
+from .plan import plan
+
+
+def products(shape: Shape, problem: Problem) -> int:
+    """Operations of the products that form every pair's logit once, two for a product and its addition.
+
+    Example:
+        >>> products(Shape(4, 8), Problem(negatives="cross"))
+        256
+    """
+    square, directions = shape.n * shape.n, problem.num_directions
+    # A side with itself forms half of its square; x with y, met from either side, one square.
+    own = directions * square // 2 if problem.negatives in ("both", "own") else 0
+    cross = square if problem.negatives in ("both", "cross") else 0
+    return 2 * shape.d * (own + cross + directions * shape.n * sum(shape.candidates))
+
+
+def _asked(sides: list[Tensor], options: str) -> tuple[Shape, Problem, bool]:
+    problem = parse(options)
+    shape = Batch(sides[0], sides[1], tuple(sides[2:])).shape
+    return shape, problem, not problem.by_row and hasattr(plan(shape, problem).engine, "hold")
+
+
+def _forward(sides: list[Tensor], *rest: Any, **_: Any) -> int:
+    """Of a forward, and of a gradient that it holds: a pair's weight is multiplied by both of its rows."""
+    *_others, needs, options = rest
+    shape, problem, held = _asked(sides, options)
+    return products(shape, problem) * (3 if held and any(needs[:-1]) else 1)
+
+
+def _backward(upstream: Any, upstream_positive: Any, sides: list[Tensor], *rest: Any, **_: Any) -> int:
+    """Of a gradient that was not held: logits again, then the weights' products."""
+    *_others, needs, options = rest
+    shape, problem, held = _asked(sides, options)
+    return 0 if held or not any(needs[:-1]) else 3 * products(shape, problem)
+
+
+def announce() -> None:
+    """Tell the counter the operators' formulas, also one that is counting already."""
+    counter = sys.modules.get("torch.utils.flop_counter")
+    if counter is None or torch.compiler.is_compiling():
+        return
+    formulas = {torch.ops.ctloss.contrastive: _forward, torch.ops.ctloss.contrastive_backward: _backward}
+    counting = [getattr(mode, "counter", None) for mode in _get_current_dispatch_mode_stack()]
+    for registry in (counter.flop_registry, *(getattr(one, "flop_registry", None) for one in counting)):
+        if registry is not None:
+            registry.update(formulas)

@@ -1,0 +1,76 @@
+"""Negatives weighted by how hard they are: logits at another temperature."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from ..contrast import Contrast
+from .formula import log_of, per_row, require, row_losses, softplus
+
+
+def hardness_alpha(c: Contrast, alpha: float, temperature: float | Tensor) -> Tensor:
+    r"""infoNCE with every negative's logit raised by α times its similarity, which carries no gradient.
+
+    .. math:: L_i = \log\Big(1 + \sum_j e^{s_{ij} - s^+_i + \alpha \, \mathrm{sg}(\cos_{ij})}\Big)
+
+    Negatives at τ' = τ / (1 + ατ) are those logits, so one contrast at τ' serves; its gradient is 1 + ατ times too
+    large. Source: LLaVE, arXiv 2503.04812, eq. (5).
+
+    Args:
+        c: from ``ctloss.contrast`` at the temperature ``τ / (1 + alpha · τ)``.
+        alpha: α, at least 0; 9 in the paper.
+        temperature: τ, the loss's own; no gradient reaches it.
+
+    Returns:
+        ``(rows,)`` losses.
+
+    Raises:
+        ValueError: for an alpha below 0 or not finite.
+
+    Example:
+        >>> import torch
+        >>> hardness_alpha(Contrast(torch.tensor([-9.0]), torch.tensor([14.0])), 4.0, 0.1)
+        tensor([0.0067])
+    """
+    require(0 <= alpha < math.inf, "alpha", alpha, "a finite number of at least 0")
+    factor = 1 + alpha * per_row(temperature, len(c.z))
+    factor = factor.detach() if isinstance(factor, Tensor) else factor
+
+    def formula(z: Tensor, positive: Tensor) -> Tensor:
+        # The positive's logit is raised in c too: what it gained is added again.
+        raised = z.detach() + (1 - 1 / factor) * positive.detach()
+        return softplus(raised + (z - z.detach()) / factor)
+
+    return row_losses(c, formula)
+
+
+def hardness_beta(sharper: Contrast, sharp: Contrast, num_negatives: int | Tensor) -> Contrast:
+    r"""The contrast with negatives weighted by their own exponentials to the power of β, for any objective.
+
+    .. math:: z_i = \log\Big(M \frac{\sum_j e^{(1 + \beta) s_{ij}}}{\sum_j e^{\beta s_{ij}}}\Big) - s^+_i
+                  = z_i(\tau / (1 + \beta)) - z_i(\tau / \beta) + \log M
+
+    Source: arXiv 2010.04592, eq. (4); the paper's loss is :func:`debiased_nce` of it.
+
+    Args:
+        sharper: from ``ctloss.contrast`` at the temperature ``τ / (1 + beta)``.
+        sharp: the same at ``τ / beta``.
+        num_negatives: M, the number of a row's negatives: a number, or one a row.
+
+    Returns:
+        A :class:`Contrast` at τ.
+
+    Example:
+        >>> import torch
+        >>> hardness_beta(Contrast(torch.tensor([1.0]), torch.tensor([4.0])),
+        ...               Contrast(torch.tensor([0.5]), torch.tensor([2.0])), 1)
+        Contrast(z=tensor([0.5000]), positive=tensor([2.]))
+    """
+    empty = sharper.z == -math.inf
+    z = sharper.z.double().masked_fill(empty, 0.0) - sharp.z.double().masked_fill(empty, 0.0)
+    z = z + log_of(num_negatives, sharper)
+    positive = sharper.positive.double() - sharp.positive.double()
+    dtype = sharper.z.dtype
+    return Contrast(z.masked_fill(empty, -math.inf).to(dtype), positive.to(dtype))

@@ -1,0 +1,96 @@
+"""Label smoothing, whose uniform part needs sums of embeddings and no logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..contrast import Contrast
+from ..reference.eager import unit_rows
+from .formula import per_row, require, row_losses, softplus
+
+
+def label_smoothing(c: Contrast, mean_logit: Tensor, smoothing: float) -> Tensor:
+    r"""infoNCE towards a distribution that leaves a share ε to all of a row's candidates alike.
+
+    .. math:: L_i = \mathrm{softplus}(z_i) + \varepsilon s^+_i - \frac{\varepsilon}{C} \sum_j s_{ij}
+
+    the sum being over all C candidates, the positive among them: cross-entropy with ``label_smoothing=ε``
+    (arXiv 1512.00567).
+
+    Args:
+        c: from ``ctloss.contrast``.
+        mean_logit: ``(rows,)`` means over the candidates, from :func:`mean_logits` with the same options.
+        smoothing: ε in [0, 1].
+
+    Returns:
+        ``(rows,)`` losses.
+
+    Raises:
+        ValueError: for a smoothing outside [0, 1].
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+        >>> c = Contrast(torch.tensor([-0.8, -0.8]), torch.tensor([2.0, 2.0]))
+        >>> label_smoothing(c, mean_logits(x, x, negatives="cross", directions="x", temperature=0.5), 0.1)
+        tensor([0.4111, 0.4111])
+    """
+    require(0 <= smoothing <= 1, "smoothing", smoothing, "a number in [0, 1]")
+    return row_losses(c, lambda z, positive: softplus(z) + smoothing * (positive - mean_logit))
+
+
+def mean_logits(
+    x: Tensor,
+    y: Tensor,
+    *,
+    candidates: Sequence[Tensor] = (),
+    temperature: float | Tensor = 0.07,
+    negatives: Literal["both", "cross", "own", "none"] = "both",
+    directions: Literal["both", "x"] = "both",
+    normalize: bool = True,
+) -> Tensor:
+    r"""Every row's logit to its candidates on average, its positive among them, from sums of embeddings in O(nd).
+
+    .. math:: \frac{1}{C} \sum_j s_{ij} = \frac{1}{C \tau_i} \Big\langle u_i, \sum_j u_j \Big\rangle
+
+    Pairs left out by ids or by a margin are not known here: leave those options at their defaults.
+
+    Args:
+        x: ``(n, d)``.
+        y: ``(n, d)``; row i is the positive of row i of x.
+        candidates: ``(m, d)`` each.
+        temperature: a number, ``()``, ``(n,)`` or ``(rows,)``.
+        negatives: as for ``ctloss.contrast``.
+        directions: as for ``ctloss.contrast``.
+        normalize: as for ``ctloss.contrast``.
+
+    Returns:
+        ``(rows,)`` float64, differentiable in every input.
+
+    Raises:
+        ValueError: for another word than those listed.
+
+    Example:
+        >>> x, y = torch.eye(2), torch.eye(2)
+        >>> mean_logits(x, y, temperature=1.0)
+        tensor([0.3333, 0.3333, 0.3333, 0.3333], dtype=torch.float64)
+    """
+    require(negatives in ("both", "cross", "own", "none"), "negatives", negatives, "'both', 'cross', 'own' or 'none'")
+    require(directions in ("both", "x"), "directions", directions, "'both' or 'x'")
+    sides = [side.double() for side in (x, y, *candidates)]
+    sides = [unit_rows(side) for side in sides] if normalize else sides
+    queued = sum((side.sum(0) for side in sides[2:]), torch.zeros_like(sides[0][0]))
+    num_queued = sum(len(side) for side in sides[2:])
+    means = []
+    for own, other in ((sides[0], sides[1]), (sides[1], sides[0]))[: 2 if directions == "both" else 1]:
+        total, count = queued + other.sum(0) if negatives in ("both", "cross") else queued + other, num_queued + 1
+        if negatives in ("both", "own"):
+            total, count = total + own.sum(0) - own, count + len(own) - 1
+        if negatives in ("both", "cross"):
+            count += len(own) - 1
+        means.append((own * total).sum(1) / count)
+    rows = torch.cat(means)
+    return rows / per_row(temperature, len(rows))

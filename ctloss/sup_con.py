@@ -1,0 +1,178 @@
+"""The supervised contrastive loss, ``ctloss.sup_con``: several positives a row, told by labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .kernels.problem import Impl, Precision, Problem, Reduction
+from .losses import contrast
+from .objectives import softplus
+from .ops import output_dtype, unwatched
+from .reference.eager import unit_rows
+
+SMALL_CLASS = 32
+"""Rows of classes up to this size meet each other in one small float64 product, those of larger ones in the core."""
+
+
+def sup_con(
+    x: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float | Tensor = 0.07,
+    normalize: bool = True,
+    reduction: Reduction = "mean",
+    precision: Precision = "highest",
+    impl: Impl = "auto",
+) -> Tensor:
+    r"""The supervised contrastive loss: rows of one label attract each other, all others repel.
+
+    .. math:: L_i = \log \sum_{j \ne i} e^{s_{ij}} - \frac{1}{|P_i|} \sum_{p \in P_i} s_{ip}, \qquad
+              s_{ij} = \frac{\cos(x_i, x_j)}{\tau}
+
+    with P_i the other rows of i's label. Source: SupCon, arXiv 2004.11362, eq. (2), L_out.
+
+    The positives stand in the sum too, and subtracting them from it would lose what the negatives weigh. So the sum is
+    formed apart, over the negatives by the core, relative to a positive, and over each class's own rows:
+
+    .. math:: L_i = \mathrm{softplus}(\mathrm{lse}_{N_i} - \mathrm{lse}_{P_i})
+              + (\mathrm{lse}_{P_i} - \textstyle\frac{1}{|P_i|} \sum_p s_{ip})
+
+    The negatives' term has the bounds of :func:`ctloss.info_nce`, however little they weigh. With one positive a row
+    the second term is exactly 0, and the loss is infoNCE. Otherwise a row's loss is at least log |P_i|, and the second
+    term's gradient, a difference of weights that sum to 1, is formed in float64 in classes of up to 32 rows, and within
+    the bounds of :func:`ctloss.cz_nce` in larger ones. No n × n matrix is formed: memory is what
+    :func:`ctloss.contrast` takes, rows in float64, and 32 n logits.
+
+    A row without another of its label has loss 0 and gradient 0, and is left out of the mean, as
+    pytorch-metric-learning does; the authors' code counts it as a 0. Without any positive at all the mean is 0. Which
+    rows meet is read from the labels on the host: ``torch.compile`` breaks its graph here.
+
+    Args:
+        x: ``(n, d)`` float32, float64, bfloat16 or float16; several views of one sample are rows of one label.
+        labels: ``(n,)`` integers.
+        temperature: τ > 0: a number, or a tensor of one element or of one a row, which may ask for its gradient.
+        normalize: cosines if true, else dot products.
+        reduction: ``"mean"`` over the rows with a positive, ``"sum"``, or ``"none"`` for ``(n,)`` row losses.
+        precision: as for :func:`ctloss.info_nce`.
+        impl: as for :func:`ctloss.info_nce`.
+
+    Returns:
+        The loss: ``()``, or ``(n,)`` for ``reduction="none"``; float32, or float64 for float64 inputs.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`ctloss.contrast`.
+
+    Example:
+        >>> import torch, ctloss
+        >>> x = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
+        >>> ctloss.sup_con(x, torch.tensor([0, 0, 1, 1]), temperature=0.5)
+        tensor(0.4302)
+    """
+    problem = Problem(normalize=normalize, reduction=reduction, precision=precision, impl=impl)
+    checks.embeddings("x", x)
+    classes = Classes.of(checks.ids("labels", labels, x.shape[0], x))
+    tau = checks.temperature(temperature, x, 1, read=not isinstance(temperature, Tensor) or unwatched(temperature))
+    with torch.autocast(x.device.type, enabled=False):
+        rows = _row_losses(x, classes, tau, problem).to(output_dtype(x.dtype))
+    if reduction == "none":
+        return rows
+    total = rows.sum()
+    return total if reduction == "sum" else total / max(1, classes.num_paired)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Rows by their label.
+
+    Attributes:
+        ids: ``(n,)``, one number a class.
+        next: ``(n,)``, for each row another of its class, in a ring; itself if there is none.
+        small: for each class size from 2 on that is small, the rows of all classes of that size, ``(classes, size)``.
+        large: the rows of each larger class.
+        num_paired: rows that have a positive.
+    """
+
+    ids: Tensor
+    next: Tensor
+    small: list[Tensor]
+    large: list[Tensor]
+    num_paired: int
+
+    @classmethod
+    def of(cls, labels: Tensor) -> Classes:
+        """Sort rows by their labels.
+
+        Example:
+            >>> Classes.of(torch.tensor([7, 3, 7])).next
+            tensor([2, 1, 0])
+        """
+        _, ids, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+        order = torch.argsort(ids, stable=True)
+        starts = counts.cumsum(0) - counts
+        following, sizes = torch.empty_like(order), counts.tolist()
+        following[order] = order.roll(-1)
+        following[order[starts + counts - 1]] = order[starts]
+        small, large = [], []
+        for size in sorted(set(sizes) - {0, 1}):
+            places = starts[counts == size][:, None] + torch.arange(size, device=labels.device)
+            if size <= SMALL_CLASS:
+                small.append(order[places])
+            else:
+                large += list(order[places])
+        return cls(ids, following, small, large, sum(size for size in sizes if size > 1))
+
+
+def _row_losses(x: Tensor, classes: Classes, tau: float | Tensor, problem: Problem) -> Tensor:
+    """``(n,)`` float64."""
+    options: dict[str, Any] = {
+        "negatives": "own",
+        "directions": "x",
+        "normalize": problem.normalize,
+        "precision": problem.precision,
+        "impl": problem.impl,
+    }
+    others = contrast(x, x[classes.next], temperature=tau, ids=classes.ids, **options)
+    wide = unit_rows(x.double()) if problem.normalize else x.double()
+    groups = list(_own_classes(x, wide, classes, tau, options))
+    nothing = torch.zeros_like(wide[:, 0])
+    if not groups:
+        return nothing + others.z[:0].sum()
+    rows, positives, spread = (torch.cat(parts) for parts in zip(*groups, strict=True))
+    losses = softplus(others.z[rows].double() - positives) + spread
+    return nothing.index_put((rows,), losses)
+
+
+def _own_classes(
+    x: Tensor, wide: Tensor, classes: Classes, tau: float | Tensor, options: dict[str, Any]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For groups of rows: which, their positives' lse less the logit of the next one, and less the mean of all."""
+    for members in classes.small:
+        rows, size = members.flatten(), members.shape[1]
+        units = wide[members]
+        logits = torch.bmm(units, units.mT) / _of_rows(tau, members)
+        own = torch.eye(size, dtype=torch.bool, device=x.device)
+        # The next row of a ring that keeps the order of the class.
+        following = logits[:, torch.arange(size), torch.arange(1, size + 1) % size]
+        lse = torch.logsumexp(logits.masked_fill(own, -torch.inf) - following[:, :, None], 2)
+        mean = ((logits - following[:, :, None]).masked_fill(own, 0.0)).sum(2) / (size - 1)
+        yield rows, lse.flatten(), (lse - mean).flatten()
+    for rows in classes.large:
+        own_tau = _of_rows(tau, rows)
+        following = x[classes.next[rows]]
+        lse = contrast(x[rows], following, temperature=own_tau, **options).z.double()
+        units = wide[rows]
+        mean = (units.sum(0) - units) / (len(rows) - 1)
+        yield rows, lse, lse - (units * (mean - wide[classes.next[rows]])).sum(1) / own_tau
+
+
+def _of_rows(tau: float | Tensor, rows: Tensor) -> Any:
+    """The temperatures of some rows, beside a dimension for what they divide if the rows are a matrix."""
+    if not isinstance(tau, Tensor) or not tau.dim():
+        return tau
+    return tau[rows] if rows.dim() == 1 else tau[rows][:, :, None]

@@ -1,0 +1,208 @@
+"""SupCon against its definition on the whole matrix of logits, against infoNCE, and beside pytorch-metric-learning."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import ctloss
+from benchmarks import batches, peers
+from benchmarks.peers import PeerMissing
+from ctloss.reference.eager import unit_rows
+
+F = torch.nn.functional
+
+
+def definition(x: Tensor, labels: Tensor, temperature: float | Tensor, normalize: bool = True) -> Tensor:
+    """Equation (2) as it reads, in float64; 0 for rows without a positive."""
+    units = unit_rows(x.double()) if normalize else x.double()
+    tau = temperature[:, None] if isinstance(temperature, Tensor) and temperature.dim() else temperature
+    logits = units @ units.T / tau
+    own = torch.eye(len(x), dtype=torch.bool)
+    positive = (labels[:, None] == labels) & ~own
+    lse = torch.logsumexp(logits.masked_fill(own, -torch.inf), 1)
+    count = positive.sum(1)
+    mean = (logits * positive).sum(1) / count.clamp(min=1)
+    return torch.where(count > 0, lse - mean, 0.0)
+
+
+def rows(n: int, d: int = 6, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+
+@given(
+    labels=st.lists(st.integers(-3, 4), min_size=2, max_size=14),
+    temperature=st.sampled_from([0.07, 0.5]),
+    normalize=st.booleans(),
+    small=st.sampled_from([1, 3, 32]),
+    seed=st.integers(0, 99),
+)
+def test_is_the_definition(labels: list[int], temperature: float, normalize: bool, small: int, seed: int) -> None:
+    x, names = rows(len(labels), seed=seed), torch.tensor(labels)
+    tau = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("ctloss.sup_con"), "SMALL_CLASS", small)
+        found = ctloss.sup_con(x, names, temperature=tau, normalize=normalize, reduction="none")
+    wanted = definition(x, names, tau, normalize)
+    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
+    upstream = torch.linspace(-1, 2, len(labels), dtype=torch.float64)
+    for mine, truth in zip(*(torch.autograd.grad(loss, (x, tau), upstream) for loss in (found, wanted)), strict=True):
+        torch.testing.assert_close(mine, truth, rtol=1e-9, atol=1e-9)
+
+
+def test_mean_is_over_rows_with_a_positive() -> None:
+    x, labels = rows(5), torch.tensor([0, 1, 0, 2, 0])
+    each = ctloss.sup_con(x, labels, reduction="none")
+    assert (each == 0).tolist() == [False, True, False, True, False]
+    torch.testing.assert_close(ctloss.sup_con(x, labels), each.sum() / 3)
+    torch.testing.assert_close(ctloss.sup_con(x, labels, reduction="sum"), each.sum())
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 1, 2]])
+def test_without_positives_there_is_nothing_to_learn(labels: list[int]) -> None:
+    x = rows(len(labels), dtype=torch.float32)
+    loss = ctloss.sup_con(x, torch.tensor(labels))
+    (gradient,) = torch.autograd.grad(loss, x)
+    assert loss.item() == 0
+    assert (gradient == 0).all()
+
+
+def test_one_class_has_no_negatives() -> None:
+    x, labels = rows(4), torch.zeros(4, dtype=torch.int64)
+    found, wanted = ctloss.sup_con(x, labels), definition(x, labels, 0.07).mean()
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in (found, wanted)))
+
+
+def test_a_temperature_for_each_row() -> None:
+    x, labels = rows(7), torch.tensor([0, 1, 0, 2, 0, 1, 3])
+    tau = torch.linspace(0.1, 0.7, 7, dtype=torch.float64, requires_grad=True)
+    found = ctloss.sup_con(x, labels, temperature=tau, reduction="none")
+    wanted = definition(x, labels, tau)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), tau)[0] for loss in (found, wanted)))
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_narrower_rows(dtype: torch.dtype, impl: str) -> None:
+    x, labels = rows(80, 32, dtype), torch.arange(80) % 31
+    found, wanted = (loss.mean() for loss in (ctloss.sup_con(x, labels, impl=impl), definition(x, labels, 0.07)))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), wanted, rtol=2e-6, atol=0.0)
+    mine, truth = (torch.autograd.grad(loss, x)[0].double() for loss in (found, wanted))
+    assert (mine - truth).norm() <= (2e-6 if dtype == torch.float32 else 4e-3) * truth.norm()
+
+
+def test_reference_is_differentiable_twice() -> None:
+    x, labels = rows(6, 3), torch.tensor([0, 1, 0, 2, 0, 1])
+    options: dict[str, Any] = {"temperature": 0.7, "impl": "reference"}
+    assert torch.autograd.gradcheck(lambda a: ctloss.sup_con(a, labels, **options), x)
+    assert torch.autograd.gradgradcheck(lambda a: ctloss.sup_con(a, labels, **options), x)
+
+
+def pairs(phi: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, float]:
+    """A batch late in training with one positive a row, as rows with labels and as pairs."""
+    x, y = batches.trained(32, 256, dtype=dtype, device="cpu")
+    return torch.cat((x, y)), torch.arange(32).repeat(2), x, batches.temperature_for(x, y, phi)
+
+
+@pytest.mark.parametrize("phi", [1e-3, 1e-20, 1e-36])
+def test_one_positive_is_infonce(phi: float) -> None:
+    stacked, labels, x, temperature = pairs(phi)
+    leaf = stacked.clone().requires_grad_()
+    found = ctloss.sup_con(leaf, labels, temperature=temperature)
+    other = ctloss.info_nce(leaf[: len(x)], leaf[len(x) :], temperature=temperature, impl="reference")
+    assert math.isclose(found.item(), other.item(), rel_tol=1e-5)
+    mine, truth = (torch.autograd.grad(loss, leaf)[0] for loss in (found, other))
+    largest = truth.abs().max()
+    assert ((mine - truth) / largest).norm() <= 1e-5 * (truth / largest).norm()
+
+
+def test_no_tensor_grows_with_all_pairs() -> None:
+    class Largest(TorchDispatchMode):
+        entries = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            for one in result if isinstance(result, tuple) else (result,):
+                if isinstance(one, Tensor):
+                    self.entries = max(self.entries, one.numel())
+            return result
+
+    x, labels = rows(2000, 4, torch.float32), torch.arange(2000) // 40
+    with Largest() as largest:
+        ctloss.sup_con(x, labels).backward()
+        ctloss.sup_con(x, labels // 2 * 2 + labels % 2).backward()
+    assert largest.entries <= 64 * 2000
+
+
+def test_autocast_changes_nothing() -> None:
+    x, labels = rows(40, 16, torch.float32), torch.arange(40) // 3
+    plain = ctloss.sup_con(x, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ctloss.sup_con(x, labels), plain)
+
+
+REFUSALS: list[tuple[Callable[[Tensor], object], type[Exception], str]] = [
+    (lambda x: ctloss.sup_con(x, [0, 1, 2, 3]), TypeError, "labels: expected a tensor of integers"),
+    (lambda x: ctloss.sup_con(x, torch.zeros(4)), TypeError, "labels: expected a tensor of integers"),
+    (lambda x: ctloss.sup_con(x, torch.arange(3)), ValueError, "labels: expected one id a row"),
+    (lambda x: ctloss.sup_con(torch.arange(4), torch.arange(4)), TypeError, "x: expected embeddings"),
+    (lambda x: ctloss.sup_con(x, torch.arange(4), temperature=0.0), ValueError, "temperature: expected a positive"),
+    (lambda x: ctloss.sup_con(x, torch.arange(4), reduction="max"), ValueError, "reduction: expected one of"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), REFUSALS)
+def test_refusals(call: Callable[[Tensor], object], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        call(torch.zeros(4, 3))
+
+
+def metric_learning(temperature: float) -> Callable[[Tensor, Tensor], Tensor]:
+    try:
+        return peers.metric_learning_sup_con(temperature)
+    except PeerMissing as missing:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI installs the peers: {missing}")
+        pytest.skip(str(missing))
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 1, 3], [5, 5, 5, 5, 7]])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_equal_to_metric_learning(dtype: torch.dtype, tolerance: float, labels: list[int]) -> None:
+    x, names = rows(len(labels), 8, dtype), torch.tensor(labels)
+    mine, theirs = ctloss.sup_con(x, names, temperature=0.1), metric_learning(0.1)(x, names)
+    torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(loss, x)[0] for loss in (mine, theirs)), rtol=tolerance, atol=tolerance
+    )
+
+
+def error(loss: Tensor, leaf: Tensor, truth: Tensor) -> float:
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return ((gradient.double() - truth).norm() / truth.norm()).item()
+
+
+@pytest.mark.parametrize(("dtype", "phi", "ours"), [(torch.float32, 1e-20, 1e-4), (torch.bfloat16, 1e-3, 5e-3)])
+def test_metric_learning_on_a_trained_batch(dtype: torch.dtype, phi: float, ours: float) -> None:
+    """The positive's pull has rounded to nothing in theirs, or its logits to bfloat16."""
+    stacked, labels, x, temperature = pairs(phi, dtype)
+    exact = stacked.double().requires_grad_()
+    loss = ctloss.info_nce(exact[: len(x)], exact[len(x) :], temperature=temperature, impl="reference")
+    (truth,) = torch.autograd.grad(loss, exact)
+    leaf = stacked.clone().requires_grad_()
+    assert error(metric_learning(temperature)(leaf, labels), leaf, truth) > 0.1
+    assert error(ctloss.sup_con(leaf, labels, temperature=temperature), leaf, truth) < ours
