@@ -195,6 +195,16 @@ class Consumed(ReferenceEngine):
         return super().backward(state, a * ~seen, b * ~seen, needs)
 
 
+class Wavering(ReferenceEngine):
+    """Another last bit in every second call."""
+
+    calls = 0
+
+    def backward(self, *arguments: Any) -> list[Tensor | None]:
+        self.calls += 1
+        return [None if g is None else g * (1 + self.calls * 2.0**-23) for g in super().backward(*arguments)]
+
+
 class FactorsChanged(ReferenceEngine):
     """The caller's a is scaled in place."""
 
@@ -248,7 +258,7 @@ class Refusing(ReferenceEngine):
         return "never"
 
 
-# The seed's remainder by 4 chooses what a and b are scaled by: 1, 1e-30, 1e-300, 1e30.
+# The seed's remainder by 4 chooses what a and b are scaled by.
 FAULTY: list[tuple[type[ReferenceEngine], Case, str]] = [
     (NoCandidates, EVERYTHING, "gradient: error"),
     (NoneForCandidates, EVERYTHING, "none where one was"),
@@ -262,6 +272,7 @@ FAULTY: list[tuple[type[ReferenceEngine], Case, str]] = [
     (HalfGradient, replace(PLAIN, candidates=(Candidates(5, dtype=torch.bfloat16),)), "gradient: error"),
     (OtherDtype, PLAIN, ""),
     (Consumed, PLAIN, "gradient: error"),
+    (Wavering, PLAIN, "the second differs"),
     (FactorsChanged, PLAIN, "error|modified"),
     (InputChanged, replace(PLAIN, need=(False, False, True)), "an input was modified"),
     (NotANumber, EMPTY, "not finite"),

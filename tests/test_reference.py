@@ -59,6 +59,8 @@ def test_closed_form_is_autograd(case: Case) -> None:
     lengths = norms(batch) if case.normalize else torch.ones_like(norms(batch))
     error = (torch.cat([*grads[:2], *grads[3:]]) - torch.cat(expected.gradients)) * lengths[:, None]
     allowed = torch.cat(sizes.cancelling) * lengths * sizes.per_logit
+    # Below the smallest normal number there are fewer digits, before a row's length divides and after.
+    allowed = allowed + torch.finfo(torch.float64).smallest_normal * (1 + lengths)
     assert (torch.linalg.vector_norm(error, dim=1) <= allowed).all()
     assert grads[2].shape == expected.slope.shape
     assert ((grads[2] - expected.slope).abs() <= sizes.slope_size * sizes.per_logit).all()
