@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from acceptance import check
+from acceptance import check, check_engine
 from agreement import assert_alike, truth_of_call
 from hypothesis import given
 from regimes import REGIMES, Case, cases
@@ -77,6 +77,11 @@ def pairs(n: int, d: int, dtype: torch.dtype = torch.float32, seed: int = 0, noi
 @given(case=cases(max_n=300, max_d=800, dtypes=DTYPES))
 def test_within_the_derived_bounds_everywhere(case: Case) -> None:
     check(case, "torch")
+
+
+@given(case=cases(max_n=200, max_d=300, dtypes=DTYPES))
+def test_the_engine_is_within_them_whatever_it_is_weighed_by(case: Case) -> None:
+    check_engine(case, engine)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
