@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .kernels.problem import Batch, Problem, Shape, parse
-from .plan import plan
+from .plan import holds, plan
 
 
 def products(shape: Shape, problem: Problem) -> int:
@@ -33,7 +33,7 @@ def products(shape: Shape, problem: Problem) -> int:
 def _asked(sides: list[Tensor], options: str) -> tuple[Shape, Problem, bool]:
     problem = parse(options)
     shape = Batch(sides[0], sides[1], tuple(sides[2:])).shape
-    return shape, problem, not problem.by_row and hasattr(plan(shape, problem).engine, "hold")
+    return shape, problem, holds(problem, plan(shape, problem).engine)
 
 
 def _forward(sides: list[Tensor], *rest: Any, **_: Any) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import checks, flops, rows
 from .kernels.problem import Batch, Problem, parse
-from .plan import Plan, cached_plan, plan
+from .plan import Plan, cached_plan, holds, plan
 
 PLAIN = (Tensor, torch.nn.Parameter)
 NO_SECOND_DERIVATIVE = (
@@ -82,11 +82,6 @@ def output_dtype(dtype: torch.dtype) -> torch.dtype:
         torch.float32
     """
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def holds(problem: Problem, engine: Any) -> bool:
-    """Whether the gradient is formed in the forward, to be multiplied by the one upstream number afterwards."""
-    return not problem.by_row and hasattr(engine, "hold")
 
 
 def _forward(
@@ -181,8 +176,11 @@ class Contrastive(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.chosen, ctx.needs, ctx.found = chosen, needs, found
         ctx.dtypes = tuple(side.dtype for side in sides)
-        # Not for use: so that a change of the inputs is noticed where their gradient is still to be formed.
-        ctx.save_for_backward(*(() if holds(problem, engine) else sides))
+        # Not for use: so that a change of what the backward still needs is noticed.
+        held, learnt = holds(problem, engine), isinstance(temperature, Tensor)
+        ctx.save_for_backward(
+            *(() if held else sides), *((temperature,) if learnt and (of_temperature or not held) else ())
+        )
         ctx.temperature = temperature
         return first if second is None else (first, second)
 

@@ -152,6 +152,16 @@ def plan(shape: Shape, problem: Problem) -> Plan:
     return Plan("torch", f"Triton cannot run: {why_not}", problem, shape)
 
 
+def holds(problem: Problem, engine: Any) -> bool:
+    """Whether a path forms the gradient in its forward, to be multiplied by the one upstream number afterwards.
+
+    Example:
+        >>> holds(Problem(loss="cz_nce"), torch_engine), holds(Problem(loss="contrast"), torch_engine)
+        (True, False)
+    """
+    return not problem.by_row and hasattr(engine, "hold")
+
+
 # Sizes that a compiler has not settled yet cannot be looked up, and go through the function itself.
 cached_plan = lru_cache(maxsize=4096)(plan)
 

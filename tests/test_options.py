@@ -200,26 +200,26 @@ def test_a_learnt_temperature_stays_in_its_domain(kind: Any, step: float) -> Non
         loss = module(x, x + 0.01 * rows(16, seed=turn))
         loss.backward()
         optimizer.step()
-        tau = module.current_temperature().item()
+        tau = float(module.current_temperature())
         assert 0.001 <= tau <= 10
         assert loss.isfinite()
     copy = kind(learnable_temperature=True)
     copy.load_state_dict(module.state_dict())
-    assert copy.current_temperature().item() == tau
+    assert float(copy.current_temperature()) == tau
 
 
 def test_a_temperature_beyond_its_bounds_finds_back() -> None:
     module = ctloss.InfoNCELoss(learnable_temperature=True)
     with torch.no_grad():
         next(module.parameters()).fill_(math.log(1e-6))
-    assert module.current_temperature().item() == pytest.approx(0.001, rel=1e-5)
+    assert float(module.current_temperature()) == pytest.approx(0.001, rel=1e-5)
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
     for turn in range(200):
         optimizer.zero_grad()
         # Pairs that have nothing in common want a high temperature.
         module(rows(16), rows(16, seed=turn + 1)).backward()
         optimizer.step()
-    assert module.current_temperature().item() > 0.01
+    assert float(module.current_temperature()) > 0.01
 
 
 def test_modules_pass_tensors_on() -> None:
@@ -363,3 +363,25 @@ def test_distributed_tensors_are_refused_by_name() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "x: expected a plain tensor, got a DTensor; pass x.to_local()" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_temperature_changed_before_the_backward_is_noticed(reduction: Any) -> None:
+    x, y = pair()
+    tau = torch.tensor(0.1, requires_grad=True)
+    loss = ctloss.info_nce(x, y, temperature=tau, reduction=reduction).sum()
+    with torch.no_grad():
+        tau.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_rows_changed_before_the_backward_are_noticed_where_it_matters() -> None:
+    x, y = pair()
+    expected = torch.autograd.grad(ctloss.cz_nce(x, y), x)[0]
+    held, waiting = ctloss.cz_nce(x, y), ctloss.contrast(x, y).z.sum()
+    with torch.no_grad():
+        x.mul_(2)
+    assert torch.equal(torch.autograd.grad(held, x)[0], expected)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        waiting.backward()
