@@ -85,15 +85,15 @@ def output_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _forward(
-    batch: Batch, weights: Tensor | None, problem: Problem, engine: Any, needs: tuple[bool, ...]
+    batch: Batch, weights: Tensor | None, chosen: Plan, needs: tuple[bool, ...]
 ) -> tuple[Tensor, Tensor | None, Found]:
     """The loss, or z and the positives' logits; ``needs``: of the sides, then of the temperature."""
     *of_sides, of_temperature = needs
+    problem, engine = chosen.problem, chosen.engine
     with _WithoutAutocast(batch.x.device.type):
         found = engine.forward(batch, problem, moment=of_temperature, gradient=any(of_sides))
-        shape = batch.shape
-        dtype = output_dtype(shape.dtype)
-        z, filled = found.z, shape.fills(problem)
+        dtype = output_dtype(chosen.shape.dtype)
+        z, filled = found.z, chosen.shape.fills(problem)
         if problem.loss == "contrast":
             unit = (z != -torch.inf).to(z.dtype)
             left = Found(unit, 1.0, found.positive, found.moment, found.state)
@@ -172,7 +172,7 @@ class Contrastive(torch.autograd.Function):
         *_, of_temperature = ctx.needs_input_grad[:4]
         needs = (*ctx.needs_input_grad[4:], of_temperature)
         batch = Batch(sides[0], sides[1], sides[2:], temperature, *ids)
-        first, second, found = _forward(batch, weights, problem, engine, needs)
+        first, second, found = _forward(batch, weights, chosen, needs)
         ctx.set_materialize_grads(False)
         ctx.chosen, ctx.needs, ctx.found = chosen, needs, found
         ctx.dtypes = tuple(side.dtype for side in sides)
@@ -265,7 +265,7 @@ def fused(batch: Batch, weights: Tensor | None, chosen: Plan) -> Any:
         if any(needs):
             return Contrastive.apply(chosen, ids, weights, batch.temperature, *batch.sides)
         with torch.no_grad():
-            first, second, _ = _forward(batch, weights, problem, chosen.engine, needs)
+            first, second, _ = _forward(batch, weights, chosen, needs)
     else:
         flops.announce()
         arguments, *rest = _arguments(batch, needs, problem)
@@ -367,7 +367,7 @@ def _contrastive(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     batch = _batch(sides, temperature, ids, masked, tau)
     chosen = cached_plan(batch.shape, parse(options))
-    first, second, found = _forward(batch, weights, chosen.problem, chosen.engine, tuple(needs))
+    first, second, found = _forward(batch, weights, chosen, tuple(needs))
     saved = _serialised(found, batch, chosen.problem, chosen.engine) if any(needs) else []
     return first, first.new_empty(0) if second is None else second, saved
 
