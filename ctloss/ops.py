@@ -108,6 +108,8 @@ def _forward(
         state = found.state
         if holds(problem, engine):
             state = engine.hold(state, unit, unit, tuple(of_sides), 1.0 if weights is None else None)
+        elif not isinstance(unit, Tensor):
+            unit = torch.full_like(z, unit)
     return loss, None, Found(unit, share, found.positive, found.moment, state)
 
 

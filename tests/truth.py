@@ -105,6 +105,7 @@ def truth(case: Case, a: Tensor, b: Tensor) -> Truth:
 
 def truth_of(batch: Batch, problem: Problem, a: Tensor, b: Tensor, precise: torch.dtype) -> Truth:
     """Evaluate the closed form, and the same sums over the sizes of their terms."""
+    n, num_rows = batch.x.shape[0], len(a)
     call = arguments(batch, problem)
     of = pairs(**call)
     z, positive = contrast(**call)
@@ -121,8 +122,13 @@ def truth_of(batch: Batch, problem: Problem, a: Tensor, b: Tensor, precise: torc
     # a·moment + (a − b)·s⁺, as it is formed from what a path returns.
     slope_size = (a.abs() * moment_size + (a - b).abs() * positive.abs()) / of.temperature
     per_row = isinstance(batch.temperature, Tensor) and batch.temperature.dim() == 1
-    # A logit of size S carries about one unit in S's last place; the exponential makes of that a relative error.
-    largest = torch.cat([of.logits[of.counts].abs(), positive.abs()]).max()
+    # A dot product in single precision is off by units in the last place of what the sizes of its terms add up to, even
+    # where they cancel; the exponential makes of a logit's error a relative error of its weight. So S is that sum, over
+    # the pairs that count: never more than the largest logit of a row with itself.
+    entries = of.sides.abs()
+    products = entries[:num_rows] @ entries.T
+    of_pairs = (entries[:n] * entries[n : 2 * n]).sum(1).repeat(num_rows // n)
+    largest = (torch.cat([products.masked_fill(~of.counts, 0.0), of_pairs[:, None]], 1) / of.temperature[:, None]).max()
     return Truth(
         z=z,
         positive=positive,
