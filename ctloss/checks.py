@@ -21,19 +21,24 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def must(condition: Any, message: Callable[[], str]) -> None:
+def must(condition: Any, short: str, message: Callable[[], str]) -> None:
     """Refuse sizes that do not fit, also ones that a compiler knows only at run time.
 
+    Args:
+        condition: what has to hold.
+        short: what is told where the sizes are not known yet.
+        message: what is told otherwise.
+
     Raises:
-        ValueError: with the message; at run time of a compiled graph, RuntimeError.
+        ValueError: with the message; RuntimeError at run time of a compiled graph.
 
     Example:
-        >>> must(True, lambda: "never told")
+        >>> must(True, "never told", lambda: "never told either")
     """
     if condition is True:
         return
     if torch.compiler.is_compiling():
-        torch._check(condition)
+        torch._check(condition, lambda: short)
     elif not condition:
         raise ValueError(message())
 
@@ -61,11 +66,7 @@ def embeddings(name: str, rows: object) -> Tensor:
             f"{name}: expected a torch.Tensor of shape (n, d), got {type(rows).__name__}; "
             "torch.as_tensor converts lists and arrays"
         )
-    if hasattr(rows, "placements") and hasattr(rows, "to_local"):
-        raise TypeError(
-            f"{name}: expected a plain tensor, got a DTensor; pass {name}.to_local() for the loss of this rank's rows, "
-            f"or {name}.full_tensor() for that of all"
-        )
+    local(name, rows)
     if rows.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got {rows.layout}; convert it with .to_dense()")
     if rows.dtype.is_complex:
@@ -114,22 +115,44 @@ def pair(x: object, y: object) -> tuple[Tensor, Tensor]:
             "row i of y must be the positive of row i of x"
         )
 
-    must(x.shape[0] == y.shape[0], message)
-    must(x.shape[1] == y.shape[1], message)
-    must(x.shape[0] >= 1, lambda: f"x and y: expected at least 1 row, got {tuple(first.shape)}; skip an empty batch")
+    must(x.shape[0] == y.shape[0], "x and y: expected as many rows in one as in the other", message)
+    must(x.shape[1] == y.shape[1], "x and y: expected as many columns in one as in the other", message)
+    must(
+        x.shape[0] >= 1,
+        "x and y: expected at least 1 row",
+        lambda: f"x and y: expected at least 1 row, got {tuple(first.shape)}; skip an empty batch",
+    )
     same_device("y", y, x)
     return x, y
 
 
-def same_device(name: str, tensor: Tensor, x: Tensor) -> None:
-    """Refuse a tensor that is not where x is.
+def local(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that is spread over ranks.
 
     Raises:
+        TypeError: for a DTensor.
+
+    Example:
+        >>> local("x", torch.zeros(2))
+    """
+    if hasattr(tensor, "placements") and hasattr(tensor, "to_local"):
+        raise TypeError(
+            f"{name}: expected a plain tensor, got a DTensor; pass {name}.to_local() for the loss of this rank's rows, "
+            f"or {name}.full_tensor() for that of all"
+        )
+
+
+def same_device(name: str, tensor: Tensor, x: Tensor) -> None:
+    """Refuse a tensor that is not where x is, or not on one device at all.
+
+    Raises:
+        TypeError: for a DTensor.
         ValueError: naming both devices.
 
     Example:
         >>> same_device("y", torch.zeros(2), torch.zeros(2))
     """
+    local(name, tensor)
     if tensor.device != x.device:
         raise ValueError(
             f"{name}: expected a tensor on x's device, {x.device}, got one on {tensor.device}; "
@@ -166,6 +189,11 @@ def candidates(x: Tensor, given: object) -> tuple[Tensor, ...]:
     found = []
     for rows in sets:
         if isinstance(rows, Tensor) and rows.ndim == 3:
+            if rows.shape[0] != x.shape[0]:
+                raise ValueError(
+                    f"candidates: expected (n, k, d) with k rows for each of {x.shape[0]} pairs, got "
+                    f"{tuple(rows.shape)}; flatten(0, 1) makes (m, d) of rows that belong to no pair"
+                )
             rows = rows.flatten(0, 1)
         rows = embeddings("candidates", rows)
         if rows.shape[1] != x.shape[1]:
@@ -203,6 +231,7 @@ def ids(name: str, given: object, count: Any, x: Tensor) -> Tensor:
         raise TypeError(f"{name}: expected a tensor of integers, one a row, got {got}; torch.as_tensor(list) makes one")
     must(
         given.numel() == count,
+        f"{name}: expected one id a row",
         lambda: f"{name}: expected one id a row, {count} of them, got shape {tuple(given.shape)}",
     )
     same_device(name, given, x)
@@ -353,6 +382,11 @@ def batch(
         True
     """
     x, y = pair(x, y)
+    if candidates_given is None and problem.negatives == "none":
+        raise ValueError(
+            "candidates: expected some with negatives='none', which compares rows with candidates only, got None; "
+            "pass a queue or hard negatives, or another set of negatives"
+        )
     tau = temperature(temperature_given, x, problem.num_directions, read=read)
     if candidates_given is None and ids_given is None and candidate_ids_given is None:
         return Batch(x, y, (), tau)
@@ -371,6 +405,14 @@ def _candidate_ids(given: object, candidates_given: object, sets: tuple[Tensor, 
             f"candidate_ids: expected one tensor of ids for each of {len(sets)} sets of candidates (or None for a set "
             f"whose rows are never left out), got {len(given) if isinstance(given, list | tuple) else given!r}"
         )
+    raw: Any = [candidates_given] if isinstance(candidates_given, Tensor) else candidates_given or ()
+    shapes = [rows.shape[:-1] for rows in raw]
+    for own, shape in zip(given, shapes, strict=True):
+        if isinstance(own, Tensor) and own.shape != shape:
+            raise ValueError(
+                f"candidate_ids: expected one id a candidate, of shape {tuple(shape)}, got {tuple(own.shape)}; "
+                "they follow the candidates' shape without its last dimension"
+            )
     return tuple(
         None if own is None else ids("candidate_ids", own, rows.shape[0], x)
         for own, rows in zip(given, sets, strict=True)

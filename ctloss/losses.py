@@ -13,20 +13,23 @@ from torch import Tensor
 from . import checks, rows
 from .contrast import Contrast
 from .kernels.problem import Batch, CZOptions, LossOptions, PairOptions, Problem
-from .ops import fused, output_dtype, transformed, unwatched
+from .ops import Refused, forward_mode, fused, output_dtype, transformed, unwatched
 from .plan import OPTIONS, Plan, cached_plan, plan, problem_for
 from .reference import contrast as reference_contrast
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+NO_SECOND_DERIVATIVE_OF_RATIO = (
+    "ctloss: form='ratio' has no second derivative; use form='log', which has the same first one, with impl='reference'"
+)
 Temperature = float | Tensor
 Candidates = Tensor | Sequence[Tensor] | None
 CandidateIds = Tensor | Sequence[Tensor | None] | None
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _takes(loss: str) -> Callable[[Function], Function]:
+def takes(loss: str) -> Callable[[Function], Function]:
     """Show a loss's options in a function's signature, with the defaults that :class:`Problem` gives them."""
 
     def show(function: Function) -> Function:
@@ -46,32 +49,32 @@ def _takes(loss: str) -> Callable[[Function], Function]:
 class _OnceDifferentiable(torch.autograd.Function):
     """The identity; its gradient is the identity too, but refuses to be differentiated again."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
+    def forward(value: Tensor) -> Tensor:
         return value.view_as(value)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        result: Tensor = _Refused.apply(gradient)
+        if torch.compiler.is_compiling():
+            # Compiled graphs have no second derivative at all.
+            return gradient.view_as(gradient)
+        result: Tensor = Refused.apply(gradient, NO_SECOND_DERIVATIVE_OF_RATIO)
         return result
-
-
-class _Refused(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        raise RuntimeError(
-            "ctloss: form='ratio' has no second derivative; use form='log', which has the same first one, "
-            "with impl='reference'"
-        )
 
 
 def _by_definition(batch: Batch, weights: Tensor | None, problem: Problem) -> Any:
     """The reference path: plain operations in float64."""
     if problem.form == "ratio":
+        if forward_mode():
+            raise RuntimeError(
+                "form: expected 'log' under forward-mode differentiation, got 'ratio'; it has the same derivative"
+            )
         once = _OnceDifferentiable.apply
         temperature = once(batch.temperature) if isinstance(batch.temperature, Tensor) else batch.temperature
         batch = batch._replace(x=once(batch.x), y=once(batch.y), temperature=temperature)
@@ -116,8 +119,8 @@ def _run(batch: Batch, weights: Tensor | None, problem: Problem) -> Any:
         return _by_definition(batch, weights, problem)
     if weights is None or not weights.requires_grad or problem.loss == "contrast":
         return fused(batch, weights, chosen)
-    one_by_one = _chosen(batch, replace(problem, reduction="none"))
-    return rows.reduce(problem, fused(batch, None, one_by_one), weights)
+    losses = fused(batch, None, _chosen(batch, replace(problem, reduction="none")))
+    return rows.reduce(problem, losses, weights.double()).to(losses.dtype)
 
 
 def prepared(
@@ -193,7 +196,7 @@ def _loss(loss: str, x: Tensor, y: Tensor, weights: Tensor | None, options: Any,
     return total
 
 
-@_takes("cz_nce")
+@takes("cz_nce")
 def cz_nce(
     x: Tensor,
     y: Tensor,
@@ -226,7 +229,7 @@ def cz_nce(
         ids: ``(n,)`` integers, one a pair: a pair of rows is a negative only where their ids differ, which leaves out
             duplicates. ``None`` stands for 0 … n − 1.
         candidate_ids: the candidates' ids, in the shape of their rows; without them no candidate is left out.
-        weights: ``(n,)`` or ``(2n,)`` weights of the row losses: ``"mean"`` is then Σ w L / Σ w.
+        weights: ``(n,)`` or ``(2n,)`` weights of the row losses: ``"mean"`` is then Σ w L / Σ w, and 0 if all are 0.
         negatives: ``"both"``: every other row of both sides (the paper, NT-Xent). ``"cross"``: those of the other side
             (CLIP). ``"own"``: those of the row's own side. ``"none"``: the candidates only.
         directions: ``"both"``, or ``"x"``: the rows of x are the anchors, of which there are n then (queries to
@@ -242,7 +245,8 @@ def cz_nce(
             an error saying why; :func:`ctloss.explain` tells what would run.
 
     Returns:
-        The loss in float32 (float64 for float64 inputs): a scalar, or ``(2n,)`` for ``"none"``.
+        The loss in float32 (float64 for float64 inputs): a scalar, or one number a row for ``"none"``: ``(2n,)``, or
+        ``(n,)`` for ``directions="x"``.
 
     Raises:
         TypeError: for inputs that are no floating-point tensors, or an unknown option.
@@ -273,7 +277,7 @@ def cz_nce(
     )
 
 
-@_takes("info_nce")
+@takes("info_nce")
 def info_nce(
     x: Tensor,
     y: Tensor,
@@ -316,7 +320,8 @@ def info_nce(
         impl: ``"auto"``, or a path's name.
 
     Returns:
-        The loss in float32 (float64 for float64 inputs): a scalar, or ``(2n,)`` for ``"none"``.
+        The loss in float32 (float64 for float64 inputs): a scalar, or one number a row for ``"none"``: ``(2n,)``, or
+        ``(n,)`` for ``directions="x"``.
 
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`cz_nce`.
@@ -342,7 +347,7 @@ def info_nce(
     )
 
 
-@_takes("contrast")
+@takes("contrast")
 def contrast(
     x: Tensor,
     y: Tensor,
@@ -404,7 +409,7 @@ def contrast(
     return Contrast(*(torch.stack(one) for one in zip(*of_widths, strict=True)))
 
 
-@_takes("cz_nce")
+@takes("cz_nce")
 def explain(
     x: Tensor,
     y: Tensor,
@@ -454,5 +459,7 @@ def explain(
         ids=ids,
         candidate_ids=candidate_ids,
     )
-    checks.weights(weights, batch.x, problem.num_directions)
+    weights = checks.weights(weights, batch.x, problem.num_directions)
+    if weights is not None and weights.requires_grad:
+        problem = replace(problem, reduction="none")
     return _chosen(batch, problem)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from . import checks
 from .kernels.problem import CZOptions, LossOptions
-from .losses import CandidateIds, Candidates, cz_nce, info_nce
+from .losses import CandidateIds, Candidates, cz_nce, info_nce, takes
+from .ops import forward_mode
 from .plan import problem_for
 
 if TYPE_CHECKING:
@@ -22,11 +23,16 @@ LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 0.001, 10.0
 class _Bounded(torch.autograd.Function):
     """A clamp whose gradient still leads back inside: only what would lead further outside is zeroed."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, value: Tensor, least: float, largest: float) -> Tensor:
-        ctx.save_for_backward(value)
-        ctx.bounds = least, largest
+    def forward(value: Tensor, least: float, largest: float) -> Tensor:
         return value.clamp(least, largest)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        value, *ctx.bounds = inputs
+        ctx.save_for_backward(value)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -67,12 +73,14 @@ class LearnableTemperature(nn.Module):
         """τ, a scalar, differentiable."""
         # By more than a rounding inside, so that exp of it is not outside.
         least, largest = math.log(LEAST_TEMPERATURE) + 1e-6, math.log(LARGEST_TEMPERATURE) - 1e-6
+        if forward_mode():
+            return self.log_temperature.clamp(least, largest).exp()
         bounded: Tensor = _Bounded.apply(self.log_temperature, least, largest)
         return bounded.exp()
 
 
 class _PairLoss(nn.Module):
-    """What the modules share: options checked once, when the module is made, and the temperature."""
+    """What the modules share: options, refused when the module is made if they are wrong, and the temperature."""
 
     loss: ClassVar[str]
 
@@ -142,6 +150,7 @@ class CZNCELoss(_PairLoss):
 
     loss = "cz_nce"
 
+    @takes("cz_nce")
     def __init__(
         self,
         temperature: float | Tensor = 0.07,
@@ -194,6 +203,7 @@ class InfoNCELoss(_PairLoss):
 
     loss = "info_nce"
 
+    @takes("info_nce")
     def __init__(
         self,
         temperature: float | Tensor = 0.07,

@@ -29,15 +29,21 @@ Ids = tuple[Tensor | None, tuple[Tensor | None, ...]]
 
 
 class Refused(torch.autograd.Function):
-    """The identity for a gradient; a gradient of that is refused, whether or not it depends on anything."""
+    """A gradient as it is, whose own gradient is an error, reached from whatever tensors it depends on."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, anchor: Tensor) -> Tensor:
+    def forward(gradient: Tensor, message: str, *sources: Tensor) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.message = inputs[1]
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        raise RuntimeError(NO_SECOND_DERIVATIVE)
+        raise RuntimeError(ctx.message)
 
 
 class Found(NamedTuple):
@@ -110,7 +116,7 @@ def _forward(
             state = engine.hold(state, unit, unit, tuple(of_sides), 1.0 if weights is None else None)
         elif not isinstance(unit, Tensor):
             unit = torch.full_like(z, unit)
-    return loss, None, Found(unit, share, found.positive, found.moment, state)
+    return loss, None, Found(unit, share, found.positive if of_temperature else None, found.moment, state)
 
 
 def _backward(
@@ -170,7 +176,6 @@ class Contrastive(torch.autograd.Function):
     def forward(
         ctx: Any, chosen: Plan, ids: Ids, weights: Tensor | None, temperature: float | Tensor, *sides: Tensor
     ) -> Any:
-        problem, engine = chosen.problem, chosen.engine
         *_, of_temperature = ctx.needs_input_grad[:4]
         needs = (*ctx.needs_input_grad[4:], of_temperature)
         batch = Batch(sides[0], sides[1], sides[2:], temperature, *ids)
@@ -178,12 +183,9 @@ class Contrastive(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.chosen, ctx.needs, ctx.found = chosen, needs, found
         ctx.dtypes = tuple(side.dtype for side in sides)
-        # Not for use: so that a change of what the backward still needs is noticed.
-        held, learnt = holds(problem, engine), isinstance(temperature, Tensor)
-        ctx.save_for_backward(
-            *(() if held else sides), *((temperature,) if learnt and (of_temperature or not held) else ())
-        )
-        ctx.temperature = temperature
+        # So that a change of the inputs is noticed, and a second derivative meets them.
+        ctx.save_for_backward(*sides, *((temperature,) if isinstance(temperature, Tensor) else ()))
+        ctx.temperature = temperature if not isinstance(temperature, Tensor) else None
         return first if second is None else (first, second)
 
     @staticmethod
@@ -191,15 +193,19 @@ class Contrastive(torch.autograd.Function):
         first, second = upstream if len(upstream) == 2 else (upstream[0], None)
         if first is None and second is None:
             return (None,) * (4 + len(ctx.dtypes))
-        _ = ctx.saved_tensors
+        inputs = ctx.saved_tensors
+        temperature = inputs[-1] if ctx.temperature is None else ctx.temperature
         problem, engine = ctx.chosen.problem, ctx.chosen.engine
-        run = partial(_backward, ctx.found, ctx.dtypes, ctx.temperature, problem, engine, ctx.needs)
+        run = partial(_backward, ctx.found, ctx.dtypes, temperature, problem, engine, ctx.needs)
         with torch.no_grad():
             gradients = run(first, second) if unwatched(first, second) else _batched(run, ctx, first, second)
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
+            # As saved tensors are: a loss that is kept for its value keeps nothing else.
+            ctx.found = None
         # Grad mode is on if the gradient is to be differentiated.
         if torch.is_grad_enabled():
-            anchor = torch.empty(0, requires_grad=True)
-            gradients = [None if one is None else Refused.apply(one, anchor) for one in gradients]
+            sources = NO_SECOND_DERIVATIVE, *(one for one in upstream if one is not None), *inputs
+            gradients = [None if one is None else Refused.apply(one, *sources) for one in gradients]
         *of_sides, of_temperature = gradients
         return None, None, None, of_temperature, *of_sides
 
@@ -229,7 +235,17 @@ def transformed() -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return torch._C._are_functorch_transforms_active() or forward_mode()
+
+
+def forward_mode() -> bool:
+    """Whether derivatives are taken in forward mode here.
+
+    Example:
+        >>> forward_mode()
+        False
+    """
+    return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -386,7 +402,8 @@ def _contrastive_fake(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     problem = parse(options)
     shape = Batch(sides[0], sides[1], tuple(sides[2:]), 1.0 if temperature is None else temperature).shape
-    engine = plan(shape._replace(masked=ids is not None), problem).engine
+    shape = shape._replace(masked=ids is not None)
+    engine = plan(shape, problem).engine
     num_rows = problem.num_directions * shape.n
     new, dtype = sides[0].new_empty, output_dtype(shape.dtype)
     first = new((num_rows,) if problem.by_row else (), dtype=dtype)

@@ -74,7 +74,13 @@ def shares(problem: Problem, num_rows: int, weights: Tensor | None) -> float | T
     if weights is None:
         return 1.0 / num_rows if problem.reduction == "mean" else 1.0
     wide = weights.double()
-    return wide / wide.sum() if problem.reduction == "mean" else wide
+    return wide / _sum(wide) if problem.reduction == "mean" else wide
+
+
+def _sum(weights: Tensor) -> Tensor:
+    """What a weighted mean is divided by: nothing is left of rows that all weigh nothing, and 0 of it is 0."""
+    total = weights.sum()
+    return torch.where(total == 0, 1.0, total)
 
 
 def reduce(problem: Problem, losses: Tensor, weights: Tensor | None) -> Tensor:
@@ -97,5 +103,5 @@ def reduce(problem: Problem, losses: Tensor, weights: Tensor | None) -> Tensor:
     if problem.reduction == "sum":
         return losses.sum()
     if problem.reduction == "mean":
-        return losses.mean() if weights is None else losses.sum() / weights.sum()
+        return losses.mean() if weights is None else losses.sum() / _sum(weights)
     return losses

@@ -138,7 +138,8 @@ def _temperatures(temperature: float | Tensor, x: Tensor, directions: int) -> tu
     """The temperature of every row, ``(n,)`` for each direction; NaN where a tensor's is not positive."""
     if isinstance(temperature, Tensor):
         temperature = temperature.to(device=x.device, dtype=x.dtype).reshape(-1)
-        temperature = torch.where(temperature > 0, temperature, torch.nan)
+        # A product, so that the gradient is NaN as well.
+        temperature = temperature * torch.where(temperature > 0, 1.0, torch.nan)
     else:
         temperature = x.new_full((1,), temperature)
     return temperature.expand(directions * x.shape[0]).chunk(directions)

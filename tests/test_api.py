@@ -321,6 +321,13 @@ REFUSED = [
     (lambda x, y: ctloss.cz_nce(x, y, candidates=x, candidate_ids=torch.arange(2)), ValueError, "candidate_ids"),
     (lambda x, y: ctloss.cz_nce(x, y, candidates=[x, y], candidate_ids=[None]), ValueError, "2 sets"),
     (lambda x, y: ctloss.cz_nce(x, y, candidate_ids=torch.arange(2)), ValueError, "0 sets"),
+    (lambda x, y: ctloss.cz_nce(x, y, negatives="none"), ValueError, "candidates: expected some"),
+    (lambda x, y: ctloss.cz_nce(x, y, candidates=x[:4, None]), ValueError, "for each of 6 pairs"),
+    (
+        lambda x, y: ctloss.cz_nce(x, y, candidates=x[:, None], candidate_ids=torch.arange(6)),
+        ValueError,
+        r"of shape \(6, 1\), got \(6,\)",
+    ),
     (lambda x, y: ctloss.cz_nce(x, y, weights=torch.ones(5)), ValueError, "weights"),
     (lambda x, y: ctloss.cz_nce(x, y, weights=[1.0] * 6), TypeError, "weights"),
     (lambda x, y: ctloss.cz_nce(x, y, weights=torch.ones(12), directions="x"), ValueError, "weights"),

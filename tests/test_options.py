@@ -376,12 +376,87 @@ def test_a_temperature_changed_before_the_backward_is_noticed(reduction: Any) ->
         loss.backward()
 
 
-def test_rows_changed_before_the_backward_are_noticed_where_it_matters() -> None:
+@pytest.mark.parametrize("loss", [*LOSSES, lambda x, y: ctloss.contrast(x, y).z.sum()])
+def test_rows_changed_before_the_backward_are_noticed(loss: Any) -> None:
     x, y = pair()
-    expected = torch.autograd.grad(ctloss.cz_nce(x, y), x)[0]
-    held, waiting = ctloss.cz_nce(x, y), ctloss.contrast(x, y).z.sum()
+    value = loss(x, y)
     with torch.no_grad():
         x.mul_(2)
-    assert torch.equal(torch.autograd.grad(held, x)[0], expected)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        waiting.backward()
+        value.backward()
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, lambda x, y: ctloss.contrast(x, y).z.sum()])
+def test_second_derivatives_are_refused_however_they_are_asked_for(loss: Any) -> None:
+    x, y = pair()
+
+    def first() -> tuple[Tensor, Tensor]:
+        value = loss(x, y)
+        return value, torch.autograd.grad(value, x, create_graph=True)[0]
+
+    value, gradient = first()
+    for run in (
+        lambda: torch.autograd.grad(gradient.square().sum(), x, retain_graph=True),
+        lambda: torch.autograd.grad(value + gradient.square().sum(), x, retain_graph=True),
+        lambda: (value + gradient.square().sum()).backward(inputs=[x]),
+        lambda: torch.autograd.functional.hessian(lambda a: loss(a, y), x),
+        lambda: torch.autograd.functional.jvp(lambda a: loss(a, y), x.detach(), x.detach()),
+    ):
+        with pytest.raises(RuntimeError, match="impl='reference'"):
+            run()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_loss_that_is_kept_keeps_no_gradient(reduction: Any) -> None:
+    x, y = pair(64, 32)
+    loss = ctloss.info_nce(x, y, reduction=reduction)
+    loss.sum().backward()
+    assert loss.grad_fn is not None
+    assert loss.grad_fn.found is None  # type: ignore[attr-defined]
+    again = ctloss.info_nce(x, y, reduction=reduction).sum()
+    one, other = (torch.autograd.grad(again, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_weights_of_any_dtype_are_summed_in_double_precision() -> None:
+    x, y = pair()
+    for weights in (torch.full((6,), 6e4).half(), torch.full((6,), 3e38), torch.ones(6, dtype=torch.float64)):
+        expected = ctloss.info_nce(x, y, weights=weights)
+        learnt = ctloss.info_nce(x, y, weights=weights.clone().requires_grad_())
+        assert expected.dtype == learnt.dtype == torch.float32
+        torch.testing.assert_close(learnt, expected)
+        torch.testing.assert_close(expected, ctloss.info_nce(x, y))
+    nothing = ctloss.info_nce(x, y, weights=torch.zeros(6))
+    assert nothing.item() == 0
+    assert (torch.autograd.grad(nothing, x)[0] == 0).all()
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_every_reduction_has_a_gradient_on_every_path(loss: Any, reduction: Any, impl: str) -> None:
+    x, y = pair(9, 12)
+    for options in ({}, {"negatives": "own"}, {"candidates": rows(5, 12, 3)}, {"ids": torch.tensor([0, 0, *range(7)])}):
+        ours, theirs = (
+            torch.autograd.grad(loss(x, y, reduction=reduction, impl=path, **options).sum(), (x, y))
+            for path in (impl, "reference")
+        )
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_learnt_temperatures_and_ratios_go_through_transforms() -> None:
+    x, y = pair()
+    module = ctloss.InfoNCELoss(learnable_temperature=True)
+    parameters = dict(module.named_parameters())
+
+    def loss(given: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(module, given, (x.detach(), y.detach()))
+
+    (found,) = torch.func.grad(loss)(parameters).values()
+    module(x.detach(), y.detach()).backward()
+    torch.testing.assert_close(found, next(module.parameters()).grad)
+    stack = {name: torch.stack([value.detach()] * 3) for name, value in parameters.items()}
+    assert torch.vmap(loss)(stack).shape == (3,)
+    of_ratio = torch.func.grad(lambda a: ctloss.cz_nce(a, y.detach(), form="ratio"))(x.detach())
+    torch.testing.assert_close(of_ratio, torch.autograd.grad(ctloss.cz_nce(x, y), x)[0])

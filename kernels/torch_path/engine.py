@@ -125,7 +125,7 @@ def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> 
             base2_z = sums.lse - logits.positive(problem.num_directions)
             lse, mean = sums.lse, sums.mean
     z, positive = base2_z.mul_(LN2), None
-    if mean is not None or problem.loss == "contrast":
+    if mean is not None or problem.by_row:
         similarities = (found.rows if found is not None else logits.rows).positive
         positive = _natural(similarities, scale, problem.num_directions)
     if mean is not None and positive is not None:
