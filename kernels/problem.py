@@ -112,6 +112,16 @@ class Problem:
             raise ValueError(f"form: expected 'log' for {self.loss}, got 'ratio'; the ratio form belongs to cz_nce")
         _check_margin(self.margin)
         _check_dims(self.dims, self.dim_weights)
+        # Looked up at every call.
+        object.__setattr__(self, "_hash", hash(tuple(getattr(self, field.name) for field in fields(self))))
+
+    def __hash__(self) -> int:
+        found: int = self._hash  # type: ignore[attr-defined]
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Hashes of words are not those of another process.
+        return parse, (self.spell(),)
 
     @property
     def num_directions(self) -> int:

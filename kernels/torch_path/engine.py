@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -61,8 +60,7 @@ def describe(shape: Shape, problem: Problem) -> dict[str, object]:
     }
 
 
-@dataclass
-class State:
+class State(NamedTuple):
     """What the backward needs of the forward."""
 
     batch: Batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ EXCLUDED = -(2.0**125)
 row that has met no negative yet may have it for its maximum; the first negative multiplies such a sum by zero."""
 
 
-@dataclass(frozen=True)
-class Logits:
+class Logits(NamedTuple):
     """What panels of logits are formed from.
 
     Attributes:

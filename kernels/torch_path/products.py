@@ -7,6 +7,7 @@ tf32 factors, on a CPU through oneDNN. Logits rounded that way are off by up to 
 from __future__ import annotations
 
 import threading
+from functools import cache
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -47,7 +48,7 @@ class ExactProducts:
         with self._lock:
             if name not in self._inside:
                 self._former[name] = _read(name)
-                _write(name, "highest" if _legacy(name) else "ieee")
+                _write(name, "highest" if _matmul(name) is None else "ieee")
             self._inside[name] = self._inside.get(name, 0) + 1
             self._counted = True
 
@@ -63,28 +64,28 @@ class ExactProducts:
                 return
             del self._inside[name]
             former = self._former.pop(name)
-            if not _legacy(name):
+            if _matmul(name) is not None:
                 # "none" inherits a wider setting; prefer it where it gives back what was read.
                 _write(name, "none")
             if _read(name) != former:
                 _write(name, former)
 
 
+@cache
 def _matmul(name: str) -> Any:
-    return getattr(getattr(torch.backends, name), "matmul", None)
-
-
-def _legacy(name: str) -> bool:
-    """Whether one setting governs every backend, as before torch 2.9."""
-    return not hasattr(_matmul(name), "fp32_precision")
+    """A backend's settings for its products; ``None`` where one setting governs every backend, before torch 2.9."""
+    found = getattr(getattr(torch.backends, name), "matmul", None)
+    return found if hasattr(found, "fp32_precision") else None
 
 
 def _read(name: str) -> str:
-    return torch.get_float32_matmul_precision() if _legacy(name) else str(_matmul(name).fp32_precision)
+    settings = _matmul(name)
+    return torch.get_float32_matmul_precision() if settings is None else str(settings.fp32_precision)
 
 
 def _write(name: str, value: str) -> None:
-    if _legacy(name):
+    settings = _matmul(name)
+    if settings is None:
         torch.set_float32_matmul_precision(value)
     else:
-        _matmul(name).fp32_precision = value
+        settings.fp32_precision = value

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ LARGEST_EXPONENT = 30
 BLOCK_ENTRIES = 1 << 16
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """All sides' rows stacked, ``Z = [x; y; candidates]``, what undoes their scaling, and the positives' similarities.
 
     Attributes:

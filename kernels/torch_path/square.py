@@ -11,7 +11,7 @@ A batch out of the ordinary is left to the panels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +28,7 @@ LEAST_NORM, LARGEST_NORM = 2.0**-60, 2.0**29
 LARGEST_LOGIT = 500.0
 
 
-@dataclass
-class Square:
+class Square(NamedTuple):
     """A batch whose logits were formed at once.
 
     Attributes:
@@ -136,8 +135,8 @@ def gradients(
         both = torch.mm(weights, units)
         if centre is not None:
             both.addcmul_(weights.sum(1, keepdim=True), centre)
-        remove_radial(both, rows.stacked)
-        return [both[:n] / rows.norms[:n], both[n:] / rows.norms[n:]]
+        remove_radial(both, rows.stacked).div_(rows.norms)
+        return [both[:n], both[n:]]
     found: list[Tensor | None] = []
     for side, need in enumerate(needs):
         own = slice(side * n, (side + 1) * n)
