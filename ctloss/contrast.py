@@ -10,14 +10,20 @@ from torch import Tensor
 class Contrast(NamedTuple):
     """How every anchor compares with its negatives.
 
+    Indexing it gives its two tensors, as with any tuple; :meth:`rows` takes some of its rows.
+
     Attributes:
-        z: ``(rows,)`` log φ = lse over the negatives − s⁺; −inf for a row without negatives.
-        positive: ``(rows,)`` s⁺, the logit of the row's positive.
+        z: ``(rows,)`` log φ = lse over the negatives − s⁺; −inf for a row without negatives. With ``dims``,
+            ``(widths, rows)``.
+        positive: s⁺, the logit of the row's positive, in the shape of z.
 
     Example:
         >>> import torch
-        >>> Contrast(torch.tensor([-2.0]), torch.tensor([5.0])).lse
-        tensor([3.])
+        >>> c = Contrast(torch.tensor([-2.0, 0.5]), torch.tensor([5.0, 1.0]))
+        >>> c.lse
+        tensor([3.0000, 1.5000])
+        >>> c.rows(slice(1))
+        Contrast(z=tensor([-2.]), positive=tensor([5.]))
     """
 
     z: Tensor
@@ -25,5 +31,21 @@ class Contrast(NamedTuple):
 
     @property
     def lse(self) -> Tensor:
-        """``(rows,)`` log Σ exp(s) over the negatives, rounded once: use z where the difference matters."""
+        """log Σ exp(s) over the negatives, rounded once: use z where the difference matters."""
         return self.z + self.positive
+
+    def rows(self, index: slice | list[int] | Tensor) -> Contrast:
+        """Some of the rows, of every width if there are several.
+
+        Args:
+            index: a slice, row numbers, or a mask with an entry a row.
+
+        Returns:
+            Their :class:`Contrast`, differentiable.
+
+        Example:
+            >>> import torch
+            >>> Contrast(torch.tensor([-2.0, 0.5]), torch.tensor([5.0, 1.0])).rows(torch.tensor([False, True]))
+            Contrast(z=tensor([0.5000]), positive=tensor([1.]))
+        """
+        return Contrast(self.z[..., index], self.positive[..., index])

@@ -62,11 +62,30 @@ def test_label_smoothing_is_cross_entropy_with_it(negatives: str, directions: st
 
 def test_mean_logits_take_candidates_and_temperatures_of_rows() -> None:
     x, y = batch()
-    queue = torch.randn(4, 5, dtype=torch.float64)
+    queue = torch.randn(12, 5, dtype=torch.float64)
     tau = torch.linspace(0.1, 1, 6)
     found = objectives.mean_logits(x, y, candidates=[queue], temperature=tau, negatives="none", normalize=False)
     wanted = [torch.cat(((a * b).sum(1)[:, None], a @ queue.T), 1).mean(1) / tau for a, b in ((x, y), (y, x))]
     torch.testing.assert_close(found, torch.cat(wanted))
+    cube = queue.view(6, 2, 5)
+    for same in (queue, cube, [cube], (queue[:1], queue[1:])):
+        again = objectives.mean_logits(x, y, candidates=same, temperature=tau, negatives="none", normalize=False)
+        torch.testing.assert_close(again, found)
+
+
+def test_mean_logits_of_rows_of_any_scale() -> None:
+    """Cosines, whatever lengths the rows have; a zero row's are 0 and teach it nothing."""
+    x, y = batch()
+    scales = torch.tensor([1e-300, 1e-150, 1.0, 1e150, 1e300, 0.0], dtype=torch.float64)[:, None]
+    scaled = (x.detach() * scales).requires_grad_()
+    kept = slice(0, 5)
+    options: dict[str, Any] = {"negatives": "cross", "directions": "x"}
+    found, plain = (objectives.mean_logits(side, y, **options) for side in (scaled, x))
+    torch.testing.assert_close(found[kept], plain[kept], rtol=1e-12, atol=0.0)
+    assert found[5] == 0
+    (gradient,), (truth,) = gradients(found.sum(), scaled), gradients(plain.sum(), x)
+    torch.testing.assert_close((gradient * scales)[kept], truth[kept], rtol=1e-10, atol=1e-14)
+    assert (gradient[5] == 0).all()
 
 
 def test_hardness_alpha_raises_logits_without_gradient() -> None:
@@ -121,6 +140,29 @@ def normalized(normalizer: objectives.MovingNormalizer, z: list[float], ids: lis
     return normalizer(Contrast(torch.tensor(z, dtype=torch.float64), torch.zeros(len(z))), torch.tensor(ids), 2)
 
 
+def test_normalizer_resumes_its_schedule() -> None:
+    first, second = (objectives.MovingNormalizer(3) for _ in range(2))
+    first.gamma = 0.25
+    stored = first.state_dict()
+    assert all(isinstance(value, Tensor) for value in stored.values())
+    second.load_state_dict(stored)
+    assert second.gamma == 0.25
+    with pytest.raises(ValueError, match=r"gamma: expected a number in \(0, 1\], got 2"):
+        first.gamma = 2
+
+
+def test_normalizer_is_made_from_meta() -> None:
+    normalizer: Any = torch.nn.Sequential(objectives.MovingNormalizer(3)).to("meta").to_empty(device="cpu")[0]
+    assert normalizer.log_u.dtype == torch.float64
+    assert (normalizer.log_u == -math.inf).all()
+    with torch.device("meta"):
+        other = objectives.MovingNormalizer(3)
+    stored = objectives.MovingNormalizer(3)
+    normalized(stored, [1.0] * 4, [2, 1])
+    other.load_state_dict(stored.state_dict(), assign=True)
+    assert torch.equal(other.log_u, stored.log_u)
+
+
 def test_normalizer_resumes_and_keeps_its_digits() -> None:
     first, second = (objectives.MovingNormalizer(3) for _ in range(2))
     normalized(first, [-800.0, 1.0, 900.0, 2.0], [2, 0])
@@ -153,10 +195,15 @@ def test_normalizer_in_evaluation_writes_nothing() -> None:
     assert torch.equal(normalizer.log_u, before)
 
 
-def test_normalizer_of_a_sample_twice_in_a_batch_repeats_itself() -> None:
-    normalizer = objectives.MovingNormalizer(2, gamma=1.0, num_directions=1)
-    normalized(normalizer, [3.0, 1.0], [1, 1])
-    assert math.isclose(normalizer.log_u[0, 1].item(), 3 - math.log(2))
+@pytest.mark.parametrize("former", [[], [5.0]])
+def test_normalizer_of_a_sample_twice_returns_what_it_stores(former: list[float]) -> None:
+    normalizer = objectives.MovingNormalizer(2, gamma=0.5, num_directions=1)
+    for z in former:
+        normalized(normalizer, [z], [1])
+    found = normalized(normalizer, [3.0, 1.0, -math.inf, 2.0], [1, 1, 1, 0])
+    wanted = math.exp(3) if not former else (math.exp(3) + math.exp(5)) / 2
+    torch.testing.assert_close(found[:3].exp(), torch.full((3,), wanted, dtype=torch.float64))
+    assert torch.equal(normalizer.log_u[0, [1, 1, 1, 0]] + math.log(2), found)
 
 
 def test_global_losses_follow_the_whole_datas_gradient() -> None:

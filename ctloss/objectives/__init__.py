@@ -13,30 +13,22 @@ of pairs is arithmetic on those two vectors, and autograd carries it back throug
 Nothing here subtracts a probability from one: σ(z) and softplus(z) keep their digits at both ends, so that a row whose
 negatives weigh 1e-36 of its positive still pulls. All of it is done in float64, of which two vectors cost nothing, and
 returned in the dtype of z. A row without any negative (z = −inf) has loss 0 and gradient 0 in every objective.
+
+Objectives take one z a row: of a contrast with ``dims`` they are called once a width, with
+``Contrast(c.z[k], c.positive[k])``. ``c.rows(index)`` takes some of the rows.
 """
 
-from .batch import dclw, debiased_nce, epsilon_nce, focal_nce, gte_nce, margin_nce, rince
-from .formula import row_losses, softplus
-from .hardness import hardness_alpha, hardness_beta
-from .moving import MovingNormalizer, isogclr, neuclip, sogclr
-from .smoothing import label_smoothing, mean_logits
+from . import batch, formula, hardness, moving, smoothing
+from .batch import *
+from .formula import *
+from .hardness import *
+from .moving import *
+from .smoothing import *
 
-__all__ = [
-    "MovingNormalizer",
-    "dclw",
-    "debiased_nce",
-    "epsilon_nce",
-    "focal_nce",
-    "gte_nce",
-    "hardness_alpha",
-    "hardness_beta",
-    "isogclr",
-    "label_smoothing",
-    "margin_nce",
-    "mean_logits",
-    "neuclip",
-    "rince",
-    "row_losses",
-    "softplus",
-    "sogclr",
-]
+# A loss is public as soon as its module's own __all__ names it.
+__all__: list[str] = []
+__all__ += batch.__all__
+__all__ += formula.__all__
+__all__ += hardness.__all__
+__all__ += moving.__all__
+__all__ += smoothing.__all__

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from ..contrast import Contrast
-from .formula import log_of, per_row, require, row_losses, softplus
+from .formula import row_losses, softplus
+from .options import checked, log_count, number
+from .options import temperature as checked_temperature
+
+__all__ = ["dclw", "debiased_nce", "epsilon_nce", "focal_nce", "gte_nce", "margin_nce", "rince"]
 
 
 def epsilon_nce(c: Contrast, epsilon: float) -> Tensor:
@@ -26,14 +30,16 @@ def epsilon_nce(c: Contrast, epsilon: float) -> Tensor:
         ``(rows,)`` losses.
 
     Raises:
-        ValueError: for an epsilon below 0 or not finite.
+        TypeError, ValueError: for an epsilon that is not a finite number of at least 0.
 
     Example:
         >>> c = Contrast(torch.tensor([0.0, -2.0]), torch.tensor([5.0, 5.0]))
         >>> epsilon_nce(c, 0.0), epsilon_nce(c, 1.0)
         (tensor([ 0., -2.]), tensor([0.6931, 0.1269]))
     """
-    require(0 <= epsilon < math.inf, "epsilon", epsilon, "a finite number of at least 0")
+    epsilon = number(
+        "epsilon", epsilon, lambda v: 0 <= v < math.inf, "a finite number of at least 0", "0 is CZ-NCE, 1 infoNCE"
+    )
     if epsilon == 0:
         return row_losses(c, lambda z, positive: z)
     return row_losses(c, lambda z, positive: softplus(z - math.log(epsilon)) + math.log(epsilon))
@@ -55,15 +61,15 @@ def margin_nce(c: Contrast, margin: float, temperature: float | Tensor) -> Tenso
         ``(rows,)`` losses.
 
     Raises:
-        ValueError: for a margin that is not finite.
+        TypeError, ValueError: for a margin that is not a finite number, or a temperature of another shape or value.
 
     Example:
         >>> c = Contrast(torch.tensor([-3.0]), torch.tensor([5.0]))
         >>> margin_nce(c, 0.3, 0.1) == epsilon_nce(Contrast(torch.tensor([0.0]), c.positive), 1.0)
         tensor([True])
     """
-    require(math.isfinite(margin), "margin", margin, "a finite number")
-    logit = margin / per_row(temperature, len(c.z))
+    margin = number("margin", margin, math.isfinite, "a finite number", "LaBSE's is 0.3")
+    logit = margin / checked_temperature(temperature, c)
     return row_losses(c, lambda z, positive: softplus(z + logit))
 
 
@@ -82,13 +88,15 @@ def focal_nce(c: Contrast, gamma: float) -> Tensor:
         ``(rows,)`` losses.
 
     Raises:
-        ValueError: for a gamma below 0 or not finite.
+        TypeError, ValueError: for a gamma that is not a finite number of at least 0.
 
     Example:
         >>> focal_nce(Contrast(torch.tensor([0.0]), torch.tensor([5.0])), 2.0)
         tensor([0.1733])
     """
-    require(0 <= gamma < math.inf, "gamma", gamma, "a finite number of at least 0")
+    gamma = number(
+        "gamma", gamma, lambda v: 0 <= v < math.inf, "a finite number of at least 0", "0 is infoNCE, 2 usual"
+    )
     return row_losses(c, lambda z, positive: torch.exp(-gamma * softplus(-z)) * softplus(z))
 
 
@@ -110,21 +118,23 @@ def debiased_nce(c: Contrast, tau_plus: float, num_negatives: int | Tensor, temp
         ``(rows,)`` losses.
 
     Raises:
-        ValueError: for a tau_plus outside [0, 1).
+        TypeError, ValueError: for a tau_plus outside [0, 1), or numbers of rows that are none.
 
     Example:
         >>> debiased_nce(Contrast(torch.tensor([2.0]), torch.tensor([5.0])), 0.1, 6, 0.2)
         tensor([2.1452])
     """
-    require(0 <= tau_plus < 1, "tau_plus", tau_plus, "a number in [0, 1)")
-    log_count, tau = log_of(num_negatives, c), per_row(temperature, len(c.z))
+    tau_plus = number(
+        "tau_plus", tau_plus, lambda v: 0 <= v < 1, "a number in [0, 1)", "it is a share, and 0 corrects nothing"
+    )
+    log_m, tau = log_count(num_negatives, c), checked_temperature(temperature, c)
     log_share = math.log(tau_plus) if tau_plus > 0 else -math.inf
 
     def formula(z: Tensor, positive: Tensor) -> Tensor:
-        above = z - log_count - log_share
+        above = z - log_m - log_share
         # log(e^z − Mτ⁺), where that is positive.
         unbiased = z + torch.log(-torch.expm1(-above.masked_fill(above <= 0, 1.0))) - math.log1p(-tau_plus)
-        floor = log_count - 1 / tau - positive
+        floor = log_m - 1 / tau - positive
         return softplus(torch.maximum(unbiased.masked_fill(above <= 0, -math.inf), floor))
 
     return row_losses(c, formula)
@@ -136,25 +146,27 @@ def rince(c: Contrast, q: float, lam: float) -> Tensor:
     .. math:: L_i = \frac{-e^{q s^+_i} + (\lambda (e^{s^+_i} + \sum_j e^{s_{ij}}))^q}{q}
                   = e^{q s^+_i} \, \frac{\mathrm{expm1}(q (\log \lambda + \mathrm{softplus}(z_i)))}{q}
 
-    Source: arXiv 2201.04309, eq. (4). The second form keeps the difference's digits.
+    Source: arXiv 2201.04309, eq. (4). The second form keeps the difference's digits. The loss is as large as e^(q s⁺):
+    where q s⁺ exceeds 88 (float64: 709) it is −inf and its gradient means nothing. Cosines over τ keep below that with
+    τ > q / 88, which is 0.0114 for q = 1.
 
     Args:
         c: from ``ctloss.contrast``.
         q: in (0, 1].
-        lam: λ, in (0, 1).
+        lam: λ, in (0, 1]; with 1 the loss tends to infoNCE for q → 0.
 
     Returns:
         ``(rows,)`` losses.
 
     Raises:
-        ValueError: for a q or lam outside its range.
+        TypeError, ValueError: for a q or lam outside its range.
 
     Example:
         >>> rince(Contrast(torch.tensor([-1.0]), torch.tensor([2.0])), 0.5, 0.1)
         tensor([-3.4259])
     """
-    require(0 < q <= 1, "q", q, "a number in (0, 1]")
-    require(0 < lam < math.inf, "lam", lam, "a positive number")
+    q = number("q", q, lambda v: 0 < v <= 1, "a number in (0, 1]", "epsilon_nce(c, 1.0) is the limit of q → 0")
+    lam = number("lam", lam, lambda v: 0 < v <= 1, "a number in (0, 1]", "0.01 is one to begin with")
     return row_losses(
         c, lambda z, positive: torch.exp(q * positive) * torch.expm1(q * (math.log(lam) + softplus(z))) / q
     )
@@ -177,14 +189,14 @@ def dclw(c: Contrast, temperature: float | Tensor, sigma: float = 0.5) -> Tensor
         ``(rows,)`` losses.
 
     Raises:
-        ValueError: for a sigma that is not positive.
+        TypeError, ValueError: for a sigma or a temperature that is not positive.
 
     Example:
         >>> dclw(Contrast(torch.tensor([1.0, 1.0]), torch.tensor([5.0, 4.0])), 0.1)
         tensor([1.4983, 0.6013])
     """
-    require(0 < sigma < math.inf, "sigma", sigma, "a positive number")
-    cosine = c.positive.double() * per_row(temperature, len(c.z))
+    sigma = number("sigma", sigma, lambda v: 0 < v < math.inf, "a positive number", "the paper's is 0.5")
+    cosine = checked(c).positive.double() * checked_temperature(temperature, c)
     # Over 2n rows: each pair is there twice, and so is n.
     excess = len(c.z) * torch.softmax(cosine / sigma, 0).detach() - 1
     return row_losses(c, lambda z, positive: z + excess * positive)
@@ -205,13 +217,17 @@ def gte_nce(c: Contrast) -> Tensor:
         ``(n,)`` losses, one a pair; 0 where neither row of a pair has negatives.
 
     Raises:
-        ValueError: for an odd number of rows.
+        TypeError, ValueError: for another kind of contrast, or an odd number of rows.
 
     Example:
         >>> gte_nce(Contrast(torch.tensor([0.0, 1.0]), torch.tensor([5.0, 5.0])))
         tensor([1.7437])
     """
-    require(len(c.z) % 2 == 0, "c", f"{len(c.z)} rows", "both directions' rows, twice as many as pairs")
+    if len(checked(c).z) % 2:
+        raise ValueError(
+            f"c: expected both directions' rows, twice as many as pairs, got {len(c.z)}; form the contrast with "
+            "directions='both'"
+        )
     empty = c.z == -math.inf
     # Far below any logit, yet without the NaN that a difference of two infinities gives.
     queries, documents = c.z.double().masked_fill(empty, -1e300).chunk(2)

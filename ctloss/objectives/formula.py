@@ -1,14 +1,17 @@
-"""What every objective is made with: a formula applied to all rows, and what its options may be."""
+"""What every objective is made with: a formula applied to all rows of a contrast that has been checked."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from ..contrast import Contrast
+from ..kernels.sigmoid import softplus
+from .options import checked
+
+__all__ = ["row_losses", "softplus"]
 
 
 def row_losses(c: Contrast, formula: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -21,64 +24,16 @@ def row_losses(c: Contrast, formula: Callable[[Tensor, Tensor], Tensor]) -> Tens
     Returns:
         ``(rows,)`` losses in the dtype of z.
 
+    Raises:
+        TypeError: for something other than a contrast.
+        ValueError: for one that has not one z a row, as with ``dims``.
+
     Example:
+        >>> import torch
         >>> row_losses(Contrast(torch.tensor([1.0, -torch.inf]), torch.zeros(2)), lambda z, positive: 2 * z + 1)
         tensor([3., 0.])
     """
+    c = checked(c)
     empty = c.z == -math.inf
     z, positive = (rows.double().masked_fill(empty, 0.0) for rows in c)
     return formula(z, positive).masked_fill(empty, 0.0).to(c.z.dtype)
-
-
-def softplus(z: Tensor) -> Tensor:
-    """log(1 + e^z), relative to itself accurate at both ends.
-
-    Example:
-        >>> softplus(torch.tensor([-80.0, 0.0, 1e4]))
-        tensor([1.8049e-35, 6.9315e-01, 1.0000e+04])
-    """
-    # PyTorch's own threshold of 20 would be 2e-9 off above it.
-    return torch.nn.functional.softplus(z, threshold=40)
-
-
-def require(holds: bool, name: str, value: object, wanted: str) -> None:
-    """Refuse an option's value.
-
-    Raises:
-        ValueError: naming the option, what is wanted and what was given, unless ``holds``.
-
-    Example:
-        >>> require(True, "gamma", 2.0, "a positive number")
-    """
-    if not holds:
-        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
-
-
-def per_row(values: float | Tensor, rows: int) -> float | Tensor:
-    """A number as it is; a tensor of one element or one a row in float64, one of a pair's repeated for its other row.
-
-    Raises:
-        ValueError: for a tensor of another length.
-
-    Example:
-        >>> per_row(torch.tensor([1.0, 2.0]), 4)
-        tensor([1., 2., 1., 2.], dtype=torch.float64)
-    """
-    if not isinstance(values, Tensor):
-        return values
-    given = values.double()
-    if given.dim() == 1 and 2 * given.shape[0] == rows:
-        given = given.repeat(2)
-    wanted = f"one element, one for each of {rows} rows, or half as many"
-    require(given.numel() in (1, rows), "tensor", tuple(values.shape), wanted)
-    return given
-
-
-def log_of(count: int | Tensor, c: Contrast) -> Tensor:
-    """The logarithm of the number of a row's negatives, on the device of ``c``, in float64.
-
-    Example:
-        >>> log_of(1, Contrast(torch.zeros(2), torch.zeros(2)))
-        tensor(0., dtype=torch.float64)
-    """
-    return torch.as_tensor(per_row(count, len(c.z)), dtype=torch.float64, device=c.z.device).log()

@@ -7,7 +7,11 @@ import math
 from torch import Tensor
 
 from ..contrast import Contrast
-from .formula import log_of, per_row, require, row_losses, softplus
+from .formula import row_losses, softplus
+from .options import checked, log_count, number
+from .options import temperature as checked_temperature
+
+__all__ = ["hardness_alpha", "hardness_beta"]
 
 
 def hardness_alpha(c: Contrast, alpha: float, temperature: float | Tensor) -> Tensor:
@@ -27,15 +31,18 @@ def hardness_alpha(c: Contrast, alpha: float, temperature: float | Tensor) -> Te
         ``(rows,)`` losses.
 
     Raises:
-        ValueError: for an alpha below 0 or not finite.
+        TypeError, ValueError: for an alpha that is not a finite number of at least 0, or a temperature of another
+            shape or value.
 
     Example:
         >>> import torch
         >>> hardness_alpha(Contrast(torch.tensor([-9.0]), torch.tensor([14.0])), 4.0, 0.1)
         tensor([0.0067])
     """
-    require(0 <= alpha < math.inf, "alpha", alpha, "a finite number of at least 0")
-    factor = 1 + alpha * per_row(temperature, len(c.z))
+    alpha = number(
+        "alpha", alpha, lambda v: 0 <= v < math.inf, "a finite number of at least 0", "0 is infoNCE, the paper's is 9"
+    )
+    factor = 1 + alpha * checked_temperature(temperature, c)
     factor = factor.detach() if isinstance(factor, Tensor) else factor
 
     def formula(z: Tensor, positive: Tensor) -> Tensor:
@@ -62,15 +69,24 @@ def hardness_beta(sharper: Contrast, sharp: Contrast, num_negatives: int | Tenso
     Returns:
         A :class:`Contrast` at τ.
 
+    Raises:
+        TypeError, ValueError: for contrasts that are not of the same rows, or another M.
+
     Example:
         >>> import torch
         >>> hardness_beta(Contrast(torch.tensor([1.0]), torch.tensor([4.0])),
         ...               Contrast(torch.tensor([0.5]), torch.tensor([2.0])), 1)
         Contrast(z=tensor([0.5000]), positive=tensor([2.]))
     """
+    sharper, sharp = checked(sharper, "sharper"), checked(sharp, "sharp")
+    if sharp.z.shape != sharper.z.shape:
+        raise ValueError(
+            f"sharp: expected the {len(sharper.z)} rows of sharper at another temperature, got {len(sharp.z)}; "
+            "form both from the same x and y"
+        )
     empty = sharper.z == -math.inf
     z = sharper.z.double().masked_fill(empty, 0.0) - sharp.z.double().masked_fill(empty, 0.0)
-    z = z + log_of(num_negatives, sharper)
+    z = z + log_count(num_negatives, sharper)
     positive = sharper.positive.double() - sharp.positive.double()
     dtype = sharper.z.dtype
     return Contrast(z.masked_fill(empty, -math.inf).to(dtype), positive.to(dtype))

@@ -8,8 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..contrast import Contrast
-from .formula import log_of, per_row, require, row_losses
+from ..ops import unwatched
+from .formula import row_losses
+from .options import checked, log_count, number, vector
+from .options import temperature as checked_temperature
+
+__all__ = ["MovingNormalizer", "isogclr", "neuclip", "sogclr"]
 
 
 def sogclr(c: Contrast, log_normalizer: Tensor) -> Tensor:
@@ -27,11 +33,15 @@ def sogclr(c: Contrast, log_normalizer: Tensor) -> Tensor:
     Returns:
         ``(rows,)`` losses.
 
+    Raises:
+        TypeError, ValueError: for a normaliser that is not one number a row.
+
     Example:
         >>> sogclr(Contrast(torch.tensor([-300.0]), torch.tensor([5.0])), torch.tensor([-300.0]))
         tensor([1.])
     """
-    return row_losses(c, lambda z, positive: torch.exp(z - log_normalizer.detach()))
+    log_normalizer = vector("log_normalizer", log_normalizer, c).detach()
+    return row_losses(c, lambda z, positive: torch.exp(z - log_normalizer))
 
 
 def neuclip(c: Contrast, log_normalizer: Tensor) -> Tensor:
@@ -48,28 +58,31 @@ def neuclip(c: Contrast, log_normalizer: Tensor) -> Tensor:
     Returns:
         ``(rows,)`` losses.
 
+    Raises:
+        TypeError, ValueError: for an α that is not one number a row.
+
     Example:
         >>> neuclip(Contrast(torch.tensor([-3.0, -3.0]), torch.zeros(2)), torch.tensor([-3.0, -2.0]))
         tensor([-3.0000, -2.6321])
     """
-    log_normalizer = log_normalizer.double()
+    log_normalizer = vector("log_normalizer", log_normalizer, c)
     return row_losses(c, lambda z, positive: torch.expm1(z - log_normalizer) + log_normalizer)
 
 
 def isogclr(
-    c: Contrast, log_normalizer: Tensor, temperature: Tensor, rho: float, num_negatives: int | Tensor
+    c: Contrast, log_normalizer: Tensor, temperature: float | Tensor, rho: float, num_negatives: int | Tensor
 ) -> Tensor:
     r"""The robust global contrastive loss: temperatures that are learnt, for each sample (iSogCLR) or for all.
 
     .. math:: L_i = \tau_i (\log u_i + \rho)
 
-    The gradient treats u's past as constant: ∂L/∂z = τ e^z / (M u), and ∂L/∂τ = log u + ρ beside what comes through z.
+    The gradient treats u's past as constant: ∂L/∂z = τ e^z / (M u), and ∂L/∂τ = log u + ρ and what comes through z.
     Source: iSogCLR, arXiv 2305.11965, eq. (6); with one temperature FastCLIP-v3, 2407.01445.
 
     Args:
         c: from ``ctloss.contrast`` with the same ``temperature``, so that its gradient comes through z too.
         log_normalizer: ``(rows,)``, log(M u), from :class:`MovingNormalizer`.
-        temperature: ``()``, ``(n,)`` or ``(rows,)``.
+        temperature: a number, ``()``, ``(n,)`` or ``(rows,)``; may ask for its gradient.
         rho: ρ; the larger, the smaller the temperatures.
         num_negatives: M as the normaliser was given it.
 
@@ -77,15 +90,18 @@ def isogclr(
         ``(rows,)`` losses.
 
     Raises:
-        ValueError: for a temperature of another shape.
+        TypeError, ValueError: for a normaliser that is not one number a row, a temperature of another shape or value, a
+            rho that is not a finite number, or another M.
 
     Example:
         >>> c = Contrast(torch.tensor([-3.0]), torch.tensor([5.0]))
         >>> isogclr(c, c.z, torch.tensor([0.1]), 6.0, 1)
         tensor([0.3000])
     """
-    tau, log_normalizer = torch.as_tensor(per_row(temperature, len(c.z))), log_normalizer.detach().double()
-    value = tau * (log_normalizer - log_of(num_negatives, c) + rho)
+    rho = number("rho", rho, math.isfinite, "a finite number", "6 is one to begin with")
+    tau = torch.as_tensor(checked_temperature(temperature, c), dtype=torch.float64, device=c.z.device)
+    log_normalizer = vector("log_normalizer", log_normalizer, c).detach()
+    value = tau * (log_normalizer - log_count(num_negatives, c) + rho)
 
     def formula(z: Tensor, positive: Tensor) -> Tensor:
         ratio = torch.exp(z - log_normalizer)
@@ -100,17 +116,17 @@ class MovingNormalizer(nn.Module):
     .. math:: u_i \leftarrow (1 - \gamma) u_i + \gamma \, e^{z_i} / M
 
     A sample's first value is its estimate from then on (γ = 1). Source: SogCLR, arXiv 2202.12387, algorithm 1. The
-    estimates are part of ``state_dict``, in float64 whatever the module is converted to; a sample not seen yet has
-    −inf. In evaluation mode estimates are read and, where there is none, the batch's own value is taken; nothing is
-    written. Rows without negatives and rows that are not finite leave their estimates as they are.
+    estimates and γ are part of ``state_dict``, the estimates in float64 whatever the module is converted to; a sample
+    not seen yet has −inf. In evaluation mode estimates are read and, where there is none, the batch's own value is
+    taken; nothing is written. Rows without negatives and rows that are not finite leave their estimates as they are.
 
     Args:
         num_samples: how many training samples there are; their ids are 0 … num_samples − 1.
-        gamma: γ in (0, 1], the share of the new value; an attribute that a schedule may change.
+        gamma: γ in (0, 1], the share of the new value; an attribute that a schedule may set.
         num_directions: 2 if both rows of a pair are anchors: each has an estimate of its own.
 
     Raises:
-        ValueError: for a gamma outside (0, 1], or counts below 1.
+        TypeError, ValueError: for a gamma outside (0, 1], or counts below 1.
 
     Example:
         >>> normalizer = MovingNormalizer(10, gamma=0.5, num_directions=1)
@@ -125,11 +141,34 @@ class MovingNormalizer(nn.Module):
 
     def __init__(self, num_samples: int, *, gamma: float = 0.9, num_directions: int = 2) -> None:
         super().__init__()
-        require(num_samples > 0, "num_samples", num_samples, "a positive number")
-        require(num_directions in (1, 2), "num_directions", num_directions, "1 or 2")
-        require(0 < gamma <= 1, "gamma", gamma, "a number in (0, 1]")
+        number(
+            "num_samples",
+            num_samples,
+            lambda v: v >= 1 and v == int(v),
+            "a whole number of at least 1",
+            "it is how many samples the data set has",
+        )
+        number("num_directions", num_directions, lambda v: v in (1, 2), "1 or 2", "2 goes with directions='both'")
         self.gamma = gamma
-        self.register_buffer("log_u", torch.full((num_directions, num_samples), -math.inf, dtype=torch.float64))
+        shape = int(num_directions), int(num_samples)
+        self.register_buffer("log_u", torch.full(shape, -math.inf, dtype=torch.float64))
+
+    @property
+    def gamma(self) -> float:
+        """γ, the share of the new value."""
+        return self._gamma
+
+    @gamma.setter
+    def gamma(self, value: float) -> None:
+        self._gamma = float(number("gamma", value, lambda v: 0 < v <= 1, "a number in (0, 1]", "1 forgets the past"))
+
+    def get_extra_state(self) -> Tensor:
+        """γ, as a tensor: that is what every format of checkpoints holds."""
+        return torch.tensor(self.gamma, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take γ from a checkpoint."""
+        self.gamma = float(state)
 
     @torch.no_grad()
     def forward(self, c: Contrast, ids: Tensor, num_negatives: int | Tensor) -> Tensor:
@@ -137,7 +176,8 @@ class MovingNormalizer(nn.Module):
 
         Args:
             c: from ``ctloss.contrast``, ``num_directions`` rows a sample.
-            ids: ``(n,)`` int64, which sample each pair is. Of a sample that is there twice the larger value stays.
+            ids: ``(n,)`` integers, which sample each pair is. Of a sample that is there twice the larger value stays,
+                and is returned for both. Ids on a CUDA device are not read on the host.
             num_negatives: M, the number of a row's negatives: a number, or one a row.
 
         Returns:
@@ -145,26 +185,58 @@ class MovingNormalizer(nn.Module):
             without negatives whose sample has no estimate.
 
         Raises:
-            ValueError: if there are not ``num_directions`` rows an id.
+            TypeError: for ids that are no integers, or something other than a contrast.
+            ValueError: for another number of ids or another shape, ids of no sample, or another device.
         """
+        ids = self._checked_ids(ids, checked(c))
         shape = (self.log_u.shape[0], ids.shape[0])
-        require(len(c.z) == math.prod(shape), "ids", f"{ids.shape[0]} ids, {len(c.z)} rows", f"{shape[0]} rows an id")
-        log_count = log_of(num_negatives, c).expand(len(c.z)).reshape(shape)
-        new = c.z.double().view(shape) - log_count
+        log_m = log_count(num_negatives, c).expand(len(c.z)).reshape(shape)
+        new = c.z.double().view(shape) - log_m
         old = self.log_u[:, ids]
         # log1p(−1) of γ = 1 is −inf, which forgets the old one.
         kept = old + (math.log1p(-self.gamma) if self.gamma < 1 else -math.inf)
         mixed = torch.where(old == -math.inf, new, torch.logaddexp(kept, new + math.log(self.gamma)))
         if self.training:
-            mixed = torch.where(torch.isfinite(new), mixed, old)
+            # −inf is below whatever another row of the same sample says.
+            mixed = torch.where(torch.isfinite(new), mixed, -math.inf)
             self.log_u.scatter_reduce_(1, ids.expand(shape), mixed, "amax", include_self=False)
+            mixed = self.log_u[:, ids]
+            mixed = torch.where(mixed == -math.inf, old, mixed)
+            self.log_u[:, ids] = mixed
         else:
             mixed = torch.where(old == -math.inf, new, old)
-        return (mixed + log_count).masked_fill(mixed == -math.inf, 0.0).flatten().to(c.z.dtype)
+        return (mixed + log_m).masked_fill(mixed == -math.inf, 0.0).flatten().to(c.z.dtype)
+
+    def _checked_ids(self, ids: object, c: Contrast) -> Tensor:
+        num_directions, num_samples = self.log_u.shape
+        rows = len(c.z)
+        if self.log_u.device != c.z.device:
+            raise ValueError(
+                f"c: expected a contrast on the normaliser's device, {self.log_u.device}, got one on {c.z.device}; "
+                f"move the normaliser with .to({str(c.z.device)!r})"
+            )
+        if isinstance(ids, Tensor) and (ids.ndim != 1 or ids.shape[0] * num_directions != rows):
+            raise ValueError(
+                f"ids: expected shape (n,) and {num_directions} rows an id, got shape {tuple(ids.shape)} for {rows} "
+                "rows; num_directions is 2 if both directions' rows are anchors, and .flatten() makes a vector"
+            )
+        numbers = checks.ids("ids", ids, rows // num_directions, c.z)
+        if numbers.numel() and numbers.device.type == "cpu" and unwatched(numbers):
+            for extreme in numbers.aminmax():
+                if not 0 <= extreme.item() < num_samples:
+                    raise ValueError(
+                        f"ids: expected numbers from 0 to {num_samples - 1}, got {extreme.item()}; number the samples "
+                        "from 0, and give num_samples as many as there are"
+                    )
+        return numbers
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MovingNormalizer:
-        # model.bfloat16() must not leave three digits of what took an epoch to learn.
         exact = self.log_u
         super()._apply(fn, recurse)
-        self.log_u = exact.to(self.log_u.device)
+        if exact.is_meta and not self.log_u.is_meta:
+            # Memory just made for a module without any holds whatever was there.
+            self.log_u = torch.full_like(exact, -math.inf, device=self.log_u.device)
+        elif self.log_u.dtype != exact.dtype:
+            # model.bfloat16() must not leave three digits of what took an epoch to learn.
+            self.log_u = exact.to(self.log_u.device)
         return self

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..contrast import Contrast
-from ..reference.eager import unit_rows
-from .formula import per_row, require, row_losses, softplus
+from ..kernels.problem import Directions, Negatives, Problem
+from ..ops import unwatched
+from ..units import unit_rows
+from .formula import row_losses, softplus
+from .options import number, vector
+
+__all__ = ["label_smoothing", "mean_logits"]
 
 
 def label_smoothing(c: Contrast, mean_logit: Tensor, smoothing: float) -> Tensor:
@@ -30,7 +35,7 @@ def label_smoothing(c: Contrast, mean_logit: Tensor, smoothing: float) -> Tensor
         ``(rows,)`` losses.
 
     Raises:
-        ValueError: for a smoothing outside [0, 1].
+        TypeError, ValueError: for a smoothing outside [0, 1], or means that are not one number a row.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
@@ -38,7 +43,8 @@ def label_smoothing(c: Contrast, mean_logit: Tensor, smoothing: float) -> Tensor
         >>> label_smoothing(c, mean_logits(x, x, negatives="cross", directions="x", temperature=0.5), 0.1)
         tensor([0.4111, 0.4111])
     """
-    require(0 <= smoothing <= 1, "smoothing", smoothing, "a number in [0, 1]")
+    smoothing = number("smoothing", smoothing, lambda v: 0 <= v <= 1, "a number in [0, 1]", "0 is infoNCE, 0.1 usual")
+    mean_logit = vector("mean_logit", mean_logit, c)
     return row_losses(c, lambda z, positive: softplus(z) + smoothing * (positive - mean_logit))
 
 
@@ -46,10 +52,10 @@ def mean_logits(
     x: Tensor,
     y: Tensor,
     *,
-    candidates: Sequence[Tensor] = (),
+    candidates: Tensor | Sequence[Tensor] | None = None,
     temperature: float | Tensor = 0.07,
-    negatives: Literal["both", "cross", "own", "none"] = "both",
-    directions: Literal["both", "x"] = "both",
+    negatives: Negatives = "both",
+    directions: Directions = "both",
     normalize: bool = True,
 ) -> Tensor:
     r"""Every row's logit to its candidates on average, its positive among them, from sums of embeddings in O(nd).
@@ -61,7 +67,7 @@ def mean_logits(
     Args:
         x: ``(n, d)``.
         y: ``(n, d)``; row i is the positive of row i of x.
-        candidates: ``(m, d)`` each.
+        candidates: as for ``ctloss.contrast``: ``(m, d)``, ``(n, k, d)``, or a list of such.
         temperature: a number, ``()``, ``(n,)`` or ``(rows,)``.
         negatives: as for ``ctloss.contrast``.
         directions: as for ``ctloss.contrast``.
@@ -71,26 +77,27 @@ def mean_logits(
         ``(rows,)`` float64, differentiable in every input.
 
     Raises:
-        ValueError: for another word than those listed.
+        TypeError, ValueError: as ``ctloss.contrast``.
 
     Example:
         >>> x, y = torch.eye(2), torch.eye(2)
         >>> mean_logits(x, y, temperature=1.0)
         tensor([0.3333, 0.3333, 0.3333, 0.3333], dtype=torch.float64)
     """
-    require(negatives in ("both", "cross", "own", "none"), "negatives", negatives, "'both', 'cross', 'own' or 'none'")
-    require(directions in ("both", "x"), "directions", directions, "'both' or 'x'")
-    sides = [side.double() for side in (x, y, *candidates)]
+    problem = Problem(negatives=negatives, directions=directions, normalize=normalize)
+    x, y = checks.pair(x, y)
+    read = not isinstance(temperature, Tensor) or unwatched(temperature)
+    tau = checks.temperature(temperature, x, problem.num_directions, read=read)
+    sides = [side.double() for side in (x, y, *checks.candidates(x, candidates))]
     sides = [unit_rows(side) for side in sides] if normalize else sides
     queued = sum((side.sum(0) for side in sides[2:]), torch.zeros_like(sides[0][0]))
     num_queued = sum(len(side) for side in sides[2:])
     means = []
-    for own, other in ((sides[0], sides[1]), (sides[1], sides[0]))[: 2 if directions == "both" else 1]:
+    for own, other in ((sides[0], sides[1]), (sides[1], sides[0]))[: problem.num_directions]:
         total, count = queued + other.sum(0) if negatives in ("both", "cross") else queued + other, num_queued + 1
         if negatives in ("both", "own"):
             total, count = total + own.sum(0) - own, count + len(own) - 1
         if negatives in ("both", "cross"):
             count += len(own) - 1
         means.append((own * total).sum(1) / count)
-    rows = torch.cat(means)
-    return rows / per_row(temperature, len(rows))
+    return torch.cat(means) / tau
