@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from . import checks
 from .kernels.problem import Impl, Precision, Problem, Reduction
+from .kernels.sigmoid import softplus
 from .losses import contrast
-from .objectives import softplus
 from .ops import output_dtype, unwatched
-from .reference.eager import unit_rows
+from .rows import reduce
+from .units import unit_rows
 
 SMALL_CLASS = 32
 """Rows of classes up to this size meet each other in one small float64 product, those of larger ones in the core."""
@@ -76,14 +78,25 @@ def sup_con(
     """
     problem = Problem(normalize=normalize, reduction=reduction, precision=precision, impl=impl)
     checks.embeddings("x", x)
-    classes = Classes.of(checks.ids("labels", labels, x.shape[0], x))
+    classes = Classes.of(_readable(checks.ids("labels", labels, x.shape[0], x)))
     tau = checks.temperature(temperature, x, 1, read=not isinstance(temperature, Tensor) or unwatched(temperature))
     with torch.autocast(x.device.type, enabled=False):
         rows = _row_losses(x, classes, tau, problem).to(output_dtype(x.dtype))
-    if reduction == "none":
-        return rows
-    total = rows.sum()
-    return total if reduction == "sum" else total / max(1, classes.num_paired)
+    return reduce(problem, rows, None if reduction == "none" else classes.paired.to(rows.dtype))
+
+
+def _readable(labels: Tensor) -> Tensor:
+    """Refuse labels that have no values on the host, which decide what is computed."""
+    if torch.compiler.is_compiling():
+        return labels
+    batched = torch._C._functorch.is_batchedtensor(labels)
+    if batched or labels.is_meta or is_fake(labels):
+        got = "a batch of them under torch.vmap" if batched else "a tensor that has none (a meta or fake one)"
+        raise ValueError(
+            f"labels: expected a tensor whose values can be read, got {got}; they decide which rows meet: call sup_con "
+            "once for each vector of labels, and with real ones"
+        )
+    return labels
 
 
 @dataclass(frozen=True)
@@ -95,14 +108,14 @@ class Classes:
         next: ``(n,)``, for each row another of its class, in a ring; itself if there is none.
         small: for each class size from 2 on that is small, the rows of all classes of that size, ``(classes, size)``.
         large: the rows of each larger class.
-        num_paired: rows that have a positive.
+        paired: ``(n,)`` whether a row has a positive.
     """
 
     ids: Tensor
     next: Tensor
     small: list[Tensor]
     large: list[Tensor]
-    num_paired: int
+    paired: Tensor
 
     @classmethod
     def of(cls, labels: Tensor) -> Classes:
@@ -125,7 +138,7 @@ class Classes:
                 small.append(order[places])
             else:
                 large += list(order[places])
-        return cls(ids, following, small, large, sum(size for size in sizes if size > 1))
+        return cls(ids, following, small, large, (counts > 1)[ids])
 
 
 def _row_losses(x: Tensor, classes: Classes, tau: float | Tensor, problem: Problem) -> Tensor:
@@ -138,7 +151,7 @@ def _row_losses(x: Tensor, classes: Classes, tau: float | Tensor, problem: Probl
         "impl": problem.impl,
     }
     others = contrast(x, x[classes.next], temperature=tau, ids=classes.ids, **options)
-    wide = unit_rows(x.double()) if problem.normalize else x.double()
+    wide = unit_rows(x) if problem.normalize else x.double()
     groups = list(_own_classes(x, wide, classes, tau, options))
     nothing = torch.zeros_like(wide[:, 0])
     if not groups:
@@ -172,7 +185,7 @@ def _own_classes(
 
 
 def _of_rows(tau: float | Tensor, rows: Tensor) -> Any:
-    """The temperatures of some rows, beside a dimension for what they divide if the rows are a matrix."""
+    """The temperatures of some rows, with one more dimension for what they divide if the rows are a matrix."""
     if not isinstance(tau, Tensor) or not tau.dim():
         return tau
     return tau[rows] if rows.dim() == 1 else tau[rows][:, :, None]

@@ -1,4 +1,4 @@
-"""SupCon against its definition on the whole matrix of logits, against infoNCE, and beside pytorch-metric-learning."""
+"""SupCon against its definition on the whole matrix of logits, against infoNCE, and next to pytorch-metric-learning."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ctloss
@@ -110,6 +111,54 @@ def test_reference_is_differentiable_twice() -> None:
     options: dict[str, Any] = {"temperature": 0.7, "impl": "reference"}
     assert torch.autograd.gradcheck(lambda a: ctloss.sup_con(a, labels, **options), x)
     assert torch.autograd.gradgradcheck(lambda a: ctloss.sup_con(a, labels, **options), x)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 0, 2, 0, 1], [0, 1, 2, 3, 4, 4], [0] * 6])
+@pytest.mark.parametrize("small", [1, 32])
+def test_fused_path_refuses_second_derivatives(labels: list[int], small: int) -> None:
+    """Never a part of one: the classes' own rows could be differentiated twice, the negatives' term cannot."""
+    x = rows(6, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("ctloss.sup_con"), "SMALL_CLASS", small)
+        loss = ctloss.sup_con(x, torch.tensor(labels), impl="torch")
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="impl='reference'"):
+        torch.autograd.grad(gradient.square().sum(), x)
+
+
+def test_transforms_over_rows() -> None:
+    """Rows may be transformed, one vector of labels serving all."""
+    x, labels = rows(6, 3).detach(), torch.tensor([0, 1, 0, 2, 0, 1])
+
+    def call(a: Tensor) -> Tensor:
+        return ctloss.sup_con(a, labels, temperature=0.5)
+
+    wanted = torch.autograd.grad(call(leaf := x.clone().requires_grad_()), leaf)[0]
+    torch.testing.assert_close(torch.func.grad(call)(x), wanted)
+    stacked = torch.stack((x, x.flip(0)))
+    torch.testing.assert_close(torch.vmap(call)(stacked), torch.stack([call(one) for one in stacked]))
+    torch.testing.assert_close(torch.func.hessian(call)(x), torch.func.jacrev(torch.func.jacrev(call))(x))
+
+
+def test_labels_that_cannot_be_read_are_refused() -> None:
+    plain, labels = rows(6, 3).detach(), torch.tensor([0, 1, 0, 2, 0, 1])
+    refused = pytest.raises(
+        ValueError, match="labels: expected a tensor whose values can be read, got a tensor that has"
+    )
+    with refused:
+        ctloss.sup_con(plain.to("meta"), labels.to("meta"))
+    with FakeTensorMode() as mode, refused:
+        ctloss.sup_con(mode.from_tensor(plain), mode.from_tensor(labels))
+    with pytest.raises(
+        ValueError, match=r"labels: expected .*, got a batch of them under torch\.vmap; .* once for each"
+    ):
+        torch.vmap(lambda one: ctloss.sup_con(plain, one))(torch.stack((labels, labels)))
+
+
+def test_compiles_around_a_break() -> None:
+    x, labels = rows(6, 3), torch.tensor([0, 1, 0, 2, 0, 1])
+    compiled = torch.compile(lambda a: ctloss.sup_con(a * 2, labels), backend="aot_eager")
+    torch.testing.assert_close(compiled(x), ctloss.sup_con(x * 2, labels))
 
 
 def pairs(phi: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, float]:
