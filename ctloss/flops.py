@@ -6,6 +6,7 @@ The counter is not imported here: it imports Triton where that is installed.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,12 +51,16 @@ def _backward(upstream: Any, upstream_positive: Any, sides: list[Tensor], *rest:
     return 0 if held or not any(needs[:-1]) else 3 * products(shape, problem)
 
 
+FORMULAS: dict[str, Callable[..., int]] = {"contrastive": _forward, "contrastive_backward": _backward}
+"""By operator; another module's operators are added where they are defined."""
+
+
 def announce() -> None:
     """Tell the counter the operators' formulas, also one that is counting already."""
     counter = sys.modules.get("torch.utils.flop_counter")
     if counter is None or torch.compiler.is_compiling():
         return
-    formulas = {torch.ops.ctloss.contrastive: _forward, torch.ops.ctloss.contrastive_backward: _backward}
+    formulas = {getattr(torch.ops.ctloss, name): formula for name, formula in FORMULAS.items()}
     counting = [getattr(mode, "counter", None) for mode in _get_current_dispatch_mode_stack()]
     for registry in (counter.flop_registry, *(getattr(one, "flop_registry", None) for one in counting)):
         if registry is not None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .kernels.problem import Problem
+from .kernels.sigmoid import softplus
 
 
 def values(problem: Problem, z: Tensor, *, filled: bool = False) -> Tensor:
@@ -25,8 +26,7 @@ def values(problem: Problem, z: Tensor, *, filled: bool = False) -> Tensor:
         tensor([0.6931, 0.0000])
     """
     if problem.loss == "info_nce":
-        # Beyond the threshold torch returns z itself, which is 4e-18 off at 40.
-        return torch.nn.functional.softplus(z, threshold=40)
+        return softplus(z)
     losses = z if filled else torch.where(z == -torch.inf, 0.0, z)
     if problem.form == "ratio":
         # φ/sg(φ), equation (6): the ratio of a number to itself, and NaN where that is undefined.

@@ -8,12 +8,13 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, rows
 from .kernels.problem import Impl, Precision, Reduction
-from .ops import output_dtype, transformed, unwatched
+from .losses import _chosen
+from .ops import output_dtype, unwatched
 from .plan import problem_for
 from .reference.sig_lip import row_losses
-from .sig_lip_operator import ONLY_FIRST_DERIVATIVES, fused, reduced
+from .sig_lip_operator import fused
 
 
 def sig_lip(
@@ -49,16 +50,19 @@ def sig_lip(
         bias: b, likewise.
         ids: ``(n,)`` integers; pairs i ≠ j whose ids are equal are left out, neither partners nor strangers.
         normalize: cosines if true, else dot products.
-        reduction: ``"mean"`` over the n rows of x, ``"sum"``, or ``"none"`` for ``(n,)`` row losses.
+        reduction: ``"mean"`` over the n rows of x, ``"sum"``, or ``"none"`` for ``(n,)`` row losses, whose
+            gradient needs a second pass over the logits: only then is it known how much each row's is worth.
         precision: as for :func:`ctloss.info_nce`; ``"highest"`` is what the bounds above hold for.
-        impl: ``"auto"``, or the path to take: ``"torch"``, ``"triton"`` or ``"reference"``.
+        impl: ``"auto"``, or the path to take: ``"torch"``, ``"triton"`` or ``"reference"``. Under transforms of
+            ``torch.func`` and forward-mode differentiation ``"auto"`` takes the reference.
 
     Returns:
         The loss: ``()``, or ``(n,)`` for ``reduction="none"``; float32, or float64 if x or y is.
 
     Raises:
         TypeError, ValueError: for arguments of another type, shape, device or value.
-        RuntimeError: if the path named by ``impl`` cannot run; for derivatives that fused paths do not have.
+        RuntimeError: if the path named by ``impl`` cannot run; in the backward of a backward, on a fused
+            path.
 
     Example:
         >>> import torch, ctloss
@@ -79,13 +83,11 @@ def sig_lip(
     )
     for name, option in (("temperature", temperature), ("bias", bias)):
         _check_scalar(name, option, x)
-    if impl == "reference":
+    if _chosen(batch, problem).path == "reference":
         options = batch._asdict() | {"bias": bias, "normalize": normalize}
         del options["candidates"], options["candidate_ids"]
         with torch.autocast(x.device.type, enabled=False):
-            return reduced(row_losses(**options), reduction).to(output_dtype(batch.shape.dtype))
-    if transformed():
-        raise RuntimeError(ONLY_FIRST_DERIVATIVES)
+            return rows.reduce(problem, row_losses(**options), None).to(output_dtype(batch.shape.dtype))
     return fused(batch, bias, problem)
 
 

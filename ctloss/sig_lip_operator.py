@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import checks
-from .kernels.problem import Batch, Problem, parse
-from .kernels.sigmoid import SCALE, Solved
+from . import checks, flops, ops, rows
+from .kernels.problem import Batch, Problem, Shape, parse
+from .kernels.sigmoid import SCALE, SCALE_BITS, Solved
 from .kernels.torch_path import sig_lip as torch_path
-from .kernels.torch_path.sig_lip import unscaled
+from .kernels.torch_path.engine import Held, release
 from .kernels.triton_path import sig_lip as triton_path
-from .ops import output_dtype
+from .ops import output_dtype, unwatched
+from .plan import cached_plan
 
+SOLVERS = {"torch": torch_path.solve, "triton": triton_path.solve}
 ONLY_FIRST_DERIVATIVES = (
-    "ctloss: the fused paths of sig_lip have a first derivative alone, by reverse mode; impl='reference' can be "
-    "differentiated any number of times, in any mode"
+    "ctloss: the fused paths of sig_lip have no second derivative; impl='reference' can be differentiated any number "
+    "of times, in any mode"
 )
+Needs = tuple[bool, bool, bool, bool]
 
 
 class Call(NamedTuple):
-    """What the operator is asked for beside its tensors; it travels as one string."""
+    """What the operator is asked for besides its tensors; it travels as one string."""
 
     problem: Problem
-    needs: tuple[bool, bool, bool, bool]
+    needs: Needs
 
     @property
     def holds_gradient(self) -> bool:
@@ -67,6 +69,8 @@ def fused(batch: Batch, bias: float | Tensor, problem: Problem) -> Tensor:
     inputs = Inputs(batch.x, batch.y, _as_tensor(batch.temperature), _as_tensor(bias), batch.ids)
     recording = torch.is_grad_enabled()
     needs = "".join(str(int(recording and tensor.requires_grad)) for tensor in inputs[:4])  # type: ignore[union-attr]
+    if not unwatched(*inputs):
+        flops.announce()
     loss: Tensor = torch.ops.ctloss.sig_lip(*inputs, f"{problem.spell()}|{needs}")[0]
     return loss
 
@@ -85,52 +89,19 @@ def _parse(options: str) -> Call:
     return Call(parse(spelled), (need_x, need_y, need_temperature, need_bias))
 
 
-def reduced(rows: Tensor, reduction: str) -> Tensor:
-    """The mean or the sum of row losses, or the rows themselves.
-
-    Example:
-        >>> reduced(torch.tensor([1.0, 2.0]), "sum")
-        tensor(3.)
-    """
-    if reduction == "none":
-        return rows
-    return rows.mean() if reduction == "mean" else rows.sum()
-
-
-def engine_of(batch: Batch, impl: str) -> ModuleType:
-    """The path's module, a named one being taken or refused, never replaced.
-
-    Raises:
-        RuntimeError: if the named path cannot run, saying why.
-
-    Example:
-        >>> engine_of(Batch(torch.eye(2), torch.eye(2)), "auto").__name__
-        'ctloss.kernels.torch_path.sig_lip'
-    """
-    if impl == "auto":
-        on_cpu = batch.x.device.type == "cpu"
-        return torch_path if on_cpu or triton_path.unsupported(batch) is not None else triton_path
-    engine = torch_path if impl == "torch" else triton_path
-    why_not = engine.unsupported(batch)
-    if why_not is not None:
-        raise RuntimeError(f"impl={impl!r} cannot run here: {why_not}; impl='auto' takes a path that can")
-    return engine
-
-
 def _number(tensor: Tensor) -> float | Tensor:
     """A number where it can be read on the host, else a 0-d tensor."""
     return float(tensor) if tensor.device.type == "cpu" else tensor.detach().reshape(())
 
 
-def _solve(inputs: Inputs, call: Call, *, needs: tuple[bool, ...], weights: Tensor | None = None) -> Solved:
+def _solve(inputs: Inputs, call: Call, *, needs: Needs, weights: Tensor | None = None) -> Solved:
     tau = _number(inputs.temperature)
     if isinstance(tau, float):
         checks.positive(tau)
     batch = Batch(inputs.x, inputs.y, (), tau, inputs.ids)
-    engine = engine_of(batch, call.problem.impl)
+    solve = SOLVERS[cached_plan(batch.shape, call.problem).path]
     with torch.autocast(inputs.x.device.type, enabled=False):
-        solved: Solved = engine.solve(batch, _number(inputs.bias), call.problem, weights=weights, needs=needs)
-    return solved
+        return solve(batch, _number(inputs.bias), call.problem, weights=weights, needs=needs)
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
@@ -138,7 +109,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
     inputs, call = Inputs(*tensors), _parse(options)
     x, dtype = inputs.x, _loss_dtype(inputs)
     solved = _solve(inputs, call, needs=call.needs if call.holds_gradient else (False,) * 4)
-    loss = reduced(solved.rows, call.problem.reduction).to(dtype)
+    loss = rows.reduce(call.problem, solved.rows, None).to(dtype)
     if not call.holds_gradient:
         return loss, []
     exponents = x.new_zeros((2 * x.shape[0], 1), dtype=dtype) if solved.exponents is None else solved.exponents
@@ -187,15 +158,15 @@ def _power_of_two(weights: Tensor) -> Tensor:
 def _unscaled(solved: Solved, factor: Tensor, inputs: Inputs, call: Call) -> tuple[Tensor, ...]:
     """Gradients of x, y, the temperature and the bias as they stand; empty where not needed."""
     n, exponents = inputs.x.shape[0], solved.exponents
-    if exponents is not None and exponents.device.type == "cpu" and not exponents.any():
-        exponents = None
-    powers = (None, None) if exponents is None else (exponents[:n], exponents[n:])
-    over_tau = factor / inputs.temperature.double().reshape(()).to(factor.device)
-    results = []
-    for side, gradient, power, need in zip(inputs[:2], solved.gradients, powers, call.needs[:2], strict=True):
-        assert side is not None
-        done = unscaled(gradient, power, over_tau, side.dtype) if need and gradient is not None else None
-        results.append(inputs.x.new_empty(0) if done is None else done)
+    over_tau: Any = factor / inputs.temperature.double().reshape(()).to(factor.device)
+    if factor.device.type == "cpu":
+        over_tau = over_tau.item()
+        if exponents is not None and not exponents.any():
+            exponents = None
+    gradients = [one if need else None for one, need in zip(solved.gradients, call.needs, strict=False)]
+    powers = None if exponents is None else [exponents[:n], exponents[n:]]
+    of_sides = release(Held(gradients, powers, -SCALE_BITS), over_tau, (inputs.x.dtype, inputs.y.dtype))
+    results = [inputs.x.new_empty(0) if one is None else one for one in of_sides]
     for scalar, gradient, need in zip(inputs[2:4], (solved.slope, solved.offset), call.needs[2:], strict=True):
         assert scalar is not None
         done = (gradient * (factor / SCALE)).to(scalar.device, scalar.dtype) if need and gradient is not None else None
@@ -222,15 +193,45 @@ def _differentiate(ctx: Any, upstream: Tensor | None, held: object) -> tuple[Ten
     if upstream is None:
         return (None,) * 6
     inputs, held_tensors = ctx.saved_tensors[:5], list(ctx.saved_tensors[5:])
-    gradients = torch.ops.ctloss.sig_lip_backward(upstream, *inputs, held_tensors, ctx.options)
     needs = _parse(ctx.options).needs
-    return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), None, None
+
+    def run(weights: Tensor, _: object) -> list[Tensor | None]:
+        gradients = torch.ops.ctloss.sig_lip_backward(weights, *inputs, held_tensors, ctx.options)
+        return [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
+
+    # A batched tensor has the type of what it is a batch of, but not its dispatch key.
+    if upstream.is_meta or type(upstream) not in ops.PLAIN or ops._is_plain(upstream):
+        return *run(upstream, None), None, None
+    # Several upstream gradients at once: no batching rule is known for an operator that takes a list.
+    if torch.is_grad_enabled():
+        # Batching drops the graph of what is made of plain tensors, and with it a later refusal.
+        raise RuntimeError(f"{ONLY_FIRST_DERIVATIVES}; or leave out create_graph=True")
+    ctx.needs = needs
+    return *ops._batched(run, ctx, upstream, None), None, None
 
 
 def _refuse(ctx: Any, *upstream: Tensor) -> None:
     raise RuntimeError(ONLY_FIRST_DERIVATIVES)
 
 
+def _count_forward(x: Tensor, y: Tensor, *rest: Any, **_: Any) -> int:
+    call = _parse(rest[-1])
+    return _operations(x, call, weighs=call.holds_gradient)
+
+
+def _count_backward(upstream: Tensor, x: Tensor, *rest: Any, **_: Any) -> int:
+    call = _parse(rest[-1])
+    return 0 if call.holds_gradient else _operations(x, call, weighs=True)
+
+
+def _operations(x: Tensor, call: Call, *, weighs: bool) -> int:
+    """Of one look at every logit, and where they become weights, of these times the rows of either side."""
+    of_x, of_y, of_temperature, _ = call.needs
+    times = 1 + (of_x or of_temperature) + of_y if weighs else 1
+    return times * flops.products(Shape(*x.shape), Problem(negatives="cross", directions="x"))
+
+
+flops.FORMULAS.update(sig_lip=_count_forward, sig_lip_backward=_count_backward)
 library = torch.library.Library("ctloss", "FRAGMENT")
 library.define(
     "sig_lip(Tensor x, Tensor y, Tensor temperature, Tensor bias, Tensor? ids, str options) -> "

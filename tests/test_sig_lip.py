@@ -15,6 +15,7 @@ from regimes import REGIMES, Case
 from sig_lip_truth import Question, check
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import batches, peers
 from benchmarks.peers import PeerMissing
@@ -122,7 +123,7 @@ def test_no_tensor_grows_with_all_pairs() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_a_pair_alone_has_its_positive(reduction: str) -> None:
+def test_a_single_pair_has_its_positive(reduction: str) -> None:
     x, y = pairs(1, 3)
     loss = sig_lip(x, y, reduction=reduction).sum()
     assert math.isclose(loss.item(), row_losses(x, y).item(), rel_tol=1e-6)
@@ -201,18 +202,78 @@ def test_opcheck(reduction: str, needs: str) -> None:
     torch.library.opcheck(torch.ops.ctloss.sig_lip.default, (x, y, tau, bias, torch.arange(7) // 2, options))
 
 
-def test_only_the_reference_goes_beyond_first_derivatives() -> None:
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_fused_paths_refuse_second_derivatives(reduction: str) -> None:
+    """Of whatever is made of a gradient, through every tensor it was formed of."""
     x, y = pairs()
-    (gradient,) = torch.autograd.grad(sig_lip(x, y), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="impl='reference'"):
-        torch.autograd.grad(gradient.sum(), x)
-    for transform in (torch.func.grad, torch.func.jacrev, torch.func.hessian, torch.vmap):
-        with pytest.raises(RuntimeError, match="impl='reference'"):
-            transform(lambda a: sig_lip(a, y))(x if transform is not torch.vmap else x[None])
-    with pytest.raises(RuntimeError, match="impl='reference'"):
-        torch.func.jvp(lambda a: sig_lip(a, y), (x,), (torch.ones_like(x),))
-    wanted = torch.autograd.grad(sig_lip(x, y), x)[0]
-    torch.testing.assert_close(torch.func.grad(lambda a: sig_lip(a, y, impl="reference"))(x), wanted)
+    tau, bias = (torch.tensor(v, requires_grad=True) for v in (0.1, -10.0))
+    loss = sig_lip(x, y, temperature=tau, bias=bias, reduction=reduction).sum()
+    gradients = torch.autograd.grad(loss, (x, y, tau, bias), create_graph=True)
+    for gradient in gradients:
+        for leaf in (x, y, tau, bias):
+            with pytest.raises(RuntimeError, match="impl='reference'"):
+                torch.autograd.grad((gradient.square() + leaf.sum()).sum(), leaf, retain_graph=True)
+
+
+def test_transforms_take_the_reference() -> None:
+    x, y = pairs(4, 3, torch.float64)
+    ids = torch.tensor([0, 1, 0, 2])
+
+    def call(a: Tensor, impl: str = "auto", reduction: str = "mean") -> Tensor:
+        return sig_lip(a, y.detach(), temperature=0.5, bias=-1.0, ids=ids, impl=impl, reduction=reduction)
+
+    plain = x.detach()
+    for transform in (torch.func.grad, torch.func.hessian, torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(transform(call)(plain), transform(lambda a: call(a, "reference"))(plain))
+    stacked = torch.stack((plain, 2 * plain.flip(0)))
+    each = torch.stack([call(one) for one in stacked])
+    torch.testing.assert_close(torch.vmap(call)(stacked), each)
+    gradients = torch.stack([torch.autograd.grad(call(one), one)[0] for one in stacked.clone().requires_grad_()])
+    torch.testing.assert_close(torch.vmap(torch.func.grad(call))(stacked), gradients)
+    tangent = torch.ones_like(plain)
+    slope = torch.func.jvp(call, (plain,), (tangent,))[1]
+    torch.testing.assert_close(slope, torch.autograd.grad(call(x), x)[0].sum())
+    for refused in (torch.func.grad, torch.func.hessian, torch.vmap):
+        with pytest.raises(RuntimeError, match=r"impl='torch' cannot run here: transforms of torch\.func"):
+            refused(lambda a: call(a, "torch"))(plain if refused is not torch.vmap else stacked)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_several_upstream_gradients_at_once(reduction: str) -> None:
+    x, y = pairs()
+    tau, bias = (torch.tensor(v, requires_grad=True) for v in (0.1, -10.0))
+    leaves = x, tau, bias
+    loss = sig_lip(x, y.detach(), temperature=tau, bias=bias, reduction=reduction)
+    upstream = torch.stack([torch.linspace(-1, 2, loss.numel()).view(loss.shape) * scale for scale in (1.0, 1e-30)])
+    found = torch.autograd.grad(loss, leaves, upstream, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(loss, leaves, one, retain_graph=True) for one in upstream]
+    for mine, parts in zip(found, zip(*each, strict=True), strict=True):
+        torch.testing.assert_close(mine, torch.stack(parts))
+    with pytest.raises(RuntimeError, match=r"impl='reference'.* create_graph=True"):
+        torch.autograd.grad(loss, leaves, upstream, is_grads_batched=True, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    ("needs", "reduction", "forward", "backward"),
+    [("00", "mean", 1, 0), ("11", "mean", 3, 0), ("10", "sum", 2, 0), ("11", "none", 1, 3), ("01", "none", 1, 2)],
+)
+def test_operations_are_counted(needs: str, reduction: str, forward: int, backward: int) -> None:
+    x, y = (side.detach().requires_grad_(need == "1") for side, need in zip(pairs(40, 8), needs, strict=True))
+    with FlopCounterMode(display=False) as counter:
+        loss = sig_lip(x, y, reduction=reduction).sum()
+    assert counter.get_total_flops() == forward * 2 * 40 * 40 * 8
+    if loss.requires_grad:
+        with FlopCounterMode(display=False) as counter:
+            loss.backward()
+        assert counter.get_total_flops() == backward * 2 * 40 * 40 * 8
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_meta_tensors_have_a_loss_without_values(reduction: str) -> None:
+    x, y = (side.detach().to("meta").requires_grad_() for side in pairs())
+    loss = sig_lip(x, y, reduction=reduction)
+    assert (loss.is_meta, loss.shape) == (True, () if reduction == "mean" else (7,))
+    assert torch.autograd.grad(loss.sum(), x)[0].shape == x.shape
 
 
 REFUSALS: list[tuple[Callable[[Tensor], object], type[Exception], str]] = [

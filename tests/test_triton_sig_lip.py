@@ -17,7 +17,7 @@ from ctloss.kernels.problem import Batch, Problem
 pytest.importorskip("triton")
 
 from ctloss.kernels.torch_path import sig_lip as torch_path
-from ctloss.kernels.torch_path.sig_lip import unscaled
+from ctloss.kernels.torch_path.engine import Held, release
 from ctloss.kernels.triton_path import sig_lip as triton_path
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -61,12 +61,14 @@ def test_means_what_the_torch_path_means() -> None:
     torch.testing.assert_close(solved[0].rows, solved[1].rows, rtol=3e-6, atol=0.0)
     torch.testing.assert_close(solved[0].slope, solved[1].slope, rtol=1e-5, atol=0.0)
     torch.testing.assert_close(solved[0].offset, solved[1].offset, rtol=1e-5, atol=0.0)
-    factor = torch.tensor(1.0, dtype=torch.float64, device=DEVICE)
-    for side, part in enumerate((slice(0, 70), slice(70, 140))):
-        one, other = (
-            unscaled(result.gradients[side], result.exponents[part], factor, torch.float64)  # type: ignore[index]
-            for result in solved
-        )
+    back = []
+    for result in solved:
+        assert result.exponents is not None
+        held = Held([*result.gradients], [result.exponents[:70], result.exponents[70:]], -30)
+        back.append(release(held, 1.0, (torch.float64,) * 2))
+    for one, other in zip(*back, strict=True):
+        assert one is not None
+        assert other is not None
         assert ((one - other).norm(dim=1) <= 1e-5 * one.norm(dim=1)).all()
 
 

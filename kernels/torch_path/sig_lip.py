@@ -13,30 +13,15 @@ import torch
 from torch import Tensor
 
 from ..problem import Batch, Problem
-from ..sigmoid import SCALE, Solved
-from .logits import CHUNK
+from ..sigmoid import SCALE, Solved, softplus
+from .gradient import SCRATCH_ENTRIES
+from .layout import FEW_ROWS, SHORTEST, TALLEST
+from .logits import products
 from .products import ExactProducts
 from .rows import Rows, accumulation_dtype, prepare
 
-FEW_PAIRS = 32
-"""Up to so many pairs logits are formed in float64: over few of them their rounding is not averaged away."""
-TALLEST = 256
-SHORTEST = 16
-SCRATCH_ENTRIES = 1 << 17
-"""What is worked on between two products: small enough for a cache."""
 LARGEST_LOGIT = 80.0
 """exp of it, and one more, is a float32."""
-
-
-def unsupported(batch: Batch) -> str | None:
-    """Why this path cannot run, or ``None``.
-
-    Example:
-        >>> unsupported(Batch(torch.eye(2), torch.eye(2)))
-    """
-    if batch.x.device.type == "mps":
-        return "the torch path forms row statistics in float64, which mps lacks"
-    return None
 
 
 def solve(
@@ -66,7 +51,7 @@ def solve(
     """
     n = batch.x.shape[0]
     accumulated = accumulation_dtype(batch.shape.dtype)
-    few = n <= FEW_PAIRS
+    few = 2 * n <= FEW_ROWS
     with ExactProducts(batch.x.device.type):
         rows = prepare(batch.sides[:2], problem.normalize, torch.float64 if few else batch.shape.dtype)
         solved = _solve(batch, bias, problem, rows, weights, needs)
@@ -90,8 +75,8 @@ def _solve(
     tau = batch.temperature
     inverse = 1 / tau if not isinstance(tau, Tensor) else torch.where(tau > 0, 1 / tau.double(), torch.nan)
     positive = rows.positive * inverse + bias
-    losses = torch.nn.functional.softplus(-positive, threshold=40)
-    pull = torch.exp(-torch.nn.functional.softplus(positive, threshold=40)).mul_(-SCALE).to(x.dtype)
+    losses = softplus(-positive)
+    pull = torch.exp(-softplus(positive)).mul_(-SCALE).to(x.dtype)
     grad_x = torch.empty_like(x) if need_x else None
     grad_y = torch.zeros_like(y) if need_y else None
     slope, offset = (rows.positive.new_zeros(()) if need else None for need in (need_slope, need_offset))
@@ -104,7 +89,7 @@ def _solve(
     for start in range(0, n, height):
         stop = min(start + height, n)
         entries = panel[: (stop - start) * n].view(-1, n)
-        _similarities(x[start:stop], y, inverse, entries)
+        products(x[start:stop], y, inverse, entries)
         for first in range(start, stop, step):
             here = slice(first, min(first + step, stop))
             part = entries[here.start - start : here.stop - start]
@@ -133,19 +118,9 @@ def _solve(
 
 
 def _height(n: int, d: int, dtype: torch.dtype, problem: Problem) -> int:
-    """Rows of a panel: what the workspace leaves beside two copies of the rows, never below the shortest."""
+    """Rows of a panel: what the workspace leaves besides two copies of the rows, never below the shortest."""
     spare = problem.workspace // dtype.itemsize - 4 * n * d - SCRATCH_ENTRIES
     return min(n, max(SHORTEST, min(TALLEST, spare // n)))
-
-
-def _similarities(left: Tensor, right: Tensor, inverse: float | Tensor, out: Tensor) -> None:
-    """Products over τ, summed 64 columns at a time: one long sum errs three times as much near cosine 1."""
-    alpha = 1.0 if isinstance(inverse, Tensor) else inverse
-    for start in range(0, left.shape[1], CHUNK):
-        part = slice(start, start + CHUNK)
-        torch.addmm(out, left[:, part], right[:, part].t(), beta=int(start > 0), alpha=alpha, out=out)
-    if isinstance(inverse, Tensor):
-        out.mul_(inverse)
 
 
 def _tame(inverse: float | Tensor, bias: float | Tensor, problem: Problem) -> bool:
@@ -187,7 +162,7 @@ def _to_weights(
         if unit is not None:
             part.div_(torch.add(unit, part, alpha=1 / SCALE, out=other))
         return
-    other.copy_(torch.nn.functional.softplus(part, threshold=40))
+    other.copy_(softplus(part))
     _clear(other, first, left_out)
     losses += other.sum(1)
     if unit is not None:
@@ -199,25 +174,3 @@ def _clear(entries: Tensor, first: int, left_out: Tensor | None) -> None:
     if left_out is not None:
         entries.masked_fill_(left_out, 0.0)
     entries.diagonal(first).zero_()
-
-
-def unscaled(gradient: Tensor, exponents: Tensor | None, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A held gradient times a number over 2^30, with the rows' powers of two, in its side's dtype.
-
-    Args:
-        gradient: ``(n, d)`` of :class:`Solved`.
-        exponents: ``(n, 1)``, or ``None``.
-        factor: 0-d: upstream over τ.
-        dtype: the side's.
-
-    Returns:
-        ``(n, d)``.
-
-    Example:
-        >>> unscaled(torch.full((1, 1), SCALE), None, torch.tensor(2.0), torch.float32)
-        tensor([[2.]])
-    """
-    if exponents is None:
-        return (gradient * (factor / SCALE)).to(dtype)
-    half = torch.trunc(exponents * 0.5)
-    return (gradient * torch.exp2(half)).mul_(factor / SCALE).mul_(torch.exp2(exponents - half)).to(dtype)

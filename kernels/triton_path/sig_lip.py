@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..problem import Batch, Problem, Shape
-from ..sigmoid import SCALE, Solved
+from ..sigmoid import SCALE, Solved, softplus
 from . import config, engine
 from .stack import SCALE as SCALES
 from .stack import X, Y, identities, stack_of, table
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 
 LOSSES, WEIGHTS, MOMENTS = range(3)
 LARGEST_WITH_IDS = 64
-
-
-def unsupported(batch: Batch) -> str | None:
-    """Why this path cannot run, or ``None``."""
-    return engine.unsupported(batch.shape, Problem())
 
 
 def solve(
@@ -58,13 +53,13 @@ def _solve(
     tau = batch.temperature
     inverse = 1 / tau if not isinstance(tau, Tensor) else torch.where(tau > 0, 1 / tau.double(), torch.nan)
     positive = similarity[:n] * inverse
-    losses = torch.nn.functional.softplus(-(positive + bias), threshold=40)
+    losses = softplus(-(positive + bias))
     if not any(needs):
         sums, _ = _tiles(rows, bias, None, problem, chosen, needs)
         return Solved(losses + sums[LOSSES, :n], (None, None), None, None, None)
     scales = torch.zeros(stack.padded, dtype=torch.float32, device=device)
     scales[:n] = 1.0 if weights is None else weights
-    pull = torch.exp(-torch.nn.functional.softplus(positive + bias, threshold=40)).mul_(SCALE).mul_(scales[:n])
+    pull = torch.exp(-softplus(positive + bias)).mul_(SCALE).mul_(scales[:n])
     sums, gradient = _tiles(rows, bias, scales, problem, chosen, needs)
     gradients = _finished(rows, gradient, pull, shape.d, needs, chosen)
     # Of x's rows and y's; multiplied in again where the upstream gradient is known.

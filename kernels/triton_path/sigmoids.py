@@ -7,6 +7,7 @@ import math
 import triton
 import triton.language as tl
 
+from .. import sigmoid
 from . import stack
 from .tiles import counted_pairs, logits, needs_mask, tile_at, tile_products
 from .weights import round_to_tf32
@@ -14,7 +15,7 @@ from .weights import round_to_tf32
 INVERSE = tl.constexpr(stack.INVERSE)
 LN2 = tl.constexpr(math.log(2))
 # Weights are held times 2^30: those of a batch that has learnt all it can stay normal numbers.
-SCALE = tl.constexpr(2.0**30)
+SCALE = tl.constexpr(sigmoid.SCALE)
 
 
 @triton.jit
@@ -63,7 +64,7 @@ def block_sigmoids(
     Row i's sums over the tile go to slot (tile of b) of each plane: of the losses and, with weights, of the weights
     and of the weights times logits without bias. A weight is 2^30 σ(logit) times the row's number in ``scales_ptr``.
     As stored, in TERMS numbers that add up, it is divided by both rows' norms for cosines: W b and Wᵀ a are then
-    gradients of raw rows but for the projection. ``weights_ptr``: None for losses alone.
+    gradients of raw rows but for the projection. ``weights_ptr``: None if only losses are asked for.
     """
     a, b = tile_at(tl.program_id(0), tiles_a, tiles_b, False, GROUP)
     first_a = a_start + a * BLOCK
