@@ -96,7 +96,7 @@ def row_losses(
     )
     if isinstance(temperature, Tensor):
         temperature = torch.where(temperature > 0, temperature, torch.nan)
-    # An infinite entry poisons its row, which a logit of minus infinity alone would not.
+    # An infinite entry poisons its row, which a logit of minus infinity by itself would not.
     x, y = (side.to(dtype) + 0 * side.detach().to(dtype).abs().amax(dim=1, keepdim=True) for side in (x, y))
     if normalize:
         x, y = unit_rows(x), unit_rows(y)

@@ -3,7 +3,7 @@
 A path forms logits of size up to S = max |s| + |b| in single precision, each with an error of about a unit in the last
 place. A pair's weight σ(s) changes by at most that error times itself, and so does its loss, which is no smaller than
 its weight. Hence ``L (5e-7 + 1e-7 S)`` for a row loss and ``A (5e-7 + 1e-7 S)`` for the gradient, A being the sizes of
-what is summed, and beside it one rounding to the dtype of the output.
+what is summed, and besides one rounding to the dtype of the output.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Objectives beside the classes of other libraries: equal where their arithmetic holds, right where it does not."""
+"""Objectives next to the classes of other libraries: equal where their arithmetic holds, right where it does not."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def batches_of_samples(steps: int) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def test_equal_to_libauc_bimodal() -> None:
-    """Three steps: the first value is the estimate, later ones move it. LibAUC takes float32 alone."""
+    """Three steps: the first value is the estimate, later ones move it. LibAUC takes only float32."""
     ours, theirs = Global(0.2, 8, "cross"), present(peers.libauc_bimodal, 0.2, 8)
     for x, y, ids in batches_of_samples(3):
         _, *mine = value_and_gradients(of_samples(ours, ids), x, y)
