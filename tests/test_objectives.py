@@ -256,6 +256,35 @@ def test_what_is_no_contrast_of_rows_is_refused(name: str) -> None:
         CALLS[name](Contrast(rows.long(), rows))
 
 
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "MovingNormalizer"])
+def test_compiles_whole(name: str) -> None:
+    """Checks read no tensor there."""
+    size = 4 if name == "gte_nce" else 5
+    c = Contrast(torch.linspace(-2, 1, size), torch.linspace(3, 1, size))
+
+    def values(one: Contrast) -> Tensor:
+        found = CALLS[name](one)
+        return found.z if isinstance(found, Contrast) else found  # type: ignore[return-value]
+
+    torch.compiler.reset()
+    compiled = torch.compile(lambda z, s: values(Contrast(z, s)), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*c), values(c))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_takes_transforms(name: str) -> None:
+    leaves = torch.linspace(-2, 1, 5, dtype=torch.float64), torch.linspace(3, 1, 5, dtype=torch.float64)
+
+    def total(z: Tensor, s: Tensor) -> Tensor:
+        return FAMILIES[name].loss(Contrast(z, s)).sum()
+
+    found = torch.func.grad(total, argnums=(0, 1))(*leaves)
+    wanted = derivatives(total(*(mine := [leaf.clone().requires_grad_() for leaf in leaves])), mine)
+    torch.testing.assert_close(found, wanted)
+    stacked = tuple(torch.stack((leaf, -leaf)) for leaf in leaves)
+    torch.testing.assert_close(torch.vmap(total)(*stacked)[0], total(*leaves))
+
+
 COLUMN, SQUARE = torch.zeros(4, 1), torch.eye(2)
 REFUSALS: list[tuple[Callable[[Contrast], object], type[Exception], str]] = [
     (lambda c: objectives.epsilon_nce(c, -1.0), ValueError, "epsilon: expected a finite number of at least 0, got -1."),

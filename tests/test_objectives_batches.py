@@ -151,6 +151,17 @@ def test_normalizer_resumes_its_schedule() -> None:
         first.gamma = 2
 
 
+def test_normalizer_compiles_whole() -> None:
+    plain, compiled = (objectives.MovingNormalizer(3, gamma=0.3) for _ in range(2))
+    ids = torch.tensor([2, 0])
+    torch.compiler.reset()
+    run = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    for step in range(3):
+        c = Contrast(torch.linspace(-2, step, 4), torch.ones(4))
+        torch.testing.assert_close(run(c, ids, 2), plain(c, ids, 2))
+    torch.testing.assert_close(compiled.log_u, plain.log_u)
+
+
 def test_normalizer_is_made_from_meta() -> None:
     normalizer: Any = torch.nn.Sequential(objectives.MovingNormalizer(3)).to("meta").to_empty(device="cpu")[0]
     assert normalizer.log_u.dtype == torch.float64
