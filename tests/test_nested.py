@@ -214,6 +214,11 @@ def test_many_rows_that_are_nearly_alike(regime: str, dims: tuple[int, ...], tau
         check(at_widths(replace(case, normalize=normalize), dims=dims))
 
 
+def test_a_row_that_is_short_at_a_narrow_width() -> None:
+    """Its gradient there is the largest, and what cancels in it many times as long."""
+    check(at_widths(Case("random", 1000, 128, loss="info_nce", candidates=(Candidates(100),)), dims=(2, 128)))
+
+
 def test_any_part_of_the_gradient_alone() -> None:
     case = Case("random", 100, 40, candidates=(Candidates(30),), need=(True, True, True))
     for need in ((True, False, False), (False, True, True), (False, False, True)):

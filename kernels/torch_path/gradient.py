@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .denominators import subtract_shift
 from .layout import Layout, Panel
-from .logits import Logits
+from .logits import CHUNK, Logits
 from .rows import Rows
 
 SCRATCH_ENTRIES = 1 << 17
@@ -175,15 +175,26 @@ def touches(run: Run, panel: Panel) -> bool:
 
 
 def add_products(wanted: list[Run], sums: Tensor, entries: Tensor, rows: Tensor, panel: Panel) -> None:
-    """Add a panel of weights times rows to the runs that it touches, and its own sums to the weights' sums."""
+    """Add a panel of weights times rows to the runs that it touches, and its own sums to the weights' sums.
+
+    Runs wider than the weights have 64 terms at a time multiplied, and those sums added up in their own dtype.
+    """
     source = rows[panel.start : panel.stop]
     for run in wanted:
         if run.start < panel.stop and panel.start < run.stop:
             own = slice(panel.start - run.start, panel.stop - run.start)
-            run.gradient[own].addmm_(entries, rows[panel.first : panel.last])
+            _add_product(run.gradient[own], entries, rows[panel.first : panel.last])
             sums[panel.start : panel.stop] += entries.sum(1)
         first, last = max(run.start, panel.outside), min(run.stop, panel.last)
         if first < last:
             mirrored = entries[:, first - panel.first : last - panel.first]
-            run.gradient[first - run.start : last - run.start].addmm_(mirrored.t(), source)
+            _add_product(run.gradient[first - run.start : last - run.start], mirrored.t(), source)
             sums[first:last] += mirrored.sum(0)
+
+
+def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
+    if out.dtype == left.dtype:
+        out.addmm_(left, right)
+        return
+    for start in range(0, left.shape[1], CHUNK):
+        out += torch.mm(left[:, start : start + CHUNK], right[start : start + CHUNK])

@@ -166,6 +166,9 @@ def layout(shape: Shape, problem: Problem) -> Layout:
     spare = problem.workspace // item - 2 * count * d
     widest = max((last - first for first, last in columns(0, n, count, problem.negatives)), default=1)
     tallest = TALLEST if n >= 512 else 128
+    if problem.dims is not None and len(problem.dims) > 1:
+        # Of all widths but the widest, gradients and a copy of the rows in float64.
+        spare -= 4 * count * sorted(problem.dims)[-2]
     widths = 1 if problem.dims is None else len(problem.dims)
     scratch = 2 if problem.dims is None else widths + 2
     height = max(SHORTEST, min(tallest, n, spare // (scratch * widest)))

@@ -11,8 +11,8 @@ of the pairs at width l (:mod:`.gradient`), column c of it is
     Σ_j V_ij u_jc − R_i u_ic,    V = Σ_{l: d_l > c} W_l / (r_l,i r_l,j),    R = Σ_{l: d_l > c} Σ_j W_l,ij cos_l / r_l,i²
 
 over the row's length, positives among the pairs with the weight ``−b``. R, a row's radial part at each width, is summed
-from the panels themselves, but for the widest width, where it is what the gradient has along u. Without normalisation
-there is neither r nor R.
+from the panels themselves, but for the widest width, where it is what the gradient has along u. At the others both sums
+cancel without having met one rounding, so both are added up in float64. Without normalisation there is neither r nor R.
 """
 
 from __future__ import annotations
@@ -378,6 +378,9 @@ def _gradients(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> l
     weights = [engine.weigh(sums, of_width, plan, dtype) for sums, of_width in zip(state.sums, a, strict=True)]
     wanted = runs(rows, sizes, needs)
     segments = [[Run(run.start, run.stop, run.gradient[:, width.columns]) for run in wanted] for width in widths]
+    for of_width in segments[:-1]:
+        for run in of_width:
+            run.gradient = torch.zeros_like(run.gradient, dtype=torch.float64)
     sums, radial = torch.zeros((2, len(widths), plan.count), dtype=torch.float64)
     panels = _Panels(state, weights)
     for index, panel in enumerate(plan.panels):
@@ -407,12 +410,16 @@ def _gradients(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> l
             total_radial = total_radial + radial[place] * inverse_lengths.square()
         for run in segments[place]:
             here = slice(run.start, run.stop)
-            add_pull(run, sums[place], pull.to(dtype), centred[:, columns], n)
+            kind = run.gradient.dtype
+            others = centred[:, columns].to(kind)
+            add_pull(run, sums[place], pull.to(kind), others, n)
             # u is the centre and what is left of u: where all rows are alike, the one's coefficients cancel.
-            along = (sums[place, here] - total_radial[here]).to(dtype)
-            run.gradient.addcmul_(along[:, None], centre[columns])
-            run.gradient.addcmul_(total_radial[here, None].to(dtype), centred[here, columns], value=-1)
-    for run in wanted:
+            along = (sums[place, here] - total_radial[here]).to(kind)
+            run.gradient.addcmul_(along[:, None], centre[columns].to(kind))
+            run.gradient.addcmul_(total_radial[here, None].to(kind), others[here], value=-1)
+    for index, run in enumerate(wanted):
+        for width, of_width in zip(widths[:-1], segments, strict=False):
+            run.gradient[:, width.columns] = of_width[index].gradient
         rows.project(run.gradient, slice(run.start, run.stop))
     return engine.of_sides(wanted, sizes, needs)
 
