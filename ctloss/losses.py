@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import checks, rows
 from .contrast import Contrast
-from .kernels.problem import Batch, CZOptions, LossOptions, PairOptions, Problem
+from .kernels.problem import Batch, CZOptions, LossOptions, PairOptions, Problem, narrowed
 from .ops import Refused, forward_mode, fused, output_dtype, transformed, unwatched
 from .plan import OPTIONS, Plan, cached_plan, plan, problem_for
 from .reference import contrast as reference_contrast
@@ -174,23 +174,29 @@ def prepared(
                 f"dims: expected widths of at most the embeddings' {width} columns, got {problem.dims}; "
                 "leave out the wider ones"
             )
+        if max(problem.dims) < width:
+            batch = narrowed(batch, max(problem.dims))
     return problem, batch
 
 
-def _narrowed(batch: Batch, width: int) -> Batch:
-    x, y, *candidates = (side[:, :width] for side in batch.sides)
-    return batch._replace(x=x, y=y, candidates=tuple(candidates))
+def _at_once(batch: Batch, weights: Tensor | None, problem: Problem) -> bool:
+    """Whether one call serves all of ``dims``: the plan says so, and nothing looks for operators, which know no widths.
+
+    Where something does, there is one call a width.
+    """
+    seen = transformed() or not unwatched(*batch.sides, batch.temperature, weights)
+    return not seen and _chosen(batch, problem).nested
 
 
 def _loss(loss: str, x: Tensor, y: Tensor, weights: Tensor | None, options: Any, **tensors: Any) -> Tensor:
     problem, batch = prepared(loss, x, y, options, **tensors)
     if weights is not None:
         weights = checks.weights(weights, batch.x, problem.num_directions)
-    if problem.dims is None:
+    if problem.dims is None or _at_once(batch, weights, problem):
         result: Tensor = _run(batch, weights, problem)
         return result
     flat = replace(problem, dims=None, dim_weights=None)
-    losses = [_run(_narrowed(batch, width), weights, flat) for width in problem.dims]
+    losses = [_run(narrowed(batch, width), weights, flat) for width in problem.dims]
     total = sum(one * share for one, share in zip(losses, problem.dim_weights or (1.0,) * len(losses), strict=True))
     assert isinstance(total, Tensor)
     return total
@@ -236,7 +242,9 @@ def cz_nce(
             documents).
         normalize: cosine similarity if true (a zero row has cosine 0), the rows' plain dot products otherwise.
         margin: leave out negatives whose similarity, before the temperature, exceeds the positive's by more than this.
-        dims: widths of nested embeddings (Matryoshka), such as ``(768, 256, 64)``: the loss is added up over them.
+        dims: widths of nested embeddings (Matryoshka), such as ``(768, 256, 64)``: the loss is added up over them. On
+            the torch path on a CPU all widths cost the products of the widest, elsewhere and under compilers and
+            transforms one call each.
         dim_weights: what the loss at each width is multiplied by; 1 each by default.
         reduction: ``"mean"`` over the rows, ``"sum"``, or ``"none"``: all rows, x's first.
         form: ``"log"`` returns z; ``"ratio"`` returns φ/sg(φ) of equation (6): 1, with the same gradient, bit for bit.
@@ -402,10 +410,10 @@ def contrast(
         ids=ids,
         candidate_ids=candidate_ids,
     )
-    if problem.dims is None:
+    if problem.dims is None or _at_once(batch, None, problem):
         return Contrast(*_run(batch, None, problem))
     flat = replace(problem, dims=None)
-    of_widths = [_run(_narrowed(batch, width), None, flat) for width in problem.dims]
+    of_widths = [_run(narrowed(batch, width), None, flat) for width in problem.dims]
     return Contrast(*(torch.stack(one) for one in zip(*of_widths, strict=True)))
 
 

@@ -51,7 +51,7 @@ class Found(NamedTuple):
 
     Attributes:
         unit: ``(rows,)`` float64, the ``a`` of upstream gradients of 1, but for ``share``; 0 without negatives. Or a
-            number for all rows.
+            number for all rows. With ``dims`` this and what follows may have a row a width.
         share: what all upstream gradients are still to be multiplied by, a number or a 0-d tensor.
         positive: ``(rows,)`` float64; ``None`` unless the temperature needs a gradient, as the next.
         moment: ``(rows,)`` float64.
@@ -104,16 +104,17 @@ def _forward(
             unit = (z != -torch.inf).to(z.dtype)
             left = Found(unit, 1.0, found.positive, found.moment, found.state)
             return z.to(dtype), found.positive.to(dtype), left
-        losses = rows.values(problem, z, filled=filled)
+        losses = rows.over_widths(problem, rows.values(problem, z, filled=filled))
         loss = rows.reduce(problem, losses, None if weights is None else weights.double()).to(dtype)
         if not any(needs):
             return loss, None, Found(z, 1.0, None, None, None)
-        unit, share = rows.derivatives(problem, z, filled=filled), rows.shares(problem, len(z), weights)
+        unit, share = rows.derivatives(problem, z, filled=filled), rows.shares(problem, z.shape[-1], weights)
+        largest = None if isinstance(share, Tensor) else 1.0
         if isinstance(share, Tensor):
             unit, share = unit * share, 1.0
         state = found.state
         if holds(problem, engine):
-            state = engine.hold(state, unit, unit, tuple(of_sides), 1.0 if weights is None else None)
+            state = engine.hold(state, unit, unit, tuple(of_sides), largest)
         elif not isinstance(unit, Tensor):
             unit = torch.full_like(z, unit)
     return loss, None, Found(unit, share, found.positive if of_temperature else None, found.moment, state)
@@ -165,6 +166,9 @@ def _slope(found: Found, a: Tensor, b: Tensor, temperature: float | Tensor) -> T
     if b is not a:
         assert found.positive is not None
         slopes = slopes + (a - b) * found.positive
+    if found.moment.dim() > 1:
+        # All widths have one temperature a row.
+        slopes = slopes.sum(0)
     slopes = slopes if temperature.dim() else slopes.sum()
     return -(slopes / temperature.detach().to(slopes.device, torch.float64)).to(temperature.device, temperature.dtype)
 

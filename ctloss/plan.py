@@ -10,6 +10,7 @@ import torch
 
 from .kernels.problem import CZOptions, LossOptions, PairOptions, Problem, Shape
 from .kernels.torch_path import engine as torch_engine
+from .kernels.torch_path import nested as torch_nested
 from .kernels.triton_path import engine as triton_engine
 
 # What each loss takes beside its tensors.
@@ -20,6 +21,8 @@ OPTIONS: dict[str, frozenset[str]] = {
     "sig_lip": frozenset({"normalize", "reduction", "precision", "impl"}),
 }
 ENGINES = {"torch": torch_engine, "triton": triton_engine}
+# Paths that serve all widths of ``dims`` at once.
+NESTED = {"torch": torch_nested}
 
 # A GPU's arithmetic outruns its memory: there, panels tall enough for it cost more workspace.
 DEFAULT_WORKSPACE = {"cuda": 1 << 30}
@@ -103,7 +106,12 @@ class Plan:
     @property
     def engine(self) -> Any:
         """The module that runs a fused path."""
-        return ENGINES[self.path]
+        return NESTED[self.path] if self.nested else ENGINES[self.path]
+
+    @property
+    def nested(self) -> bool:
+        """Whether one call serves all of ``dims``; where not, there is one call a width."""
+        return self.problem.dims is not None and self.path in NESTED and self.shape.device_type == "cpu"
 
     @property
     def configuration(self) -> dict[str, object]:
@@ -111,8 +119,14 @@ class Plan:
         if self.path == "reference":
             rows = self.problem.num_directions * self.shape.n
             columns = 2 * self.shape.n + sum(self.shape.candidates)
-            return {"computed in": "float64", "memory": f"several matrices of {rows} x {columns}"}
-        found: dict[str, object] = self.engine.describe(self.shape, self.problem)
+            found: dict[str, object] = {
+                "computed in": "float64",
+                "memory": f"several matrices of {rows} x {columns}",
+            }
+        else:
+            found = self.engine.describe(self.shape, self.problem)
+        if self.problem.dims is not None and not self.nested:
+            found = {**found, "widths": "one call each"}
         return found
 
     def __str__(self) -> str:

@@ -65,22 +65,50 @@ def shares(problem: Problem, num_rows: int, weights: Tensor | None) -> float | T
         weights: ``(rows,)``, or ``None`` for equal ones.
 
     Returns:
-        A number for all rows, or ``(rows,)`` float64: weights over their sum for a mean.
+        A number for all rows, or ``(rows,)`` float64: weights over their sum for a mean. With ``dim_weights`` these
+        times each width's, ``(K, 1)`` or ``(K, rows)``.
 
     Example:
         >>> shares(Problem(reduction="mean"), 4, None)
         0.25
     """
+    share: float | Tensor
     if weights is None:
-        return 1.0 / num_rows if problem.reduction == "mean" else 1.0
-    wide = weights.double()
-    return wide / _sum(wide) if problem.reduction == "mean" else wide
+        share = 1.0 / num_rows if problem.reduction == "mean" else 1.0
+    else:
+        share = weights.double()
+        if problem.reduction == "mean":
+            share = share / _sum(share)
+    if problem.dim_weights is not None:
+        share = torch.tensor(problem.dim_weights, dtype=torch.float64).unsqueeze(1) * share
+    return share
 
 
 def _sum(weights: Tensor) -> Tensor:
     """What a weighted mean is divided by: nothing is left of rows that all weigh nothing, and 0 of it is 0."""
     total = weights.sum()
     return torch.where(total == 0, 1.0, total)
+
+
+def over_widths(problem: Problem, losses: Tensor) -> Tensor:
+    """The sum over ``dims`` of row losses times the widths' weights; row losses of one width as they are.
+
+    Args:
+        problem: its dims and their weights.
+        losses: ``(K, rows)``, or ``(rows,)`` without dims.
+
+    Returns:
+        ``(rows,)``.
+
+    Example:
+        >>> over_widths(Problem(dims=(2, 1), dim_weights=(1.0, 0.5)), torch.tensor([[1.0], [4.0]]))
+        tensor([3.])
+    """
+    if problem.dims is None:
+        return losses
+    if problem.dim_weights is None:
+        return losses.sum(0)
+    return (losses * losses.new_tensor(problem.dim_weights).unsqueeze(1)).sum(0)
 
 
 def reduce(problem: Problem, losses: Tensor, weights: Tensor | None) -> Tensor:

@@ -260,6 +260,18 @@ class Batch(NamedTuple):
         )
 
 
+def narrowed(batch: Batch, width: int) -> Batch:
+    """A batch of the sides' first columns.
+
+    Example:
+        >>> narrowed(Batch(torch.eye(2), torch.eye(2)), 1).x
+        tensor([[1.],
+                [0.]])
+    """
+    x, y, *candidates = (side[:, :width] for side in batch.sides)
+    return batch._replace(x=x, y=y, candidates=tuple(candidates))
+
+
 class Forward(NamedTuple):
     """What a path makes of a batch.
 

@@ -45,8 +45,11 @@ class Engine(Protocol):
     ) -> list[tuple[tuple[int, ...], torch.dtype]]: ...
 
 
-def answer(case: Case, impl: str, device: str = "cpu") -> tuple[Tensor, list[Tensor | None]]:
-    """Run the public function on the case; the loss and the gradients of x, y, the temperature and the candidates."""
+def answer(case: Case, impl: str, device: str = "cpu", **options: Any) -> tuple[Tensor, list[Tensor | None]]:
+    """Run the public function on the case; the loss and the gradients of x, y, the temperature and the candidates.
+
+    Options that a case does not know are passed on.
+    """
     batch = case.batch(device)
     before = [side.clone() for side in batch.sides]
     for side, need in zip(batch.sides, case.needs, strict=True):
@@ -61,7 +64,7 @@ def answer(case: Case, impl: str, device: str = "cpu") -> tuple[Tensor, list[Ten
         negatives=case.negatives,
         directions=case.directions,
         normalize=case.normalize,
-        candidates=batch.candidates or None,
+        candidates=list(batch.candidates),
         ids=batch.ids,
         candidate_ids=batch.candidate_ids or None,
         margin=case.margin_in_a_gap(),
@@ -69,6 +72,7 @@ def answer(case: Case, impl: str, device: str = "cpu") -> tuple[Tensor, list[Ten
         reduction=case.reduction,
         impl=impl,
         **({"form": case.form} if case.loss == "cz_nce" else {}),
+        **options,
     )
     loss.backward(case.upstream_gradient().to(device))
     for side, copy in zip(batch.sides, before, strict=True):

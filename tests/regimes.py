@@ -129,16 +129,20 @@ class Case:
         """A margin that no negative lies near: single precision must decide about each as the truth does."""
         if self.margin is None:
             return None
-        batch = self.batch()._replace(temperature=1.0)
-        of = pairs(**batch._asdict(), negatives=self.negatives, directions=self.directions, normalize=self.normalize)
-        excess = (of.logits - of.positive[:, None])[of.counts].unique()
+        options: dict[str, Any] = {name: getattr(self, name) for name in ("negatives", "directions", "normalize")}
+        calls = [pairs(**batch._replace(temperature=1.0)._asdict(), **options) for batch in self.compared()]
+        excess = torch.cat([(of.logits - of.positive[:, None])[of.counts] for of in calls]).unique()
         # 64 units in the last place of the largest product of two rows is more than summing it can be off.
-        clear = 64 * 2.0**-24 * (of.sides**2).sum(1).max().item() or 1.0
+        clear = 64 * 2.0**-24 * max((of.sides**2).sum(1).max().item() for of in calls) or 1.0
         ends = torch.tensor([4 * clear], dtype=torch.float64)
         edges = torch.cat([excess[:1] - ends, excess, excess[-1:] + ends]) if len(excess) else torch.cat([-ends, ends])
         (wide,) = torch.where(edges.diff() > 2 * clear)
         gap = wide[(wide - self.margin * len(excess)).abs().argmin()]
         return edges[gap : gap + 2].mean().item()
+
+    def compared(self) -> list[Batch]:
+        """The batches that one margin must suit."""
+        return [self.batch()]
 
     def upstream_gradient(self) -> Tensor:
         """What the loss's gradient is multiplied by: a number, or one of either sign for every row."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,9 +12,9 @@ import torch
 from acceptance import check, check_engine
 from agreement import assert_alike, truth_of_call
 from hypothesis import given
+from peak_memory import peak_bytes
 from regimes import REGIMES, Case, cases
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 import ctloss
 from ctloss.kernels.problem import Batch, Problem, Shape
@@ -128,7 +127,7 @@ def test_optimistic_and_running_maximum_agree(loss: str, negatives: str, monkeyp
     x, y = pairs(150, 30)
     problem = replace(ROOMY, loss=loss, negatives=negatives)
     plain = solve(x, y, problem), solve(x, y, replace(problem, reduction="none"))
-    monkeypatch.setattr(engine, "_shift", lambda logits, problem: None)
+    monkeypatch.setattr(engine, "choose_shift", lambda logits, problem: None)
     monkeypatch.setattr(square, "solve", lambda *args, **kwargs: None)
     careful = solve(x, y, problem), solve(x, y, replace(problem, reduction="none"))
     for one, other in zip(plain, careful, strict=True):
@@ -151,17 +150,6 @@ def test_the_optimistic_pass_declines_what_it_cannot_represent(monkeypatch: pyte
         x, y = pairs(n, 16)
         solve(x * 20, y * 20, replace(ROOMY, normalize=False), 1.0)
     assert len(called) == 2
-
-
-def peak_bytes(function: Callable[[], object]) -> int:
-    """Most memory the allocator had handed out at any one time while the function ran."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        kept_alive = function()
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    assert changes
-    del kept_alive
-    return max(itertools.accumulate(change for _, change in changes))
 
 
 @pytest.mark.parametrize("limit", [1 << 20, 4 << 20, 16 << 20, 64 << 20])

@@ -74,59 +74,111 @@ def optimistic(
 ) -> Denominators | None:
     """Sum plain exponentials, panel by panel; ``None`` if a sum left the range of normal numbers."""
     panels = _Scratch(logits, layout, keep)
-    total = logits.rows.stacked.new_zeros(layout.num_anchors)
-    sums = torch.zeros_like(total) if moment else None
-    largest = torch.zeros_like(total) if shares else None
+    sums = OptimisticSums(logits.rows.stacked, layout, shift, moment=moment, shares=shares)
     for panel in layout.panels:
-        entries = logits.fill(panel, panels.next(panel))
-        unshifted = panels.second(entries).copy_(entries) if moment else None
-        subtract_shift(entries, shift, panel).exp2_()
-        add_sums(total, entries, panel)
-        if sums is not None and unshifted is not None:
-            add_sums(sums, unshifted.mul_(entries), panel)
-        if largest is not None:
-            raise_to_largest(largest, entries, panel)
-    if not is_normal(total):
-        return None
-    wide = total.double()
-    return Denominators(
-        lse=torch.log2(wide).add_(shift),
-        total=total,
-        shift=shift,
-        mean=None if sums is None else (sums / wide).mul_(LN2),
-        largest=None if largest is None else largest / total,
-        kept=panels.kept,
-    )
+        sums.add(logits.fill(panel, panels.next(panel)), panel)
+    return sums.result(panels.kept)
 
 
 def running(logits: Logits, layout: Layout, *, keep: bool, moment: bool) -> Denominators:
     """Sum exponentials relative to every row's running maximum."""
     panels = _Scratch(logits, layout, keep)
-    total = logits.rows.stacked.new_zeros(layout.num_anchors)
-    sums = torch.zeros_like(total) if moment else None
-    maximum = torch.full_like(total, EXCLUDED)
+    sums = RunningSums(logits.rows.stacked, layout, moment=moment)
     for panel in layout.panels:
-        entries = logits.fill(panel, panels.next(panel))
+        sums.add(logits.fill(panel, panels.next(panel)), panel)
+    return sums.result(panels.kept)
+
+
+class OptimisticSums:
+    """The optimistic pass's sums, to which panels are added one at a time.
+
+    Args:
+        like: a tensor of the dtype and device to sum in.
+        layout: which panels will come.
+        shift: what is subtracted from logits.
+        moment: sum the logits too, each times its exponential.
+        shares: find every anchor's largest term.
+        second: scratch for a panel, if there is some already.
+    """
+
+    def __init__(
+        self,
+        like: Tensor,
+        layout: Layout,
+        shift: float | Tensor,
+        *,
+        moment: bool,
+        shares: bool,
+        second: Tensor | None = None,
+    ) -> None:
+        self.shift = shift
+        self.total = like.new_zeros(layout.num_anchors)
+        self.sums = torch.zeros_like(self.total) if moment else None
+        self.largest = torch.zeros_like(self.total) if shares else None
+        self.second = like.new_empty(layout.largest) if moment and second is None else second
+
+    def add(self, entries: Tensor, panel: Panel) -> None:
+        """Add a panel's logits, which become exponentials."""
+        unshifted = None
+        if self.sums is not None and self.second is not None:
+            unshifted = self.second[: entries.numel()].view(entries.shape).copy_(entries)
+        subtract_shift(entries, self.shift, panel).exp2_()
+        add_sums(self.total, entries, panel)
+        if self.sums is not None and unshifted is not None:
+            add_sums(self.sums, unshifted.mul_(entries), panel)
+        if self.largest is not None:
+            raise_to_largest(self.largest, entries, panel)
+
+    def result(self, kept: list[Tensor] | None) -> Denominators | None:
+        """The sums of all panels, ``None`` if one left the range of normal numbers."""
+        if not is_normal(self.total):
+            return None
+        wide = self.total.double()
+        return Denominators(
+            lse=torch.log2(wide).add_(self.shift),
+            total=self.total,
+            shift=self.shift,
+            mean=None if self.sums is None else (self.sums / wide).mul_(LN2),
+            largest=None if self.largest is None else self.largest / self.total,
+            kept=kept,
+        )
+
+
+class RunningSums:
+    """The running pass's sums; arguments as for :class:`OptimisticSums`."""
+
+    def __init__(self, like: Tensor, layout: Layout, *, moment: bool, second: Tensor | None = None) -> None:
+        self.total = like.new_zeros(layout.num_anchors)
+        self.sums = torch.zeros_like(self.total) if moment else None
+        self.maximum = torch.full_like(self.total, EXCLUDED)
+        self.second = like.new_empty(layout.largest) if second is None else second
+
+    def add(self, entries: Tensor, panel: Panel) -> None:
+        """Add a panel's logits, which stay as they are."""
+        total, maximum, sums = self.total, self.maximum, self.sums
         for part, rows, dim in served(entries, panel):
             former = maximum[rows].clone()
             maximum[rows] = torch.maximum(former, part.amax(dim))
-            exponentials = torch.sub(part, maximum[rows].unsqueeze(dim), out=panels.second(part)).exp2_()
+            second = self.second[: part.numel()].view(part.shape)
+            exponentials = torch.sub(part, maximum[rows].unsqueeze(dim), out=second).exp2_()
             # Where all were excluded, they are no larger than the maximum that stands for none.
             exponentials.masked_fill_(part == EXCLUDED, 0.0)
             shrink = torch.exp2(former - maximum[rows])
             total[rows] = total[rows] * shrink + exponentials.sum(dim)
             if sums is not None:
                 sums[rows] = sums[rows] * shrink + exponentials.mul_(part).sum(dim)
-    wide = total.double()
-    lse = torch.log2(wide) + maximum
-    return Denominators(
-        lse=torch.where(total == 0, -torch.inf, lse),
-        total=None,
-        shift=0.0,
-        mean=None if sums is None else torch.where(total == 0, 0.0, (sums / wide).mul_(LN2)),
-        largest=1 / total,
-        kept=panels.kept,
-    )
+
+    def result(self, kept: list[Tensor] | None) -> Denominators:
+        """The sums of all panels."""
+        total, wide = self.total, self.total.double()
+        return Denominators(
+            lse=torch.where(total == 0, -torch.inf, torch.log2(wide) + self.maximum),
+            total=None,
+            shift=0.0,
+            mean=None if self.sums is None else torch.where(total == 0, 0.0, (self.sums / wide).mul_(LN2)),
+            largest=1 / total,
+            kept=kept,
+        )
 
 
 def served(entries: Tensor, panel: Panel) -> list[tuple[Tensor, slice, int]]:
@@ -168,7 +220,6 @@ class _Scratch:
         self.kept: list[Tensor] | None = [] if keep else None
         self.largest = layout.largest
         self.first: Tensor | None = None
-        self.other: Tensor | None = None
 
     def next(self, panel: Panel) -> Tensor:
         """Memory for the next panel's logits."""
@@ -178,9 +229,3 @@ class _Scratch:
         if self.first is None:
             self.first = self.rows.new_empty(self.largest)
         return self.first
-
-    def second(self, like: Tensor) -> Tensor:
-        """Scratch of a panel's shape, beside its logits."""
-        if self.other is None:
-            self.other = self.rows.new_empty(self.largest)
-        return self.other[: like.numel()].view(like.shape)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..problem import Batch, Forward, Problem, Shape
 from . import denominators, exact, square
 from .denominators import Denominators, is_normal, optimistic_shift
-from .gradient import Weights, accumulate, runs
+from .gradient import Run, Weights, accumulate, runs
 from .layout import FEW_ROWS, Layout, layout
 from .logits import LN2, Logits, base2_scale, gather_ids
 from .products import ExactProducts
@@ -125,7 +125,7 @@ def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> 
     z, positive = base2_z.mul_(LN2), None
     if mean is not None or problem.by_row:
         similarities = (found.rows if found is not None else logits.rows).positive
-        positive = _natural(similarities, scale, problem.num_directions)
+        positive = natural(similarities, scale, problem.num_directions)
     if mean is not None and positive is not None:
         mean = torch.where(lse == -torch.inf, 0.0, mean - positive)
     return Forward(z, positive, mean, state)
@@ -139,7 +139,7 @@ def _refine(found: square.Square, batch: Batch, problem: Problem, scale: float |
         found.lse[rows] = exact.lse_of(rows, batch, logits, problem)
 
 
-def _natural(similarities: Tensor, scale: float | Tensor, num_directions: int) -> Tensor:
+def natural(similarities: Tensor, scale: float | Tensor, num_directions: int) -> Tensor:
     """The positives' logits, in natural units."""
     return similarities.repeat(num_directions) * scale * LN2
 
@@ -161,19 +161,24 @@ def _sum(logits: Logits, batch: Batch, problem: Problem, plan: Layout, *, moment
     by_row = problem.by_row and on_cpu and logits.rows.precise is None and logits.rows.stacked.dtype == torch.float32
     keep = plan.keep and gradient
     found = None
-    shift = _shift(logits, problem)
+    shift = choose_shift(logits, problem)
     if shift is not None:
         found = denominators.optimistic(logits, plan, shift, keep=keep, moment=moment, shares=by_row and not keep)
     if found is None:
         found = denominators.running(logits, plan, keep=keep, moment=moment)
     if by_row:
-        rows = exact.dominated(found, logits, plan)
-        if len(rows):
-            found.lse[rows] = exact.lse_of(rows, batch, logits, problem)
+        sum_dominated_again(found, batch, logits, problem, plan)
     return found
 
 
-def _shift(logits: Logits, problem: Problem) -> float | Tensor | None:
+def sum_dominated_again(found: Denominators, batch: Batch, logits: Logits, problem: Problem, plan: Layout) -> None:
+    """Sum the rows that one negative dominates in float64."""
+    rows = exact.dominated(found, logits, plan)
+    if len(rows):
+        found.lse[rows] = exact.lse_of(rows, batch, logits, problem)
+
+
+def choose_shift(logits: Logits, problem: Problem) -> float | Tensor | None:
     """The optimistic pass's shift; ``None`` where it must not be tried."""
     if logits.rows.stacked.device.type != "cpu":
         return None
@@ -220,7 +225,7 @@ def hold(
     if not isinstance(a, Tensor) and state.square is None:
         same, a = b is a, torch.full_like(state.lse, a)
         b = a if same else b
-    a, b, bits = _scaled(a, b, batch.temperature, largest)
+    a, b, bits = scaled(a, b, batch.temperature, largest)
     with ExactProducts(batch.x.device.type):
         if state.square is not None:
             dtype = state.square.entries.dtype
@@ -276,7 +281,7 @@ def release(held: Held, factor: float | Tensor, dtypes: tuple[torch.dtype, ...])
     return gradients
 
 
-def _scaled(
+def scaled(
     a: float | Tensor, b: float | Tensor, temperature: float | Tensor, bound: float | None
 ) -> tuple[float | Tensor, float | Tensor, int | Tensor]:
     """``a / τ`` and ``b / τ`` over the power of two that brings the largest to 2^30; the same tensor if they are."""
@@ -319,26 +324,40 @@ def _from_panels(
     logits: Logits, sums: Denominators, plan: Layout, a: Tensor, b: Tensor, sizes: list[int], needs: tuple[bool, ...]
 ) -> list[Tensor | None]:
     dtype = logits.rows.stacked.dtype
-    per_sum, kept = None, sums.kept
     # What is kept is consumed: another call forms it again.
-    sums.kept = None
+    kept, sums.kept = sums.kept, None
+    weights = weigh(sums, a, plan, dtype)
+    if sums.total is not None and weights.per_sum is None:
+        kept = None
+    wanted = runs(logits.rows, sizes, needs)
+    accumulate(wanted, logits, plan, weights, of_pairs(b, plan).to(dtype), kept)
+    for run in wanted:
+        logits.rows.project(run.gradient, slice(run.start, run.stop))
+    return of_sides(wanted, sizes, needs)
+
+
+def weigh(sums: Denominators, a: Tensor, plan: Layout, dtype: torch.dtype) -> Weights:
+    """What turns logits into weights; from sums of exponentials if those and their quotients are normal numbers."""
+    per_sum = None
     if sums.total is not None:
         quotient = (a / sums.total).to(dtype)
         if is_normal(torch.where(a == 0, 1.0, quotient.abs())):
-            per_sum = quotient
-        else:
-            kept = None
-    weights = Weights(
-        weight=_stacked(a.to(dtype), plan),
-        per_sum=None if per_sum is None else _stacked(per_sum, plan),
+            per_sum = stacked(quotient, plan)
+    return Weights(
+        weight=stacked(a.to(dtype), plan),
+        per_sum=per_sum,
         shift=sums.shift,
-        lse=_stacked(torch.where(sums.lse == -torch.inf, 0.0, sums.lse).to(dtype), plan),
+        lse=stacked(torch.where(sums.lse == -torch.inf, 0.0, sums.lse).to(dtype), plan),
     )
-    pull = b if plan.num_anchors == plan.n else b[: plan.n] + b[plan.n :]
-    wanted = runs(logits.rows, sizes, needs)
-    accumulate(wanted, logits, plan, weights, pull.to(dtype), kept)
-    for run in wanted:
-        logits.rows.project(run.gradient, slice(run.start, run.stop))
+
+
+def of_pairs(b: Tensor, plan: Layout) -> Tensor:
+    """The ``b`` of each pair, of both its anchors together."""
+    return b if plan.num_anchors == plan.n else b[..., : plan.n] + b[..., plan.n :]
+
+
+def of_sides(wanted: list[Run], sizes: list[int], needs: tuple[bool, ...]) -> list[Tensor | None]:
+    """The part of each side in the runs' gradients, ``None`` where not needed."""
     found: list[Tensor | None] = []
     offset = 0
     for size, need in zip(sizes, needs, strict=True):
@@ -348,7 +367,7 @@ def _from_panels(
     return found
 
 
-def _stacked(of_anchors: Tensor, plan: Layout) -> Tensor:
+def stacked(of_anchors: Tensor, plan: Layout) -> Tensor:
     """A vector over all stacked rows, 0 for those that are no anchors."""
     if plan.count == plan.num_anchors:
         return of_anchors
@@ -378,7 +397,7 @@ def restore(tensors: list[Tensor], batch: Batch, problem: Problem) -> State:
     with ExactProducts(shape.device_type):
         logits = _logits(batch, problem, plan, base2_scale(batch.temperature))
     (lse,) = tensors
-    shift = _shift(logits, problem)
+    shift = choose_shift(logits, problem)
     total = None
     if shift is not None:
         plain = torch.exp2(lse - shift).to(logits.rows.stacked.dtype)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .denominators import subtract_shift
 from .layout import Layout, Panel
-from .logits import Logits
+from .logits import CHUNK, Logits
 from .rows import Rows
 
 SCRATCH_ENTRIES = 1 << 17
@@ -131,7 +131,7 @@ def accumulate(
     scratch = rows.new_empty(max(widest, min(SCRATCH_ENTRIES, layout.largest)))
     again = rows.new_empty(layout.largest) if kept is None else None
     for index, panel in enumerate(layout.panels):
-        if not any(_touches(run, panel) for run in wanted):
+        if not any(touches(run, panel) for run in wanted):
             continue
         if again is None:
             assert kept is not None
@@ -142,36 +142,59 @@ def accumulate(
             if weights.per_sum is not None:
                 subtract_shift(entries, weights.shift, panel).exp2_()
         weights.apply(panel, entries, scratch)
-        _add_products(wanted, sums, entries, centred, panel)
+        add_products(wanted, sums, entries, centred, panel)
     for run in wanted:
-        for side in range(2):
-            # The positives of a side are the rows of the other.
-            first, last = max(run.start, side * n), min(run.stop, (side + 1) * n)
-            if first < last:
-                other = slice(first + (1 - 2 * side) * n, last + (1 - 2 * side) * n)
-                coefficient = pull[first - side * n : last - side * n]
-                run.gradient[first - run.start : last - run.start].addcmul_(
-                    coefficient.unsqueeze(1), centred[other], value=-1
-                )
-                sums[first:last] -= coefficient
+        add_pull(run, sums, pull, centred, n)
         run.gradient.addcmul_(sums[run.start : run.stop, None], centre)
 
 
-def _touches(run: Run, panel: Panel) -> bool:
+def add_pull(run: Run, sums: Tensor, pull: Tensor, rows: Tensor, n: int) -> None:
+    """Add ``−pull_i u_p(i)`` to a run, and its coefficients to the weights' sums.
+
+    Args:
+        run: modified.
+        sums: ``(m,)``, modified.
+        pull: ``(n,)``, one a pair.
+        rows: the stacked rows.
+        n: pairs.
+    """
+    for side in range(2):
+        # The positives of a side are the rows of the other.
+        first, last = max(run.start, side * n), min(run.stop, (side + 1) * n)
+        if first < last:
+            other = slice(first + (1 - 2 * side) * n, last + (1 - 2 * side) * n)
+            coefficient = pull[first - side * n : last - side * n]
+            run.gradient[first - run.start : last - run.start].addcmul_(coefficient.unsqueeze(1), rows[other], value=-1)
+            sums[first:last] -= coefficient
+
+
+def touches(run: Run, panel: Panel) -> bool:
     """Whether a panel adds to a run: as one of its rows, or as a column outside its own square."""
     of_rows = run.start < panel.stop and panel.start < run.stop
     return of_rows or (run.start < panel.last and panel.outside < run.stop)
 
 
-def _add_products(wanted: list[Run], sums: Tensor, entries: Tensor, rows: Tensor, panel: Panel) -> None:
+def add_products(wanted: list[Run], sums: Tensor, entries: Tensor, rows: Tensor, panel: Panel) -> None:
+    """Add a panel of weights times rows to the runs that it touches, and its own sums to the weights' sums.
+
+    Runs wider than the weights have 64 terms at a time multiplied, and those sums added up in their own dtype.
+    """
     source = rows[panel.start : panel.stop]
     for run in wanted:
         if run.start < panel.stop and panel.start < run.stop:
             own = slice(panel.start - run.start, panel.stop - run.start)
-            run.gradient[own].addmm_(entries, rows[panel.first : panel.last])
+            _add_product(run.gradient[own], entries, rows[panel.first : panel.last])
             sums[panel.start : panel.stop] += entries.sum(1)
         first, last = max(run.start, panel.outside), min(run.stop, panel.last)
         if first < last:
             mirrored = entries[:, first - panel.first : last - panel.first]
-            run.gradient[first - run.start : last - run.start].addmm_(mirrored.t(), source)
+            _add_product(run.gradient[first - run.start : last - run.start], mirrored.t(), source)
             sums[first:last] += mirrored.sum(0)
+
+
+def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
+    if out.dtype == left.dtype:
+        out.addmm_(left, right)
+        return
+    for start in range(0, left.shape[1], CHUNK):
+        out += torch.mm(left[:, start : start + CHUNK], right[start : start + CHUNK])

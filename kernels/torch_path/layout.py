@@ -143,7 +143,8 @@ def layout(shape: Shape, problem: Problem) -> Layout:
     """Choose the panels: a pure function of sizes, dtype, device type and options.
 
     The workspace holds two copies of the rows in the accumulation dtype, one centred, two panels of scratch and, if
-    they fit beside those, all panels. Where even the shortest panels do not fit, they are used all the same.
+    they fit beside those, all panels. Where even the shortest panels do not fit, they are used all the same. Of nested
+    embeddings every width has panels of its own, and all those of one place are worked on at a time.
 
     Args:
         shape: sizes, dtype and device of the sides.
@@ -165,11 +166,17 @@ def layout(shape: Shape, problem: Problem) -> Layout:
     spare = problem.workspace // item - 2 * count * d
     widest = max((last - first for first, last in columns(0, n, count, problem.negatives)), default=1)
     tallest = TALLEST if n >= 512 else 128
-    height = max(SHORTEST, min(tallest, n, spare // (2 * widest)))
+    if problem.dims is not None and len(problem.dims) > 1:
+        # Of all widths but the widest, gradients and a copy of the rows in float64.
+        spare -= 4 * count * sorted(problem.dims)[-2]
+    widths = 1 if problem.dims is None else len(problem.dims)
+    scratch = 2 if problem.dims is None else widths + 2
+    height = max(SHORTEST, min(tallest, n, spare // (scratch * widest)))
     panels = tuple(_panels(n, count, height, mirrored, problem))
     # Both sides' rows against one another, everything else plain: what the short ways are written for.
     plain = (
         mirrored
+        and problem.dims is None
         and not shape.candidates
         and not shape.masked
         and problem.directions == "both"
@@ -186,7 +193,7 @@ def layout(shape: Shape, problem: Problem) -> Layout:
         problem.num_directions * n,
         panels,
         height,
-        keep=candidate.entries + 2 * candidate.largest <= spare,
+        keep=widths * candidate.entries + scratch * candidate.largest <= spare,
         few=candidate.few,
         dense=plain and fits,
     )

@@ -81,7 +81,18 @@ class Logits(NamedTuple):
             ``(height, width)`` view of ``scratch``.
         """
         out = scratch[: panel.height * panel.width].view(panel.height, panel.width)
-        self.form(slice(panel.start, panel.stop), slice(panel.first, panel.last), out)
+        return self.exclude(panel, self.form(slice(panel.start, panel.stop), slice(panel.first, panel.last), out))
+
+    def exclude(self, panel: Panel, out: Tensor) -> Tensor:
+        """Write :data:`EXCLUDED` over a panel's logits where a pair is no negative.
+
+        Args:
+            panel: which anchors and columns.
+            out: its logits, modified in place.
+
+        Returns:
+            ``out``.
+        """
         if self.limits is not None:
             out.masked_fill_(out > self.limits[panel.start : panel.stop, None], EXCLUDED)
         if self.ids is not None:

@@ -105,7 +105,7 @@ def prepare(sides: Sequence[Tensor], normalize: bool, dtype: torch.dtype, *, pre
     positive = torch.empty(n, dtype=torch.float64, device=device)
     norms = torch.empty((count, 1), dtype=dtype, device=device) if normalize else None
     exponents = None
-    for parts, places in _blocks(sides, block):
+    for parts, places in blocks(sides, block):
         rows, block_norms, block_exponents = _prepare_block(parts, normalize)
         if len(parts) == 2:
             torch.linalg.vecdot(*rows.chunk(2), out=positive[places[0]])
@@ -125,7 +125,7 @@ def prepare(sides: Sequence[Tensor], normalize: bool, dtype: torch.dtype, *, pre
     return Rows(stacked, widened, positive, norms, exponents)
 
 
-def _blocks(sides: Sequence[Tensor], block: int) -> Iterator[tuple[list[Tensor], list[slice]]]:
+def blocks(sides: Sequence[Tensor], block: int) -> Iterator[tuple[list[Tensor], list[slice]]]:
     """Runs of pairs of x and y, then of each candidate side: their rows, and their places in the stack."""
     n = sides[0].shape[0]
     for start in range(0, n, block):
