@@ -99,7 +99,23 @@ def _by_definition(batch: Batch, weights: Tensor | None, problem: Problem) -> An
         return rows.reduce(problem, rows.values(problem, z), wide).to(dtype)
 
 
-def _chosen(batch: Batch, problem: Problem) -> Plan:
+def choose(batch: Batch, problem: Problem) -> Plan:
+    """The plan of a call as it is made here: under transforms the reference's.
+
+    Args:
+        batch: the checked tensors.
+        problem: the checked options.
+
+    Returns:
+        The :class:`~ctloss.plan.Plan`.
+
+    Raises:
+        RuntimeError: if a path named explicitly cannot run, or not under transforms.
+
+    Example:
+        >>> choose(Batch(torch.eye(2), torch.eye(2)), Problem()).path
+        'torch'
+    """
     if transformed():
         if problem.impl not in ("auto", "reference"):
             raise RuntimeError(
@@ -114,12 +130,12 @@ def _chosen(batch: Batch, problem: Problem) -> Plan:
 
 def _run(batch: Batch, weights: Tensor | None, problem: Problem) -> Any:
     """The loss of a checked batch, or (z, positive), on the path that the plan names."""
-    chosen = _chosen(batch, problem)
+    chosen = choose(batch, problem)
     if chosen.path == "reference":
         return _by_definition(batch, weights, problem)
     if weights is None or not weights.requires_grad or problem.loss == "contrast":
         return fused(batch, weights, chosen)
-    losses = fused(batch, None, _chosen(batch, replace(problem, reduction="none")))
+    losses = fused(batch, None, choose(batch, replace(problem, reduction="none")))
     return rows.reduce(problem, losses, weights.double()).to(losses.dtype)
 
 
@@ -185,7 +201,7 @@ def _at_once(batch: Batch, weights: Tensor | None, problem: Problem) -> bool:
     Where something does, there is one call a width.
     """
     seen = transformed() or not unwatched(*batch.sides, batch.temperature, weights)
-    return not seen and _chosen(batch, problem).nested
+    return not seen and choose(batch, problem).nested
 
 
 def _loss(loss: str, x: Tensor, y: Tensor, weights: Tensor | None, options: Any, **tensors: Any) -> Tensor:
@@ -470,4 +486,4 @@ def explain(
     weights = checks.weights(weights, batch.x, problem.num_directions)
     if weights is not None and weights.requires_grad:
         problem = replace(problem, reduction="none")
-    return _chosen(batch, problem)
+    return choose(batch, problem)

@@ -201,8 +201,12 @@ class Contrastive(torch.autograd.Function):
         temperature = inputs[-1] if ctx.temperature is None else ctx.temperature
         problem, engine = ctx.chosen.problem, ctx.chosen.engine
         run = partial(_backward, ctx.found, ctx.dtypes, temperature, problem, engine, ctx.needs)
+        plain = unwatched(first, second)
+        if torch.is_grad_enabled() and not all(one is None or is_plain(one) for one in upstream):
+            # Batched gradients would lose what refuses to be differentiated.
+            raise RuntimeError(NO_SECOND_DERIVATIVE)
         with torch.no_grad():
-            gradients = run(first, second) if unwatched(first, second) else _batched(run, ctx, first, second)
+            gradients = run(first, second) if plain else batched(run, ctx, first, second)
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             # As saved tensors are: a loss that is kept for its value keeps nothing else.
             ctx.found = None
@@ -226,7 +230,7 @@ def unwatched(*tensors: object) -> bool:
         and not torch._C._is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
-        and all(not isinstance(tensor, Tensor) or _is_plain(tensor) for tensor in tensors)
+        and all(not isinstance(tensor, Tensor) or is_plain(tensor) for tensor in tensors)
     )
 
 
@@ -252,7 +256,13 @@ def forward_mode() -> bool:
     return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is neither a batch of them nor of a subclass.
+
+    Example:
+        >>> is_plain(torch.zeros(2))
+        True
+    """
     if type(tensor) not in PLAIN:
         return False
     # A batched tensor has the type and the device of what it is a batch of, but not the key.
@@ -298,7 +308,7 @@ def fused(batch: Batch, weights: Tensor | None, chosen: Plan) -> Any:
 _backwards: dict[int, Callable[..., list[Tensor | None]]] = {}
 
 
-def _batched(
+def batched(
     backward: Callable[..., list[Tensor | None]], ctx: Any, first: Tensor | None, second: Tensor | None
 ) -> list[Tensor | None]:
     """The backward of several upstream gradients at once, one after the other.

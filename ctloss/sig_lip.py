@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import checks, rows
 from .kernels.problem import Impl, Precision, Reduction
-from .losses import _chosen
+from .losses import choose
 from .ops import output_dtype, unwatched
 from .plan import problem_for
 from .reference.sig_lip import row_losses
@@ -83,7 +83,7 @@ def sig_lip(
     )
     for name, option in (("temperature", temperature), ("bias", bias)):
         _check_scalar(name, option, x)
-    if _chosen(batch, problem).path == "reference":
+    if choose(batch, problem).path == "reference":
         options = batch._asdict() | {"bias": bias, "normalize": normalize}
         del options["candidates"], options["candidate_ids"]
         with torch.autocast(x.device.type, enabled=False):

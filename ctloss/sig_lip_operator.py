@@ -200,14 +200,14 @@ def _differentiate(ctx: Any, upstream: Tensor | None, held: object) -> tuple[Ten
         return [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
 
     # A batched tensor has the type of what it is a batch of, but not its dispatch key.
-    if upstream.is_meta or type(upstream) not in ops.PLAIN or ops._is_plain(upstream):
+    if upstream.is_meta or type(upstream) not in ops.PLAIN or ops.is_plain(upstream):
         return *run(upstream, None), None, None
     # Several upstream gradients at once: no batching rule is known for an operator that takes a list.
     if torch.is_grad_enabled():
         # Batching drops the graph of what is made of plain tensors, and with it a later refusal.
         raise RuntimeError(f"{ONLY_FIRST_DERIVATIVES}; or leave out create_graph=True")
     ctx.needs = needs
-    return *ops._batched(run, ctx, upstream, None), None, None
+    return *ops.batched(run, ctx, upstream, None), None, None
 
 
 def _refuse(ctx: Any, *upstream: Tensor) -> None:

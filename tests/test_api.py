@@ -181,6 +181,15 @@ def test_batched_gradients(impl: str, reduction: str) -> None:
         assert torch.equal(one, torch.autograd.grad(loss, x, alone, retain_graph=True)[0])
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("impl", FUSED)
+def test_batched_gradients_have_no_second_derivative_either(impl: str, reduction: str) -> None:
+    x, y = batch(9)
+    loss = ctloss.cz_nce(x, y, impl=impl, reduction=reduction)
+    with pytest.raises(RuntimeError, match="impl='reference'"):
+        torch.autograd.grad(loss, x, torch.randn(3, *loss.shape), is_grads_batched=True, create_graph=True)
+
+
 @pytest.mark.parametrize("n", [6, 20, 300])
 @pytest.mark.parametrize("impl", FUSED)
 def test_row_losses_may_be_changed_in_place(impl: str, n: int) -> None:
