@@ -239,7 +239,7 @@ def cz_nce(
     equations (4) and (5) of Chen et al. 2022 (arXiv 2202.13083), averaged over both directions as in equation (2). The
     gradient is the stop-gradient ratio form (6): ∂L_i/∂s_ij is the softmax over the negatives and ∂L_i/∂s_i,p(i) is
     -1, at full size however small φ = e^z becomes. Also known as DCL (Yeh et al. 2022) and FlatNCE (Chen et al. 2021).
-    A row without any negative (one pair alone, or all of them left out) costs 0 and has a zero gradient.
+    A row without any negative (a single pair, or all of them left out) costs 0 and has a zero gradient.
 
     Args:
         x: ``(n, d)`` anchors; float32, float64, bfloat16 or float16; any strides; CPU or CUDA.

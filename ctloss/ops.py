@@ -1,6 +1,6 @@
 """The fused paths as one differentiable function and as PyTorch operators: schemas, fakes and autograd.
 
-Where nothing watches the dispatcher the work is done without it, which halves what a call costs beside its arithmetic.
+Where nothing watches the dispatcher the work is done without it, which halves what a call costs besides its arithmetic.
 Compilers, transforms, dispatch modes and subclasses of tensors meet the operators instead, which take their options
 as one string.
 """

@@ -36,7 +36,7 @@ def unit_rows(rows: Tensor) -> Tensor:
 def near_one_by_powers_of_two(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows brought near 1 by exact powers of two, and those powers as two factors.
 
-    One factor alone would overflow for the smallest representable rows.
+    A single factor would overflow for the smallest representable rows.
 
     Args:
         rows: ``(n, d)``, any floating dtype.
@@ -81,7 +81,7 @@ def contrast(
         temperature: τ > 0, a float, a tensor of one element, or one a row; a tensor's entry ≤ 0 gives NaN.
         negatives: the other rows a row is compared with: those of ``"both"`` sides, of the other side (``"cross"``),
             of its ``"own"`` side, or ``"none"``.
-        directions: rows of ``"both"`` sides, or of ``"x"`` alone.
+        directions: rows of ``"both"`` sides, or of ``"x"`` only.
         normalize: cosine similarity if true, dot products otherwise.
         ids: ``(n,)`` integers; a pair whose ids are equal is no negative; ``None`` stands for 0 … n − 1.
         candidate_ids: ``(m,)`` for each side of candidates, or ``None``: such rows are negatives of every row.
@@ -130,7 +130,7 @@ def contrast(
 
 
 def _poisoned(side: Tensor) -> Tensor:
-    """Rows with an infinite entry as NaN, which a logit of minus infinity alone would not become."""
+    """Rows with an infinite entry as NaN, which a logit of minus infinity by itself would not become."""
     return side + 0 * side.detach().abs().amax(dim=1, keepdim=True)
 
 

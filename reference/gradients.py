@@ -21,7 +21,7 @@ class Gradients(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """What the closed form is made of: every row beside every row of all M it could be compared with.
+    """What the closed form is made of: every row against every row of all M it could be compared with.
 
     Attributes:
         sides: ``(M, d)``: the rows of x, y and the candidates, of length 1 when normalising.

@@ -59,7 +59,7 @@ def log_ratios(
         candidates: ``(m, d)`` each: more rows that every row is compared with.
         temperature: τ > 0, one for all or one a row.
         negatives: the other rows a row is compared with: of both sides, of the other side, of its own side, or none.
-        directions: rows of both sides, or of x alone.
+        directions: rows of both sides, or of x only.
         normalize: cosine similarity if true, dot product otherwise.
         ids: ``(n,)``; a pair whose ids are equal is no negative; ``None`` stands for 0 … n − 1.
         candidate_ids: ``(m,)`` for each side of candidates, or ``None``: such rows are negatives of every row.

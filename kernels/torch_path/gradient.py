@@ -22,7 +22,7 @@ from .logits import CHUNK, Logits
 from .rows import Rows
 
 SCRATCH_ENTRIES = 1 << 17
-"""What lies beside a panel while its weights are formed: small enough for a cache."""
+"""Scratch used next to a panel while its weights are formed: small enough for a cache."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Weights:
         Args:
             panel: which rows and columns.
             entries: exponentials, or logits, excluded pairs far below all others.
-            scratch: a row's elements or more: so many rows are worked on at a time.
+            scratch: a row's elements or more: as many rows are worked on at a time as it holds.
 
         Returns:
             ``entries``.

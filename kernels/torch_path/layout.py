@@ -20,7 +20,7 @@ DENSE_ROWS = {True: 256, False: 512}
 TALLEST = 256
 SHORTEST = 16
 TILE = 256
-# Up to so many stacked rows everything is formed in float64: rounding has little to average out over.
+# Up to this many stacked rows everything is formed in float64: rounding has little to average out over.
 FEW_ROWS = 64
 
 
@@ -143,7 +143,7 @@ def layout(shape: Shape, problem: Problem) -> Layout:
     """Choose the panels: a pure function of sizes, dtype, device type and options.
 
     The workspace holds two copies of the rows in the accumulation dtype, one centred, two panels of scratch and, if
-    they fit beside those, all panels. Where even the shortest panels do not fit, they are used all the same. Of nested
+    they fit next to those, all panels. Where even the shortest panels do not fit, they are used all the same. Of nested
     embeddings every width has panels of its own, and all those of one place are worked on at a time.
 
     Args:

@@ -4,7 +4,7 @@ With u the rows over their lengths and ``r_l,i = |u_i[:d_l]|`` the lengths of th
 
     P_l(i, j) = Σ_{c < d_l} u_ic u_jc,        cos_l(i, j) = P_l(i, j) / (r_l,i r_l,j),
 
-of a width go on from those of the next narrower one, so that all of them together cost what the widest costs alone;
+of a width go on from those of the next narrower one, so that all of them together cost what the widest one costs;
 logits, exclusions and sums are each width's own. The gradient is formed the other way round. With ``W_l`` the weights
 of the pairs at width l (:mod:`.gradient`), column c of it is
 
@@ -44,7 +44,7 @@ class Width:
 
     Attributes:
         columns: those that the next narrower width lacks.
-        logits: what its logits are formed from beside products: positives, limits, scale, ids.
+        logits: what its logits are formed from besides products: positives, limits, scale, ids.
         inverse: ``(m,)`` 1/r of the stacked rows, 0 for rows of zeros; ``None`` where every r is 1.
     """
 

@@ -65,7 +65,7 @@ def prepare(sides: Sequence[Tensor], normalize: bool, dtype: torch.dtype, *, pre
     """Stack the rows of all sides, normalise them if asked, and multiply the pairs of the first two.
 
     All of it is done in float64, some ten thousand entries of a side at a time, because errors here do not average out:
-    a norm's error shifts a whole row of logits, and a positive's stands alone against the sum over negatives.
+    a norm's error shifts a whole row of logits, and a positive's stands by itself against the sum over negatives.
 
     On the CPU one read of the norms' range tells whether any row needs rescaling; elsewhere nothing is read back and
     every row goes through the rescaling, most with the power 0. A row with a NaN or an infinity becomes a row of NaN.

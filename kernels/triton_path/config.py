@@ -12,7 +12,7 @@ from ..problem import Problem, Shape
 Products = Literal["double", "ieee", "tf32x3", "tf32"]
 
 HALF_PRECISION = (torch.bfloat16, torch.float16)
-# Embeddings whose weights may be rounded so far that cosines in 16 bits cost little beside it.
+# Embeddings whose weights may be rounded so far that cosines in 16 bits cost little next to it.
 COARSE = (torch.bfloat16,)
 
 # Each side's rows are padded to a multiple of this, or in small batches of that; tiles divide it.
@@ -21,13 +21,13 @@ ROW_PADDING, SMALL_PADDING = 128, 64
 WIDTH_PADDING = 64
 # What stands for a compute capability where there is none: the interpreter, and AMD's gfx942 (MI300).
 INTERPRETER, CDNA3 = 0, 942
-# From so many pairs on, large tiles fill a device, and weights are rounded as the embeddings are. In smaller batches
+# From this many pairs on, large tiles fill a device, and weights are rounded as the embeddings are. In smaller batches
 # their product costs next to nothing, and one negative whose push balances the positive's pull can make a rounded
 # weight's error the gradient's.
 MANY_PAIRS = 1024
-# Up to twice so many rows, whose rounding hardly averages out, products are formed in float64: their time is not felt.
+# Up to twice this many rows, whose rounding hardly averages out, products are formed in float64: their time is not felt.
 FEW_PAIRS = 64
-# Up to so many pairs launches cost more than work: all products are kept, and three kernels do everything.
+# Up to this many pairs launches cost more than work: all products are kept, and three kernels do everything.
 SMALL_PAIRS = 512
 # Columns of two rows that are multiplied, on tensor cores and without, while a byte goes to memory and back.
 TENSOR_COLUMNS, PLAIN_COLUMNS = 100, 20
@@ -148,7 +148,7 @@ class FlashConfig(Formats):
 
     Attributes:
         block: rows that a program owns, and rows that it multiplies them with at a time.
-        depth: columns of the embeddings multiplied at a time; rows have one or two times so many.
+        depth: columns of the embeddings multiplied at a time; rows have one or two times as many.
         num_warps: warps of a program.
         num_stages: loads in flight in its loop.
         row_block: rows that a program of the projection takes.
@@ -167,7 +167,7 @@ def are_few(n: int, m: int) -> bool:
 
 
 def are_many(shape: Shape, problem: Problem) -> bool:
-    """Whether there are so many pairs, and negatives of each row, that the rounding of weights averages out."""
+    """Whether there are enough pairs, and negatives of each row, for the rounding of weights to average out."""
     return shape.n >= MANY_PAIRS and (problem.negatives != "none" or sum(shape.candidates) >= MANY_PAIRS)
 
 
@@ -222,7 +222,7 @@ def choose(shape: Shape, arch: int, problem: Problem) -> BlockConfig:
 
 
 def choose_small(shape: Shape, arch: int, problem: Problem) -> SmallConfig:
-    """The configuration of the three kernels of a small batch: so many small tiles that they occupy a device.
+    """The configuration of the three kernels of a small batch: enough small tiles to occupy a device.
 
     >>> choose_small(Shape(512, 768, dtype=torch.bfloat16), 90, Problem()).block
     64
@@ -292,7 +292,7 @@ def choose_formats(shape: Shape, arch: int, problem: Problem) -> Formats:
     Products of few rows are summed in float64. Half-precision embeddings go to the tensor cores as they are. Beside
     many normalised bfloat16 rows W is bfloat16: the projection removes what its rounding does along the row, and the
     rest averages out. Without the projection, or where a few weights may make up the gradient, W is the sum of three
-    bfloat16 matrices. float16 rows have 11 significant bits and W a range of exponents that float16 lacks: beside many
+    bfloat16 matrices. float16 rows have 11 significant bits and W a range of exponents that float16 lacks: with many
     normalised ones W is float32 rounded to tf32's 11 bits, a product exact in tf32, else float32 in three tf32
     products. float32 embeddings keep float32 weights, and both products follow ``precision``. CDNA3's matrix cores
     multiply float32 itself, and there that takes the place of three tf32 products.

@@ -1,7 +1,7 @@
 """Gradients of narrow embeddings with the weights kept in registers: no memory that grows with the pairs.
 
 A program owns some rows. It sweeps the rows that they are multiplied with, forms a tile of logits and from it the
-weights, multiplies those by the tile that the logits came of, and adds the products to sums that it alone holds.
+weights, multiplies those by the tile that the logits came of, and adds the products to sums that only it holds.
 """
 
 from __future__ import annotations

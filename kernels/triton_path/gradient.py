@@ -29,7 +29,7 @@ def add_weighed(
     FIRST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """sums += W rows (or W^T rows) over ``count`` rows, a float32 tile that this program alone touches.
+    """sums += W rows (or W^T rows) over ``count`` rows, a float32 tile that only this program touches.
 
     FIRST: there is nothing to add to. All extents are whole tiles; the padding weighs 0.
     """

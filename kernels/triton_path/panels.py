@@ -290,7 +290,7 @@ def backward(
     stack = rows.stack
     workspace = problem.workspace - (0 if rows.kept is None else rows.kept.nbytes)
     plan = schedule.plan_backward(stack, config.weight_bytes, workspace)
-    assert rows.kept is None or plan.shared, "kept tiles are found by their place above the diagonal alone"
+    assert rows.kept is None or plan.shared, "kept tiles are found by their place above the diagonal only"
     if plan.shared:
         _in_shared_panels(rows, asked, gradients, wanted, plan.size, problem, config)
     else:

@@ -55,7 +55,7 @@ class Panel:
     """A part of a block: half-open ranges of whole tiles.
 
     Or, with ``block`` None, any rows and others that weigh theirs or whose they weigh: the gradient's sums of the
-    rows alone are wanted.
+    only rows are wanted.
     """
 
     rows: Span

@@ -218,7 +218,7 @@ def kept_place(first_a, first_b, block_a, block_b, tiles_before, tiles_high, BLO
     """Which of the kept tiles, one column of its block after the other, that of two tiles of stacked rows is.
 
     The block begins at ``block_a`` and ``block_b`` and is ``tiles_high`` tiles high, 0 for the upper half of a square.
-    The place depends on the rows alone: passes may cut them into other panels.
+    The place depends on the rows only: passes may cut them into other panels.
     """
     a = (first_a - block_a) // BLOCK
     b = (first_b - block_b) // BLOCK

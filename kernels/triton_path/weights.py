@@ -33,7 +33,7 @@ LN2 = tl.constexpr(math.log(2))
 
 @triton.jit
 def exponent_of(value):
-    """The exponent of a float64's leading bit, within those whose inverse has room for a rate beside it.
+    """The exponent of a float64's leading bit, within those whose inverse has room for a rate next to it.
 
     The lowest of what is not finite, which shall not make all other rows' values vanish.
     """
