@@ -25,7 +25,8 @@ INTERPRETER, CDNA3 = 0, 942
 # their product costs next to nothing, and one negative whose push balances the positive's pull can make a rounded
 # weight's error the gradient's.
 MANY_PAIRS = 1024
-# Up to twice this many rows, whose rounding hardly averages out, products are formed in float64: their time is not felt.
+# Up to twice this many rows, whose rounding hardly averages out, products are formed in float64: it takes no time to
+# speak of.
 FEW_PAIRS = 64
 # Up to this many pairs launches cost more than work: all products are kept, and three kernels do everything.
 SMALL_PAIRS = 512

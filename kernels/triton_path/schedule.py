@@ -54,8 +54,8 @@ class Block:
 class Panel:
     """A part of a block: half-open ranges of whole tiles.
 
-    Or, with ``block`` None, any rows and others that weigh theirs or whose they weigh: the gradient's sums of the
-    only rows are wanted.
+    Or, with ``block`` None, any rows and others that weigh theirs or whose they weigh: only the gradient's sums of
+    the rows are wanted.
     """
 
     rows: Span
