@@ -34,13 +34,13 @@ _workspace_limit: int | None = None
 def set_workspace_limit(num_bytes: int | None) -> None:
     """Bound the temporary memory of every later loss call.
 
-    The limit covers what a fused path holds beyond its inputs, its outputs and vectors with an entry a row: blocks of
-    logits and weights, and the torch path's two working copies of all sides' rows, without which that path cannot run
-    at all: where the copies by themselves exceed the limit, blocks shrink to their smallest and the copies stand. The
-    Triton path holds one packed copy of all sides on top of the limit. A larger limit lets either path keep logits for the
-    gradient; a smaller one makes it form them again. Where the gradient waits for its backward (``reduction="none"``,
-    :func:`ctloss.contrast`, and the Triton path), they are kept until then. It does not bound ``impl="reference"``,
-    which forms matrices of all anchors by all rows in float64.
+    The limit covers what a fused path holds beyond its inputs, its outputs and vectors with an entry a row: blocks
+    of logits and weights, and the torch path's two working copies of all sides' rows, without which that path
+    cannot run at all: where the copies by themselves exceed the limit, blocks shrink to their smallest and the
+    copies stand. The Triton path holds one packed copy of all sides on top of the limit. A larger limit lets either
+    path keep logits for the gradient; a smaller one makes it form them again. Where the gradient waits for its
+    backward (``reduction="none"``, :func:`ctloss.contrast`, and the Triton path), they are kept until then. It does
+    not bound ``impl="reference"``, which forms matrices of all anchors by all rows in float64.
 
     Args:
         num_bytes: at least 1 MiB; or None for the default, 1 GiB on CUDA and 256 MiB elsewhere.
