@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ def test_acceptance_in_any_workspace(
     for workspace in (1 << 28, 1 << 15):
         in_flash(monkeypatch)
         asked = case.problem(workspace=workspace)
-        monkeypatch.setattr(Case, "problem", lambda *about, asked=asked: asked)
+        monkeypatch.setattr(Case, "problem", lambda _, asked=asked, **changes: replace(asked, **changes))
         span, swept = schedule.flash_runs(wanted_spans(case.needs, stack), stack, asked)[0]
         columns = sum(map(schedule.length, swept))
         plan = schedule.plan_flash(schedule.length(span), columns, stack.width, 64, workspace)
