@@ -29,7 +29,7 @@ from ctloss.kernels.problem import Batch, Shape
 from ctloss.kernels.triton_path import config, engine, panels, schedule, small
 from ctloss.kernels.triton_path.stack import identities, stack_of
 
-pytestmark = pytest.mark.numeric
+# Not marked numeric: the other modules of this path, which are quicker, are repeated for other processors.
 
 HARD, QUEUE = Candidates(31), Candidates(70, need=False)
 # Around whole tiles and runs of 128 rows, widths that leave every remainder, more columns than a tile is deep.

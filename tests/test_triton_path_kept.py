@@ -165,7 +165,10 @@ def test_cosines_are_fine_enough_for_bfloat16(
     used = both_passes(batch, asked, a)
     forget(monkeypatch)
     for one, other in zip(used[3:], both_passes(batch, asked, a)[3:], strict=True):
-        assert 0 < (one.double() - other.double()).norm() <= 3 * 2.0**-11 * other.double().norm()
+        difference = (one.double() - other.double()).norm()
+        assert difference <= 3 * 2.0**-11 * other.double().norm()
+        # Where all move alike, the step may be lost in float16.
+        assert alike or difference > 0
 
 
 @pytest.mark.parametrize("many_pairs", [2, config.MANY_PAIRS])
