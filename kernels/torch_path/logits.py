@@ -13,6 +13,8 @@ from .layout import TILE, Panel
 from .rows import Rows
 
 CHUNK = 64
+# Columns of a panel that are formed at a time.
+BREADTH = 512
 
 LOG2E = math.log2(math.e)
 LN2 = math.log(2.0)
@@ -139,9 +141,12 @@ def products(left: Tensor, right: Tensor, scale: float | Tensor, out: Tensor) ->
                 [0., 2.]])
     """
     wide, alpha = right.t(), 1.0 if isinstance(scale, Tensor) else scale
-    for start in range(0, left.shape[1], CHUNK):
-        part = slice(start, start + CHUNK)
-        torch.addmm(out, left[:, part], wide[part], beta=int(start > 0), alpha=alpha, out=out)
+    for first in range(0, out.shape[1], BREADTH):
+        # What is added to again and again stays in a cache.
+        tile, across = out[:, first : first + BREADTH], wide[:, first : first + BREADTH]
+        for start in range(0, left.shape[1], CHUNK):
+            part = slice(start, start + CHUNK)
+            torch.addmm(tile, left[:, part], across[part], beta=int(start > 0), alpha=alpha, out=tile)
     return out.mul_(scale) if isinstance(scale, Tensor) else out
 
 
