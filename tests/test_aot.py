@@ -81,7 +81,10 @@ def test_no_spills_and_shared_memory_fits(arch: str) -> None:
     products = [row for row in rows if row["kernel"] in PRODUCTS]
     plain = [row["case"] for row in products if row["tensor_core"] == "none"]
     assert plain
-    assert all("highest" in case and (case.startswith("float32") or "n=50" in case) for case in plain)
+    # Sides of several dtypes are multiplied as float32.
+    single = [case for case in plain if "mixed" not in case]
+    assert all("highest" in case for case in plain)
+    assert all(case.startswith("float32") or "n=50" in case for case in single)
 
 
 @pytest.mark.slow
