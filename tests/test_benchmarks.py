@@ -205,7 +205,7 @@ def test_gpu_run_dry(tmp_path: Path) -> None:
     page = (tmp_path / "gpu.md").read_text()
     assert "| memcheck | skipped |" in page
     raced = result["parts"]["choices"]["rows"]
-    assert len({row["choice"] for row in raced}) == 6
+    assert len({row["choice"] for row in raced}) == 5
     for row in raced:
         assert "note" not in row, row
         assert {row["winner"], row["shipped"]} <= row["ms"].keys() == row["gradient_error"].keys()

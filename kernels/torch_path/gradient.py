@@ -6,7 +6,8 @@ With P the softmax over each anchor's negatives and u the (unit) rows, a pair (i
     dL/du_i ∝ Σ_j W_ij u_j − (b_i + b_p(i)) u_p(i).
 
 W's rows nearly sum to the positive's weight, so in a collapsed batch almost all of the sum cancels, and its rounding
-with it stays. The rows are therefore centred: ``W Z = W (Z − 1 cᵀ) + (W 1) cᵀ`` with c their mean.
+with it stays. The rows are therefore centred where they lie close together: ``W Z = W (Z − 1 cᵀ) + (W 1) cᵀ`` with c
+their mean.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from torch import Tensor
 from .denominators import subtract_shift
 from .layout import Layout, Panel
 from .logits import CHUNK, Logits
-from .rows import Rows
+from .rows import Rows, within
 
+FACTOR_BITS = 60
 SCRATCH_ENTRIES = 1 << 17
 """Scratch used next to a panel while its weights are formed: small enough for a cache."""
 
@@ -41,6 +43,13 @@ class Weights:
     shift: float | Tensor
     lse: Tensor
 
+    def factors(self) -> Tensor | None:
+        """``per_sum``, if a row times it is as far from the ends of the range as the row's exponentials are."""
+        if self.per_sum is None:
+            return None
+        size = self.per_sum.abs()
+        return self.per_sum if within(torch.where(size == 0, 1.0, size), 2.0**-FACTOR_BITS, 2.0**FACTOR_BITS) else None
+
     def apply(self, panel: Panel, entries: Tensor, scratch: Tensor) -> Tensor:
         """Turn a panel of exponentials (with ``per_sum``) or of logits into weights, in place.
 
@@ -53,7 +62,7 @@ class Weights:
             ``entries``.
         """
         # The panel serves the anchors among these columns too.
-        both = panel.mirror - panel.first if panel.own or panel.mirror > panel.first else 0
+        both = panel.mirror - panel.first if panel.both_ways else 0
         step = max(1, scratch.numel() // panel.width)
         for start in range(0, panel.height, step):
             part = entries[start : start + step]
@@ -125,11 +134,12 @@ def accumulate(
     """
     n, rows = logits.n, logits.rows.stacked
     centre = logits.rows.centre()
-    centred = rows - centre
-    sums = rows.new_zeros(layout.count)
+    centred = rows if centre is None else rows - centre
+    sums = None if centre is None else rows.new_zeros(layout.count)
     widest = max((panel.width for panel in layout.panels), default=1)
     scratch = rows.new_empty(max(widest, min(SCRATCH_ENTRIES, layout.largest)))
     again = rows.new_empty(layout.largest) if kept is None else None
+    by_rows = weights.factors()
     for index, panel in enumerate(layout.panels):
         if not any(touches(run, panel) for run in wanted):
             continue
@@ -141,19 +151,24 @@ def accumulate(
             entries = logits.fill(panel, again)
             if weights.per_sum is not None:
                 subtract_shift(entries, weights.shift, panel).exp2_()
-        weights.apply(panel, entries, scratch)
-        add_products(wanted, sums, entries, centred, panel)
+        factors = None
+        if by_rows is not None and not panel.both_ways:
+            factors = by_rows[panel.start : panel.stop]
+        else:
+            weights.apply(panel, entries, scratch)
+        add_products(wanted, sums, entries, centred, panel, factors)
     for run in wanted:
         add_pull(run, sums, pull, centred, n)
-        run.gradient.addcmul_(sums[run.start : run.stop, None], centre)
+        if sums is not None and centre is not None:
+            run.gradient.addcmul_(sums[run.start : run.stop, None], centre)
 
 
-def add_pull(run: Run, sums: Tensor, pull: Tensor, rows: Tensor, n: int) -> None:
+def add_pull(run: Run, sums: Tensor | None, pull: Tensor, rows: Tensor, n: int) -> None:
     """Add ``−pull_i u_p(i)`` to a run, and its coefficients to the weights' sums.
 
     Args:
         run: modified.
-        sums: ``(m,)``, modified.
+        sums: ``(m,)``, modified; ``None`` if they are not wanted.
         pull: ``(n,)``, one a pair.
         rows: the stacked rows.
         n: pairs.
@@ -165,7 +180,8 @@ def add_pull(run: Run, sums: Tensor, pull: Tensor, rows: Tensor, n: int) -> None
             other = slice(first + (1 - 2 * side) * n, last + (1 - 2 * side) * n)
             coefficient = pull[first - side * n : last - side * n]
             run.gradient[first - run.start : last - run.start].addcmul_(coefficient.unsqueeze(1), rows[other], value=-1)
-            sums[first:last] -= coefficient
+            if sums is not None:
+                sums[first:last] -= coefficient
 
 
 def touches(run: Run, panel: Panel) -> bool:
@@ -174,22 +190,46 @@ def touches(run: Run, panel: Panel) -> bool:
     return of_rows or (run.start < panel.last and panel.outside < run.stop)
 
 
-def add_products(wanted: list[Run], sums: Tensor, entries: Tensor, rows: Tensor, panel: Panel) -> None:
+def add_products(
+    wanted: list[Run],
+    sums: Tensor | None,
+    entries: Tensor,
+    rows: Tensor,
+    panel: Panel,
+    factors: Tensor | None = None,
+) -> None:
     """Add a panel of weights times rows to the runs that it touches, and its own sums to the weights' sums.
 
     Runs wider than the weights have 64 terms at a time multiplied, and those sums added up in their own dtype.
+
+    Args:
+        wanted: runs of stacked rows, modified.
+        sums: ``(m,)`` sums of all weights of a row, modified; ``None`` if they are not wanted.
+        entries: the panel's weights.
+        rows: the stacked rows, centred or not.
+        panel: which rows and columns.
+        factors: ``(height,)`` what the entries' rows are still to be multiplied by; ``None`` if nothing.
     """
     source = rows[panel.start : panel.stop]
+    if factors is not None:
+        source = source * factors.unsqueeze(1)
     for run in wanted:
         if run.start < panel.stop and panel.start < run.stop:
-            own = slice(panel.start - run.start, panel.stop - run.start)
-            _add_product(run.gradient[own], entries, rows[panel.first : panel.last])
-            sums[panel.start : panel.stop] += entries.sum(1)
+            own = run.gradient[panel.start - run.start : panel.stop - run.start]
+            others = rows[panel.first : panel.last]
+            if factors is None:
+                _add_product(own, entries, others)
+            else:
+                own.addcmul_(torch.mm(entries, others), factors.unsqueeze(1))
+            if sums is not None:
+                of_rows = entries.sum(1)
+                sums[panel.start : panel.stop] += of_rows if factors is None else of_rows.mul_(factors)
         first, last = max(run.start, panel.outside), min(run.stop, panel.last)
         if first < last:
             mirrored = entries[:, first - panel.first : last - panel.first]
             _add_product(run.gradient[first - run.start : last - run.start], mirrored.t(), source)
-            sums[first:last] += mirrored.sum(0)
+            if sums is not None:
+                sums[first:last] += mirrored.sum(0) if factors is None else torch.mv(mirrored.t(), factors)
 
 
 def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:

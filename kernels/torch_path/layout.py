@@ -56,6 +56,11 @@ class Panel:
         return self.last - self.first
 
     @property
+    def both_ways(self) -> bool:
+        """Whether any entry serves two anchors, the one of its row and the one of its column."""
+        return self.own or self.mirror > self.first
+
+    @property
     def outside(self) -> int:
         """The first column that is no anchor of the panel's own square."""
         return self.stop if self.own else self.first

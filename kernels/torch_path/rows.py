@@ -17,6 +17,8 @@ from torch import Tensor
 
 LARGEST_EXPONENT = 30
 BLOCK_ENTRIES = 1 << 16
+# By how much centring has to shorten squares of unit rows: sums of half of it err by as much but for a factor of √2.
+GAIN = 0.5
 
 
 class Rows(NamedTuple):
@@ -36,11 +38,16 @@ class Rows(NamedTuple):
     norms: Tensor | None
     exponents: Tensor | None
 
-    def centre(self) -> Tensor:
-        """The mean row where all rows are about as long, else zero: by it a zero row would gain a size of its own."""
+    def centre(self) -> Tensor | None:
+        """The mean row, where rows relative to it are shorter on average; ``None`` where that is known not to pay.
+
+        Rows have to be about as long as one another: by a centre a zero row would gain a size of its own.
+        """
         mean = self.stacked.mean(0)
         if self.norms is not None and self.exponents is None:
-            return mean
+            # The squares of unit rows' distances from their mean average to one less its own square.
+            # Off the CPU reading back would stall the device.
+            return mean if mean.device.type != "cpu" or mean.square().sum().item() > GAIN else None
         least, most = torch.aminmax(torch.linalg.vector_norm(self.stacked, dim=1))
         return mean.mul_(2 * least > most)
 
@@ -105,8 +112,9 @@ def prepare(sides: Sequence[Tensor], normalize: bool, dtype: torch.dtype, *, pre
     positive = torch.empty(n, dtype=torch.float64, device=device)
     norms = torch.empty((count, 1), dtype=dtype, device=device) if normalize else None
     exponents = None
+    memory = torch.empty((2 * block, d), dtype=torch.float64, device=device)
     for parts, places in blocks(sides, block):
-        rows, block_norms, block_exponents = _prepare_block(parts, normalize)
+        rows, block_norms, block_exponents = _prepare_block(parts, normalize, memory)
         if len(parts) == 2:
             torch.linalg.vecdot(*rows.chunk(2), out=positive[places[0]])
         if block_exponents is not None and exponents is None:
@@ -139,9 +147,16 @@ def blocks(sides: Sequence[Tensor], block: int) -> Iterator[tuple[list[Tensor], 
         offset += side.shape[0]
 
 
-def _prepare_block(sides: Sequence[Tensor], normalize: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Stacked rows, norms and exponents, all float64."""
-    rows = torch.cat(tuple(sides)).double()
+def _prepare_block(
+    sides: Sequence[Tensor], normalize: bool, memory: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Stacked rows, in the memory given if any, norms and exponents, all float64."""
+    if memory is None:
+        rows = torch.cat(tuple(sides)).double()
+    else:
+        rows = memory[: sum(side.shape[0] for side in sides)]
+        for part, side in zip(rows.split([side.shape[0] for side in sides]), sides, strict=True):
+            part.copy_(side)
     on_cpu = rows.device.type == "cpu"
     norms = exponents = None
     if normalize:
@@ -153,7 +168,7 @@ def _prepare_block(sides: Sequence[Tensor], normalize: bool) -> tuple[Tensor, Te
             times_power_of_two(rows, exponents)
             norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
             norms.masked_fill_(norms == 0, math.inf)
-        rows.div_(norms)
+        rows.mul_(norms.reciprocal())
     elif not (on_cpu and within(rows, -sys.float_info.max, sys.float_info.max)):
         rows.add_(_largest(rows).mul_(0))
     return rows, norms, exponents

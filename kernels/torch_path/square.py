@@ -129,7 +129,7 @@ def gradients(
     units, centre = rows.stacked, None
     if square.centred:
         centre = rows.centre()
-        units = units - centre
+        units = units if centre is None else units - centre
     if symmetric and all(needs) and rows.norms is not None:
         # Both sides at once, parted by the division.
         both = torch.mm(weights, units)

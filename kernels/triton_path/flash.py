@@ -81,7 +81,7 @@ def flash_gradient(
         column = tl.load(coefficient_ptr + index_b)
         weight = pair_weights(logit, logit, row, column, stats_ptr, plane, index_a, index_b, NORMALIZE, False, False)
         if needs_mask(ids_ptr, first_a, first_b, num_pairs, num_candidates, padded, BLOCK):
-            counted = counted_pairs(ids_ptr, index_a, index_b, num_pairs, num_candidates, padded)
+            counted = counted_pairs(ids_ptr, first_a, first_b, num_pairs, num_candidates, padded, BLOCK)
             weight = tl.where(counted, weight, 0.0)
         if ROUND:
             weight = round_to_tf32(weight)

@@ -117,7 +117,7 @@ def block_lse(
     logit = logits(product, stats_ptr, plane, index_a, index_b, 1, NORMALIZE, PER_ROW)
     masked = needs_mask(ids_ptr, first_a, first_b, num_pairs, num_candidates, padded, BLOCK)
     if masked:
-        counted = counted_pairs(ids_ptr, index_a, index_b, num_pairs, num_candidates, padded)
+        counted = counted_pairs(ids_ptr, first_a, first_b, num_pairs, num_candidates, padded, BLOCK)
         logit = tl.where(counted, logit, float("-inf"))
     if kept_ptr is not None:
         place = kept_place(first_a, first_b, block_a, block_b, tiles_before, tiles_high, BLOCK)
@@ -144,7 +144,7 @@ def block_lse(
             if PER_ROW:
                 column_logit = logits(product, stats_ptr, plane, index_a, index_b, 0, NORMALIZE, PER_ROW)
                 if masked:
-                    counted = counted_pairs(ids_ptr, index_a, index_b, num_pairs, num_candidates, padded)
+                    counted = counted_pairs(ids_ptr, first_a, first_b, num_pairs, num_candidates, padded, BLOCK)
                     column_logit = tl.where(counted, column_logit, float("-inf"))
             if LIMITED:
                 left_out = is_left_out(column_logit, stats_ptr, plane, index_b, 0)

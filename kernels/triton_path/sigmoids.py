@@ -79,7 +79,7 @@ def block_sigmoids(
     loss = tl.maximum(biased, 0.0) * LN2 + log1p_of_fraction(fraction)
     weight = tl.where(biased >= 0, 1.0, fraction) / (1.0 + fraction) * SCALE
     if needs_mask(ids_ptr, first_a, first_b, num_pairs, 0, padded, BLOCK):
-        counted = counted_pairs(ids_ptr, index_a, index_b, num_pairs, 0, padded)
+        counted = counted_pairs(ids_ptr, first_a, first_b, num_pairs, 0, padded, BLOCK)
         loss = tl.where(counted, loss, 0.0)
         weight = tl.where(counted, weight, 0.0)
     slot = slots_ptr + b.to(tl.int64) * slots_pitch + a * BLOCK + index

@@ -26,7 +26,6 @@ from .stack import X, stack_of
 from .tiles import (
     add_products,
     common_rate,
-    counted_pairs,
     has_common_peak,
     logits,
     no_products,
@@ -195,6 +194,21 @@ def small_products(
 
 
 @triton.jit
+def place_in_side(index, num_pairs, padded):
+    """A stacked row's place in its side; −1 for padding."""
+    place = tl.where(index >= padded, index - padded, index)
+    return tl.where(place < num_pairs, place, -1)
+
+
+@triton.jit
+def differ(index_a, index_b, num_pairs, padded):
+    """The stacked rows of different pairs, neither of them padding."""
+    a = place_in_side(index_a, num_pairs, padded)
+    b = place_in_side(index_b, num_pairs, padded)
+    return (a[:, None] != b[None, :]) & (a >= 0)[:, None] & (b >= 0)[None, :]
+
+
+@triton.jit
 def small_close(
     products_ptr,
     stats_ptr,
@@ -224,7 +238,7 @@ def small_close(
         other += tl.where(first >= padded, 0, padded)
     product = load_products(products_ptr, plane * num_columns, index[:, None] * num_columns + column[None, :], PARTS)
     logit = logits(product, stats_ptr, plane, index, other, 1, NORMALIZE, False)
-    counted = counted_pairs(None, index, other, num_pairs, 0, padded) & inside[None, :]
+    counted = differ(index, other, num_pairs, padded) & inside[None, :]
     logit = tl.where(counted, logit, float("-inf"))
     peak = tl.maximum(tl.max(logit, 1), LOWEST)
     peak = tl.where(has_common_peak(common_rate(stats_ptr, plane), NORMALIZE, False), 0.0, peak)
@@ -309,7 +323,7 @@ def small_gradient(
         column = scaled_values(a_ptr, scale, other, num_pairs, num_anchors, padded)
         column = over_total(stats_ptr, column, other, plane)
         weights = pair_weights(logit, logit, row, column, stats_ptr, plane, index, other, NORMALIZE, False, False)
-        weights = tl.where(counted_pairs(None, index, other, num_pairs, 0, padded), weights, 0.0)
+        weights = tl.where(differ(index, other, num_pairs, padded), weights, 0.0)
         if ROUND:
             weights = round_to_tf32(weights)
         if NORMALIZE:

@@ -181,36 +181,40 @@ def stem_of(first, padded):
 
 
 @triton.jit
+def rows_inside(stem, num_pairs, num_candidates, padded):
+    """Rows of a tile that are no padding; as many as the tile has, or more, if none is."""
+    return tl.where(stem >= padded, 2 * padded + num_candidates, num_pairs) - stem
+
+
+@triton.jit
 def needs_mask(ids_ptr, first_a, first_b, num_pairs, num_candidates, padded, BLOCK: tl.constexpr):
     """Whether any pair of a tile is left out whatever its logit is."""
     if ids_ptr is not None:
         masked = True
     else:
-        stem_a, stem_b = stem_of(first_a, padded), stem_of(first_b, padded)
-        end_a = tl.where(stem_a >= padded, 2 * padded + num_candidates, num_pairs)
-        end_b = tl.where(stem_b >= padded, 2 * padded + num_candidates, num_pairs)
-        masked = (stem_a + BLOCK > end_a) | (stem_b + BLOCK > end_b) | (stem_a == stem_b)
+        a, b = stem_of(first_a, padded), stem_of(first_b, padded)
+        inside_a = rows_inside(a, num_pairs, num_candidates, padded)
+        inside_b = rows_inside(b, num_pairs, num_candidates, padded)
+        masked = (inside_a < BLOCK) | (inside_b < BLOCK) | (a == b)
     return masked
 
 
 @triton.jit
-def identity_of(ids_ptr, index, num_pairs, num_candidates, padded):
-    """A number for stacked rows that two of a pair share, or as ids say; −1 for padding."""
+def counted_pairs(ids_ptr, first_a, first_b, num_pairs, num_candidates, padded, BLOCK: tl.constexpr):
+    """The pairs of a tile that differ in identity, neither of them padding, whose id is −1.
+
+    Where a row's place is its identity, numbers of the whole tiles decide: fewer registers than identities of all rows.
+    """
+    index = tl.arange(0, BLOCK)
     if ids_ptr is not None:
-        identity = tl.load(ids_ptr + index)
+        id_a, id_b = tl.load(ids_ptr + first_a + index), tl.load(ids_ptr + first_b + index)
+        counted = (id_a[:, None] != id_b[None, :]) & (id_a >= 0)[:, None] & (id_b >= 0)[None, :]
     else:
-        stem = stem_of(index, padded)
-        end = tl.where(stem >= padded, 2 * padded + num_candidates, num_pairs)
-        identity = tl.where(stem < end, stem, -1)
-    return identity
-
-
-@triton.jit
-def counted_pairs(ids_ptr, index_a, index_b, num_pairs, num_candidates, padded):
-    """The pairs of stacked rows that differ in identity, neither of them padding."""
-    a = identity_of(ids_ptr, index_a, num_pairs, num_candidates, padded)
-    b = identity_of(ids_ptr, index_b, num_pairs, num_candidates, padded)
-    return (a[:, None] != b[None, :]) & (a >= 0)[:, None] & (b >= 0)[None, :]
+        a, b = stem_of(first_a, padded), stem_of(first_b, padded)
+        inside_a = index < rows_inside(a, num_pairs, num_candidates, padded)
+        inside_b = index < rows_inside(b, num_pairs, num_candidates, padded)
+        counted = ((index[:, None] != index[None, :]) | (a != b)) & inside_a[:, None] & inside_b[None, :]
+    return counted
 
 
 @triton.jit

@@ -272,7 +272,7 @@ def block_weights(
         logit, column_logit, row, column, stats_ptr, plane, index_a, index_b, NORMALIZE, PER_ROW, LIMITED
     )
     if needs_mask(ids_ptr, first_a, first_b, num_pairs, num_candidates, padded, BLOCK):
-        counted = counted_pairs(ids_ptr, index_a, index_b, num_pairs, num_candidates, padded)
+        counted = counted_pairs(ids_ptr, first_a, first_b, num_pairs, num_candidates, padded, BLOCK)
         weight = tl.where(counted, weight, 0.0)
     if ROUND:
         weight = round_to_tf32(weight)
