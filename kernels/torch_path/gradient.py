@@ -146,7 +146,6 @@ def accumulate(
         if again is None:
             assert kept is not None
             entries = kept[index].view(panel.height, panel.width)
-            kept[index] = rows.new_empty(0)
         else:
             entries = logits.fill(panel, again)
             if weights.per_sum is not None:

@@ -254,8 +254,11 @@ def remove_radial(gradient: Tensor, units: Tensor) -> Tensor:
         >>> remove_radial(torch.tensor([[5.0, 1.0]]), torch.tensor([[1.0, 0.0]]))
         tensor([[0., 1.]])
     """
-    radial = torch.linalg.vecdot(gradient, units).unsqueeze(1)
-    return gradient.addcmul_(units, radial, value=-1)
+    step = max(1, BLOCK_ENTRIES // gradient.shape[1])
+    for start in range(0, gradient.shape[0], step):
+        part, own = gradient[start : start + step], units[start : start + step]
+        part.addcmul_(own, torch.linalg.vecdot(part, own).unsqueeze(1), value=-1)
+    return gradient
 
 
 def _largest(rows: Tensor) -> Tensor:
