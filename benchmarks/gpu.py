@@ -29,7 +29,7 @@ from benchmarks.results import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 # Tests that run kernels, the least tried first; those of corpora, training and packaging need no GPU.
-TESTS = ("test_triton_path*.py", "test_api.py")
+TESTS = ("paths/test_triton_path*.py", "core/test_api.py")
 MOST_WORKERS = 14
 LOG_CHARACTERS = 6000
 # Seconds that an interrupted part gets to end by itself.

@@ -1,0 +1,168 @@
+"""Every Triton kernel compiles for GPUs that are not there, within their registers and shared memory.
+
+In processes of their own: the interpreter, which the other tests switch on, puts another class in a kernel's place.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from benchmarks import aot_table
+from benchmarks.aot_devices import Compiled, Device
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = {
+    "pack_pairs",
+    "pack_candidates",
+    "block_lse",
+    "fold_slots",
+    "weigh_rows",
+    "block_weights",
+    "add_weighed",
+    "finish_pairs",
+    "finish_candidates",
+    "small_products",
+    "small_close",
+    "small_gradient",
+}
+PRODUCTS = {"block_lse", "block_weights", "add_weighed", "small_products", "small_gradient"}
+ARCHITECTURES = {"80": "sm_80", "89": "sm_89", "90": "sm_90", "100": "sm_100", "gfx942": "gfx942"}
+# Cosines take more registers than dot products. A text that begins with float16 finds bfloat16 calls too.
+EVERYWHERE = [
+    "float16 n=1500 d=768 cosine",
+    "float32 n=1500 d=768 cosine highest",
+    "float32 n=50 d=768 cosine",
+    "float32 n=300 d=75 cosine medium cross scalar transposed",
+    "float16 n=1500 d=768 cosine highest own rows +1500 margin mixed",
+    "float32 n=30 d=768 cosine highest",
+]
+BESIDES = {
+    "80": ["float32 n=1500 d=768 cosine high", "bfloat16 n=1500 d=768 dot"],
+    "89": ["float16 n=1500 d=768 dot", "float16 n=300 d=768", "float32 n=300 d=75 cosine highest cross"],
+    "90": ["float16 n=300 d=768", "bfloat16 n=1500 d=75 cosine", "bfloat16 n=30000"],
+    "100": ["bfloat16 n=30000", "float32 n=1500 d=768 cosine high", "float32 n=60 d=75 cosine high transposed"],
+    "gfx942": ["float16 n=300 d=768", "float32 n=1500 d=768 cosine medium"],
+}
+
+# Calls of which every weight is in registers; each architecture's own are those that win there.
+NARROW = {
+    "89": ["bfloat16 n=1500 d=64 cosine"],
+    "90": ["float16 n=1500 d=64 cosine", "float16 n=1500 d=128", "bfloat16 n=1500 d=64 dot", "bfloat16 n=600 d=64"],
+}
+
+
+def compile_calls(arch: str, *options: str) -> tuple[int, list[dict[str, str]]]:
+    """The command's exit status and the lines that it prints."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.aot", "--arch", arch, *options]
+    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert finished.returncode in (0, 1), finished.stderr
+    return finished.returncode, list(csv.DictReader(finished.stdout.splitlines(), delimiter="\t"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_no_spills_and_shared_memory_fits(arch: str) -> None:
+    status, rows = compile_calls(arch, "--only", *EVERYWHERE, *BESIDES[arch])
+    assert {row["kernel"] for row in rows} == KERNELS
+    assert {row["arch"] for row in rows} == {ARCHITECTURES[arch]}
+    unsound = [row for row in rows if int(row["spilled"]) or int(row["shared"]) > int(row["shared_limit"])]
+    assert unsound == []
+    assert status == 0
+    products = [row for row in rows if row["kernel"] in PRODUCTS]
+    plain = [row["case"] for row in products if row["tensor_core"] == "none"]
+    assert plain
+    # Sides of several dtypes are multiplied as float32.
+    single = [case for case in plain if "mixed" not in case]
+    assert all("highest" in case for case in plain)
+    assert all(case.startswith("float32") or "n=50" in case for case in single)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", NARROW)
+def test_narrow_rows_keep_their_weights_in_registers(arch: str) -> None:
+    status, rows = compile_calls(arch, "--only", *NARROW[arch])
+    assert status == 0
+    assert "flash_gradient" in {row["kernel"] for row in rows}
+    assert {"block_weights", "add_weighed"}.isdisjoint(row["kernel"] for row in rows)
+    assert all(int(row["blocks_per_sm"]) >= 2 for row in rows if row["kernel"] == "flash_gradient")
+
+
+def test_the_interpreter_is_refused() -> None:
+    command = [sys.executable, "-m", "benchmarks.aot", "--only", "nothing"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert finished.returncode == 2
+    assert "TRITON_INTERPRET" in finished.stderr
+
+
+def compiled(kernel: str, case: str, registers: int, arch: str = "sm_90") -> Compiled:
+    return Compiled(kernel, arch, case, registers, 0, 2560, 232448, 3, "wgmma:4")
+
+
+def test_table_keeps_the_greediest_launch_and_joins_equal_calls() -> None:
+    found = [
+        compiled("lse", "float32 n=50 cosine", 90),
+        compiled("fold", "float32 n=50 cosine", 30),
+        compiled("lse", "float32 n=50 cosine", 80),
+        compiled("lse", "float32 n=9 cosine", 70),
+        compiled("fold", "float32 n=9 cosine", 30),
+    ]
+    assert table_rows(aot_table.markdown(found)) == [
+        ["kernel", "call", "sm_90"],
+        ["---", "---", "---"],
+        ["`lse`", "n=50", "90 / 0 / 2.5 / 3 / wgmma 4"],
+        ["`lse`", "n=9", "70 / 0 / 2.5 / 3 / wgmma 4"],
+        ["`fold`", "every one", "30 / 0 / 2.5 / 3 / wgmma 4"],
+    ]
+
+
+def test_table_goes_between_the_markers(tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    document.write_text(f"before\n{aot_table.BEGIN}\nold\n{aot_table.END}\nafter\n")
+    for _ in range(2):
+        aot_table.insert(document, "new")
+        assert document.read_text() == f"before\n{aot_table.BEGIN}\n\nnew\n\n{aot_table.END}\nafter\n"
+    assert list(tmp_path.iterdir()) == [document]
+    document.write_text("no markers")
+    with pytest.raises(ValueError, match=r"expected the lines .* in .*page\.md, found none"):
+        aot_table.insert(document, "new")
+    assert document.read_text() == "no markers"
+
+
+def test_occupancy() -> None:
+    """By registers in eights, by shared memory with what each block reserves, by threads."""
+    ada = Device.nvidia(89, 101376, threads=1536)
+    assert ada.blocks(registers=121, shared=0, threads=256) == 2
+    assert ada.blocks(registers=32, shared=50176, threads=256) == 2
+    assert ada.blocks(registers=32, shared=50177, threads=256) == 1
+    assert ada.blocks(registers=32, shared=0, threads=256) == 6
+
+
+def table_rows(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_documented_table_is_complete() -> None:
+    """Figures change with the compiler; what is tabled does not."""
+    _, _, rest = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8").partition(aot_table.BEGIN)
+    table, end, _ = rest.partition(aot_table.END)
+    assert end
+    assert re.search(r"Compiled by triton \d+\.\d+", table)
+    header, _, *rows = table_rows(table)
+    assert header == ["kernel", "call", *ARCHITECTURES.values()]
+    assert {row[0].strip("`") for row in rows} == KERNELS
+    assert {n for row in rows for n in re.findall(r"n=\d+", row[1])} == {"n=1500", "n=300", "n=50"}
+    for row in rows:
+        assert len(row) == len(header)
+        for cell in row[2:]:
+            assert re.fullmatch(r"\d+ / 0 / [\d.]+ / [1-9]\d* / (none|(mma|wgmma|tcgen05|mfma) \d+)", cell), cell

@@ -1,0 +1,280 @@
+"""The benchmarks' command line from end to end at tiny sizes, and the arithmetic under their figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import batches, family, family_lines, gpu_peers, memory, providers, tables
+from benchmarks.exact import errors, exact, log_ratios
+from benchmarks.providers import Case, NotOffered
+from benchmarks.ratios import time_ratios
+from benchmarks.results import read_csv, write_csv
+from benchmarks.timing import Timing, interleaved
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["--n", "4", "6", "--d", "5", "--dtype", "float32", "--seconds", "0.01", "--device", "cpu"]
+COLUMNS = {"provider", "pass", "wall_s", "cpu_s", "gradient_error", "value_error", "loss", "n", "d", "dtype", "device",
+           "threads", "torch", "triton", "ctloss", "peers"}  # fmt: skip
+
+
+def run(tmp_path: Path, *arguments: str) -> list[dict[str, str]]:
+    threads = torch.get_num_threads()
+    try:
+        command.main([*arguments, "--output", str(tmp_path / "results"), "--figures", str(tmp_path / "figures")])
+    finally:
+        torch.set_num_threads(threads)
+    return read_csv(tmp_path / "results" / f"{arguments[0]}-cpu.csv")
+
+
+def test_sweep_measures_every_provider(tmp_path: Path) -> None:
+    names = ["ctloss-torch", "ctloss-reference", "eager", "cross_entropy", "naive"]
+    rows = run(tmp_path, "sweep", *TINY, "--loss", "info-both", "--providers", *names)
+    assert set(rows[0]) >= COLUMNS
+    measured = {(row["provider"], row["n"], row["pass"]) for row in rows if float(row["wall_s"]) > 0}
+    assert measured == {(name, n, which) for name in names for n in "46" for which in ("forward", "forward+backward")}
+    assert all(float(row["gradient_error"]) < 1e-5 for row in rows)
+    picture = tmp_path / "figures" / "speed.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_provider_without_the_loss_says_so(tmp_path: Path) -> None:
+    rows = run(tmp_path, "sweep", *TINY, "--loss", "cz-both", "--providers", "eager", "open_clip")
+    notes = {row["provider"]: row["note"] for row in rows if not row["wall_s"]}
+    assert notes == {"open_clip": "computes info-cross alone"}
+
+
+def test_numerics_shows_where_cross_entropy_loses_its_gradient(tmp_path: Path) -> None:
+    rows = run(
+        tmp_path,
+        "numerics",
+        "--quick",
+        "--device",
+        "cpu",
+        "--loss",
+        "info-both",
+        "--providers",
+        "ctloss",
+        "cross_entropy",
+    )
+    worst = {
+        name: max(float(row["gradient_error"]) for row in rows if row["provider"] == name and row["mode"] == "float32")
+        for name in ("ctloss", "cross_entropy")
+    }
+    assert worst["ctloss"] < 1e-4
+    assert worst["cross_entropy"] > 0.1
+    assert (tmp_path / "figures" / "numerics.png").is_file()
+
+
+@pytest.mark.skipif(not memory.STATUS.is_file(), reason="peak memory on the CPU is read from /proc")
+def test_memory_in_a_fresh_process(tmp_path: Path) -> None:
+    rows = run(
+        tmp_path, "memory", "--n", "1024", "--d", "8", "--dtype", "float32", "--device", "cpu",
+        "--loss", "info-both", "--providers", "eager",
+    )  # fmt: skip
+    # One 2048 x 2048 matrix of float32 is 16 MiB; the eager form holds a few.
+    assert 16 * 2**20 < float(rows[0]["peak_bytes"]) < 16 * 16 * 2**20
+
+
+def test_memory_of_an_impossible_case_is_a_note() -> None:
+    answer = memory.in_fresh_process(Case("info-cross", 4, 4, "float32", "cpu"), "metric-learning", threads=1)
+    assert "alone" in str(answer["note"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--n", "1"], "expected --n of at least 2, got 1"),
+        (["--d", "0"], "expected --d of at least 1, got 0"),
+        (["--threads", "0"], "expected --threads of at least 1, got 0"),
+        (["--temperature", "0"], "expected --temperature above 0"),
+        (["--device", "tpu"], "expected --device cpu, cuda or cuda:INDEX, got tpu"),
+    ],
+)
+def test_bad_options_are_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        command.main(arguments)
+
+
+def test_help_lists_the_providers() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert all(name in done.stdout for name in providers.PROVIDERS)
+
+
+def test_ratio_is_to_the_fastest_eager_form() -> None:
+    shared = {"loss": "info-both", "n": "8", "d": "4", "dtype": "float32", "device": "x", "threads": "1",
+              "device_kind": "cpu", "pass": "forward+backward", "wall_s": "9"}  # fmt: skip
+    rows = [
+        {**shared, "provider": name, "cpu_s": seconds}
+        for name, seconds in (("ctloss-torch", "1"), ("eager", "4"), ("cross_entropy", "2"))
+    ]
+    assert {row["provider"]: float(row["ratio"]) for row in time_ratios(rows)} == {
+        "ctloss-torch": 0.5,
+        "eager": 2.0,
+        "cross_entropy": 1.0,
+    }
+
+
+def test_interleaved_tells_slow_from_fast_and_records_failures() -> None:
+    def broken() -> None:
+        raise RuntimeError("no such kernel\nat line 3")
+
+    # So far apart that other work on the machine does not bring them together.
+    found = interleaved(
+        {"slow": lambda: time.sleep(0.02), "fast": lambda: None, "broken": broken},
+        device="cpu",
+        seconds=0.05,
+    )
+    assert isinstance(found["slow"], Timing)
+    assert isinstance(found["fast"], Timing)
+    assert found["slow"].wall > 2 * found["fast"].wall
+    assert found["slow"].cpu < found["slow"].wall
+    assert found["broken"] == "RuntimeError: no such kernel"
+
+
+def test_a_case_beyond_the_memory_is_not_started() -> None:
+    with pytest.raises(NotOffered, match="would need about"):
+        providers.build("eager", Case("info-both", 10**6, 8, "float32", "cpu"), 2**34)
+
+
+def test_trained_batch_has_the_phi_asked_for() -> None:
+    x, y = batches.trained(16, 64, dtype=torch.float32, device="cpu")
+    temperature = batches.temperature_for(x, y, 1e-9)
+    rows = torch.nn.functional.normalize(torch.cat((x, y)).double(), dim=1)
+    z = log_ratios(rows, negatives="both", temperature=temperature, step=5)
+    assert torch.exp(z.mean()).item() == pytest.approx(1e-9, rel=1e-6)
+
+
+def test_sigmoid_answer_is_its_formula() -> None:
+    """The siglip rival's error is measured against this."""
+
+    def formula(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        a, b = torch.nn.functional.normalize(a, dim=1), torch.nn.functional.normalize(b, dim=1)
+        sign = 2 * torch.eye(len(a)) - 1
+        return -torch.nn.functional.logsigmoid(sign * (a @ b.T / 0.1 + gpu_peers.SIGLIP_BIAS)).sum() / len(a)
+
+    x, y = batches.untrained(9, 6, dtype=torch.float64, device="cpu")
+    for panel_bytes in (1, 2**20):
+        found = errors(formula, x, y, gpu_peers.siglip_exact(x, y, temperature=0.1, panel_bytes=panel_bytes))
+        assert max(found.values()) < 1e-13
+
+
+def test_errors_undo_the_gradient_scale() -> None:
+    x, y = batches.untrained(6, 5, dtype=torch.float64, device="cpu")
+    truth = exact(x, y, loss="info_nce", negatives="cross", temperature=0.1)
+    call = providers.build("eager", Case("info-cross", 6, 5, "float64", "cpu", 0.1))
+    assert errors(call, x, y, truth, scale=1024.0)["gradient_error"] < 1e-13
+    assert errors(lambda a, b: 2 * call(a, b), x, y, truth)["gradient_error"] == pytest.approx(1)
+
+
+def test_csv_survives_a_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "table.csv"
+    write_csv(path, [{"a": 1, "b": 0.123456789}, {"a": 2, "note": 'says "no", twice'}])
+    assert read_csv(path) == [{"a": "1", "b": "0.123457", "note": ""}, {"a": "2", "b": "", "note": 'says "no", twice'}]
+    assert [file.name for file in path.parent.iterdir()] == ["table.csv"]
+
+
+@pytest.mark.slow
+def test_gpu_run_dry(tmp_path: Path) -> None:
+    """The one GPU command from end to end under the interpreter, without the parts that take long there."""
+    parts = ["ceilings", "shapes", "choices", "graphs", "memcheck"]
+    options = ["--dry", "--minutes", "60", "--output", str(tmp_path), "--parts", *parts]
+    done = subprocess.run(
+        ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *options],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    statuses = {name: part["status"] for name, part in result["parts"].items()}
+    assert statuses == {"ceilings": "ok", "shapes": "ok", "choices": "ok", "graphs": "ok", "memcheck": "skipped"}
+    assert {row["loss"] for row in result["parts"]["shapes"]["rows"]} == set(providers.LOSSES)
+    assert all(row["gradient_error"] < 1e-5 for row in result["parts"]["shapes"]["rows"])
+    page = (tmp_path / "gpu.md").read_text()
+    assert "| memcheck | skipped |" in page
+    raced = result["parts"]["choices"]["rows"]
+    assert len({row["choice"] for row in raced}) == 5
+    for row in raced:
+        assert "note" not in row, row
+        assert {row["winner"], row["shipped"]} <= row["ms"].keys() == row["gradient_error"].keys()
+        assert row["forward_ms"].keys() in (set(), row["ms"].keys())
+        assert row["won"] == (row["ms"][row["shipped"]] <= 1.02 * row["ms"][row["winner"]])
+        assert max(row["gradient_error"].values()) < 1e-5
+        assert f"| {row['winner']} | {row['shipped']} | {'yes' if row['won'] else '**no**'} |" in page
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_gpu_run_refuses_a_machine_without_one() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "expected a CUDA device" in done.stderr
+
+
+def test_tables_set_ratios_beside_their_goals(tmp_path: Path) -> None:
+    shared = {"loss": "info-both", "d": "256", "dtype": "float32", "device": "x", "threads": "1", "device_kind": "cpu",
+              "wall_s": "9", "torch": "2", "gradient_error": "1e-7"}  # fmt: skip
+    times = {("ctloss-torch", "512"): 5, ("eager", "512"): 10, ("ctloss-torch", "2048"): 5, ("eager", "2048"): 10}
+    sweep = [
+        {**shared, "provider": name, "n": n, "pass": which, "cpu_s": seconds, "product_flops": "2e10" * (n == "2048")}
+        for (name, n), seconds in times.items()
+        for which in ("forward", "forward+backward")
+    ]
+    write_csv(tmp_path / "sweep-cpu.csv", sweep)
+    write_csv(tmp_path / "memory-cpu.csv", [{"provider": "eager", "n": "512", "peak_bytes": 2.0**21}])
+    shown = tables.of_results(tmp_path)
+    assert "| float32 | 512 | 0.50 | 0.65 met | 0.55 met |" in shown.performance
+    assert "| float32 | 2,048 | 0.50 | 0.45 missed | 0.38 missed |" in shown.performance
+    # 3 · 4096² · 256 flops in 5 s, of 2e10 a second.
+    assert "| info-both | 1 | 256 | float32 | 2,048 | 0.50 | 0.50 | 13% |" in shown.performance
+    assert "| 512 | 2 |" in shown.performance
+    for document in ("README.md", "docs/performance.md"):
+        (tmp_path / document).parent.mkdir(exist_ok=True)
+        (tmp_path / document).write_text("before" + "old".join(tables.MARKERS) + "after", encoding="utf-8")
+    shown.insert(tmp_path)
+    written = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert written == "before" + shown.readme.join(tables.MARKERS) + "after"
+
+
+@pytest.mark.parametrize("line", [*family_lines.lines((10,), 8)], ids=lambda line: line.name)
+def test_family_lines_compute_what_they_say(line: family_lines.Line) -> None:
+    inputs = line.draw(line.n, line.d)
+    assert all(family.gradient_error(way, inputs) < 1e-5 for way in line.ways.values())
+    if line.other.name == "plain PyTorch":
+        ours, other = (way.truth(inputs.double()).item() for way in line.ways.values())
+        assert ours == pytest.approx(other, rel=1e-12)
+
+
+@pytest.mark.skipif(not memory.STATUS.is_file(), reason="peak memory on the CPU is read from /proc")
+def test_family_from_measurement_to_document(tmp_path: Path) -> None:
+    line = next(family_lines.lines((16,), 8))
+    threads = torch.get_num_threads()
+    try:
+        write_csv(tmp_path / "family-cpu.csv", family.run([line], seconds=0.01, fewest_rounds=1))
+    finally:
+        torch.set_num_threads(threads)
+    measured = read_csv(tmp_path / "family-cpu.csv")
+    assert [row["role"] for row in measured] == ["ours", "other"]
+    assert all(float(row["cpu_s"]) > 0 and int(row["peak_bytes"]) >= 0 for row in measured)
+    ours, other = ({**row, "n": "1024"} for row in measured)
+    ours |= {"cpu_s": "0.9", "peak_bytes": "40"}
+    other |= {"cpu_s": "1.0", "peak_bytes": "100"}
+    document = tmp_path / "docs" / "performance.md"
+    document.parent.mkdir()
+    document.write_text("old".join(family.MARKERS), encoding="utf-8")
+    family.insert([ours, other], tmp_path)
+    shown = document.read_text(encoding="utf-8")
+    assert "| queries to documents | 1,024 | plain PyTorch | 900 | 0.90 | 0.8 missed | 0.40 | 0.5 met |" in shown

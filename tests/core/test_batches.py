@@ -1,0 +1,314 @@
+"""Batches: no text twice in one, the same after a restart; draws and masks belong to the row, not to the batch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("transformers")
+
+from ctloss.train.collator import Collator
+from ctloss.train.corpus import read_lines
+from ctloss.train.dataset import WPSDataset
+from ctloss.train.lexicon import Lexicon
+from ctloss.train.sampler import BatchPlan, PlanSampler
+from ctloss.train.wps import build_wps
+from support.tiny_text import ENGLISH_FRENCH, LEXICON, parallel, wordpiece_tokenizer
+
+TOKENIZER = wordpiece_tokenizer([text for pair in ENGLISH_FRENCH for text in pair])
+SPECIAL = set(TOKENIZER.all_special_ids)
+
+
+def random_rows(rng: np.random.Generator, rows: int, texts: int) -> tuple[np.ndarray, np.ndarray]:
+    return rng.integers(3, 40, size=(rows, 2)), rng.integers(texts, size=(rows, 2)).astype(np.uint64)
+
+
+def items(count: int, epoch: int = 0, length: int = 30) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(count)
+    made = []
+    for index in range(count):
+        sides = [
+            np.array([TOKENIZER.cls_token_id, *rng.integers(5, len(TOKENIZER), size=size), TOKENIZER.sep_token_id])
+            for size in rng.integers(6, length, size=2)
+        ]
+        pairs = [[k, k + 1, k + 1, k + 2] for k in range(1, 6)]
+        made.append(
+            {
+                "index": index,
+                "epoch": epoch,
+                "source_ids": sides[0].astype(np.int32),
+                "target_ids": sides[1].astype(np.int32),
+                "word_pairs": np.array(pairs, dtype=np.int32),
+            }
+        )
+    return made
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> WPSDataset:
+    nouns = [word for word, _ in LEXICON[:8]]
+    french = dict(LEXICON)
+    pairs = [(f"A {a} sees a {b}", f"Un {french[a]} voit un {french[b]}") for a in nouns for b in nouns if a != b]
+    build_wps(
+        parallel(pairs), TOKENIZER, Lexicon.from_entries("en", "fr", LEXICON), folder=tmp_path / "wps", progress=False
+    )
+    return WPSDataset(tmp_path / "wps", require_words=True)
+
+
+@given(
+    rows=st.integers(2, 400),
+    repeats=st.floats(0.3, 4),
+    batch_size=st.integers(2, 16),
+    window=st.integers(1, 8),
+    seed=st.integers(0, 2**31),
+)
+def test_no_batch_holds_a_text_twice(rows: int, repeats: float, batch_size: int, window: int, seed: int) -> None:
+    lengths, keys = random_rows(np.random.default_rng(seed), rows, max(2, int(rows * repeats)))
+    try:
+        plan = BatchPlan(lengths, keys, batch_size=batch_size, seed=seed, window=window)
+    except ValueError:
+        assume(False)  # too few distinct texts for a batch
+    for epoch in range(2):
+        batches = plan.epoch(epoch)
+        assert batches.shape == (len(plan), batch_size)
+        for batch in batches:
+            texts = [key for row in batch for key in set(keys[row].tolist())]
+            assert len(texts) == len(set(texts))
+
+
+@given(rows=st.integers(2, 300), batch_size=st.integers(2, 16), seed=st.integers(0, 2**31), epoch=st.integers(0, 9))
+def test_without_repeated_texts_every_row_but_the_rest_stands_in_one_batch(
+    rows: int, batch_size: int, seed: int, epoch: int
+) -> None:
+    assume(rows >= batch_size)
+    lengths = np.random.default_rng(seed).integers(3, 40, size=(rows, 2))
+    plan = BatchPlan(lengths, np.arange(2 * rows).reshape(rows, 2), batch_size=batch_size, seed=seed)
+    placed = plan.epoch(epoch).ravel()
+    assert len(plan) == rows // batch_size
+    assert len(set(placed.tolist())) == len(placed) == len(plan) * batch_size
+
+
+def test_rows_that_must_wait_are_placed_later() -> None:
+    keys = np.stack([np.repeat(np.arange(32), 4), np.arange(1000, 1128)], axis=1)
+    plan = BatchPlan(np.ones((128, 2)), keys, batch_size=16, seed=3)
+    for epoch in range(5):
+        assert len(set(plan.epoch(epoch).ravel().tolist())) > 96
+
+
+def test_a_text_that_dominates_the_corpus_costs_no_quadratic_time() -> None:
+    rows = 60_000
+    keys = np.stack([np.arange(rows), np.arange(rows, 2 * rows)], axis=1)
+    keys[rows // 3 :, 0] = 7
+    plan = BatchPlan(np.ones((rows, 2)), keys, batch_size=64, seed=0)
+    # Each batch takes 63 of the 20,000 other rows and one of the 40,000.
+    assert 250 < len(plan) <= rows // 3 // 63 + 1
+
+
+def test_batches_of_an_epoch_do_not_depend_on_the_epochs_before() -> None:
+    lengths, keys = random_rows(np.random.default_rng(0), 300, 500)
+    one, other = (BatchPlan(lengths, keys, batch_size=8, seed=5) for _ in range(2))
+    walked = [one.epoch(epoch).copy() for epoch in range(4)]
+    for epoch in (3, 1, 2, 0):
+        np.testing.assert_array_equal(other.epoch(epoch), walked[epoch])
+        np.testing.assert_array_equal(other.batch(epoch, 4), walked[epoch][4])
+    assert not np.array_equal(walked[0], walked[1])
+    assert not np.array_equal(BatchPlan(lengths, keys, batch_size=8, seed=6).epoch(0), walked[0])
+
+
+def test_buckets_save_padding() -> None:
+    lengths, keys = random_rows(np.random.default_rng(1), 20_000, 10**9)
+
+    def share_of_text(window: int) -> float:
+        batches = lengths[BatchPlan(lengths, keys, batch_size=32, seed=0, window=window).epoch(0)]
+        return batches.sum() / (batches.max(axis=1).sum() * 32)
+
+    assert share_of_text(window=1) < 0.65
+    assert share_of_text(window=128) > 0.85
+
+
+def test_steps_can_be_skipped_without_replay() -> None:
+    plan = BatchPlan(*random_rows(np.random.default_rng(2), 200, 1000), batch_size=8, seed=1)
+    sampler = PlanSampler(plan)
+    sampler.set_epoch(2)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == len(plan)
+    assert {epoch for batch in batches for epoch, _ in batch} == {2}
+    sampler.set_epoch(2, start=9)
+    assert list(sampler) == batches[9:]
+
+
+def test_ranks_share_the_batches_out() -> None:
+    plan = BatchPlan(*random_rows(np.random.default_rng(2), 200, 1000), batch_size=8, seed=1)
+    whole = list(PlanSampler(plan))
+    ranks = [list(PlanSampler(plan, rank=rank, world_size=3)) for rank in range(3)]
+    even = len(plan) // 3
+    assert [len(rank) for rank in ranks] == [even] * 3
+    assert [ranks[step % 3][step // 3] for step in range(3 * even)] == whole[: 3 * even]
+
+
+def test_plan_and_sampler_refuse_what_cannot_work() -> None:
+    ones, keys = np.ones((10, 2)), np.arange(20).reshape(10, 2)
+    with pytest.raises(ValueError, match="expected enough rows with distinct texts for a batch of 11, got 10 rows"):
+        BatchPlan(ones, keys, batch_size=11, seed=0)
+    with pytest.raises(ValueError, match="got 10 rows with 2 distinct texts"):
+        BatchPlan(ones, keys % 2, batch_size=4, seed=0)
+    with pytest.raises(ValueError, match="expected a batch_size of at least 2"):
+        BatchPlan(ones, keys, batch_size=1, seed=0)
+    with pytest.raises(ValueError, match=r"expected lengths and keys of shape \(rows, 2\)"):
+        BatchPlan(ones[:, 0], keys, batch_size=2, seed=0)
+    plan = BatchPlan(ones, keys, batch_size=4, seed=0)
+    with pytest.raises(ValueError, match="expected at least a batch for each of 3 processes, got 2"):
+        PlanSampler(plan, world_size=3)
+    with pytest.raises(ValueError, match="expected a rank from 0 to below world_size, got 1 of 1"):
+        PlanSampler(plan, rank=1)
+
+
+def test_collated_tensors_hold_the_rows() -> None:
+    rows = items(5)
+    batch = Collator(TOKENIZER, seed=0, pad_to_multiple_of=8)(rows)
+    for side in ("source", "target"):
+        ids, mask = batch[f"{side}_ids"], batch[f"{side}_mask"]
+        assert ids.dtype == mask.dtype == torch.int64
+        assert ids.shape == mask.shape == batch[f"{side}_masked_ids"].shape == batch[f"{side}_labels"].shape
+        assert ids.shape[1] % 8 == 0
+        for k, row in enumerate(rows):
+            length = len(row[f"{side}_ids"])
+            assert ids[k, :length].tolist() == row[f"{side}_ids"].tolist()
+            assert (ids[k, length:] == TOKENIZER.pad_token_id).all()
+            assert mask[k].tolist() == [1] * length + [0] * (ids.shape[1] - length)
+            assert (batch[f"{side}_labels"][k, length:] == -100).all()
+        assert batch[f"{side}_span"].shape == (5, 2)
+    spans = torch.cat([batch["source_span"], batch["target_span"]], dim=1)
+    for k, row in enumerate(rows):
+        assert spans[k].tolist() in row["word_pairs"].tolist()
+    assert batch["index"].tolist() == list(range(5))
+
+
+@given(
+    order=st.permutations(list(range(6))), size=st.integers(1, 6), seed=st.integers(0, 2**31), epoch=st.integers(0, 5)
+)
+def test_what_is_drawn_for_a_row_depends_on_seed_epoch_and_index_alone(
+    order: list[int], size: int, seed: int, epoch: int
+) -> None:
+    rows = items(6, epoch)
+    whole = Collator(TOKENIZER, seed=seed)(rows)
+    some = Collator(TOKENIZER, seed=seed, pad_to_multiple_of=16)([rows[k] for k in order[:size]])
+    for name in ("source_ids", "source_masked_ids", "source_labels", "target_masked_ids", "target_labels"):
+        for place, k in enumerate(order[:size]):
+            length = len(rows[k][f"{name.partition('_')[0]}_ids"])
+            assert torch.equal(some[name][place, :length], whole[name][k, :length])
+    assert torch.equal(some["source_span"], whole["source_span"][order[:size]])
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"epoch": 1}])
+def test_seed_and_epoch_change_the_draws(change: dict[str, int]) -> None:
+    before = Collator(TOKENIZER, seed=0)(items(40))
+    after = Collator(TOKENIZER, seed=change.get("seed", 0))(items(40, change.get("epoch", 0)))
+    for name in ("source_span", "source_labels", "target_labels"):
+        assert not torch.equal(before[name], after[name])
+
+
+def test_masks_follow_devlin_et_al() -> None:
+    batch = Collator(TOKENIZER, seed=4, words=False)(items(4000, length=70))
+    ids, masked, labels = batch["source_ids"], batch["source_masked_ids"], batch["source_labels"]
+    predicted = labels != -100
+    assert torch.equal(masked[~predicted], ids[~predicted])
+    assert torch.equal(labels[predicted], ids[predicted])
+    assert not SPECIAL & set(labels[predicted].tolist())
+    ordinary = torch.tensor([token not in SPECIAL for token in range(len(TOKENIZER))])[ids]
+    count = int(ordinary.sum())
+    assert count > 100_000
+    # Five standard deviations of each share, of so many draws.
+    assert abs(int(predicted.sum()) / count - 0.15) < 5 * np.sqrt(0.15 * 0.85 / count)
+    chosen = int(predicted.sum())
+    as_mask = (masked[predicted] == TOKENIZER.mask_token_id).sum().item() / chosen
+    kept = (masked[predicted] == ids[predicted]).sum().item() / chosen
+    assert abs(as_mask - 0.8) < 5 * np.sqrt(0.8 * 0.2 / chosen)
+    # A random wordpiece is the right one once in a vocabulary.
+    assert abs(kept - 0.1 - 0.1 / (len(TOKENIZER) - len(SPECIAL))) < 5 * np.sqrt(0.1 * 0.9 / chosen)
+    replaced = set(masked[predicted & (masked != ids)].tolist()) - {TOKENIZER.mask_token_id}
+    assert not replaced & SPECIAL
+    assert len(replaced) > 0.9 * (len(TOKENIZER) - len(SPECIAL))
+
+
+def test_word_pairs_are_drawn_alike() -> None:
+    spans = Collator(TOKENIZER, seed=9, mlm_probability=0)(items(4000))["source_span"]
+    shares = torch.bincount(spans[:, 0], minlength=6)[1:] / 4000
+    # Five standard deviations of a share of a fifth.
+    assert ((shares - 0.2).abs() < 5 * np.sqrt(0.2 * 0.8 / 4000)).all()
+
+
+def test_only_what_is_asked_for_is_made() -> None:
+    rows = items(3)
+    assert set(Collator(TOKENIZER, seed=0, words=False, mlm_probability=0)(rows)) == {
+        "index",
+        "source_ids",
+        "source_mask",
+        "target_ids",
+        "target_mask",
+    }
+    both = Collator(TOKENIZER, seed=0)(rows)
+    masks_alone = Collator(TOKENIZER, seed=0, words=False)(rows)
+    assert torch.equal(both["source_labels"], masks_alone["source_labels"])
+
+
+def test_collator_refuses_what_cannot_work() -> None:
+    row = items(1)[0] | {"word_pairs": np.empty((0, 4), dtype=np.int32)}
+    with pytest.raises(ValueError, match="expected a word pair in every row, got none in row 0"):
+        Collator(TOKENIZER, seed=0)([row])
+    assert "source_span" not in Collator(TOKENIZER, seed=0, words=False)([row])
+    with pytest.raises(ValueError, match=r"expected mlm_probability in \[0, 1\), got 1"):
+        Collator(TOKENIZER, seed=0, mlm_probability=1)
+    bare = wordpiece_tokenizer(["a b"])
+    bare.mask_token = None
+    with pytest.raises(ValueError, match="expected a tokenizer with a mask token"):
+        Collator(bare, seed=0)
+    bare.pad_token = None
+    with pytest.raises(ValueError, match="expected a tokenizer with a padding token"):
+        Collator(bare, seed=0, mlm_probability=0)
+
+
+def test_workers_give_the_same_batches(dataset: WPSDataset) -> None:
+    plan = BatchPlan(dataset.lengths, dataset.keys, batch_size=8, seed=2)
+    sampler, collator = PlanSampler(plan), Collator(TOKENIZER, seed=2)
+    loaded = []
+    for workers in (0, 2):
+        sampler.set_epoch(1)
+        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collator, num_workers=workers)
+        loaded.append(list(loader))
+    assert len(loaded[0]) == len(plan)
+    for one, other in zip(*loaded, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    texts = [dataset.text(index)["source"] for index in loaded[0][0]["index"].tolist()]
+    assert len(set(texts)) == 8
+
+
+@pytest.mark.data
+@pytest.mark.skipif("CTLOSS_DATA" not in os.environ, reason="CTLOSS_DATA names no folder of real parallel text")
+def test_real_batches_hold_no_false_negatives_and_little_padding(tmp_path: Path) -> None:
+    folder = Path(os.environ["CTLOSS_DATA"]) / "multi30k"
+    sentences = read_lines({language: folder / f"val.{language}" for language in ("en", "de", "fr", "cs")})
+    tokenizer = wordpiece_tokenizer((text for s in sentences for text in (s.source, s.target)), vocabulary=4000)
+    build_wps(sentences, tokenizer, Lexicon.from_entries("en", "fr", []), folder=tmp_path, progress=False)
+    dataset = WPSDataset(tmp_path)
+    plan = BatchPlan(dataset.lengths, dataset.keys, batch_size=64, seed=0)
+    text = padded = 0
+    for batch in DataLoader(
+        dataset, batch_sampler=PlanSampler(plan), collate_fn=Collator(tokenizer, seed=0, words=False)
+    ):
+        texts = [set(dataset.text(index).values()) - {"en", "de", "fr", "cs"} for index in batch["index"].tolist()]
+        assert sum(map(len, texts)) == len(set().union(*texts))
+        text += int(batch["source_mask"].sum() + batch["target_mask"].sum())
+        padded += batch["source_mask"].numel() + batch["target_mask"].numel()
+    assert len(plan) * 64 > 0.95 * len(dataset)
+    assert text / padded > 0.75

@@ -1,0 +1,339 @@
+"""Tatoeba, line-aligned retrieval and BUCC: by hand, against scikit-learn, and on files that are at fault."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score, precision_score, recall_score
+from sklearn.metrics.pairwise import cosine_similarity
+from sklearn.neighbors import NearestNeighbors
+
+from ctloss.evaluate import DataError, Outcome, PairsOptions, evaluate_bucc, evaluate_pairs, evaluate_tatoeba
+from ctloss.evaluate.mining import above, best_threshold, measure, mine, scores_of_halves
+from ctloss.evaluate.neighbours import centred, nearest, random_pair_cosine
+from ctloss.evaluate.parallel import TWO_LETTERS, read_aligned, read_bucc, read_tatoeba
+from support.tiny_encoder import Table, saved, write
+
+pytestmark = pytest.mark.numeric
+
+needs_data = pytest.mark.skipif("CTLOSS_DATA" not in os.environ, reason="CTLOSS_DATA names no folder of real text")
+
+
+def value(outcome: Outcome, language: str, metric: str) -> float:
+    [found] = [score.value for score in outcome.scores if (score.language, score.metric) == (language, metric)]
+    return found
+
+
+# Cosines of the German rows to the English: eins is nearest to one, zwei to one, drei to three;
+# of the English to the German: one to eins, two to drei, three to drei.
+NUMBERS = Table(
+    {
+        "eins": [1.0, 0.0, 0.0],
+        "zwei": [0.9, 0.3, 0.0],
+        "drei": [0.0, 0.2, 1.0],
+        "one": [2.0, 0.1, 0.0],
+        "two": [0.0, 0.5, 0.6],
+        "three": [0.0, 0.0, 3.0],
+    }
+)
+GERMAN, ENGLISH = ["eins", "zwei", "drei"], ["one", "two", "three"]
+
+
+def test_tatoeba_by_hand(tmp_path: Path) -> None:
+    write(tmp_path, tatoeba__deu___eng__deu=GERMAN, tatoeba__deu___eng__eng=ENGLISH)
+    outcome = evaluate_tatoeba(NUMBERS, tmp_path)
+    assert value(outcome, "deu-eng", "accuracy") == pytest.approx(2 / 3)
+    assert value(outcome, "eng-deu", "accuracy") == pytest.approx(2 / 3)
+    assert value(outcome, "eng-X", "accuracy") == pytest.approx(2 / 3)
+    # one, three, two in the order of code points find lines 0, 2 and 2.
+    assert outcome.predictions == {"de": ["0", "2", "2"]}
+
+
+def test_tatoeba_in_xtreme_layout(tmp_path: Path) -> None:
+    """The English lines are sorted there; XTREME's labels say which line each one translates."""
+    write(tmp_path, de___en__de=GERMAN, de___en__en=sorted(ENGLISH))
+    without = evaluate_tatoeba(NUMBERS, tmp_path, ["de"])
+    assert without == Outcome([], {"de": ["0", "2", "2"]})
+    write(tmp_path, test___de__tsv=["0", "2", "1"])
+    outcome = evaluate_tatoeba(NUMBERS, tmp_path)
+    assert outcome.predictions == without.predictions
+    assert value(outcome, "eng-de", "accuracy") == value(outcome, "de-eng", "accuracy") == pytest.approx(2 / 3)
+
+
+def test_tatoeba_scores_what_it_predicts_of_equally_near_sentences(tmp_path: Path) -> None:
+    """Lines 0 and 2 are the same: two, which translates line 0, finds it first; three translates line 2, finds 1."""
+    encoder = Table({"eins": [1, 0], "zwei": [0, 1], "one": [0, 2], "three": [0, 1], "two": [3, 0]})
+    write(tmp_path, de___en__de=["eins", "zwei", "eins"], de___en__en=["one", "three", "two"])
+    write(tmp_path, test___de__tsv=["1", "2", "0"])
+    outcome = evaluate_tatoeba(encoder, tmp_path)
+    assert outcome.predictions == {"de": ["1", "1", "0"]}
+    assert value(outcome, "eng-de", "accuracy") == pytest.approx(2 / 3)
+
+
+def test_tatoeba_means_are_over_languages(tmp_path: Path) -> None:
+    write(tmp_path, tatoeba__deu___eng__deu=GERMAN, tatoeba__deu___eng__eng=ENGLISH)
+    write(tmp_path, tatoeba__nld___eng__nld=["one", "eins"], tatoeba__nld___eng__eng=["one", "eins"])
+    outcome = evaluate_tatoeba(NUMBERS, tmp_path)
+    assert list(outcome.predictions) == ["de", "nl"]
+    assert value(outcome, "eng-X", "accuracy") == pytest.approx((2 / 3 + 1) / 2)
+    assert list(evaluate_tatoeba(NUMBERS, tmp_path, ["nl"]).predictions) == ["nl"]
+
+
+def test_pairs_by_hand(tmp_path: Path) -> None:
+    write(tmp_path, test__de=GERMAN, test__en=ENGLISH, test__fr=GERMAN, test__ids=["1", "2", "3"])
+    outcome = evaluate_pairs(NUMBERS, tmp_path / "test")
+    assert value(outcome, "de-fr", "accuracy") == 1
+    assert value(outcome, "en-de", "accuracy") == pytest.approx(2 / 3)
+    assert value(outcome, "mean", "accuracy") == pytest.approx((4 * 2 / 3 + 2) / 6)
+    assert {score.task for score in outcome.scores} == {"test"}
+    pivoted = evaluate_pairs(NUMBERS, tmp_path / "test", ["de", "fr", "en"], PairsOptions(pivot="en", task="captions"))
+    assert {score.language for score in pivoted.scores} == {"de-en", "en-de", "fr-en", "en-fr", "mean"}
+    assert {score.task for score in pivoted.scores} == {"captions"}
+
+
+def test_neighbours_agree_with_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(83, 12)), 7 * rng.normal(size=(61, 12))
+    cosines, rows = nearest(x, y, 5)
+    distances, expected = NearestNeighbors(n_neighbors=5, metric="cosine").fit(y).kneighbors(x)
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_allclose(cosines, 1 - distances, atol=1e-6)
+    assert nearest(x, y[:3], 5)[1].shape == (83, 3)
+    pairs = cosine_similarity(x[:61], y)
+    assert random_pair_cosine(x[:61], y) == pytest.approx(pairs[~np.eye(61, dtype=bool)].mean(), abs=1e-6)
+
+
+def test_centring_takes_a_common_direction_out() -> None:
+    base = np.random.default_rng(2).normal(size=(40, 8))
+    x, y = base + 50, base.copy()
+    y[:, 0] += 200
+    assert np.mean(nearest(x, y)[1][:, 0] == np.arange(40)) < 0.2
+    assert np.mean(nearest(centred(x), centred(y))[1][:, 0] == np.arange(40)) == 1
+
+
+def test_margins_agree_with_their_definition() -> None:
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(30, 6)) + 1, rng.normal(size=(50, 6)) + 1
+    cosines = cosine_similarity(x, y)
+    largest = [np.sort(table, axis=1)[:, -4:].mean(axis=1) for table in (cosines, cosines.T)]
+    margins = cosines / ((largest[0][:, None] + largest[1][None, :]) / 2)
+    found = mine(x, y, 4)
+    assert [score for *_, score in found] == sorted((score for *_, score in found), reverse=True)
+    for i, j, score in found:
+        assert score == pytest.approx(margins[i, j], abs=1e-5)
+    assert len({i for i, *_ in found}) == len({j for _, j, _ in found}) == len(found) <= 30
+    # The largest margin of all belongs to neighbours of each other, so nothing can be taken before it.
+    i, j, score = found[0]
+    neighbours = np.argsort(-cosines, axis=1)[:, :4]
+    assert score == pytest.approx(
+        max(margins[row, column] for row in range(30) for column in neighbours[row]), abs=1e-5
+    )
+    assert j in neighbours[i]
+
+
+def test_rows_of_zeros_are_never_mined() -> None:
+    assert mine(np.zeros((3, 2)), np.ones((2, 2))) == []
+
+
+scored_pairs = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=12)
+
+
+@given(scored_pairs, st.integers(0, 4))
+def test_threshold_is_the_best_of_all(items: list[tuple[int, bool]], unfound: int) -> None:
+    mined = {(f"a{i}", f"b{i}"): float(score) for i, (score, _) in enumerate(items)}
+    gold = {pair for pair, (_, right) in zip(mined, items, strict=True) if right}
+    gold |= {(f"x{i}", f"y{i}") for i in range(unfound)}
+    reached = measure(above(mined, best_threshold(mined, gold)), gold)
+    candidates = [measure(above(mined, score), gold).f1 for score in mined.values()]
+    assert reached.f1 == max(candidates, default=0)
+
+
+@given(scored_pairs, st.integers(0, 4), st.integers(0, 5))
+def test_measures_agree_with_scikit_learn(items: list[tuple[int, bool]], unfound: int, threshold: int) -> None:
+    mined = {(f"a{i}", f"b{i}"): float(score) for i, (score, _) in enumerate(items)}
+    gold = {pair for pair, (_, right) in zip(mined, items, strict=True) if right}
+    gold |= {(f"x{i}", f"y{i}") for i in range(unfound)}
+    kept = above(mined, threshold)
+    pairs = sorted(set(mined) | gold)
+    truth, guess = [pair in gold for pair in pairs], [pair in kept for pair in pairs]
+    found = measure(kept, gold)
+    for name, judge in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
+        assert getattr(found, name) == pytest.approx(judge(truth, guess, zero_division=0))
+
+
+def test_nothing_right_gives_a_threshold_that_keeps_nothing() -> None:
+    assert above({("a", "b"): 9.0}, best_threshold({("a", "b"): 9.0}, {("c", "d")})) == []
+
+
+def test_halves_are_scored_by_each_others_threshold() -> None:
+    identifiers = [f"a{i}" for i in range(8)]
+    mined = {(name, name.upper()): 10.0 - i for i, name in enumerate(identifiers)}
+    gold = {(name, name.upper()) for name in identifiers[:5]}
+    ordered = sorted(identifiers)
+    random.Random(7).shuffle(ordered)
+    left = set(ordered[:4])
+    sides = [{pair: s for pair, s in mined.items() if (pair[0] in left) == side} for side in (True, False)]
+    golds = [{pair for pair in gold if (pair[0] in left) == side} for side in (True, False)]
+    expected = tuple(
+        measure(above(sides[1 - chosen], best_threshold(sides[chosen], golds[chosen])), golds[1 - chosen])
+        for chosen in (0, 1)
+    )
+    assert scores_of_halves(mined, gold, identifiers, 7) == expected
+    assert sum(len(side) for side in sides) == len(mined)
+
+
+def bucc(folder: Path) -> tuple[Path, Table]:
+    """Eight foreign and ten English sentences, one of them twice; the first six pairs are parallel."""
+    rng = np.random.default_rng(5)
+    base = rng.normal(size=(8, 16))
+    vectors = {f"f{i}": base[i] for i in range(8)}
+    vectors |= {f"e{i}": base[i] + 0.1 * rng.normal(size=16) for i in range(6)}
+    vectors |= {f"e{i}": rng.normal(size=16) for i in range(6, 9)}
+    english = [*(f"e{i}" for i in range(9)), "e8"]
+    write(
+        folder,
+        zh___en__dev__zh=[f"zh-{i}\tf{i}" for i in range(8)],
+        zh___en__dev__en=[f"en-{i}\t{text}" for i, text in enumerate(english)],
+        zh___en__dev__gold=[f"zh-{i}\ten-{i}" for i in range(6)],
+    )
+    return folder, Table({text: list(vector) for text, vector in vectors.items()})
+
+
+def test_bucc_end_to_end(tmp_path: Path) -> None:
+    folder, encoder = bucc(tmp_path)
+    outcome = evaluate_bucc(encoder, folder)
+    assert value(outcome, "zh-en", "f1_same_set") == value(outcome, "mean", "f1_same_set") == 1
+    assert sorted(outcome.predictions["zh"]) == [f"zh-{i}\ten-{i}" for i in range(6)]
+    same = next(score for score in outcome.scores if score.metric == "f1_same_set")
+    assert "XTREME" in same.about
+    assert 0.5 < value(outcome, "zh-en", "f1") <= 1
+    assert "other half" in next(score for score in outcome.scores if score.metric == "f1").about
+
+
+def test_bucc_repeated_sentences_are_no_candidates(tmp_path: Path) -> None:
+    folder, encoder = bucc(tmp_path)
+    encoder.vectors["e8"] = encoder.vectors["f7"]
+    outcome = evaluate_bucc(encoder, folder)
+    assert not any(line.endswith(("en-8", "en-9")) for line in outcome.predictions["zh"])
+
+
+def test_bucc_test_split_is_cut_at_the_threshold_of_dev(tmp_path: Path) -> None:
+    folder, encoder = bucc(tmp_path)
+    for side in ("zh", "en"):
+        (folder / f"zh-en.test.{side}").write_bytes((folder / f"zh-en.dev.{side}").read_bytes())
+    outcome = evaluate_bucc(encoder, folder)
+    assert sorted(outcome.predictions["zh"]) == [f"zh-{i}\ten-{i}" for i in range(6)]
+    assert "f1_test" not in {score.metric for score in outcome.scores}
+    write(folder, zh___en__test__gold=[f"zh-{i}\ten-{i}" for i in range(3)])
+    assert value(evaluate_bucc(encoder, folder), "zh-en", "f1_test") == pytest.approx(2 * 3 / (6 + 3))
+
+
+def test_tiny_bert_finds_identical_sentences(tmp_path: Path) -> None:
+    words = [f"w{i}" for i in range(12)]
+    model = saved(tmp_path / "model", words)
+    lines = [f"{a} {b}" for a, b in pairwise(words)]
+    data = write(tmp_path / "data", tatoeba__deu___eng__deu=lines, tatoeba__deu___eng__eng=lines)
+    with pytest.warns(UserWarning, match="last layer"):
+        outcome = evaluate_tatoeba(model, data)
+    assert value(outcome, "eng-deu", "accuracy") == value(outcome, "deu-eng", "accuracy_centred") == 1
+    assert -1 < value(outcome, "deu-eng", "random_pair_cosine") < 1
+
+
+def refused(message: str, *, where: Path, line: int | None = None) -> pytest.RaisesExc:
+    place = re.escape(str(where)) + (f", line {line}: " if line else ": ")
+    return pytest.raises(DataError, match=f"^{place}.*{message}")
+
+
+def test_tatoeba_refusals(tmp_path: Path) -> None:
+    with refused("expected files such as tatoeba.deu-eng.deu", where=tmp_path):
+        read_tatoeba(tmp_path)
+    write(tmp_path, tatoeba__deu___eng__deu=GERMAN, tatoeba__deu___eng__eng=ENGLISH[:2])
+    with refused("'xyz', got no such file.*the folder has deu", where=tmp_path / "tatoeba.xyz-eng.xyz"):
+        read_tatoeba(tmp_path, ["deu", "xyz"])
+    with refused("expected 3 lines as in tatoeba.deu-eng.deu, got 2", where=tmp_path / "tatoeba.deu-eng.eng", line=3):
+        read_tatoeba(tmp_path, ["de"])
+    (tmp_path / "tatoeba.deu-eng.deu").unlink()
+    with refused("readable text file, got No such file", where=tmp_path / "tatoeba.deu-eng.deu"):
+        read_tatoeba(tmp_path)
+    folder = write(tmp_path / "xtreme", de___en__de=GERMAN, de___en__en=ENGLISH)
+    for wrong in ("3", "0", "one"):
+        write(folder, test___de__tsv=["0", wrong, "1"])
+        with refused(f"a line number from 0 to 2, each once, got '{wrong}'", where=folder / "test-de.tsv", line=2):
+            read_tatoeba(folder, ["de"])
+
+
+def test_text_refusals(tmp_path: Path) -> None:
+    write(tmp_path, t__de=GERMAN, t__en=["one", "", "three"])
+    with refused("expected text, got an empty line", where=tmp_path / "t.en", line=2):
+        read_aligned(tmp_path / "t")
+    (tmp_path / "t.en").write_bytes(b"one\ntwo\n\xff\n")
+    with refused("expected UTF-8, got byte 0xff", where=tmp_path / "t.en", line=3):
+        read_aligned(tmp_path / "t")
+    (tmp_path / "t.en").write_bytes(b"")
+    with refused("got an empty file", where=tmp_path / "t.en"):
+        read_aligned(tmp_path / "t")
+    with refused("sentences in 'fr', got no such file; there are de, en", where=tmp_path / "t.fr"):
+        read_aligned(tmp_path / "t", ["de", "fr"])
+    with refused("files of two languages or more", where=tmp_path / "t"):
+        read_aligned(tmp_path / "t", ["de"])
+    write(tmp_path, t__en=ENGLISH)
+    with pytest.raises(DataError, match="expected the pivot among the languages, got de, en"):
+        evaluate_pairs(NUMBERS, tmp_path / "t", options=PairsOptions(pivot="fr"))
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    (tmp_path / "t.de").write_bytes("\ufeffa\u2028b\r\nc\x0cd".encode())
+    (tmp_path / "t.en").write_bytes(b"x\ny\n")
+    assert read_aligned(tmp_path / "t") == {"de": ["a\u2028b", "c\x0cd"], "en": ["x", "y"]}
+
+
+def test_bucc_spaces_around_a_sentence_are_no_part_of_it(tmp_path: Path) -> None:
+    folder, _ = bucc(tmp_path)
+    write(folder, zh___en__dev__zh=["zh-0\t\u3000f0", "zh-1\tf1 "], zh___en__dev__gold=["zh-1\ten-1"])
+    assert read_bucc(folder)[0].first == [("zh-0", "f0"), ("zh-1", "f1")]
+
+
+def test_bucc_refusals(tmp_path: Path) -> None:
+    with refused("expected files such as zh-en.dev.zh", where=tmp_path):
+        read_bucc(tmp_path)
+    folder, encoder = bucc(tmp_path)
+    with refused("corpora of 'ru' and English, got no such file; the folder has zh", where=folder / "ru-en.dev.en"):
+        read_bucc(folder, ["ru"])
+    write(folder, zh___en__dev__gold=["zh-0\ten-0", "zh-1 en-1"])
+    with refused("expected two ids parted by a tab", where=folder / "zh-en.dev.gold", line=2):
+        read_bucc(folder)
+    (folder / "zh-en.dev.gold").unlink()
+    with refused("expected the gold pairs", where=folder / "zh-en.dev.gold"):
+        evaluate_bucc(encoder, folder)
+    write(folder, zh___en__dev__zh=["zh-0\tf0", "zh-1 f1"])
+    with refused("expected ID TAB SENTENCE", where=folder / "zh-en.dev.zh", line=2):
+        read_bucc(folder)
+    write(folder, zh___en__dev__zh=["zh-0\tf0", "zh-0\tf1"])
+    with refused("with an id of its own", where=folder / "zh-en.dev.zh", line=2):
+        read_bucc(folder)
+
+
+@needs_data
+@pytest.mark.data
+def test_real_files_are_read() -> None:
+    data = Path(os.environ["CTLOSS_DATA"])
+    pairs = read_tatoeba(data / "tatoeba")
+    assert len(pairs) == 28
+    assert {
+        len(item.first) for item in pairs if item.languages[0] not in ("jav", "tel", "tam", "tha", "kaz", "mal")
+    } == {1000}
+    assert all(item.languages[0] in TWO_LETTERS for item in pairs)
+    [corpora] = read_bucc(data / "bucc")
+    assert (len(corpora.first), len(corpora.second), len(corpora.gold or ())) == (8624, 13589, 257)
+    captions = read_aligned(data / "multi30k" / "test_2016_flickr")
+    assert {language: len(lines) for language, lines in captions.items()} == dict.fromkeys(
+        ("cs", "de", "en", "fr"), 1000
+    )

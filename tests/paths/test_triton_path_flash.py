@@ -1,0 +1,119 @@
+"""The Triton path's gradient with weights in registers, also in float32 and at widths that do not choose it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctloss.kernels.problem import Shape
+from ctloss.kernels.triton_path import engine, flash, panels, schedule
+from ctloss.kernels.triton_path.stack import stack_of, wanted_spans
+from support.regimes import Candidates, Case, cases
+from support.triton_calls import DEVICE, DTYPES, both_passes, chain_of, check, in_flash, pairs, problem
+
+pytestmark = pytest.mark.numeric
+
+# Around whole tiles of either side, rows of one tile of columns and of two, sweeps with a gap and without.
+LARGER = [
+    Case("random", 129, 128, negatives="both"),
+    Case("trained", 200, 96, exponent=-12.0, directions="x"),
+    Case("collapsed", 257, 33, negatives="cross", temperature=0.02),
+    Case("hard", 130, 70, dtype=torch.float16, negatives="own", candidates=(Candidates(70),)),
+    Case("big", 131, 65, normalize=False, negatives="cross", strides="padded", ids=50),
+    Case("scaled", 193, 47, strides="transposed", negatives="none", candidates=(Candidates(70), Candidates(9))),
+    Case("identical", 160, 64, temperature=0.01),
+]
+
+
+@pytest.fixture
+def flashing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in registers, for any batch, its rows' sums shared out as widely as tiles allow."""
+    in_flash(monkeypatch)
+    assert engine.describe(Shape(40, 8, device_type=DEVICE), problem())["kernels"] == "panels, flash gradient"
+
+
+@settings(max_examples=settings().max_examples // 2)
+@given(case=cases(max_n=48, max_d=128, dtypes=DTYPES), least_sweep=st.sampled_from([64, 256]))
+def test_acceptance(case: Case, least_sweep: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        in_flash(patch, least_sweep=least_sweep)
+        check(case, chain_of(case))
+
+
+@pytest.mark.parametrize("case", LARGER, ids=lambda case: f"{case.regime}-{case.n}x{case.d}")
+def test_acceptance_larger(case: Case, flashing: None) -> None:
+    check(case, chain_of(case))
+
+
+@pytest.mark.parametrize("options", [{}, {"negatives": "own", "candidates": (Candidates(70),)}, {"normalize": False}])
+@pytest.mark.parametrize(("d", "tau"), [(40, 0.07), (100, 0.01)])
+def test_acceptance_in_any_workspace(
+    d: int, tau: float, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows' sums in one share or several, or some rows after the others."""
+    case = Case("random", 70, d, temperature=tau, **options)
+    shape = case.batch(DEVICE).shape
+    stack = stack_of(shape)
+    for workspace in (1 << 28, 1 << 15):
+        in_flash(monkeypatch)
+        asked = case.problem(workspace=workspace)
+        monkeypatch.setattr(Case, "problem", lambda _, asked=asked, **changes: replace(asked, **changes))
+        span, swept = schedule.flash_runs(wanted_spans(case.needs, stack), stack, asked)[0]
+        columns = sum(map(schedule.length, swept))
+        plan = schedule.plan_flash(schedule.length(span), columns, stack.width, 64, workspace)
+        assert (plan.shares == 1) == (workspace == 1 << 15)
+        check(case)
+        monkeypatch.undo()
+
+
+def test_a_launch_for_all_rows_and_no_panel(flashing: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each side at most: sides that are swept over the same rows are one run."""
+    launched = []
+
+    class Counted:
+        def __init__(self, kernel: object) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> object:
+            launched.append(grid)
+            return self.kernel[grid]  # type: ignore[index]
+
+    monkeypatch.setattr(flash, "flash_gradient", Counted(flash.flash_gradient))
+    monkeypatch.delattr(panels, "block_weights")
+    for options, launches in (({}, 1), ({"negatives": "cross"}, 2), ({"candidates": (Candidates(9),)}, 2)):
+        case = Case("random", 40, 8, **options)
+        both_passes(pairs(case), case.problem())
+        assert len(launched) == launches
+        launched.clear()
+
+
+@settings(max_examples=60)
+@given(
+    n=st.integers(1, 2**20),
+    d=st.integers(1, 128),
+    m=st.integers(0, 2**20),
+    workspace=st.integers(2**20, 2**34),
+    negatives=st.sampled_from(["both", "cross", "own", "none"]),
+    directions=st.sampled_from(["both", "x"]),
+)
+def test_plans_share_all_columns_out_within_the_workspace(
+    n: int, d: int, m: int, workspace: int, negatives: str, directions: str
+) -> None:
+    asked = problem(negatives=negatives, directions=directions, workspace=workspace)
+    stack = stack_of(Shape(n, d, (m,)))
+    wanted = wanted_spans((True, True, True), stack)
+    covered = []
+    for span, swept in schedule.flash_runs(wanted, stack, asked):
+        covered.append(span)
+        columns = sum(map(schedule.length, swept))
+        plan = schedule.plan_flash(schedule.length(span), columns, stack.width, 64, workspace)
+        assert len(swept) <= 2
+        assert plan.sweep % 64 == plan.run % 64 == 0
+        assert (plan.shares - 1) * plan.sweep < max(1, columns) <= plan.shares * plan.sweep
+        assert plan.shares * plan.run * stack.width * 4 <= workspace
+    assert sum(map(schedule.length, covered)) == stack.num_rows

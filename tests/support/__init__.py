@@ -1,0 +1,1 @@
+"""What several tests share: truths, bounds, random cases, tiny models and corpora."""

@@ -1,0 +1,76 @@
+"""Calls of the Triton path's engine, and where the tests make them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ctloss.kernels.problem import Batch, Problem, Shape
+from ctloss.kernels.triton_path import config, engine, schedule
+
+from .acceptance import check_engine
+from .regimes import Case
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16) if ON_GPU else (torch.float32, torch.float16)
+
+
+def check(case: Case, chain: int = 0) -> None:
+    """Hold the engine's answer to the case to the bounds of every quantity it returns."""
+    check_engine(case, engine, DEVICE, chain)
+
+
+def chain_of(case: Case) -> int:
+    """The interpreter sums half-precision products one by one, worse than any GPU does."""
+    dtypes = {case.dtype, *(side.dtype for side in case.candidates)}
+    return 64 if torch.float16 in dtypes and not ON_GPU else 0
+
+
+def both_passes(
+    batch: Batch, asked: Problem, a: Tensor | None = None, needs: Sequence[bool] | None = None
+) -> list[Tensor]:
+    """z, the positives' logits, the moments, and the gradients needed: by default all of Σ z."""
+    forward = engine.forward(batch, asked, moment=True, gradient=True)
+    assert forward.moment is not None
+    assert forward.positive is not None
+    a = torch.ones_like(forward.z).masked_fill(forward.z == -torch.inf, 0.0) if a is None else a
+    gradients = engine.backward(forward.state, a, a, tuple(needs or (True,) * len(batch.sides)))
+    return [forward.z, forward.positive, forward.moment, *(each for each in gradients if each is not None)]
+
+
+def pairs(case: Case, **tensors: Any) -> Batch:
+    """A case's tensors, some of them others."""
+    return case.batch(DEVICE)._replace(**tensors)
+
+
+def problem(**options: Any) -> Problem:
+    """What most tests ask for, and some options of their own."""
+    return replace(Problem(workspace=1 << 28), **options)
+
+
+def shape_of(case: Case) -> Shape:
+    """What choices for a case rest on."""
+    return case.batch(DEVICE).shape
+
+
+def in_panels(patch: pytest.MonkeyPatch) -> None:
+    """Have every batch computed in panels."""
+    patch.setattr(config, "SMALL_PAIRS", 0)
+
+
+def in_flash(patch: pytest.MonkeyPatch, wins: bool = True, least_sweep: int = 64) -> None:
+    """Have every batch's gradient formed with its weights in registers where they can be, or else in panels."""
+
+    def flash_wins(shape: Shape, arch: int, asked: Problem) -> bool:
+        return wins and shape.d <= 2 * config.WIDTH_PADDING and not config.has_two_sets(shape, asked)
+
+    in_panels(patch)
+    patch.setattr(config, "FEW_PAIRS", 0)
+    patch.setattr(config, "flash_wins", flash_wins)
+    patch.setattr(schedule, "LEAST_SWEEP", least_sweep)

@@ -1,0 +1,226 @@
+"""Readers of parallel text, lexicons and alignments: what they give, and how they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("tokenizers")
+
+from ctloss.train.alignment import GoldWords, with_alignments
+from ctloss.train.cooccurrence import CooccurrenceAligner
+from ctloss.train.corpus import (
+    SPLITS,
+    CorpusError,
+    ParallelSentence,
+    find_lines,
+    lower,
+    read_embedded,
+    read_lines,
+    read_tsv,
+    take_split,
+    text_key,
+)
+from ctloss.train.lexicon import Lexicon, find_lexicon_lines
+from ctloss.train.words import occurs_once, word_spans
+from support.tiny_text import ENGLISH_FRENCH, LEXICON, parallel
+
+WORD = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+
+
+def write(folder: Path, **contents: str | bytes) -> dict[str, Path]:
+    paths = {}
+    for language, content in contents.items():
+        paths[language] = folder / f"corpus.{language}"
+        paths[language].write_bytes(content if isinstance(content, bytes) else content.encode())
+    return paths
+
+
+def words_of(sentence: ParallelSentence, pairs: list) -> list[tuple[str, str]]:
+    return [(sentence.source[slice(*a)], sentence.target[slice(*b)]) for a, b in pairs]
+
+
+def test_line_aligned_files_pair_the_pivot_with_every_other_language(tmp_path: Path) -> None:
+    write(tmp_path, en="One\nTwo\n", fr="Un\nDeux\n", de="Eins\r\nZwei")
+    sentences = read_lines(find_lines(tmp_path / "corpus"))
+    assert list(sentences) == [
+        ParallelSentence("One", "Eins", "en", "de"),
+        ParallelSentence("Two", "Zwei", "en", "de"),
+        ParallelSentence("One", "Un", "en", "fr"),
+        ParallelSentence("Two", "Deux", "en", "fr"),
+    ]
+    assert list(sentences) == list(sentences)
+
+
+def test_find_lines_takes_languages_alone(tmp_path: Path) -> None:
+    write(tmp_path, en="", fr="", gz="", tokens="", **{"pt-br": ""})
+    (tmp_path / "corpus2.de").touch()
+    assert sorted(find_lines(tmp_path / "corpus")) == ["en", "fr", "pt-br"]
+    with pytest.raises(CorpusError, match=r"expected at least two files .*corpus2\.LANGUAGE"):
+        find_lines(tmp_path / "corpus2")
+
+
+def test_text_is_nfc_stripped_and_without_byte_order_mark(tmp_path: Path) -> None:
+    files = write(tmp_path, en=b"\xef\xbb\xbf A dog \n", fr="  Cafe\u0301\u2028noir \n")
+    [sentence] = read_lines(files)
+    assert (sentence.source, sentence.target) == ("A dog", "Café\u2028noir")
+
+
+def test_lowercase_option(tmp_path: Path) -> None:
+    [sentence] = read_lines(write(tmp_path, en="The DOG\n", fr="Été\n"), lowercase=True)
+    assert (sentence.source, sentence.target) == ("the dog", "été")
+
+
+@given(WORD)
+def test_lower_keeps_every_position(text: str) -> None:
+    assert len(lower(text)) == len(text)
+
+
+def test_unequal_line_counts_name_file_and_line(tmp_path: Path) -> None:
+    files = write(tmp_path, en="a\nb\n", fr="a\nb\nc")
+    with pytest.raises(CorpusError, match=r"corpus\.fr, line 3: no such line in .*corpus\.en.*got 3 and 2"):
+        read_lines(files)
+
+
+@pytest.mark.parametrize("reader", ["lines", "tsv", "lexicon"])
+def test_bad_utf8_names_file_and_line(tmp_path: Path, reader: str) -> None:
+    bad = b"a\tb\nc\td\xff\n"
+    files = write(tmp_path, en="a\nb\n", fr=bad)
+    readers: dict[str, Callable[[], object]] = {
+        "lines": lambda: list(read_lines(files)),
+        "tsv": lambda: list(read_tsv(files["fr"], "en", "fr")),
+        "lexicon": lambda: Lexicon.read_tsv(files["fr"], "en", "fr"),
+    }
+    with pytest.raises(CorpusError, match=r"corpus\.fr, line 2: expected UTF-8, got byte 0xff at position 3"):
+        readers[reader]()
+
+
+@pytest.mark.parametrize(("line", "columns"), [("a b", 1), ("a\tb\tc", 3), ("", 1)])
+def test_malformed_tsv_line_names_file_and_line(tmp_path: Path, line: str, columns: int) -> None:
+    path = tmp_path / "en-fr.tsv"
+    path.write_text(f"a\tb\n{line}\n")
+    with pytest.raises(CorpusError, match=rf"en-fr\.tsv, line 2: expected two columns.*got {columns}"):
+        list(read_tsv(path, "en", "fr"))
+
+
+def test_missing_file_and_missing_pivot_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"none\.tsv: expected a readable text file"):
+        read_tsv(tmp_path / "none.tsv", "en", "fr")
+    with pytest.raises(CorpusError, match=r"expected files of 'en' .*got languages \['de', 'fr'\]"):
+        read_lines(write(tmp_path, de="a", fr="b"))
+
+
+@given(st.lists(st.tuples(WORD, WORD), max_size=30), st.integers(0, 3))
+def test_splits_partition_the_corpus_and_keep_a_sentence_together(pairs: list[tuple[str, str]], seed: int) -> None:
+    corpus = parallel(pairs) + parallel(pairs, target="de")
+    parts = {split: list(take_split(corpus, split, validation=0.2, test=0.2, seed=seed)) for split in SPLITS}
+    assert sorted(map(repr, chain(*parts.values()))) == sorted(map(repr, corpus))
+    keys = [{text_key(sentence.source) for sentence in part} for part in parts.values()]
+    assert sum(map(len, keys)) == len(set().union(*keys))
+
+
+def test_embedded_corpus_carries_words_that_lie_in_its_texts() -> None:
+    for sentence in read_embedded("validation", languages=["fr", "zh"], lowercase=True):
+        assert sentence.source_language == "en"
+        assert sentence.source == sentence.source.lower()
+        for source, target in words_of(sentence, GoldWords().word_pairs(sentence)):
+            for word in (source, target):
+                assert len(word) == len(word.strip()) > 0
+    with pytest.raises(CorpusError, match="got 'xx'"):
+        read_embedded("train", languages=["xx"])
+
+
+def test_words_keep_combining_marks_and_part_elisions() -> None:
+    assert [("हिन्दी भाषा"[slice(*span)]) for span in word_spans("हिन्दी भाषा", "hi")] == ["हिन्दी", "भाषा"]
+    assert [("don't l’eau"[slice(*span)]) for span in word_spans("don't l’eau", "fr")] == ["don", "t", "l", "eau"]
+
+
+@given(st.lists(st.sampled_from(["dog", "Dog", "dogs", "hot-dog", "cat", "."]), min_size=1, max_size=8))
+def test_occurs_once_counts_whole_words(words: list[str]) -> None:
+    text = " ".join(words)
+    for span in word_spans(text, "en"):
+        spelled = [text[slice(*other)].casefold() for other in word_spans(text, "en")]
+        assert occurs_once(text, span, "en") == (spelled.count(text[slice(*span)].casefold()) == 1)
+
+
+def test_lexicon_finds_entries_of_several_words_longest_first() -> None:
+    lexicon = Lexicon.from_entries(
+        "en", "fr", [("inside", "à l'intérieur"), ("garden", "jardin"), ("interior", "intérieur")]
+    )
+    [sentence] = parallel([("Inside the interior garden", "À l’intérieur du jardin")])
+    assert words_of(sentence, lexicon.word_pairs(sentence)) == [("Inside", "À l’intérieur"), ("garden", "jardin")]
+
+
+def test_lexicon_matches_chinese_by_characters_longest_first() -> None:
+    lexicon = Lexicon.from_entries("en", "zh", [("evening", "晚上"), ("on", "上"), ("up", "上")])
+    [sentence] = parallel([("The evening is on", "晚上好")], target="zh")
+    assert words_of(sentence, lexicon.word_pairs(sentence)) == [("evening", "晚上")]
+
+
+def test_lexicon_files(tmp_path: Path) -> None:
+    for language, text in {"en": "house\ndog\n", "fr": "maison, domicile\nchien\n", "de": "Haus\nHund\n"}.items():
+        (tmp_path / f"{language}_uni.txt").write_text(text)
+    lexicon = Lexicon.read_lines(find_lexicon_lines(tmp_path))
+    [sentence] = parallel([("maison", "Haus")], "fr", "de")
+    assert words_of(sentence, lexicon.word_pairs(sentence)) == [("maison", "Haus")]
+    assert len(lexicon) == 2 * (3 + 2 + 3)
+    (tmp_path / "fr_uni.txt").write_text("maison\n")
+    with pytest.raises(CorpusError, match=r"fr_uni\.txt, line 2: expected as many lines as .*got 1 and 2"):
+        Lexicon.read_lines({"en": tmp_path / "en_uni.txt", "fr": tmp_path / "fr_uni.txt"})
+
+
+def test_lexicon_fingerprint_follows_its_contents() -> None:
+    lexicons = [Lexicon.from_entries("en", "fr", entries) for entries in (LEXICON, LEXICON[::-1], LEXICON[1:])]
+    same, reversed_, shorter = (lexicon.fingerprint() for lexicon in lexicons)
+    assert same == reversed_ != shorter
+
+
+def test_pharaoh_alignments_keep_one_to_one_links_and_leave_punctuation_out(tmp_path: Path) -> None:
+    path = tmp_path / "en-fr.align"
+    path.write_text("0-0 1-2 2-1\n0-0 1-2 2-1 3-3\n0-0 1-1 4-1\n")
+    pairs = [*ENGLISH_FRENCH[:2], ENGLISH_FRENCH[2]]
+    aligned = [words_of(sentence, list(sentence.words or ())) for sentence in with_alignments(parallel(pairs), path)]
+    assert aligned == [
+        [("The", "La"), ("red", "rouge"), ("house", "maison")],
+        [("A", "Un"), ("black", "noir"), ("dog", "chien"), ("sleeps", "dort")],
+        [("The", "Le")],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0-0\n0:1\n", r"line 2: expected links such as 0-0 2-1, got '0:1'"),
+        ("0-0\n0-9\n", r"line 2: expected positions below 4 and 4 .*got 0-9"),
+        ("0-0\n", r"expected one line for each sentence pair, got 1 lines for more pairs"),
+        ("0-0\n0-0\n\n", r"expected one line for each sentence pair, got 3 lines for fewer pairs"),
+    ],
+)
+def test_bad_alignments_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "en-fr.align"
+    path.write_text(text)
+    with pytest.raises(CorpusError, match=rf"en-fr\.align.*{message}"):
+        list(with_alignments(parallel(ENGLISH_FRENCH[:2]), path))
+
+
+def test_aligner_finds_translations_without_stop_words() -> None:
+    nouns = [("house", "maison"), ("dog", "chien"), ("teacher", "professeur"), ("river", "rivière")]
+    corpus = parallel(
+        [(f"the {a[0]} and the {b[0]}", f"le {a[1]} et le {b[1]}") for a in nouns for b in nouns if a != b]
+    )
+    aligner = CooccurrenceAligner(iter(corpus))
+    found = {pair for sentence in corpus for pair in words_of(sentence, aligner.word_pairs(sentence))}
+    assert found == set(nouns)
+    assert aligner.fingerprint() == CooccurrenceAligner(corpus).fingerprint()
+    assert aligner.fingerprint() != CooccurrenceAligner(corpus[1:]).fingerprint()
+
+
+def test_aligner_prefers_the_longer_run_of_chinese_characters() -> None:
+    corpus = parallel([("grapes", "葡萄"), ("grapes grow", "葡萄生长"), ("eat grapes", "吃葡萄")], target="zh")
+    aligner = CooccurrenceAligner(corpus, least_count=3)
+    assert words_of(corpus[1], aligner.word_pairs(corpus[1])) == [("grapes", "葡萄")]

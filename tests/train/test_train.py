@@ -1,0 +1,301 @@
+"""Pretraining end to end: what a run leaves, that it repeats, and that a killed run goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModel, AutoTokenizer, TrainerControl, TrainerState, TrainingArguments
+
+from ctloss.train import CCEEncoder, RecipeError, Results, pretrain, tiny
+from ctloss.train.__main__ import main
+from ctloss.train.checkpoint import checkpoints
+from ctloss.train.logs import TensorBoard
+from ctloss.train.recipe import Optimisation
+from ctloss.train.sampler import BatchPlan
+from ctloss.train.schedule import learning_rate_factor, total_steps
+from ctloss.train.trainer import training_arguments
+from support.tiny_runs import small_arguments, small_recipe, write_corpus
+
+ROOT = Path(__file__).resolve().parents[2]
+# The child kills itself, as hard as the kernel can, when a function is called for the n-th time.
+KILLED = """
+import os, signal, sys
+from ctloss.train import {module} as module
+from ctloss.train.__main__ import main
+
+original, calls = {owner}.{name}, 0
+
+def killing(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == {call}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **kwargs)
+
+{owner}.{name} = killing
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
+    output = tmp_path_factory.mktemp("runs") / "unbroken"
+    return output, pretrain(small_recipe(corpus), output)
+
+
+def environment() -> dict[str, str]:
+    # Sums over threads depend on their number: the child has as many as this process.
+    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {**load_file(folder / "model.safetensors"), **load_file(folder / "cce_head.safetensors")}
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """The log without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    timed = ("pairs_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
+    return [{name: value for name, value in line.items() if name not in timed} for line in lines]
+
+
+def tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    names = [name for name in events.Tags()["scalars"] if "second" not in name and "train/train" not in name]
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
+
+
+def test_run_leaves_what_it_promises(unbroken: tuple[Path, Results]) -> None:
+    output, results = unbroken
+    model, tokenizer = AutoModel.from_pretrained(output), AutoTokenizer.from_pretrained(output)
+    encoder = CCEEncoder.load(output).eval()
+    batch = tokenizer("the cat sees a house", return_tensors="pt")
+    with torch.no_grad():
+        states = model.eval()(**batch, output_hidden_states=True).hidden_states
+        vector = encoder.vectors(batch["input_ids"], batch["attention_mask"])
+    torch.testing.assert_close(vector, (states[1] + states[-1]).mean(dim=1))
+
+    kinds = {path.suffix for path in output.rglob("*") if path.is_file() and path.parent.name != "tensorboard"}
+    assert kinds == {".json", ".jsonl", ".safetensors", ".md", ".png", ".arrow"}
+    card = (output / "README.md").read_text(encoding="utf-8")
+    assert "before" in card
+    assert "`cz_nce`" in card
+    assert (output / "words.png").read_bytes().startswith(b"\x89PNG")
+    saved = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    assert saved["stages"] == results.stages
+    assert list((output / "tensorboard").iterdir())
+
+
+def test_training_helps(unbroken: tuple[Path, Results]) -> None:
+    before, after = (unbroken[1].stages[stage]["mean"] for stage in ("before", "after"))
+    assert after["sentence_forth"] + after["sentence_back"] > before["sentence_forth"] + before["sentence_back"]
+    lines = [line for line in metrics(unbroken[0]) if "contrastive" in line]
+    assert lines[-1]["contrastive"] < lines[0]["contrastive"]
+    assert {"mlm", "z_mean", "z_min", "saturated", "learning_rate"} <= lines[0].keys()
+    evaluated = [line for line in metrics(unbroken[0]) if "eval_sentence_forth" in line]
+    assert [line["step"] for line in evaluated] == [9, 18]
+
+
+def test_seeded_runs_agree(corpus: Path, unbroken: tuple[Path, Results], tmp_path: Path) -> None:
+    again = pretrain(small_recipe(corpus), tmp_path / "again")
+    assert again.stages == unbroken[1].stages
+    assert_same_weights(unbroken[0], tmp_path / "again")
+    assert metrics(tmp_path / "again") == metrics(unbroken[0])
+
+
+@pytest.mark.parametrize(
+    ("module", "owner", "name", "call", "saved"),
+    [
+        ("objective", "module.Objective", "forward", 7, [4]),
+        ("objective", "module.Objective", "forward", 12, [4, 8]),
+        ("objective", "module.Objective", "forward", 15, [8, 12]),
+        ("checkpoint", "module", "write_atomically", 2, [4]),
+        ("run", "module", "write_atomically", 2, [16, 18]),
+    ],
+    ids=["epoch 0", "epoch 1", "a later epoch", "before a checkpoint's marker", "before the results"],
+)
+def test_killed_run_goes_on_bit_for_bit(
+    corpus: Path,
+    unbroken: tuple[Path, Results],
+    tmp_path: Path,
+    module: str,
+    owner: str,
+    name: str,
+    call: int,
+    saved: list[int],
+) -> None:
+    output = tmp_path / "killed"
+    script = KILLED.format(module=module, owner=owner, name=name, call=call)
+    arguments = [*small_arguments(corpus), "--output", str(output)]
+    child = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert child.returncode == -9, child.stderr
+    assert [step for step, _ in checkpoints(output / "checkpoints")] == saved
+    assert not (output / "results.json").exists()
+
+    results = pretrain(small_recipe(corpus), output, resume=True)
+    assert_same_weights(unbroken[0], output)
+    assert results.stages == unbroken[1].stages
+    assert metrics(output) == metrics(unbroken[0])
+    assert tensorboard(output) == tensorboard(unbroken[0])
+
+
+def test_checkpoints_of_that_test_lie_inside_epochs(unbroken: tuple[Path, Results]) -> None:
+    epochs = {line["step"]: line["epoch"] for line in metrics(unbroken[0]) if "contrastive" in line}
+    batches = 18 / epochs[18]
+    assert 4 / batches < 1 < 8 / batches < 2
+    assert all(step % batches for step in (4, 8, 12))
+
+
+def test_finished_run_is_left_alone(
+    corpus: Path, unbroken: tuple[Path, Results], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, results = unbroken
+    written = (output / "model.safetensors").stat().st_mtime_ns
+    assert pretrain(small_recipe(corpus), output, resume=True).stages == results.stages
+    assert (output / "model.safetensors").stat().st_mtime_ns == written
+    said = capsys.readouterr().err
+    assert "| sentence retrieval, source → target |" in said
+    assert "finished already" in said
+
+
+def test_one_process_uses_one_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    def several(arguments: TrainingArguments) -> torch.device:
+        arguments._n_gpu = 3
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(several))
+    monkeypatch.setattr(TrainingArguments, "device", property(several))
+    assert training_arguments(tiny(), tmp_path)._n_gpu == 1
+    assert "1 of 3 GPUs is used; torchrun uses all" in capsys.readouterr().err
+
+
+def test_another_run_is_not_overwritten(corpus: Path, unbroken: tuple[Path, Results], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"holds another \(batch_size 8 there, 4 here\); name another"):
+        pretrain(small_recipe(corpus, batch_size=4), unbroken[0], resume=True)
+    with pytest.raises(RecipeError, match="add --resume"):
+        pretrain(small_recipe(corpus), unbroken[0])
+    (tmp_path / "letter.txt").write_text("dear", encoding="utf-8")
+    with pytest.raises(RecipeError, match="other files in it"):
+        pretrain(small_recipe(corpus), tmp_path)
+
+
+def test_sentence_level_without_head_or_mlm(corpus: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(
+        corpus, levels="sentence", head=False, alpha=0.0, loss="info_nce", max_steps=4, pictured_words=0
+    )
+    pretrain(recipe, tmp_path / "sentence")
+    encoder = CCEEncoder.load(tmp_path / "sentence")
+    assert encoder.head is None
+    assert not (tmp_path / "sentence" / "cce_head.safetensors").exists()
+    assert not (tmp_path / "sentence" / "words.png").exists()
+    assert all("mlm" not in line for line in metrics(tmp_path / "sentence"))
+
+
+def test_given_encoder_is_trained_on(corpus: Path, unbroken: tuple[Path, Results], tmp_path: Path) -> None:
+    recipe = small_recipe(corpus, encoder=str(unbroken[0]), hidden=128, vocabulary=8000, max_steps=2, pictured_words=0)
+    results = pretrain(recipe, tmp_path / "further")
+    assert list(results.stages) == ["random", "before", "after"]
+    assert results.stages["before"]["mean"] == pytest.approx(unbroken[1].stages["after"]["mean"])
+
+
+def test_longer_sentences_than_a_given_encoder_takes_are_refused(
+    corpus: Path, unbroken: tuple[Path, Results], tmp_path: Path
+) -> None:
+    recipe = tiny().override(corpus=(str(corpus),), encoder=str(unbroken[0]), max_length=129)
+    with pytest.raises(RecipeError, match=r"max_length: expected at most 128, as .* has, got 129; lower it"):
+        pretrain(recipe, tmp_path / "long")
+
+
+def test_fewer_batches_than_processes_are_refused(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BatchPlan, "__len__", lambda plan: 0)
+    with pytest.raises(
+        RecipeError, match=r"batch_size: expected at least a batch for each of 1 processes, got '0 of 8"
+    ):
+        pretrain(small_recipe(corpus), tmp_path / "few")
+
+
+def test_missing_packages_are_named() -> None:
+    script = "import sys; sys.modules['numpy'] = sys.modules['pyarrow'] = None; import ctloss.train"
+    child = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert "got none named numpy, pyarrow; pip install 'ctloss[train]'" in child.stderr
+
+
+def test_processes_train_together(corpus: Path, tmp_path: Path) -> None:
+    output = tmp_path / "two"
+    arguments = [*small_arguments(corpus), "--output", str(output), "--max-steps", "4", "--pictured-words", "0"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    child = subprocess.run(
+        [*launcher, "-m", "ctloss.train", *arguments],
+        cwd=ROOT,
+        env={**environment(), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr
+    assert "each of the 2 processes has its own negatives" in child.stderr
+    assert json.loads((output / "results.json").read_text(encoding="utf-8"))["facts"]["processes"] == 2
+
+
+def test_command_line_refuses_with_a_reason(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--corpus", str(corpus), "--batch-size", "1", "--output", str(tmp_path / "x")]) == 2
+    assert "batch_size: expected at least 2, got 1" in capsys.readouterr().err
+    assert main(["--corpus", str(tmp_path / "none.tsv"), "--output", str(tmp_path / "y")]) == 2
+    assert "none.tsv" in capsys.readouterr().err
+    assert main(["--corpus", str(corpus), "--batch-size", "5000", "--output", str(tmp_path / "z")]) == 2
+    assert "lower batch_size" in capsys.readouterr().err
+
+
+def test_steps_of_a_run_are_those_of_each_process() -> None:
+    assert total_steps(Optimisation(epochs=3), batches=7, processes=2) == 9
+    assert total_steps(Optimisation(epochs=3, max_steps=5), batches=7, processes=2) == 5
+
+
+def test_learning_rate_schedules() -> None:
+    thirds = learning_rate_factor(Optimisation(schedule="thirds", warmup=0.0), 600)
+    assert [thirds(step) for step in (0, 199, 200, 399, 400, 499, 500)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01, 0.001]
+    )
+    linear = learning_rate_factor(Optimisation(schedule="linear", warmup=0.1), 100)
+    assert [linear(step) for step in (0, 5, 10, 55, 100)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    constant = learning_rate_factor(Optimisation(schedule="constant", warmup=0.0), 100)
+    assert {constant(step) for step in range(100)} == {1.0}
+
+
+def test_event_files_of_one_second_keep_their_order(tmp_path: Path) -> None:
+    arguments = TrainingArguments()
+    for resumed_at in (0, 4):
+        callback = TensorBoard(tmp_path)
+        callback.on_train_begin(arguments, TrainerState(global_step=resumed_at), TrainerControl())
+        for step in range(resumed_at + 1, resumed_at + 8):
+            callback.tb_writer.add_scalar("loss", resumed_at, step)
+        callback.tb_writer.close()
+        if resumed_at == 0:
+            # As of a process of a larger number, which a child that was killed is.
+            (path,) = tmp_path.iterdir()
+            path.rename(path.with_name(path.name.replace(f".{os.getpid()}.", ".999999999.")))
+    events = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [(s, 0 if s < 5 else 4) for s in range(1, 12)]

@@ -1,0 +1,292 @@
+"""Word positioned samples: which word pairs are kept, that their spans are the words, and that a build is sound."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("transformers")
+
+from transformers import PreTrainedTokenizerFast
+
+from ctloss.train import wps
+from ctloss.train.alignment import GoldWords
+from ctloss.train.corpus import ParallelSentence, find_lines, read_embedded, read_lines, read_tsv
+from ctloss.train.dataset import WPSDataset, held_out
+from ctloss.train.lexicon import Lexicon, find_lexicon_lines
+from ctloss.train.spans import wordpiece_span
+from ctloss.train.words import is_stop_word, word_spans
+from ctloss.train.wps import WPSCounts, build_wps
+from support.tiny_text import ENGLISH_FRENCH, LEXICON, parallel, wordpiece_tokenizer
+
+FRENCH = Lexicon.from_entries("en", "fr", LEXICON)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return wordpiece_tokenizer([text for pair in ENGLISH_FRENCH for text in pair])
+
+
+def build(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, corpus: list, words: Any = FRENCH, **options: Any
+) -> WPSCounts:
+    return build_wps(corpus, tokenizer, words, folder=folder, progress=False, **options)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    import pyarrow as pa
+
+    with pa.OSFile(str(folder / wps.ARROW_NAME)) as file:
+        return pa.ipc.open_file(file).read_all().to_pylist()
+
+
+def test_words_are_kept_where_unique_and_no_stop_word(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    counts = build(tmp_path, tokenizer, parallel(ENGLISH_FRENCH))
+    words = [list(zip(row["source_words"], row["target_words"], strict=True)) for row in rows_of(tmp_path)]
+    assert words == [
+        [("red", "rouge"), ("house", "maison")],
+        [("black", "noir"), ("dog", "chien")],
+        [],
+        [("teacher", "professeur"), ("letter", "lettre")],
+        [("garden", "jardin"), ("river", "rivière")],
+    ]
+    assert (counts.sentences, counts.rows, counts.rows_with_words, counts.word_pairs) == (5, 5, 4, 8)
+    assert counts.languages == {"en-fr": {"rows": 5, "rows_with_words": 4, "word_pairs": 8}}
+    # "The" ↔ "La" in the first row; the fourth has "la" but "the" only; the fifth "The"/"the" with one "la".
+    assert counts.skipped_words == {"stop word": 4, "not unique": 4, "ambiguous": 0, "span not verified": 0}
+    assert "5 of 5 sentence pairs kept" in str(counts)
+
+
+def test_spans_decode_to_the_words_they_stand_for(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    build(tmp_path, tokenizer, parallel(ENGLISH_FRENCH))
+    for row in rows_of(tmp_path):
+        for (s0, s1, t0, t1), source, target in zip(
+            row["word_pairs"], row["source_words"], row["target_words"], strict=True
+        ):
+            assert tokenizer.decode(row["source_ids"][s0:s1]) == source
+            assert tokenizer.decode(row["target_ids"][t0:t1]) == target.replace("è", "e")
+
+
+def test_skipped_sentences_are_counted_by_reason(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    corpus = parallel([("The red house", "La maison rouge"), ("", "Un chien"), ("the  RED house ", "la maison rouge")])
+    corpus += parallel([("A dog " * 40, "Un chien"), ("A dog", "Un chien " * 40)])
+    counts = build(tmp_path, tokenizer, corpus, max_length=20)
+    assert counts.skipped_sentences == {"empty": 1, "duplicate": 1, "too long": 2}
+    assert counts.rows == 1
+
+
+def test_max_length_counts_the_special_tokens(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    corpus = parallel(ENGLISH_FRENCH)
+    longest = max(len(ids) for pair in ENGLISH_FRENCH for ids in tokenizer(list(pair))["input_ids"])
+    assert build(tmp_path / "all", tokenizer, corpus, max_length=longest).rows == 5
+    assert build(tmp_path / "fewer", tokenizer, corpus, max_length=longest - 1).rows < 5
+
+
+def test_ambiguous_words_are_left_out(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    lexicon = Lexicon.from_entries("en", "fr", [("house", "maison"), ("house", "jardin"), ("dog", "chien")])
+    counts = build(
+        tmp_path, tokenizer, parallel([("The house and the dog", "La maison, le jardin et le chien")]), lexicon
+    )
+    assert counts.skipped_words["ambiguous"] == 2
+    assert counts.word_pairs == 1
+
+
+def test_words_that_no_run_of_wordpieces_covers_are_left_out(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    sentence = ParallelSentence("The red house", "La maison 狗", "en", "fr", (((9, 12), (3, 9)), ((4, 7), (10, 11))))
+    counts = build(tmp_path, tokenizer, [sentence], GoldWords())
+    assert counts.skipped_words["span not verified"] == 2, "half a wordpiece, and an unknown one"
+    assert counts.rows == 1
+
+
+@given(st.lists(st.sampled_from(["house", "rivière", "l'eau", "L’été", "狗", "(maison)", "…", "x-ray"]), min_size=1))
+def test_every_span_covers_exactly_its_word(words: list[str]) -> None:
+    tokenizer = wordpiece_tokenizer(["house rivière l'eau été maison x-ray"], vocabulary=60)
+    text = " ".join(words)
+    encoding = tokenizer(text).encodings[0]
+    for start, end in word_spans(text, "fr"):
+        span = wordpiece_span(encoding, text, (start, end), tokenizer.unk_token_id)
+        if text[start:end] == "狗":
+            assert span is None
+        else:
+            assert span is not None
+            covered = [encoding.offsets[i] for i in range(*span)]
+            assert (covered[0][0], covered[-1][1]) == (start, end)
+
+
+def test_an_equal_build_is_reused_and_any_change_rebuilds(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    corpus = parallel(ENGLISH_FRENCH)
+    first = build(tmp_path, tokenizer, corpus)
+    stamp = (tmp_path / wps.ARROW_NAME).stat().st_mtime_ns
+    assert build(tmp_path, tokenizer, iter(corpus)) == first
+    assert (tmp_path / wps.ARROW_NAME).stat().st_mtime_ns == stamp
+    other = wordpiece_tokenizer(["a b c"], vocabulary=20)
+    changes = [
+        {"corpus": corpus[1:]},
+        {"words": Lexicon.from_entries("en", "fr", LEXICON[1:])},
+        {"tokenizer": other},
+        {"max_length": 100},
+    ]
+    for change in changes:
+        before = json.loads((tmp_path / wps.MANIFEST_NAME).read_text())["fingerprint"]
+        build(**({"folder": tmp_path, "tokenizer": tokenizer, "corpus": corpus} | change))
+        assert json.loads((tmp_path / wps.MANIFEST_NAME).read_text())["fingerprint"] != before
+
+
+def test_how_sentences_were_cut_and_padded_last_is_no_change(tmp_path: Path) -> None:
+    """A saved tokenizer says it, and building changes it: a run that goes on would not know its own samples."""
+    tokenizer = wordpiece_tokenizer([f"{s} {t}" for s, t in ENGLISH_FRENCH])
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    tokenizer.backend_tokenizer.enable_padding()
+    states, prints = set(), set()
+    for name in ("train", "validation"):
+        states.add(tokenizer.backend_tokenizer.to_str())
+        counts = build(tmp_path / name, tokenizer, parallel(ENGLISH_FRENCH))
+        prints.add(json.loads((tmp_path / name / wps.MANIFEST_NAME).read_text())["fingerprint"])
+    assert len(states) == 2
+    assert len(prints) == 1
+    assert counts.rows == len(ENGLISH_FRENCH)
+
+
+def test_an_interrupted_build_leaves_nothing_that_counts(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(tmp_path, tokenizer, parallel(ENGLISH_FRENCH[:2]))
+    (tmp_path / f"{wps.ARROW_NAME}.tmp").write_bytes(b"left by a killed process")
+
+    def killed(source: object, target: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path, tokenizer, parallel(ENGLISH_FRENCH))
+    assert wps.read_manifest(tmp_path) is None
+    with pytest.raises(ValueError, match="expected a finished build"):
+        WPSDataset(tmp_path)
+    assert build(tmp_path, tokenizer, parallel(ENGLISH_FRENCH)).rows == 5
+
+
+def test_refusals(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(TypeError, match="expected a fast tokenizer"):
+        build(tmp_path, object(), parallel(ENGLISH_FRENCH))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected sentence pairs to train on, got none out of 1"):
+        build(tmp_path, tokenizer, parallel([("", "chien")]))
+    with pytest.raises(ValueError, match=r"expected max_length of at least 3 .*, got 2"):
+        build(tmp_path, tokenizer, parallel(ENGLISH_FRENCH), max_length=2)
+    build(tmp_path, tokenizer, parallel([("A cat", "Un chat")]))
+    with pytest.raises(ValueError, match="expected rows with word pairs"):
+        WPSDataset(tmp_path, require_words=True)
+
+
+def test_dataset_gives_rows_and_leaves_those_without_words_out(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wps, "CHUNK", 2)  # so that rows lie in several record batches
+    build(tmp_path, tokenizer, parallel(ENGLISH_FRENCH))
+    rows = rows_of(tmp_path)
+    every, with_words = WPSDataset(tmp_path), WPSDataset(tmp_path, require_words=True)
+    assert (len(every), len(with_words)) == (5, 4)
+    for dataset, expected in ((every, rows), (with_words, [row for row in rows if row["word_pairs"]])):
+        for index, row in enumerate(expected):
+            item = dataset[7, index]
+            assert (item["index"], item["epoch"]) == (index, 7)
+            assert item["source_ids"].tolist() == row["source_ids"]
+            assert item["target_ids"].tolist() == row["target_ids"]
+            assert item["word_pairs"].tolist() == row["word_pairs"]
+            assert dataset.lengths[index].tolist() == [len(row["source_ids"]), len(row["target_ids"])]
+            assert dataset.text(index)["target"] == row["target"]
+
+
+def test_equal_texts_have_equal_keys(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    build(tmp_path, tokenizer, parallel([("A dog", "Un chien"), ("a  DOG", "Le chien"), ("Le chien", "A cat")]))
+    keys = WPSDataset(tmp_path).keys
+    assert keys[0, 0] == keys[1, 0]
+    assert keys[1, 1] == keys[2, 0]
+    assert len(np.unique(keys)) == 4
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_held_out_words_never_train(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    corpus = parallel(ENGLISH_FRENCH) + parallel([("Red letter", "Lettre rouge"), ("My house", "Ma maison")])
+    build(tmp_path, tokenizer, corpus)
+    every = WPSDataset(tmp_path, held_out_share=0.4, held_out_seed=seed)
+    trained = WPSDataset(tmp_path, require_words=True, held_out_share=0.4, held_out_seed=seed)
+    kept: set[tuple[str, str]] = set()
+    left_out: set[tuple[str, str]] = set()
+    with_words = []
+    for index, row in enumerate(rows_of(tmp_path)):
+        out = held_out(np.array(row["word_types"], dtype=np.uint64), 0.4, seed)
+        expected = [span for span, is_out in zip(row["word_pairs"], out, strict=True) if not is_out]
+        assert every[index]["word_pairs"].tolist() == expected
+        if expected:
+            with_words.append(row["source"])
+        for source, target, is_out in zip(row["source_words"], row["target_words"], out, strict=True):
+            (left_out if is_out else kept).add((source, target))
+    assert left_out
+    assert not left_out & kept, "a translation is held out in every sentence or in none"
+    assert [trained.text(index)["source"] for index in range(len(trained))] == with_words
+
+
+@given(st.integers(0, 2**32), st.floats(0, 0.99))
+def test_held_out_is_a_fixed_share_that_grows_with_the_share(seed: int, share: float) -> None:
+    types = np.random.default_rng(seed).integers(2**64, size=4000, dtype=np.uint64)
+    chosen = held_out(types, share, seed)
+    # Five standard deviations of a binomial share of 4,000 draws.
+    assert abs(chosen.mean() - share) <= 5 * np.sqrt(0.25 / 4000)
+    assert not (held_out(types, share / 2, seed) & ~chosen).any()
+    assert (held_out(types[::-1], share, seed) == chosen[::-1]).all()
+
+
+def test_embedded_gold_words_have_spans_in_every_language(tmp_path: Path) -> None:
+    corpus = list(read_embedded("validation"))
+    tokenizer = wordpiece_tokenizer((text for s in corpus for text in (s.source, s.target)), vocabulary=3000)
+    counts = build(tmp_path, tokenizer, corpus, GoldWords())
+    assert counts.rows == len(corpus)
+    assert counts.skipped_words["span not verified"] == 0
+    for name, language in counts.languages.items():
+        assert language["rows_with_words"] > 0.9 * language["rows"], name
+
+
+@pytest.mark.data
+@pytest.mark.skipif("CTLOSS_DATA" not in os.environ, reason="CTLOSS_DATA names no folder of real parallel text")
+def test_real_sentences_with_the_lexicon(tmp_path: Path) -> None:
+    data = Path(os.environ["CTLOSS_DATA"])
+    lexicon = Lexicon.read_lines(find_lexicon_lines(data / "lexicon"))
+    corpus = [
+        sentence
+        for language in ("ar", "es", "fr", "ru", "zh")
+        for sentence in islice(
+            read_tsv(data / "tatoeba-train" / f"en-{language}.tsv", "en", language, lowercase=True), 1500
+        )
+    ]
+    tokenizer = wordpiece_tokenizer((text for s in corpus for text in (s.source, s.target)), vocabulary=8000)
+    counts = build(tmp_path, tokenizer, corpus, lexicon)
+    assert counts.rows > 7000
+    for name, language in counts.languages.items():
+        assert language["rows_with_words"] > 0.08 * language["rows"], name
+    for row in rows_of(tmp_path):
+        for side in ("source", "target"):
+            text = row[side].casefold()
+            for word in row[f"{side}_words"]:
+                assert word in text
+                assert not is_stop_word(word, row[f"{side}_language"])
+
+
+@pytest.mark.data
+@pytest.mark.skipif("CTLOSS_DATA" not in os.environ, reason="CTLOSS_DATA names no folder of real parallel text")
+def test_real_line_aligned_files() -> None:
+    files = find_lines(Path(os.environ["CTLOSS_DATA"]) / "multi30k" / "val")
+    sentences = list(read_lines(files))
+    assert len(sentences) == 1014 * (len(files) - 1)
+    assert all(sentence.source and sentence.target for sentence in sentences)
