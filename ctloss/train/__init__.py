@@ -8,7 +8,7 @@
 """
 
 from . import extra as extra
-from .encoder import CCEEncoder
+from .model.encoder import CCEEncoder
 from .recipe import Recipe, RecipeError, paper, tiny
 from .run import Results, pretrain
 

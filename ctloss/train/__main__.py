@@ -10,8 +10,8 @@ from dataclasses import fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..command import as_process
-from .corpus import CorpusError
 from .recipe import RECIPES, Recipe, RecipeError
+from .text.corpus import CorpusError
 
 EPILOG = """\
 examples:

@@ -14,22 +14,30 @@ from typing import Any
 
 import torch
 
-from .checkpoint import CHECKPOINTS, checkpoints, write_atomically
-from .collator import Collator
-from .corpus import SPLITS, CorpusError, Split, stable_hash
-from .dataset import WPSDataset, held_out
-from .encoder import CCEEncoder
-from .initial import make_encoders, make_tokenizer
-from .objective import Objective
+from .model.encoder import CCEEncoder, make_encoders, make_tokenizer
+from .model.objective import Objective
 from .options import require
-from .output import CARD_FILE, PICTURE_FILE, RESULTS_FILE, claim_folder, claim_samples, locked
-from .prepare import build_samples, read_corpus
-from .probe import Probe
+from .output import (
+    CARD_FILE,
+    CHECKPOINTS,
+    PICTURE_FILE,
+    RESULTS_FILE,
+    checkpoints,
+    claim_folder,
+    claim_samples,
+    locked,
+    write_atomically,
+)
 from .recipe import Recipe, RecipeError
-from .report import Measured, draw_words, model_card, table
-from .sampler import BatchPlan
-from .tokenizer import definition
-from .wps import ARROW_NAME, WPSCounts, read_manifest
+from .reporting.probe import Probe
+from .reporting.report import Measured, draw_words, model_card, table
+from .samples.collator import Collator
+from .samples.dataset import WPSDataset, held_out
+from .samples.prepare import build_samples, read_corpus, texts
+from .samples.sampler import BatchPlan
+from .samples.wps import ARROW_NAME, WPSCounts, read_manifest
+from .text.corpus import SPLITS, CorpusError, Split, stable_hash
+from .text.tokenizer import definition
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class _Run:
         for note in self.corpus.notes:
             self.say(note)
         with refused("encoder"):
-            self.tokenizer = make_tokenizer(recipe, self.corpus)
+            self.tokenizer = make_tokenizer(recipe, texts(self.corpus.parts["train"]))
         with refused("corpus"):
             self.counts = self._build()
         with refused("encoder"):

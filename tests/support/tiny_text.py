@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ctloss.train.corpus import ParallelSentence
+from ctloss.train.text.corpus import ParallelSentence
 
 ENGLISH_FRENCH = [
     ("The red house", "La maison rouge"),

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("tokenizers")
 
-from ctloss.train.alignment import GoldWords, with_alignments
-from ctloss.train.cooccurrence import CooccurrenceAligner
-from ctloss.train.corpus import (
+from ctloss.train.text.alignment import GoldWords, with_alignments
+from ctloss.train.text.cooccurrence import CooccurrenceAligner
+from ctloss.train.text.corpus import (
     SPLITS,
     CorpusError,
     ParallelSentence,
@@ -26,8 +26,8 @@ from ctloss.train.corpus import (
     take_split,
     text_key,
 )
-from ctloss.train.lexicon import Lexicon, find_lexicon_lines
-from ctloss.train.words import occurs_once, word_spans
+from ctloss.train.text.lexicon import Lexicon, find_lexicon_lines
+from ctloss.train.text.words import occurs_once, word_spans
 from support.tiny_text import ENGLISH_FRENCH, LEXICON, parallel
 
 WORD = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)

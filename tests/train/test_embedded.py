@@ -12,9 +12,9 @@ from itertools import chain, pairwise
 
 import pytest
 
-from ctloss.train.embedded import LANGUAGES, SPLITS, lexicon, sentences
-from ctloss.train.embedded.tables import Entry, Form, _parse_table, concept_tables
-from ctloss.train.embedded.templates import templates
+from ctloss.train.text.embedded import LANGUAGES, SPLITS, lexicon, sentences
+from ctloss.train.text.embedded.tables import Entry, Form, _parse_table, concept_tables
+from ctloss.train.text.embedded.templates import templates
 
 CORPUS = {split: list(sentences(split)) for split in SPLITS}
 EVERYTHING = list(chain.from_iterable(CORPUS.values()))
@@ -159,7 +159,7 @@ def test_templates_share_the_corpus() -> None:
 
 def test_same_corpus_in_a_process_with_another_string_hash() -> None:
     program = (
-        "import hashlib; from ctloss.train.embedded import sentences, SPLITS;"
+        "import hashlib; from ctloss.train.text.embedded import sentences, SPLITS;"
         "print(hashlib.sha256(repr([list(sentences(s)) for s in SPLITS]).encode()).hexdigest())"
     )
     here = hashlib.sha256(repr([list(sentences(split)) for split in SPLITS]).encode()).hexdigest()

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from ctloss.train import CCEEncoder
-from ctloss.train.encoder import load_backbone, random_backbone, small_backbone
-from ctloss.train.tokenizer import load_tokenizer, train_wordpiece
+from ctloss.train.model.encoder import load_backbone, random_backbone, small_backbone
+from ctloss.train.text.tokenizer import load_tokenizer, train_wordpiece
 
 pytestmark = pytest.mark.numeric
 
@@ -166,7 +166,7 @@ def test_trained_tokenizer_keeps_accents_and_parts_chinese(tmp_path: Path) -> No
 
 def test_trained_vocabulary_is_the_same_in_every_process() -> None:
     script = (
-        "from ctloss.train.tokenizer import train_wordpiece as t\n"
+        "from ctloss.train.text.tokenizer import train_wordpiece as t\n"
         "texts = [f'w{i}{i * 7 % 31} v{i * 13 % 101}x' for i in range(400)]\n"
         "print(sorted(t(texts, vocabulary=150, lower_case=True, max_length=9).get_vocab().items()))"
     )

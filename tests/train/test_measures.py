@@ -10,10 +10,17 @@ import torch
 from sklearn.metrics.pairwise import cosine_similarity
 
 from ctloss.train import CCEEncoder
-from ctloss.train.encoder import small_backbone
-from ctloss.train.measures import centred, nearest, random_pair_cosine, retrieval_accuracy
-from ctloss.train.probe import Probe, by_languages, embed
-from ctloss.train.report import choose_words, table
+from ctloss.train.model.encoder import small_backbone
+from ctloss.train.reporting.probe import (
+    Probe,
+    by_languages,
+    centred,
+    embed,
+    nearest,
+    random_pair_cosine,
+    retrieval_accuracy,
+)
+from ctloss.train.reporting.report import choose_words, table
 
 pytestmark = pytest.mark.numeric
 

@@ -10,9 +10,8 @@ from torch.nn import functional
 
 import ctloss
 from ctloss.train import CCEEncoder
-from ctloss.train.encoder import small_backbone
-from ctloss.train.forces import pull_and_push
-from ctloss.train.objective import Objective
+from ctloss.train.model.encoder import small_backbone
+from ctloss.train.model.objective import Objective, pull_and_push
 
 pytestmark = pytest.mark.numeric
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from ctloss.train import RecipeError, pretrain
-from ctloss.train.checkpoint import checkpoints, is_complete, remove_incomplete, remove_old, writing_folder
-from ctloss.train.output import locked
+from ctloss.train.output import checkpoints, is_complete, locked, remove_incomplete, remove_old, writing_folder
 from support.tiny_runs import small_recipe, write_corpus
 
 

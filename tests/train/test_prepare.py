@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from ctloss.train import tiny
-from ctloss.train.corpus import CorpusError
-from ctloss.train.prepare import Corpus, build_samples, read_corpus
 from ctloss.train.recipe import Data
-from ctloss.train.tokenizer import train_wordpiece
+from ctloss.train.samples.prepare import Corpus, build_samples, read_corpus
+from ctloss.train.text.corpus import CorpusError
+from ctloss.train.text.tokenizer import train_wordpiece
 from support.tiny_runs import write_corpus
 
 

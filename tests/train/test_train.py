@@ -17,19 +17,18 @@ from transformers import AutoModel, AutoTokenizer, TrainerControl, TrainerState,
 
 from ctloss.train import CCEEncoder, RecipeError, Results, pretrain, tiny
 from ctloss.train.__main__ import main
-from ctloss.train.checkpoint import checkpoints
-from ctloss.train.logs import TensorBoard
+from ctloss.train.output import checkpoints
 from ctloss.train.recipe import Optimisation
-from ctloss.train.sampler import BatchPlan
-from ctloss.train.schedule import learning_rate_factor, total_steps
-from ctloss.train.trainer import training_arguments
+from ctloss.train.reporting.logs import TensorBoard
+from ctloss.train.samples.sampler import BatchPlan
+from ctloss.train.trainer import learning_rate_factor, total_steps, training_arguments
 from support.tiny_runs import small_arguments, small_recipe, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 # The child kills itself, as hard as the kernel can, when a function is called for the n-th time.
 KILLED = """
 import os, signal, sys
-from ctloss.train import {module} as module
+import ctloss.{module} as module
 from ctloss.train.__main__ import main
 
 original, calls = {owner}.{name}, 0
@@ -126,11 +125,11 @@ def test_seeded_runs_agree(corpus: Path, unbroken: tuple[Path, Results], tmp_pat
 @pytest.mark.parametrize(
     ("module", "owner", "name", "call", "saved"),
     [
-        ("objective", "module.Objective", "forward", 7, [4]),
-        ("objective", "module.Objective", "forward", 12, [4, 8]),
-        ("objective", "module.Objective", "forward", 15, [8, 12]),
-        ("checkpoint", "module", "write_atomically", 2, [4]),
-        ("run", "module", "write_atomically", 2, [16, 18]),
+        ("train.model.objective", "module.Objective", "forward", 7, [4]),
+        ("train.model.objective", "module.Objective", "forward", 12, [4, 8]),
+        ("train.model.objective", "module.Objective", "forward", 15, [8, 12]),
+        ("train.output", "module", "write_atomically", 4, [4]),
+        ("train.run", "module", "write_atomically", 2, [16, 18]),
     ],
     ids=["epoch 0", "epoch 1", "a later epoch", "before a checkpoint's marker", "before the results"],
 )

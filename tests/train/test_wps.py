@@ -18,14 +18,13 @@ pytest.importorskip("transformers")
 
 from transformers import PreTrainedTokenizerFast
 
-from ctloss.train import wps
-from ctloss.train.alignment import GoldWords
-from ctloss.train.corpus import ParallelSentence, find_lines, read_embedded, read_lines, read_tsv
-from ctloss.train.dataset import WPSDataset, held_out
-from ctloss.train.lexicon import Lexicon, find_lexicon_lines
-from ctloss.train.spans import wordpiece_span
-from ctloss.train.words import is_stop_word, word_spans
-from ctloss.train.wps import WPSCounts, build_wps
+from ctloss.train.samples import wps
+from ctloss.train.samples.dataset import WPSDataset, held_out
+from ctloss.train.samples.wps import WPSCounts, build_wps, wordpiece_span
+from ctloss.train.text.alignment import GoldWords
+from ctloss.train.text.corpus import ParallelSentence, find_lines, read_embedded, read_lines, read_tsv
+from ctloss.train.text.lexicon import Lexicon, find_lexicon_lines
+from ctloss.train.text.words import is_stop_word, word_spans
 from support.tiny_text import ENGLISH_FRENCH, LEXICON, parallel, wordpiece_tokenizer
 
 FRENCH = Lexicon.from_entries("en", "fr", LEXICON)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .alignment import GoldWords, with_alignments
-from .cooccurrence import CooccurrenceAligner
-from .corpus import (
+from ..recipe import Data
+from ..text.alignment import GoldWords, with_alignments
+from ..text.cooccurrence import CooccurrenceAligner
+from ..text.corpus import (
     SPLITS,
     CorpusError,
     ParallelSentence,
@@ -24,8 +25,7 @@ from .corpus import (
     take_split,
     text_key,
 )
-from .lexicon import Lexicon, find_lexicon_lines
-from .recipe import Data
+from ..text.lexicon import Lexicon, find_lexicon_lines
 from .wps import WordSource, WPSCounts, build_wps
 
 if TYPE_CHECKING:

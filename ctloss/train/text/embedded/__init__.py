@@ -3,7 +3,7 @@
 Templates over a lexicon of inflected forms, both written for this package; standard library only. The sentences are
 a fixed function of the package's data files: the same on every machine and in every run.
 
->>> from ctloss.train.embedded import sentences
+>>> from ctloss.train.text.embedded import sentences
 >>> first = next(sentences("test"))
 >>> sorted(first.texts)
 ['ar', 'en', 'es', 'fr', 'ru', 'zh']
@@ -57,7 +57,7 @@ def sentences(split: Split) -> Iterator[EmbeddedSentence]:
 def lexicon() -> dict[str, Concept]:
     """All content concepts by id, with semantic class and dictionary form in every language.
 
-    >>> from ctloss.train.embedded import lexicon
+    >>> from ctloss.train.text.embedded import lexicon
     >>> lexicon()["teacher"].citation["fr"]
     'professeur'
     """

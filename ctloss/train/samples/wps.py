@@ -12,10 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .corpus import ParallelSentence, Span, WordPair, stable_hash, text_key
-from .spans import require_fast, wordpiece_span
-from .tokenizer import definition
-from .words import is_stop_word, occurs_once
+from ..text.corpus import ParallelSentence, Span, WordPair, stable_hash, text_key
+from ..text.tokenizer import definition
+from ..text.words import is_stop_word, occurs_once
 
 if TYPE_CHECKING:
     import pyarrow
@@ -169,6 +168,56 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
 def word_type(source_language: str, source_word: str, target_language: str, target_word: str) -> int:
     """Returns the 64-bit hash that stands for a word translation, whatever the case and the sentence."""
     return stable_hash(source_language, source_word.casefold(), target_language, target_word.casefold())
+
+
+def require_fast(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises TypeError unless the tokenizer can tell the characters of its wordpieces."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise TypeError(
+            f"expected a fast tokenizer (one that reports character offsets), got {type(tokenizer).__name__}; "
+            "load it with AutoTokenizer, or wrap a tokenizers.Tokenizer in PreTrainedTokenizerFast"
+        )
+
+
+def wordpiece_span(encoding: Encoding, text: str, word: Span, unknown_id: int | None = None) -> Span | None:
+    """Finds the wordpieces that make up a word, and only that word.
+
+    Args:
+        encoding: the tokenizer's encoding of ``text``, special tokens included.
+        text: the encoded text.
+        word: the word's character span in ``text``, end exclusive.
+        unknown_id: id of the unknown wordpiece; a word with one in it has no span.
+
+    Returns:
+        (start, end), positions in ``encoding.ids``, end exclusive; None if no run of wordpieces covers exactly the
+        characters of the word (a wordpiece reaches over its edge, characters are missing) or one of them is unknown.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "hot": 1, "dog": 2, "##s": 3}, unk_token="[UNK]"))
+        >>> tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        >>> wordpiece_span(tokenizer.encode("hot dogs"), "hot dogs", (4, 8))
+        (1, 3)
+        >>> wordpiece_span(tokenizer.encode("hot dogs"), "hot dogs", (4, 7))  # "dog" is a wordpiece
+        (1, 2)
+        >>> wordpiece_span(tokenizer.encode("hot dogs"), "hot dogs", (4, 6)) is None  # "do" is none
+        True
+    """
+    start, end = word
+    if not 0 <= start < end <= len(text):
+        return None
+    first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
+    if first is None or last is None or first > last:
+        return None
+    before, after = encoding.token_to_chars(first), encoding.token_to_chars(last)
+    if before is None or after is None:
+        return None
+    # Some tokenizers count the space before a word to its first wordpiece.
+    if text[before[0] : after[1]].strip() != text[start:end]:
+        return None
+    if unknown_id is not None and unknown_id in encoding.ids[first : last + 1]:
+        return None
+    return first, last + 1
 
 
 def _fingerprint(

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from .encoder import CCEEncoder
+from ..model.encoder import CCEEncoder
+from ..recipe import Recipe
 from .probe import Row, Span, embed
-from .recipe import Recipe
 
 Measured = Mapping[str, Mapping[str, float]]
 

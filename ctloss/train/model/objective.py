@@ -12,7 +12,6 @@ from torch.nn import functional
 import ctloss
 
 from .encoder import CCEEncoder
-from .forces import pull_and_push
 
 # Below this φ, 1 - softmax rounds to 0 in float32: rows whose infoNCE would lose its gradient if computed that way.
 SATURATED = math.log(6e-8)
@@ -83,7 +82,7 @@ class Objective(nn.Module):
         Returns:
             Float32 scalars: ``loss``, and detached ``contrastive``, ``mlm`` (with α > 0), ``z_mean``, ``z_min`` and
             ``saturated``, the share of rows with φ = exp(z) < 6e-8; ``pull`` and ``push`` where asked for, see
-            :func:`ctloss.train.forces.pull_and_push`, with levels apart the means of both levels'.
+            :func:`pull_and_push`, with levels apart the means of both levels'.
         """
         pad = self.encoder.backbone.config.pad_token_id
         ids, mask = _stack(source_ids, target_ids, pad), _stack(source_mask, target_mask, 0)
@@ -132,6 +131,42 @@ class Objective(nn.Module):
         losses = functional.cross_entropy(logits.float(), labels[chosen], reduction="none")
         is_target = (torch.arange(len(ids), device=ids.device) >= len(ids) // 2).unsqueeze(1).expand_as(chosen)[chosen]
         return sum(_mean(losses[side]) for side in (~is_target, is_target)) / 2  # type: ignore[return-value]
+
+
+def pull_and_push(
+    x: Tensor, y: Tensor, *, loss: str, temperature: float, negatives: Literal["both", "cross"] = "both"
+) -> tuple[Tensor, Tensor]:
+    """Norms of what draws positives together, and of what drives negatives apart, in the gradient of the batch loss.
+
+    With unit rows u_i, N = 2n of them, and a row's weight w_i = 1 (CZ-NCE) or sigmoid(z_i) (infoNCE), the gradient of
+    Chen et al. 2022, eq. (2), before it is taken through the cosine, is
+
+        dL/du_i = push_i - pull_i,   pull_i = (w_i + w_p(i)) u_p(i) / (Nτ),   push_i = Σ_j W_ij u_j / (Nτ).
+
+    Args:
+        x, y: (n, d), not yet normalised.
+        loss: ``"cz_nce"`` or ``"info_nce"``.
+        temperature, negatives: see :func:`ctloss.cz_nce`.
+
+    Returns:
+        The norms of all pulls and of all pushes, scalars without gradient.
+
+    Example:
+        >>> x = torch.eye(3)
+        >>> pull, push = pull_and_push(x, x, loss="cz_nce", temperature=0.5)
+        >>> round(float(pull), 4), round(float(push), 4)
+        (1.633, 1.1547)
+    """
+    with torch.enable_grad():
+        first, second = (functional.normalize(side.detach(), dim=1).requires_grad_() for side in (x, y))
+        function = ctloss.cz_nce if loss == "cz_nce" else ctloss.info_nce
+        rows = function(first, second, temperature=temperature, negatives=negatives, normalize=False, reduction="none")
+        gradients = torch.autograd.grad(rows.mean(), (first, second))
+    # infoNCE's rows are softplus(z), and sigmoid(z) = 1 - exp(-softplus(z)).
+    weights = torch.ones_like(rows) if loss == "cz_nce" else -torch.expm1(-rows.detach())
+    shared = weights.view(2, -1).sum(dim=0).unsqueeze(1) / (len(rows) * temperature)
+    pulls = torch.cat([shared * second.detach(), shared * first.detach()])
+    return pulls.norm(), (torch.cat(gradients) + pulls).norm()
 
 
 def _levels(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:

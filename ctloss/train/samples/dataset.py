@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from .corpus import stable_hash
+from ..text.corpus import stable_hash
 from .wps import ARROW_NAME, read_manifest
 
 if TYPE_CHECKING:

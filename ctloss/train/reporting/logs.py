@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
-from .checkpoint import write_atomically
+from ..output import write_atomically
 
 SHOWN = {
     "loss": "loss",

@@ -1,0 +1,1 @@
+"""What a run trains: the CCE encoder and its objective."""

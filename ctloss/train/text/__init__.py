@@ -1,0 +1,1 @@
+"""What a run reads: corpora, their tokenizer, and where word pairs come from."""
