@@ -12,7 +12,7 @@ from itertools import chain, pairwise
 
 import pytest
 
-from ctloss.train.text.embedded import LANGUAGES, SPLITS, lexicon, sentences
+from ctloss.train.text.embedded import LANGUAGES, SPLITS, sentences
 from ctloss.train.text.embedded.tables import Entry, Form, _parse_table, concept_tables
 from ctloss.train.text.embedded.templates import templates
 
@@ -63,7 +63,7 @@ def listed_words(entry: Entry, language: str) -> set[str]:
 def test_size_of_splits_lexicon_and_templates() -> None:
     assert len(CORPUS["train"]) >= 20_000
     assert len(CORPUS["validation"]) == len(CORPUS["test"]) == 1_000
-    assert len(lexicon()) >= 300
+    assert len(concept_tables()) >= 300
     assert len(templates()) >= 12
 
 
@@ -120,9 +120,9 @@ def test_a_form_belongs_to_one_concept(language: str) -> None:
 
 def test_lexicon_is_complete_and_every_concept_is_trained_on() -> None:
     seen = Counter(chain.from_iterable(sentence.words for sentence in CORPUS["train"]))
-    for concept in lexicon().values():
-        assert tuple(sorted(concept.citation)) == LANGUAGES
-        assert all(concept.citation.values())
+    for concept in concept_tables().values():
+        assert tuple(sorted(concept.forms)) == LANGUAGES
+        assert all(concept.citation(language) for language in LANGUAGES)
         assert seen[concept.id] >= 10, concept.id
 
 

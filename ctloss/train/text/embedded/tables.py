@@ -1,9 +1,9 @@
-"""Concept tables: one TSV file a semantic class, one concept a row, every inflected form written out.
+"""Concept tables: one TSV file per semantic class, one concept per row, with every inflected form written out.
 
 A header cell names a language and the forms its cells list, as ``ru:nom|acc|g``. In a cell the forms stand in that
-order, separated by ``|``; ``-`` says that the concept lacks a form, and a form can carry the little words that go with
-it around the word itself in brackets: ``l'[hôpital]``, ``last [week]``. The form ``g`` is no word but the agreement
-class (m, f, n, p ...) that adjectives and verbs follow; a column ``g`` holds one class for all languages.
+order, separated by ``|``; ``-`` means that the concept lacks a form. A form may include function words around the word itself,
+which is then in brackets: ``l'[hôpital]``, ``last [week]``. The form ``g`` is not a word but the agreement class (m, f,
+n, p ...) that adjectives and verbs follow; a column ``g`` holds one class for all languages.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from importlib.resources import files
 from typing import NamedTuple
 
 LANGUAGES = ("ar", "en", "es", "fr", "ru", "zh")
+TABLES = files(__package__) / "concepts"
 FUNCTION_WORDS = "function"
 
 
 class Form(NamedTuple):
-    """One inflected form: the word and the little words written around it."""
+    """One inflected form: the word and the function words written around it."""
 
     before: str
     word: str
@@ -108,9 +109,9 @@ def _parse_table(kind: str, text: str) -> list[Entry]:
 def concept_tables() -> dict[str, Entry]:
     """All content concepts by id, read from the package's TSV files."""
     entries: dict[str, Entry] = {}
-    for resource in sorted(files(__package__).iterdir(), key=lambda item: item.name):
-        kind, _, extension = resource.name.rpartition(".")
-        if extension != "tsv" or kind == FUNCTION_WORDS:
+    for resource in sorted(TABLES.iterdir(), key=lambda item: item.name):
+        kind = resource.name.removesuffix(".tsv")
+        if kind == FUNCTION_WORDS:
             continue
         for entry in _parse_table(kind, resource.read_text(encoding="utf-8")):
             if entry.id in entries:
@@ -124,6 +125,6 @@ def concept_tables() -> dict[str, Entry]:
 
 @cache
 def function_words() -> dict[str, Entry]:
-    """Words that only agree (copulas, pronouns): no concepts, never given a span."""
-    text = files(__package__).joinpath(f"{FUNCTION_WORDS}.tsv").read_text(encoding="utf-8")
+    """Words that only agree with others (copulas, pronouns): they are not concepts and have no span."""
+    text = (TABLES / f"{FUNCTION_WORDS}.tsv").read_text(encoding="utf-8")
     return {entry.id: entry for entry in _parse_table(FUNCTION_WORDS, text)}
