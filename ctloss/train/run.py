@@ -36,7 +36,8 @@ from .samples.dataset import WPSDataset, held_out
 from .samples.prepare import build_samples, read_corpus, texts
 from .samples.sampler import BatchPlan
 from .samples.wps import ARROW_NAME, WPSCounts, read_manifest
-from .text.corpus import SPLITS, CorpusError, Split, stable_hash
+from .text.corpus import CorpusError, stable_hash
+from .text.embedded import SPLITS, Split
 from .text.tokenizer import definition
 
 

@@ -15,7 +15,6 @@ pytest.importorskip("tokenizers")
 from ctloss.train.text.alignment import GoldWords, with_alignments
 from ctloss.train.text.cooccurrence import CooccurrenceAligner
 from ctloss.train.text.corpus import (
-    SPLITS,
     CorpusError,
     ParallelSentence,
     find_lines,
@@ -26,6 +25,7 @@ from ctloss.train.text.corpus import (
     take_split,
     text_key,
 )
+from ctloss.train.text.embedded import SPLITS
 from ctloss.train.text.lexicon import Lexicon, find_lexicon_lines
 from ctloss.train.text.words import occurs_once, word_spans
 from support.tiny_text import ENGLISH_FRENCH, LEXICON, parallel
@@ -154,6 +154,12 @@ def test_lexicon_finds_entries_of_several_words_longest_first() -> None:
     )
     [sentence] = parallel([("Inside the interior garden", "À l’intérieur du jardin")])
     assert words_of(sentence, lexicon.word_pairs(sentence)) == [("Inside", "À l’intérieur"), ("garden", "jardin")]
+
+
+def test_lexicon_entries_match_whatever_their_normal_form() -> None:
+    lexicon = Lexicon.from_entries("en", "fr", [("coffee", "cafe\u0301")])
+    [sentence] = parallel([("Our coffee", "Notre café")])
+    assert words_of(sentence, lexicon.word_pairs(sentence)) == [("coffee", "café")]
 
 
 def test_lexicon_matches_chinese_by_characters_longest_first() -> None:

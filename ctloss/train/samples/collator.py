@@ -17,18 +17,18 @@ SIDES = ("source", "target")
 
 
 class Collator:
-    """Makes a batch of dataset items; what it draws for a row depends on (seed, epoch, index of the row) alone.
+    """Makes a batch of dataset items; what it draws for a row depends only on (seed, epoch, index of the row).
 
-    So neither the other rows of the batch, nor padding, worker processes or a restart change a draw. Of a row's word
-    pairs one is drawn, each alike. Masked language modelling as in Devlin et al. 2019: each wordpiece that is no
-    special token is chosen with ``mlm_probability``; of the chosen 80 % become the mask token, 10 % a random ordinary
-    wordpiece, 10 % stay. The masking is done on copies: the contrastive branch sees the clean text.
+    Other rows of the batch, padding, worker processes and restarts therefore change no draw. One of a row's word pairs
+    is drawn uniformly. Masked language modelling follows Devlin et al. 2019: each wordpiece that is not a special token
+    is chosen with ``mlm_probability``; 80 % of those become the mask token, 10 % a random ordinary wordpiece, and 10 %
+    stay. Masking happens on copies: the contrastive branch sees the clean text.
 
     Args:
-        tokenizer: gives the ids of padding, mask and special tokens, and the number of wordpieces.
+        tokenizer: defines the ids of padding, mask and special tokens, and the number of wordpieces.
         seed: at least 0.
-        words: draw word pairs; every row must have one.
-        mlm_probability: share of the wordpieces to predict, in [0, 1); 0 leaves the masked copies out.
+        words: whether to draw word pairs; every row must then have one.
+        mlm_probability: share of the wordpieces to predict, in [0, 1); without masked copies if 0.
         pad_to_multiple_of: round padded lengths up to a multiple of this.
 
     Returns from a call, for n rows, with S the longest source of the batch and T the longest target:
@@ -37,7 +37,7 @@ class Collator:
         ``index`` (n,): int64;
         with words: ``source_span``, ``target_span`` (n, 2): int64, wordpieces [start, end) of the drawn words;
         with mlm_probability > 0: ``source_masked_ids``, ``target_masked_ids`` and ``source_labels``,
-        ``target_labels``: int64, shapes as the ids; a label is the right id where it is to be predicted, else -100.
+        ``target_labels``: int64, shapes as the ids; a label is the original id where it is to be predicted, else -100.
 
     Raises:
         ValueError: an argument is out of range, the tokenizer lacks a padding or mask token, or a row lacks words.
@@ -62,8 +62,8 @@ class Collator:
             raise ValueError("expected a tokenizer with a padding token, got one without; set tokenizer.pad_token")
         if mlm_probability and tokenizer.mask_token_id is None:
             raise ValueError(
-                "expected a tokenizer with a mask token, got one without; set tokenizer.mask_token or leave masked "
-                "language modelling out with mlm_probability=0"
+                "expected a tokenizer with a mask token, got one without; set tokenizer.mask_token, or turn masked "
+                "language modelling off with mlm_probability=0"
             )
         self.seed, self.words = seed, words
         self.mlm_probability, self.pad_to_multiple_of = mlm_probability, pad_to_multiple_of
@@ -79,7 +79,7 @@ class Collator:
             batch[f"{side}_ids"] = self._pad(ids, self._pad_id)
             batch[f"{side}_mask"] = self._pad([np.ones_like(row) for row in ids], 0)
         generators = [self._generator(item) for item in items]
-        # The word is drawn before the masks, and always: masks do not change with the level of training.
+        # Always drawn, and before the masks, so that masks are the same at every level of training.
         draws = [generator.random() for generator in generators]
         if self.words:
             pairs = np.stack([_pick(item, draw) for item, draw in zip(items, draws, strict=True)])
@@ -93,8 +93,8 @@ class Collator:
         return batch
 
     def _generator(self, item: dict[str, Any]) -> np.random.Generator:
-        # Philox is counter-based (Salmon et al. 2011): key and counter name the row's own stream. The lowest counter
-        # word is left to the stream itself.
+        # Philox is counter-based (Salmon et al. 2011): key and counter select the row's own stream, which itself uses
+        # the lowest word of the counter.
         return np.random.Generator(np.random.Philox(key=(self.seed, item["epoch"]), counter=(0, 0, 0, item["index"])))
 
     def _mask(self, ids: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def held_out(word_types: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Tells which word translations are held out: a fixed share of them, decided by their hash and the seed alone.
+    """Tells which word translations are held out: a fixed share, which depends only on their hashes and the seed.
 
     A translation is held out in every sentence and every corpus, or in none.
 
     Args:
         word_types: hashes of (source language, source word, target language, target word), uint64, any shape.
         share: expected share of the types that are held out, in [0, 1).
-        seed: another seed, another choice.
+        seed: another seed gives another choice.
 
     Returns:
         bool, same shape.
@@ -35,7 +35,7 @@ def held_out(word_types: np.ndarray, share: float, seed: int) -> np.ndarray:
         True
     """
     if not 0 <= share < 1:
-        raise ValueError(f"expected a held-out share in [0, 1), got {share}")
+        raise ValueError(f"expected a held-out share in [0, 1), got {share}; choose one in that range")
     # splitmix64's finaliser (Steele, Lea and Flood 2014) over the hash and the seed's own hash.
     mixed = np.asarray(word_types, dtype=np.uint64) ^ np.uint64(stable_hash("held out", str(seed)))
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -49,19 +49,19 @@ class WPSDataset(Dataset[dict[str, Any]]):
 
     An item is a dict: ``index`` and ``epoch`` (int), ``source_ids`` and ``target_ids`` (int32 arrays, special tokens
     included), ``word_pairs`` (int32 array (k, 4): source start, source end, target start, target end; positions in the
-    ids, end exclusive). Held-out word translations are left out of ``word_pairs``.
+    ids, end exclusive). ``word_pairs`` excludes held-out word translations.
 
-    It is indexed by ``index`` (epoch 0) or by ``(epoch, index)``, as PlanSampler gives it: what is drawn for a row
-    depends on the epoch, and an epoch that travels with the index reaches every worker.
+    Keys are ``index`` (epoch 0) or ``(epoch, index)``, as PlanSampler yields them: draws for a row depend on the epoch,
+    which reaches every worker process in this way.
 
     Args:
         folder: where build_wps wrote.
         require_words: keep only rows with a training word pair, as multi-level training needs.
-        held_out_share: share of the word translations held out of ``word_pairs``.
+        held_out_share: share of the word translations excluded from ``word_pairs``.
         held_out_seed: seed of that choice.
 
     Raises:
-        ValueError: the folder holds no finished build, or no row is left.
+        ValueError: the folder holds no finished build, or no row has a training word pair.
     """
 
     def __init__(
@@ -78,13 +78,14 @@ class WPSDataset(Dataset[dict[str, Any]]):
             )
         self.path = Path(folder) / ARROW_NAME
         self.held_out_share, self.held_out_seed = held_out_share, held_out_seed
-        self._rows = np.arange(self._table.num_rows)
+        every = len(self._columns["source"])
+        self._rows = np.arange(every)
         if require_words:
             self._rows = np.flatnonzero(self._training_words_by_row())
             if not len(self._rows):
                 raise ValueError(
-                    f"expected rows with word pairs in {folder}, got none among {self._table.num_rows}; multi-level "
-                    "training needs a lexicon or alignments that fit the corpus: see the counts of the build"
+                    f"expected rows with word pairs in {folder}, got none among {every}; multi-level training needs "
+                    "a lexicon or alignments that fit the corpus: see the counts of the build"
                 )
 
     def __len__(self) -> int:
@@ -92,76 +93,55 @@ class WPSDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, int(key))
-        row = self._rows[index]
-        batch, offset = self._locate(row)
-        pairs = _cell(batch, "word_pairs", offset)
-        pairs = pairs.flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
+        row = int(self._rows[index])
+        pairs = self._cell("word_pairs", row).flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
         if self.held_out_share and len(pairs):
-            types = _cell(batch, "word_types", offset).to_numpy(zero_copy_only=False)
+            types = self._cell("word_types", row).to_numpy(zero_copy_only=False)
             pairs = pairs[~held_out(types, self.held_out_share, self.held_out_seed)]
         return {
             "index": int(index) % len(self._rows),
             "epoch": int(epoch),
-            "source_ids": _cell(batch, "source_ids", offset).to_numpy(),
-            "target_ids": _cell(batch, "target_ids", offset).to_numpy(),
+            "source_ids": self._cell("source_ids", row).to_numpy(),
+            "target_ids": self._cell("target_ids", row).to_numpy(),
             "word_pairs": pairs,
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        # Workers map the file for themselves rather than receive a copy of it.
-        return {key: value for key, value in self.__dict__.items() if key not in ("_table", "_batches", "_starts")}
+        # Each worker maps the file itself instead of receiving a copy.
+        return {key: value for key, value in self.__dict__.items() if key != "_columns"}
 
     @property
     def lengths(self) -> np.ndarray:
         """Wordpieces of source and target, special tokens included: (rows, 2) int32."""
         import pyarrow.compute as pc
 
-        columns = [pc.list_value_length(self._table[f"{side}_ids"]).to_numpy() for side in ("source", "target")]
+        columns = [pc.list_value_length(self._columns[f"{side}_ids"]).to_numpy() for side in ("source", "target")]
         return np.stack(columns, axis=1)[self._rows]
 
     @property
     def keys(self) -> np.ndarray:
         """Hashes of the normalised source and target texts: (rows, 2) uint64; equal texts have equal hashes."""
-        columns = [self._table[f"{side}_key"].to_numpy() for side in ("source", "target")]
+        columns = [self._columns[f"{side}_key"].to_numpy() for side in ("source", "target")]
         return np.stack(columns, axis=1)[self._rows]
 
     def text(self, index: int) -> dict[str, str]:
         """Returns source, target, source_language and target_language of a row."""
-        batch, offset = self._locate(self._rows[index])
         names = ("source", "target", "source_language", "target_language")
-        return {name: batch.column(name)[offset].as_py() for name in names}
+        return {name: self._columns[name][int(self._rows[index])].as_py() for name in names}
 
     @cached_property
-    def _table(self) -> pyarrow.Table:
+    def _columns(self) -> dict[str, pyarrow.ChunkedArray]:
         import pyarrow as pa
 
-        return pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
+        table = pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
+        return dict(zip(table.column_names, table.columns, strict=True))
 
-    @cached_property
-    def _batches(self) -> list[pyarrow.RecordBatch]:
-        return self._table.to_batches()
-
-    @cached_property
-    def _starts(self) -> np.ndarray:
-        return np.cumsum([0, *(batch.num_rows for batch in self._batches)])
-
-    def _locate(self, row: int) -> tuple[pyarrow.RecordBatch, int]:
-        chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self._batches[chunk], int(row - self._starts[chunk])
-
-    def _flat(self, column: str) -> np.ndarray:
-        return self._table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-
-    def _parents(self) -> np.ndarray:
-        import pyarrow.compute as pc
-
-        counts = pc.list_value_length(self._table["word_types"]).to_numpy()
-        return np.repeat(np.arange(len(counts)), counts)
+    def _cell(self, column: str, row: int) -> pyarrow.Array:
+        return self._columns[column][row].values
 
     def _training_words_by_row(self) -> np.ndarray:
-        trained = ~held_out(self._flat("word_types"), self.held_out_share, self.held_out_seed)
-        return np.bincount(self._parents()[trained], minlength=self._table.num_rows)
+        import pyarrow.compute as pc
 
-
-def _cell(batch: pyarrow.RecordBatch, column: str, offset: int) -> pyarrow.Array:
-    return batch.column(column)[offset].values
+        types = self._columns["word_types"].combine_chunks()
+        trained = ~held_out(types.flatten().to_numpy(zero_copy_only=False), self.held_out_share, self.held_out_seed)
+        return np.bincount(pc.list_parent_indices(types).to_numpy()[trained], minlength=len(types))

@@ -12,11 +12,9 @@ from ..recipe import Data
 from ..text.alignment import GoldWords, with_alignments
 from ..text.cooccurrence import CooccurrenceAligner
 from ..text.corpus import (
-    SPLITS,
     CorpusError,
     ParallelSentence,
     Sentences,
-    Split,
     find_lines,
     read_embedded,
     read_lines,
@@ -25,6 +23,7 @@ from ..text.corpus import (
     take_split,
     text_key,
 )
+from ..text.embedded import SPLITS, Split
 from ..text.lexicon import Lexicon, find_lexicon_lines
 from .wps import WordSource, WPSCounts, build_wps
 

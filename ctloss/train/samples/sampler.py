@@ -1,4 +1,4 @@
-"""Which rows form which batch: length buckets without false negatives, the same after every restart."""
+"""Which rows form which batch: rows of similar length, no false negatives, the same after every restart."""
 
 from __future__ import annotations
 
@@ -12,26 +12,24 @@ from torch.utils.data import Sampler
 class BatchPlan:
     """The batches of every epoch, as pure functions of (seed, epoch).
 
-    An epoch shuffles the rows, cuts them into windows of ``window`` batches, sorts each window by source length, then
-    by target length, and fills batches in that order, so that rows of like lengths meet (little padding) and yet other
-    rows meet in every epoch.
-    No batch holds one text twice, on either side: such a row would be a false negative. A row whose text is in the
-    batch already waits for the next batch that can take it. Last, the batches are shuffled.
+    An epoch shuffles the rows, splits them into windows of ``window`` batches, sorts each window by source length, then
+    by target length, and fills batches in that order: rows of similar length share a batch (little padding), and every
+    epoch combines other rows. No batch holds a text twice on either side, which would be a false negative: a row whose
+    text is already in the batch waits for the next batch that can take it. Finally the batches are shuffled.
 
-    Every epoch has the same number of batches, ``len(plan)``, so that step k of a run is known to be batch
-    ``k % len(plan)`` of epoch ``k // len(plan)``. The number is that of epoch 0: rows that fill no whole batch at the
-    end of an epoch are left out of it, as are batches beyond the number; an epoch that comes out short repeats its
-    first batches. All batches have ``batch_size`` rows.
+    Every epoch has ``len(plan)`` batches, as many as epoch 0, so step k of a run is batch ``k % len(plan)`` of epoch
+    ``k // len(plan)``. Rows left over at the end of an epoch are skipped, as are batches beyond that number; an epoch
+    with fewer repeats its first ones. All batches have ``batch_size`` rows.
 
     Args:
         lengths: wordpieces of source and target, (rows, 2) integers.
         keys: hashes of source and target text, (rows, 2) integers; equal texts have equal hashes.
-        batch_size: rows a batch.
+        batch_size: rows per batch.
         seed: at least 0.
-        window: batches a window; 1 gives random batches, more give less padding.
+        window: batches per window; 1 gives random batches, more give less padding.
 
     Raises:
-        ValueError: a shape or value is not as above, or not even one batch can be filled.
+        ValueError: a shape or value is not as above, or there are too few rows for one batch.
 
     Example:
         >>> plan = BatchPlan(np.ones((10, 2)), np.arange(20).reshape(10, 2), batch_size=4, seed=0)
@@ -55,7 +53,7 @@ class BatchPlan:
             raise ValueError(f"expected a seed of at least 0 and a window of at least 1, got {seed} and {window}")
         self.batch_size, self.seed, self.window = batch_size, seed, window
         self._lengths = lengths
-        # Small consecutive integers instead of hashes: quicker to compare in the loop below.
+        # Small consecutive integers are faster to compare than hashes in the loop below.
         self._keys = np.unique(keys, return_inverse=True)[1].reshape(keys.shape).astype(np.int64)
         batches = self._fill(0)
         self._number = len(batches)
@@ -67,7 +65,7 @@ class BatchPlan:
         self._cached = (0, self._shuffled(batches, 0))
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return self._number
 
     def batch(self, epoch: int, number: int) -> np.ndarray:
@@ -91,8 +89,8 @@ class BatchPlan:
         order = self._generator(epoch, stream=0).permutation(len(self._lengths))
         windows = np.arange(len(order)) // (self.window * self.batch_size)
         source, target = self._lengths[order].T
-        # Target lengths rise and fall in turn, so that a batch across two source lengths does not join a window's
-        # longest targets with its shortest.
+        # Target lengths alternately rise and fall, so that a batch that spans two source lengths does not combine the
+        # longest targets with the shortest.
         order = order[np.lexsort((np.where(source % 2, target, -target), source, windows))]
         filler = _Filler(self._keys, self.batch_size)
         for row in order.data:
@@ -101,10 +99,10 @@ class BatchPlan:
 
 
 class _Filler:
-    """Fills batches with rows in the order given, save where a text would stand in a batch twice."""
+    """Fills batches with rows in the given order, except where a batch would hold a text twice."""
 
     def __init__(self, keys: np.ndarray, batch_size: int) -> None:
-        # Memory views give Python integers, which are quick to compare, without a copy of millions of them.
+        # Memory views yield Python integers, which are fast to compare, without copying millions of them.
         self._sources, self._targets = (np.ascontiguousarray(keys[:, side]).data for side in (0, 1))
         self._batch_size = batch_size
         self._batches: list[np.ndarray] = []
@@ -116,12 +114,12 @@ class _Filler:
         if not self._place(row):
             self._waiting.append(row)
         elif not self._batch:
-            # A bounded look at those who wait: a text that a large share of the corpus repeats must not cost a pass
-            # over all its rows for every batch.
+            # Only a bounded number is retried: a text that much of the corpus repeats must not cost a pass over all its
+            # rows for every batch.
             self._retry(min(len(self._waiting), self._batch_size))
 
     def finish(self) -> list[np.ndarray]:
-        """Returns the full batches, after those who wait had their last chances."""
+        """Returns the full batches, after retrying the waiting rows until no batch fills up any more."""
         full = -1
         while full < len(self._batches):
             full = len(self._batches)
@@ -149,9 +147,9 @@ class _Filler:
 class PlanSampler(Sampler[list[tuple[int, int]]]):
     """A plan's batches as a DataLoader's ``batch_sampler``, starting at any step.
 
-    Yields lists of (epoch, index), the keys of WPSDataset. In a run of several processes each takes batches rank,
-    rank + world_size, ... of the epoch; batches beyond the last multiple of world_size are left out, so that every
-    process has as many.
+    Yields lists of (epoch, index), the keys of WPSDataset. Of several processes, each takes batches rank,
+    rank + world_size, ... of the epoch; batches beyond the last multiple of world_size are skipped, so that every
+    process has equally many.
 
     Args:
         plan: the batches.
@@ -159,8 +157,8 @@ class PlanSampler(Sampler[list[tuple[int, int]]]):
         world_size: number of processes.
 
     Attributes:
-        batch_size: rows a batch, on each process.
-        drop_last: True: all batches are full.
+        batch_size: rows per batch, on each process.
+        drop_last: True, as all batches are full.
 
     Raises:
         ValueError: rank is not below world_size, or there are fewer batches than processes.
@@ -189,11 +187,11 @@ class PlanSampler(Sampler[list[tuple[int, int]]]):
         self._epoch, self._start = 0, 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Chooses the epoch of the next iteration, and how many of this process's batches it leaves out."""
+        """Sets the epoch of the next iteration, and how many of this process's batches it skips."""
         self._epoch, self._start = epoch, start
 
     def __len__(self) -> int:
-        """This process's batches in an epoch."""
+        """This process's batches per epoch."""
         return len(self.plan) // self.world_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

@@ -1,4 +1,4 @@
-"""Word pairs that sentences carry, from the corpus itself or from alignment files in Pharaoh form."""
+"""Word pairs that come with the sentences, from the corpus itself or from alignment files in Pharaoh format."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .words import word_spans
 
 
 class GoldWords:
-    """Takes the word pairs that the sentences carry: the embedded corpus, or sentences from with_alignments."""
+    """Takes the word pairs that come with the sentences: of the embedded corpus, or from with_alignments."""
 
     def fingerprint(self) -> str:
-        """Returns a constant: what the sentences carry is part of the corpus."""
+        """Returns a constant: the word pairs are part of the corpus, which has a fingerprint of its own."""
         return "gold"
 
     def word_pairs(self, sentence: ParallelSentence) -> list[WordPair]:
@@ -27,19 +27,19 @@ class GoldWords:
 
 
 def with_alignments(sentences: Iterable[ParallelSentence], path: str | Path) -> Sentences:
-    """Gives sentences the word pairs of an alignment file in Pharaoh form.
+    """Adds the word pairs of an alignment file in Pharaoh format to sentences.
 
-    Line i holds the links of sentence i as ``s-t``, parted by spaces: zero-based positions among the tokens of source
-    and target, which are parted by white space. A word pair is a link whose two tokens have no other link. Punctuation
-    at a token's edges is left out of the word; a token without letters is no word.
+    Line i holds the links of sentence i as ``s-t``, separated by spaces: zero-based positions among the tokens of
+    source and target, which are separated by white space. A word pair is a link whose two tokens have no other link.
+    Punctuation at the edges of a token is stripped; a token without letters is not a word.
 
     Args:
         sentences: the sentences of one language pair, in the order of the file.
         path: the alignment file.
 
     Returns:
-        The sentences with their ``words``; a malformed link, a position outside the sentence, or a line count other
-        than the number of sentences is refused when the reading comes to it.
+        The sentences with their ``words``. A malformed link, a position outside the sentence, or a number of lines
+        other than that of the sentences is refused when reading reaches it.
 
     Raises:
         CorpusError: the file cannot be read.
@@ -76,13 +76,13 @@ def _linked_words(sentence: ParallelSentence, line: str, place: str) -> Iterator
         match = re.fullmatch(r"([0-9]+)-([0-9]+)", link)
         if not match:
             raise CorpusError(
-                f"{place}: expected links such as 0-0 2-1, got {link!r}; write sure links alone, zero-based, as s-t"
+                f"{place}: expected links such as 0-0 2-1, got {link!r}; write only sure links, zero-based, as s-t"
             )
         s, t = int(match[1]), int(match[2])
         if s >= len(sources) or t >= len(targets):
             raise CorpusError(
                 f"{place}: expected positions below {len(sources)} and {len(targets)} (the numbers of tokens), got "
-                f"{link}; align this very corpus, and count from zero"
+                f"{link}; align exactly this corpus, and count from zero"
             )
         links.append((s, t))
     source_uses, target_uses = Counter(s for s, _ in links), Counter(t for _, t in links)

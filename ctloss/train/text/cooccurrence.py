@@ -1,4 +1,4 @@
-"""Word pairs by co-occurrence: a small aligner for a corpus without lexicon or alignments."""
+"""Word pairs by co-occurrence: a small aligner for corpora without a lexicon or alignments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from .corpus import ParallelSentence, Span, WordPair
 from .words import is_unspaced, stop_words, word_spans
 
-# Most Chinese words have one or two characters; longer runs multiply the pairs to count.
+# Most Chinese words have one or two characters; longer runs only multiply the pairs to count.
 LONGEST_RUN = 3
 
 
@@ -22,16 +22,16 @@ class _Counts:
 
 
 class CooccurrenceAligner:
-    """Finds word pairs by how often two words stand in the same sentence pairs.
+    """Finds word pairs by how often two words occur in the same sentence pairs.
 
-    With c(a) the number of sentence pairs whose source holds word a, c(b) likewise for the target and c(a, b) for both,
-    the Dice coefficient is 2 c(a, b) / (c(a) + c(b)). In a sentence pair, a and b are a word pair when each is the
-    other's best by Dice in that sentence pair, c(a, b) ≥ ``least_count`` and Dice ≥ ``least_dice``. Stop words take no
-    part. In languages written without spaces, runs of up to three characters without a stop word at an edge stand for
-    words, the longer one first among equals; where a word ends is a guess there, and a lexicon serves better.
+    Let c(a) be the number of sentence pairs with word a in the source, c(b) that with word b in the target, and c(a, b)
+    that with both. The Dice coefficient is 2 c(a, b) / (c(a) + c(b)). In a sentence pair, a and b are a word pair if
+    each is the other's best by Dice, c(a, b) ≥ ``least_count`` and Dice ≥ ``least_dice``. Stop words are ignored. In
+    languages written without spaces, runs of up to three characters without a stop word at either end count as words,
+    and the longer of two equals wins; word boundaries are guesses there, so a lexicon works better.
 
     Args:
-        sentences: parallel sentences to count in, of any number of language pairs; read twice.
+        sentences: parallel sentences of any number of language pairs to count in; read twice.
         least_count: smallest c(a, b).
         least_dice: smallest Dice coefficient, in (0, 1].
 
@@ -61,7 +61,7 @@ class CooccurrenceAligner:
             counts.targets.update(_candidates(sentence.target, sentence.target_language).keys())
             digest.update(repr(sentence).encode())
         self._fingerprint = digest.hexdigest()
-        # c(a, b) never exceeds c(a) or c(b): without the rare words few of the pairs remain to be counted.
+        # c(a, b) never exceeds c(a) or c(b): dropping rare words first leaves few pairs to count.
         for counts in self._counts.values():
             counts.sources = Counter({word: c for word, c in counts.sources.items() if c >= least_count})
             counts.targets = Counter({word: c for word, c in counts.targets.items() if c >= least_count})
@@ -70,11 +70,11 @@ class CooccurrenceAligner:
             counts.pairs.update((a, b) for a in sources for b in targets)
 
     def fingerprint(self) -> str:
-        """Returns a hash of the options and of the sentences that were counted."""
+        """Returns a hash of the options and the counted sentences."""
         return self._fingerprint
 
     def word_pairs(self, sentence: ParallelSentence) -> list[WordPair]:
-        """Returns the character spans of the words that are each other's best, at their first occurrence."""
+        """Returns the character spans of words that are each other's best, at their first occurrence."""
         counts, sources, targets = self._sides(sentence)
         scores: dict[tuple[str, str], tuple[float, int]] = {}
         for a in sources:
@@ -107,7 +107,7 @@ class CooccurrenceAligner:
 def _candidates(text: str, language: str) -> dict[str, Span]:
     spans, stops = word_spans(text, language), stop_words(language)
     if is_unspaced(language):
-        # A run with a stop word at its edge is a word and its neighbour (我姐姐, "my sister") more often than a word.
+        # A run with a stop word at its edge is mostly a word and its neighbour (我姐姐, "my sister"), not one word.
         edge = [text[start:end].casefold() in stops for start, end in spans]
         spans = [
             (spans[i][0], spans[j][1])

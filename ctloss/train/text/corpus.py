@@ -1,4 +1,4 @@
-"""Parallel text: readers of line-aligned files, TSV files and the embedded corpus, all giving ParallelSentence."""
+"""Parallel text: readers of line-aligned files, TSV files and the embedded corpus; all yield ParallelSentence."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
+from .embedded import LANGUAGES, Split, sentences
 from .textfiles import CorpusError as CorpusError
 from .textfiles import count_lines, decoded_lines
 from .textfiles import find_lines as find_lines
 
 Span = tuple[int, int]
 WordPair = tuple[Span, Span]
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -27,9 +25,9 @@ class ParallelSentence:
         source: the sentence in ``source_language``.
         target: its translation in ``target_language``.
         source_language: two- or three-letter code, optionally with a region (``"en"``, ``"pt-br"``).
-        target_language: likewise.
-        words: pairs of character spans (start, end), end exclusive, of words that translate each other; None where
-            nothing is known about the words.
+        target_language: code of the translation's language, in the same form.
+        words: pairs of character spans (start, end), end exclusive, of words that translate each other; None if the
+            corpus says nothing about words.
     """
 
     source: str
@@ -40,7 +38,7 @@ class ParallelSentence:
 
 
 class Sentences(Iterable[ParallelSentence]):
-    """Parallel sentences that can be read any number of times, each time from the start and in the same order.
+    """Parallel sentences that can be read any number of times, always from the start and in the same order.
 
     Example:
         >>> pair = ParallelSentence("a dog", "un chien", "en", "fr")
@@ -66,19 +64,18 @@ class Sentences(Iterable[ParallelSentence]):
 
 
 def read_lines(files: Mapping[str, str | Path], *, pivot: str = "en", lowercase: bool = False) -> Sentences:
-    """Reads line-aligned files, in which line i of every file says the same: the pivot with every other language.
+    """Reads line-aligned files, where line i has the same meaning in every file: the pivot with every other language.
 
-    The languages come one after the other in the mapping's order, each from its first line to its last. Lines end with
-    LF or CRLF; texts are NFC, stripped. An empty line is given as an empty text (a build counts and leaves it out), so
-    that line numbers keep their meaning for word alignments.
+    The languages follow one another in the mapping's order. Lines end with LF or CRLF; texts are NFC and stripped. An
+    empty line yields an empty text, so that line numbers stay valid for word alignments; a build skips and counts it.
 
     Args:
         files: path by language code.
-        pivot: the language paired with each of the others; it is the source.
+        pivot: the source language, paired with each of the others.
         lowercase: lower-case both sides, as the paper does.
 
     Returns:
-        Sentences; a file that is not UTF-8 is refused when the reading comes to the line.
+        Sentences; text that is not UTF-8 is refused when reading reaches it.
 
     Raises:
         CorpusError: the pivot or a second language is missing, a file cannot be read, or the line counts differ.
@@ -108,7 +105,7 @@ def read_lines(files: Mapping[str, str | Path], *, pivot: str = "en", lowercase:
 
 
 def read_tsv(path: str | Path, source_language: str, target_language: str, *, lowercase: bool = False) -> Sentences:
-    """Reads a file of lines ``source TAB target``; texts are NFC, stripped.
+    """Reads a file of lines ``source TAB target``; texts are NFC and stripped.
 
     Args:
         path: the file.
@@ -117,7 +114,7 @@ def read_tsv(path: str | Path, source_language: str, target_language: str, *, lo
         lowercase: lower-case both sides, as the paper does.
 
     Returns:
-        Sentences; a line without exactly two columns, or not UTF-8, is refused when the reading comes to it.
+        Sentences; a line that is not UTF-8 or has not exactly two columns is refused when reading reaches it.
 
     Raises:
         CorpusError: the file cannot be read.
@@ -150,18 +147,14 @@ def read_embedded(
         lowercase: lower-case both sides, as the paper does.
 
     Raises:
-        CorpusError: an unknown split or language.
+        CorpusError: an unknown language.
     """
-    from .embedded import LANGUAGES, sentences
-
-    if split not in SPLITS:
-        raise CorpusError(f"expected a split out of {', '.join(SPLITS)}, got {split!r}; choose one of them")
     others = [language for language in (languages or LANGUAGES) if language != pivot]
     for language in (pivot, *others):
         if language not in LANGUAGES:
             raise CorpusError(
-                f"expected languages out of {', '.join(LANGUAGES)}, got {language!r}; "
-                "the embedded corpus has no others: give files of your own for them"
+                f"expected languages among {', '.join(LANGUAGES)}, got {language!r}; "
+                "the embedded corpus has no others: use files of your own for them"
             )
 
     def read() -> Iterator[ParallelSentence]:
@@ -182,16 +175,16 @@ def read_embedded(
 def take_split(
     corpus: Iterable[ParallelSentence], split: Split, *, validation: float = 0.01, test: float = 0.01, seed: int = 0
 ) -> Sentences:
-    """Takes one of three disjoint parts of a corpus, decided by a hash of the source sentence and the seed.
+    """Takes one of three disjoint parts of a corpus, chosen by a hash of the source sentence and the seed.
 
-    Every translation of a sentence falls in the same part, whatever the order or the rest of the corpus.
+    All translations of a sentence are in the same part, whatever the order or the rest of the corpus.
 
     Args:
         corpus: parallel sentences, readable more than once.
         split: which part.
         validation: expected share of the validation part.
         test: expected share of the test part.
-        seed: another seed, another split.
+        seed: another seed gives another split.
 
     Example:
         >>> corpus = [ParallelSentence(f"dog {i}", f"chien {i}", "en", "fr") for i in range(100)]
@@ -229,7 +222,7 @@ def lower(text: str) -> str:
 
 
 def text_key(text: str) -> str:
-    """Returns what two texts must share to count as the same text: NFKC, case folded, runs of space as one.
+    """Returns the form in which equal texts are equal: NFKC, case folded, white space collapsed.
 
     Example:
         >>> text_key(" Le  CHIEN") == text_key("le chien")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,11 +16,12 @@ Translations = dict[tuple[str, str], dict[Entry, set[Entry]]]
 
 
 class Lexicon:
-    """Translations of words; finds the pairs of them that a sentence and its translation hold.
+    """Word translations; finds those that occur in a sentence and its translation.
 
-    An entry is kept as the case-folded words it consists of (characters, in languages written without spaces), so
-    entries of several words are found too. A sentence is cut into entries from left to right, the longest first: 上 is
-    not found in 晚上 when the lexicon has 晚上. Forms are matched as they stand; nothing is inflected.
+    An entry is stored as its case-folded words (characters, in languages written without spaces), so entries of several
+    words are found too. A sentence is segmented into entries from left to right, longest first: 上 is not found in 晚上
+    if the lexicon has 晚上. Words match only in the listed form; nothing is inflected. Entries are normalised to NFC,
+    like corpora.
 
     Example:
         >>> lexicon = Lexicon.from_entries("en", "fr", [("house", "maison"), ("house", "domicile"), ("dog", "chien")])
@@ -38,7 +40,7 @@ class Lexicon:
 
     @classmethod
     def from_entries(cls, source_language: str, target_language: str, pairs: Iterable[tuple[str, str]]) -> Lexicon:
-        """Makes a lexicon of one language pair out of (word, translation) pairs."""
+        """Makes a lexicon of one language pair from (word, translation) pairs."""
         table: dict[Entry, set[Entry]] = {}
         for source, target in pairs:
             _add(table, _entry(source, source_language), _entry(target, target_language))
@@ -46,7 +48,7 @@ class Lexicon:
 
     @classmethod
     def read_tsv(cls, path: str | Path, source_language: str, target_language: str) -> Lexicon:
-        """Reads lines ``word TAB translation``; either may hold several variants parted by commas.
+        """Reads lines ``word TAB translation``; each column may list several variants, separated by commas.
 
         Raises:
             CorpusError: the file cannot be read, is not UTF-8, or a line has not exactly two columns.
@@ -66,11 +68,11 @@ class Lexicon:
 
     @classmethod
     def read_lines(cls, files: Mapping[str, str | Path]) -> Lexicon:
-        """Reads line-aligned word lists, one a language: line i of each names the same meaning.
+        """Reads line-aligned word lists, one per language: line i has the same meaning in each of them.
 
         Args:
-            files: path by language code (find_lexicon_lines finds them in a folder). A line may hold several variants
-                parted by commas.
+            files: path by language code (find_lexicon_lines finds them in a folder). A line may list several variants,
+                separated by commas.
 
         Raises:
             CorpusError: fewer than two files, one cannot be read or is not UTF-8, or their line counts differ.
@@ -102,11 +104,11 @@ class Lexicon:
         return cls(translations)
 
     def __len__(self) -> int:
-        """Number of (word, translation) pairs over all language pairs and directions."""
+        """Number of (word, translation) pairs in all language pairs and directions."""
         return sum(len(targets) for table in self._translations.values() for targets in table.values())
 
     def fingerprint(self) -> str:
-        """Returns a hash of the entries, the same for lexicons that say the same."""
+        """Returns a hash of the entries; lexicons with equal entries have equal hashes."""
         digest = hashlib.blake2b(b"lexicon", digest_size=16)
         for languages, table in sorted(self._translations.items()):
             for source, targets in sorted(table.items()):
@@ -114,9 +116,9 @@ class Lexicon:
         return digest.hexdigest()
 
     def word_pairs(self, sentence: ParallelSentence) -> list[WordPair]:
-        """Returns the character spans of the entries that stand in the source and have a translation in the target.
+        """Returns the character spans of entries in the source with a translation in the target.
 
-        An entry with translations at several places, or several entries with one translation, give every such pair.
+        An entry with several translations there, or several entries with the same one, give every such pair.
         """
         languages = (sentence.source_language, sentence.target_language)
         table = self._translations.get(languages)
@@ -186,6 +188,7 @@ def _variants(field: str) -> list[str]:
 
 
 def _entry(word: str, language: str) -> Entry:
+    word = unicodedata.normalize("NFC", word)
     return tuple(word[start:end].casefold() for start, end in word_spans(word, language))
 
 

@@ -1,4 +1,4 @@
-"""Words of a text before any tokenizer: where they are, which are stop words, which occur once."""
+"""Words of a text before tokenization: where they are, which are stop words, which occur once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 
 from .corpus import Span
 
-# Languages written without spaces between words: each character counts as a word of its own.
+# Written without spaces between words: each character counts as a word of its own.
 UNSPACED = frozenset({"zh", "ja", "th", "lo", "km", "my", "yue", "wuu"})
 
 
@@ -29,9 +29,9 @@ def is_unspaced(language: str) -> bool:
 
 
 def word_spans(text: str, language: str) -> list[Span]:
-    """Finds the words of a text: runs of letters, combining marks and digits; apostrophes and hyphens part words.
+    """Finds the words of a text: runs of letters, combining marks and digits; apostrophes and hyphens split words.
 
-    In languages written without spaces every letter is a word, but runs of Latin letters and digits stay together.
+    In languages written without spaces every character is a word, but runs of Latin letters and digits stay together.
 
     Args:
         text: any text.
@@ -52,21 +52,14 @@ def word_spans(text: str, language: str) -> list[Span]:
 
 @cache
 def stop_words(language: str) -> frozenset[str]:
-    """Returns the stop words of a language, case folded, by the stopwords-iso lists; none where it has no list.
-
-    Raises:
-        ImportError: the package stopwordsiso is missing.
+    """Returns the stop words of a language, case folded, from the stopwords-iso lists; empty if there is no list.
 
     Example:
         >>> "the" in stop_words("en"), stop_words("xx")
         (True, frozenset())
     """
-    try:
-        import stopwordsiso
-    except ImportError as error:
-        raise ImportError(
-            "expected the package stopwordsiso, which lists the stop words; install it: pip install 'ctloss[train]'"
-        ) from error
+    import stopwordsiso
+
     code = primary(language)
     if not stopwordsiso.has_lang(code):
         return frozenset()
@@ -75,7 +68,7 @@ def stop_words(language: str) -> frozenset[str]:
 
 @lru_cache(maxsize=1 << 16)
 def is_stop_word(word: str, language: str) -> bool:
-    """Tells whether a word is on its language's list, or consists of such words alone.
+    """Tells whether a word is on its language's list, or consists only of such words.
 
     Example:
         >>> [is_stop_word(word, "en") for word in ("The", "house", "of the", "the house")]
@@ -86,14 +79,14 @@ def is_stop_word(word: str, language: str) -> bool:
     if folded in listed:
         return True
     spans = word_spans(folded, language)
-    # In unspaced languages single characters of a longer word are often listed; only the word itself counts there.
+    # Unspaced languages list single characters that also occur in longer words: there only the whole word counts.
     return len(spans) > 1 and not is_unspaced(language) and all(folded[start:end] in listed for start, end in spans)
 
 
 def occurs_once(text: str, span: Span, language: str) -> bool:
-    """Tells whether the word at a span occurs nowhere else in the text, whatever its case.
+    """Tells whether the word at a span occurs nowhere else in the text, ignoring case.
 
-    Elsewhere it must be parted from other letters to count; in languages written without spaces any occurrence counts.
+    Only whole words count elsewhere; in languages written without spaces every occurrence counts.
 
     Example:
         >>> occurs_once("A dog and a hot dog", (2, 5), "en"), occurs_once("A dog and a dogma", (2, 5), "en")
@@ -111,7 +104,7 @@ def occurs_once(text: str, span: Span, language: str) -> bool:
 
 @cache
 def _word_pattern(unspaced: bool) -> re.Pattern[str]:
-    # Python's \w leaves combining marks out, which would cut the words of Hindi or Thai and pointed Arabic or Hebrew.
+    # Python's \w excludes combining marks, which would split words of Hindi, Thai and vocalised Arabic or Hebrew.
     marks = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c) in ("Mn", "Mc"))
     if unspaced:
         return re.compile(rf"[0-9A-Za-z\u00c0-\u024f]+|[^\W_][{marks}]*")

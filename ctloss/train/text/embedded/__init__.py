@@ -21,10 +21,10 @@ from typing import Literal
 from .generation import EmbeddedSentence, all_sentences
 from .tables import LANGUAGES
 
-__all__ = ["LANGUAGES", "SPLITS", "EmbeddedSentence", "sentences"]
+__all__ = ["LANGUAGES", "SPLITS", "EmbeddedSentence", "Split", "sentences"]
 
 Split = Literal["train", "validation", "test"]
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def sentences(split: Split) -> Iterator[EmbeddedSentence]:

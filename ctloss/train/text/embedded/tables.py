@@ -1,9 +1,9 @@
 """Concept tables: one TSV file per semantic class, one concept per row, with every inflected form written out.
 
 A header cell names a language and the forms its cells list, as ``ru:nom|acc|g``. In a cell the forms stand in that
-order, separated by ``|``; ``-`` means that the concept lacks a form. A form may include function words around the word itself,
-which is then in brackets: ``l'[hôpital]``, ``last [week]``. The form ``g`` is not a word but the agreement class (m, f,
-n, p ...) that adjectives and verbs follow; a column ``g`` holds one class for all languages.
+order, separated by ``|``; ``-`` means that the concept lacks a form. A form may include function words around the word
+itself, which is then in brackets: ``l'[hôpital]``, ``last [week]``. The form ``g`` is not a word but the agreement
+class (m, f, n, p ...) that adjectives and verbs follow; a column ``g`` holds one class for all languages.
 """
 
 from __future__ import annotations
