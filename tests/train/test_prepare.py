@@ -47,14 +47,14 @@ def test_test_keeps_what_validation_shares_with_it(tmp_path: Path) -> None:
     made = read(corpus=(corpus,), validation=validation)
     assert [pair.source for pair in made.parts["validation"]] == ["something else"]
     assert [(pair.source, pair.target) for pair in made.parts["test"]][:2] == test[:2]
-    assert made.notes == ("validation: 2 pairs left out, whose texts are in test too",)
+    assert made.notes == ("validation: skipped 2 pairs whose texts are also in test",)
 
 
 def test_part_without_sentences_is_named(tmp_path: Path) -> None:
     corpus = read(corpus=(write(tmp_path / "en-fr.tsv", ("a cat", "un chat"), ("a dog", "un chien")),))
     tokenizer = train_wordpiece(["a cat dog un chat chien"], vocabulary=100, lower_case=True, max_length=16)
     with pytest.raises(
-        CorpusError, match=r"(validation|test): expected .*give more text, or pairs of its own with --"
+        CorpusError, match=r"(validation|test): expected .*give more text, or separate pairs with --"
     ) as e:
         build_samples(corpus, tokenizer, tmp_path / "data", max_length=Data().max_length, progress=False)
     assert "max_length" not in str(e.value)

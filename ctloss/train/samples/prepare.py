@@ -1,4 +1,4 @@
-"""From a recipe's corpus to word positioned samples: three parts that share no sentence, and where words come from."""
+"""From a recipe's corpus to word positioned samples: three disjoint parts, and the source of their word pairs."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Corpus:
     """The parts of a corpus and the source of its word pairs.
 
     Attributes:
-        parts: training, validation and test sentences; no text of the latter two is in the first.
+        parts: training, validation and test sentences; no text of the latter two occurs in the first.
         words: proposes the word pairs.
-        notes: what was left out and should be known.
+        notes: what was excluded and users should know of.
     """
 
     parts: dict[Split, Sentences]
@@ -49,16 +49,16 @@ class Corpus:
 
 
 def read_corpus(data: Data, *, evaluation_pairs: int, seed: int) -> Corpus:
-    """Reads what a recipe names as its corpus and parts it.
+    """Reads the corpus of a recipe and splits it.
 
-    Validation and test sentences are those of the files that the recipe names for them. Otherwise they are taken out
-    of the corpus by a hash of the source sentence: about one and a half times ``evaluation_pairs`` of the smallest
+    Validation and test sentences come from the files that the recipe names for them. Without such files they are taken
+    out of the corpus by a hash of the source sentence: about one and a half times ``evaluation_pairs`` of the smallest
     language pair, at most a tenth of it.
 
     Args:
         data: the recipe's data.
-        evaluation_pairs: sentence pairs a language pair that validation and test should have.
-        seed: another seed takes other sentences out.
+        evaluation_pairs: sentence pairs that validation and test should have per language pair.
+        seed: another seed gives other validation and test sentences.
 
     Raises:
         CorpusError: a file is not what its format promises, or languages are missing.
@@ -84,20 +84,20 @@ def read_corpus(data: Data, *, evaluation_pairs: int, seed: int) -> Corpus:
     parts["train"] = limited(without(training, [*parts["validation"], *parts["test"]]), data.max_pairs)
     notes: tuple[str, ...] = ()
     if data.validation or data.test:
-        # Where one of them was not taken out of the corpus, they may share sentences: those stay in test alone.
+        # Files of their own may share sentences, which then stay only in test.
         before, parts["validation"] = parts["validation"], without(parts["validation"], parts["test"])
         if shared := _count(before) - _count(parts["validation"]):
-            notes = (f"validation: {shared:,} pairs left out, whose texts are in test too",)
+            notes = (f"validation: skipped {shared:,} pairs whose texts are also in test",)
     return Corpus(parts, _word_source(data, parts["train"]), notes)
 
 
 def build_samples(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, folder: Path, *, max_length: int, progress: bool
 ) -> dict[Split, WPSCounts]:
-    """Builds the word positioned samples of every part in its own folder, or finds them there; returns the counts.
+    """Builds the word positioned samples of each part in its own folder, or reuses them; returns the counts.
 
     Raises:
-        CorpusError: nothing is left of a part.
+        CorpusError: no sentence pair of a part is left.
     """
     counts = {}
     for split in SPLITS:
@@ -113,7 +113,7 @@ def build_samples(
         except CorpusError:
             raise
         except ValueError as error:
-            hint = "" if split == "train" else f", or pairs of its own with --{split}"
+            hint = "" if split == "train" else f", or separate pairs with --{split}"
             raise CorpusError(f"{split}: {error}{hint}") from error
     return counts
 
@@ -131,7 +131,7 @@ def joined(parts: list[Sentences]) -> Sentences:
 
 
 def without(sentences: Sentences, held: Iterable[ParallelSentence]) -> Sentences:
-    """Returns the sentences neither side of which is a text of the held-out ones, case and spacing aside."""
+    """Returns the sentences neither side of which is a text of the held-out ones, ignoring case and spacing."""
     known = {stable_hash(text_key(text)) for text in texts(held)}
 
     def fresh(sentence: ParallelSentence) -> bool:
@@ -141,7 +141,7 @@ def without(sentences: Sentences, held: Iterable[ParallelSentence]) -> Sentences
 
 
 def limited(sentences: Sentences, most: int | None) -> Sentences:
-    """Returns at most so many sentence pairs, those whose texts have the smallest hashes; all of them for None."""
+    """Returns at most ``most`` sentence pairs, those with the smallest hashes; all of them for None."""
     if most is None:
         return sentences
 
@@ -172,30 +172,30 @@ def _only_embedded(data: Data) -> None:
 def _language_pairs(names: tuple[str, ...], languages: tuple[str, ...]) -> list[Sentences]:
     tables = [name for name in names if name.endswith(".tsv")]
     if tables and len(tables) == len(names):
-        return [read_tsv(name, *_columns(name, languages, alone=len(names) == 1)) for name in names]
+        return [read_tsv(name, *_columns(name, languages, only_file=len(names) == 1)) for name in names]
     if len(names) != 1:
         raise CorpusError(
             f"corpus: expected one prefix of line-aligned files, or files that all end in .tsv, got {', '.join(names)}"
-            "; give either"
+            "; give one or the other"
         )
     files = {code: Path(f"{names[0]}.{code}") for code in languages} if languages else find_lines(names[0])
     pivot = languages[0] if languages else "en" if "en" in files else next(iter(files))
     return [read_lines({pivot: files[pivot], code: path}, pivot=pivot) for code, path in files.items() if code != pivot]
 
 
-def _columns(name: str, languages: tuple[str, ...], *, alone: bool = True) -> tuple[str, str]:
+def _columns(name: str, languages: tuple[str, ...], *, only_file: bool = True) -> tuple[str, str]:
     match = re.search(r"(?<![a-z])([a-z]{2,3})-([a-z]{2,3})\.tsv$", Path(name).name)
     if match and languages and (match[1] != languages[0] or match[2] not in languages[1:]):
         raise CorpusError(
             f"languages: expected those that {name} is named after, {match[1]} then {match[2]}, got "
-            f"{' '.join(languages)}; leave --languages out, or rename the file"
+            f"{' '.join(languages)}; omit --languages, or rename the file"
         )
-    if not match and alone and len(languages) == 2:
+    if not match and only_file and len(languages) == 2:
         return languages[0], languages[1]
     if not match:
         raise CorpusError(
             f"{name}: expected a name that ends in the languages of its columns, like en-fr.tsv; rename the file, or "
-            "give it alone with --languages en fr"
+            "make it the only one, with --languages en fr"
         )
     return match[1], match[2]
 

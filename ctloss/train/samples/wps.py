@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
-# Part of every fingerprint: builds by another version of this file's rules are not reused.
+# Part of every fingerprint: builds made by other versions of these rules are not reused.
 FORMAT = 1
 ARROW_NAME, MANIFEST_NAME = "wps.arrow", "manifest.json"
-# Large enough for the tokenizer's batching to pay, small enough to stay in cache and to show progress.
+# Large enough for the tokenizer to gain from batches, small enough to stay in cache and to show progress.
 CHUNK = 2048
 
 
 class WordSource(Protocol):
-    """Where word pairs come from: Lexicon, GoldWords, CooccurrenceAligner or anything like them."""
+    """Where word pairs come from: Lexicon, GoldWords, CooccurrenceAligner or any class with these methods."""
 
     def fingerprint(self) -> str:
-        """Returns a string that differs whenever word_pairs may answer differently."""
+        """Returns a string that differs whenever word_pairs may return something else."""
 
     def word_pairs(self, sentence: ParallelSentence) -> Sequence[WordPair]:
         """Returns pairs of character spans of words that translate each other."""
@@ -50,7 +50,7 @@ class WPSCounts:
         skipped_sentences: by reason: ``empty`` (a side without text), ``duplicate`` (both texts seen before in these
             languages), ``too long`` (more wordpieces than allowed on either side).
         skipped_words: of the word pairs proposed for the kept rows, by reason: ``stop word``, ``not unique`` (a word
-            occurs again in its sentence), ``ambiguous`` (several translations remain of a word), ``span not verified``
+            occurs again in its sentence), ``ambiguous`` (a word has several translations left), ``span not verified``
             (no run of known wordpieces covers exactly the word).
         languages: rows, rows with words and word pairs by language pair, such as ``"en-fr"``.
     """
@@ -59,8 +59,12 @@ class WPSCounts:
     rows: int = 0
     rows_with_words: int = 0
     word_pairs: int = 0
-    skipped_sentences: dict[str, int] = field(default_factory=dict)
-    skipped_words: dict[str, int] = field(default_factory=dict)
+    skipped_sentences: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("empty", "duplicate", "too long"), 0)
+    )
+    skipped_words: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("stop word", "not unique", "ambiguous", "span not verified"), 0)
+    )
     languages: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -88,27 +92,27 @@ def build_wps(
     max_length: int = 128,
     progress: bool = True,
 ) -> WPSCounts:
-    """Builds the word positioned samples of a corpus in a folder, or reuses them if they are there already.
+    """Builds the word positioned samples of a corpus in a folder, or reuses those already there.
 
-    A word pair is used where each of its words occurs exactly once in its sentence and is no stop word, and a run of
-    wordpieces covers exactly its characters on both sides (Chen et al. 2022). Sentence pairs without a
-    word pair are kept for sentence-level training.
+    A word pair is used if each of its words occurs exactly once in its sentence and is not a stop word, and a run of
+    wordpieces covers exactly its characters on both sides (Chen et al. 2022). Sentence pairs without a word pair are
+    kept for sentence-level training.
 
     ``folder/wps.arrow`` (Arrow IPC, memory-mapped when read) holds a row for each kept sentence pair: source, target
     (texts); source_language, target_language; source_ids, target_ids (with special tokens); word_pairs (lists of
     source start, source end, target start, target end: positions in the ids, end exclusive); source_words,
     target_words (their texts, case folded); word_types (a hash of languages and words, see held_out);
     source_key, target_key (hashes of the normalised texts). ``folder/manifest.json`` holds the counts and the
-    fingerprint of tokenizer, corpus, word source and options: an equal fingerprint means the build is reused. Both are
-    written beside their place and then moved, the manifest last; only one process may build in a folder at a time.
+    fingerprint of tokenizer, corpus, word source and options; a build with an equal fingerprint is reused. Both files
+    are replaced atomically, the manifest last; only one process may build in a folder at a time.
 
     Args:
         pairs: the corpus; read twice (an iterator is first read into memory).
         tokenizer: a fast tokenizer.
         source_of_words: proposes the word pairs.
-        folder: where the samples go; made if missing.
+        folder: where the samples go; created if missing.
         max_length: most wordpieces of a side, special tokens included.
-        progress: show a progress bar.
+        progress: whether to show a progress bar.
 
     Returns:
         What was kept and skipped.
@@ -116,7 +120,7 @@ def build_wps(
     Raises:
         CorpusError: from reading the corpus.
         TypeError: the tokenizer is not a fast one.
-        ValueError: nothing is left of the corpus, or max_length leaves no room for words.
+        ValueError: no sentence pair is left, or max_length leaves no room for words.
     """
     require_fast(tokenizer)
     if max_length < 3:
@@ -155,7 +159,7 @@ def build_wps(
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
-    """Returns the manifest of a finished build, or None where there is none (or an unreadable or foreign one)."""
+    """Returns the manifest of a finished build, or None if it is missing, unreadable or of another format."""
     folder = Path(folder)
     try:
         document = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
@@ -166,12 +170,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
 
 
 def word_type(source_language: str, source_word: str, target_language: str, target_word: str) -> int:
-    """Returns the 64-bit hash that stands for a word translation, whatever the case and the sentence."""
+    """Returns the 64-bit hash that identifies a word translation, regardless of case and sentence."""
     return stable_hash(source_language, source_word.casefold(), target_language, target_word.casefold())
 
 
 def require_fast(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises TypeError unless the tokenizer can tell the characters of its wordpieces."""
+    """Raises TypeError unless the tokenizer reports the characters of its wordpieces."""
     if not getattr(tokenizer, "is_fast", False):
         raise TypeError(
             f"expected a fast tokenizer (one that reports character offsets), got {type(tokenizer).__name__}; "
@@ -180,17 +184,17 @@ def require_fast(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def wordpiece_span(encoding: Encoding, text: str, word: Span, unknown_id: int | None = None) -> Span | None:
-    """Finds the wordpieces that make up a word, and only that word.
+    """Finds the run of wordpieces that covers a word exactly.
 
     Args:
         encoding: the tokenizer's encoding of ``text``, special tokens included.
         text: the encoded text.
         word: the word's character span in ``text``, end exclusive.
-        unknown_id: id of the unknown wordpiece; a word with one in it has no span.
+        unknown_id: id of the unknown wordpiece; a word that contains it has no span.
 
     Returns:
         (start, end), positions in ``encoding.ids``, end exclusive; None if no run of wordpieces covers exactly the
-        characters of the word (a wordpiece reaches over its edge, characters are missing) or one of them is unknown.
+        characters of the word (a wordpiece extends beyond it, characters are missing) or one of them is unknown.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -200,7 +204,7 @@ def wordpiece_span(encoding: Encoding, text: str, word: Span, unknown_id: int | 
         (1, 3)
         >>> wordpiece_span(tokenizer.encode("hot dogs"), "hot dogs", (4, 7))  # "dog" is a wordpiece
         (1, 2)
-        >>> wordpiece_span(tokenizer.encode("hot dogs"), "hot dogs", (4, 6)) is None  # "do" is none
+        >>> wordpiece_span(tokenizer.encode("hot dogs"), "hot dogs", (4, 6)) is None  # "do" is not
         True
     """
     start, end = word
@@ -212,7 +216,7 @@ def wordpiece_span(encoding: Encoding, text: str, word: Span, unknown_id: int | 
     before, after = encoding.token_to_chars(first), encoding.token_to_chars(last)
     if before is None or after is None:
         return None
-    # Some tokenizers count the space before a word to its first wordpiece.
+    # Some tokenizers include the space before a word in its first wordpiece.
     if text[before[0] : after[1]].strip() != text[start:end]:
         return None
     if unknown_id is not None and unknown_id in encoding.ids[first : last + 1]:
@@ -271,7 +275,7 @@ def _write(path: Path, builder: _Builder, pairs: Iterable[ParallelSentence], tot
 
 
 class _Builder:
-    """Turns sentence pairs into rows, and counts."""
+    """Turns sentence pairs into rows and counts them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source_of_words: WordSource, max_length: int) -> None:
         self.counts = WPSCounts()
@@ -279,12 +283,9 @@ class _Builder:
         self._source_of_words = source_of_words
         self._max_length = max_length
         self._seen: set[int] = set()
-        self._skipped_sentences = dict.fromkeys(("empty", "duplicate", "too long"), 0)
-        self._skipped_words = dict.fromkeys(("stop word", "not unique", "ambiguous", "span not verified"), 0)
-        self.counts.skipped_sentences, self.counts.skipped_words = self._skipped_sentences, self._skipped_words
 
     def rows(self, sentences: Sequence[ParallelSentence]) -> list[dict[str, Any]]:
-        """Returns the rows of the sentence pairs that are kept."""
+        """Returns the rows of those sentence pairs that are kept."""
         self.counts.sentences += len(sentences)
         fresh = [(sentence, keys) for sentence in sentences if (keys := self._keys(sentence)) is not None]
         if not fresh:
@@ -302,7 +303,7 @@ class _Builder:
         for i, (sentence, (source_key, target_key)) in enumerate(fresh):
             source, target = encodings[i], encodings[len(fresh) + i]
             if max(len(source), len(target)) > self._max_length:
-                self._skipped_sentences["too long"] += 1
+                self.counts.skipped_sentences["too long"] += 1
                 continue
             row = {
                 "source": sentence.source,
@@ -322,11 +323,11 @@ class _Builder:
     def _keys(self, sentence: ParallelSentence) -> tuple[int, int] | None:
         source, target = text_key(sentence.source), text_key(sentence.target)
         if not source or not target:
-            self._skipped_sentences["empty"] += 1
+            self.counts.skipped_sentences["empty"] += 1
             return None
         pair = stable_hash(sentence.source_language, source, sentence.target_language, target)
         if pair in self._seen:
-            self._skipped_sentences["duplicate"] += 1
+            self.counts.skipped_sentences["duplicate"] += 1
             return None
         self._seen.add(pair)
         return stable_hash(source), stable_hash(target)
@@ -340,18 +341,18 @@ class _Builder:
                 sentence.target, b, sentence.target_language
             )
             if reason:
-                self._skipped_words[reason] += 1
+                self.counts.skipped_words[reason] += 1
             else:
                 usable.append((a, b))
         source_uses, target_uses = Counter(a for a, _ in usable), Counter(b for _, b in usable)
         for a, b in usable:
             if source_uses[a] > 1 or target_uses[b] > 1:
-                self._skipped_words["ambiguous"] += 1
+                self.counts.skipped_words["ambiguous"] += 1
                 continue
             source_span = wordpiece_span(source, sentence.source, a, unknown)
             target_span = wordpiece_span(target, sentence.target, b, unknown)
             if source_span is None or target_span is None:
-                self._skipped_words["span not verified"] += 1
+                self.counts.skipped_words["span not verified"] += 1
                 continue
             words = sentence.source[slice(*a)].casefold(), sentence.target[slice(*b)].casefold()
             kept["word_pairs"].append([*source_span, *target_span])
