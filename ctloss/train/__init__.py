@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """Pretraining with ctloss: parallel text in, an aligned multilingual encoder out.
 
 ``python -m ctloss.train`` runs it from the command line, :func:`pretrain` from Python:
@@ -7,7 +8,16 @@
     pretrain(tiny().override(batch_size=32), "runs/tiny")
 """
 
-from . import extra as extra
+from ..shared.extra import require_extra
+
+require_extra(
+    "train",
+    [
+        *("accelerate", "matplotlib", "numpy", "pyarrow", "safetensors", "sklearn", "stopwordsiso", "tensorboard"),
+        *("tokenizers", "tqdm", "transformers"),
+    ],
+)
+
 from .model.encoder import CCEEncoder
 from .recipe import Recipe, RecipeError, paper, tiny
 from .run import Results, pretrain

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from .options import Group, option, require
-from .options import RecipeError as RecipeError
+from ..shared.options import Group, OptionError, option, require
+
+# A recipe that asks for something that cannot be run.
+RecipeError = OptionError
 
 
 @dataclass(frozen=True)
@@ -17,38 +19,41 @@ class Data(Group):
     corpus: tuple[str, ...] = option(
         ("embedded",),
         "'embedded', or the prefix of line-aligned files (PREFIX.en PREFIX.fr ..., with --languages), "
-        "or TSV files named like en-fr.tsv (or one TSV with --languages)",
+        "or TSV files named like en-fr.tsv (or one TSV with --languages); files may be compressed (.gz, .bz2, .xz)",
     )
     languages: tuple[str, ...] = option(
-        (), "languages of the corpus; the first is paired with each of the others (default: all, English first)"
+        (), "languages of the corpus; the first is paired with each of the others", shown="all, English first"
     )
     validation: str | None = option(
-        None, "prefix or TSV of the validation pairs (default: taken out of the corpus by a hash of the sentence)"
+        None,
+        "prefix or TSV of the validation pairs",
+        shown="chosen from the corpus by a hash of the sentence",
     )
-    test: str | None = option(None, "prefix or TSV of the test pairs (default: as for --validation)")
+    test: str | None = option(None, "prefix or TSV of the test pairs", shown="as for --validation")
     lexicon: str | None = option(
-        None, "word-translation lexicon: a TSV, or a folder of line-aligned files (default: align by co-occurrence)"
+        None,
+        "word-translation lexicon: a TSV, or a folder of line-aligned files",
+        shown="words are aligned by co-occurrence",
     )
     alignments: tuple[str, ...] = option(
-        (), "word alignments of the corpus in Pharaoh form (i-j ...), one file a language pair"
+        (), "word alignments of the corpus in Pharaoh format (i-j ...), one file per language pair"
     )
-    max_length: int = option(128, "longest sentence in wordpieces, [CLS] and [SEP] included; longer pairs are skipped")
-    max_pairs: int | None = option(None, "at most so many training pairs, drawn by a hash of the sentence")
+    max_length: int = option(128, "longest sentence in wordpieces, including [CLS] and [SEP]; longer pairs are skipped")
+    max_pairs: int | None = option(
+        None, "at most this many training pairs, chosen by a hash of the sentence", shown="all"
+    )
     held_out_words: float = option(
-        0.1, "share of the word translations never used as a training positive, on which word retrieval is measured"
+        0.1, "share of the word translations never used as training positives, on which word retrieval is measured"
     )
     only_with_words: bool = option(
-        False, "train on pairs with a word pair alone at sentence level too, so that both levels see the same pairs"
+        False, "at sentence level too, train only on pairs with a word pair, so that all levels see the same pairs"
     )
 
     def check(self) -> None:
         require(bool(self.corpus), "corpus", "'embedded', a prefix or TSV files", self.corpus, "name one")
-        require(
-            len(self.languages) != 1, "languages", "none, or at least two", self.languages, "add the other languages"
-        )
-        require(
-            len(set(self.languages)) == len(self.languages), "languages", "distinct codes", self.languages, "drop one"
-        )
+        codes = self.languages
+        require(len(codes) != 1, "languages", "none, or at least two", codes, "add the other languages")
+        require(len(set(codes)) == len(codes), "languages", "distinct codes", codes, "drop one")
         require(
             not (self.lexicon and self.alignments),
             "alignments",
@@ -65,14 +70,14 @@ class Data(Group):
 
 @dataclass(frozen=True)
 class EncoderChoice(Group):
-    """Which encoder is trained: one from Hugging Face, or a small BERT made for the corpus."""
+    """Which encoder is trained: one from Hugging Face, or a small BERT created for the corpus."""
 
-    encoder: str = option("small", "'small' (a BERT of the sizes below), or a Hugging Face encoder by name or folder")
+    encoder: str = option("small", "'small' (a BERT of the sizes below), or name or folder of a Hugging Face encoder")
     layers: int = option(2, "small encoder: transformer layers")
     hidden: int = option(128, "small encoder: width")
     heads: int = option(2, "small encoder: attention heads")
     vocabulary: int = option(8000, "small encoder: wordpieces, trained on the corpus")
-    dropout: float = option(0.1, "dropout of the encoder (small encoder only)")
+    dropout: float = option(0.1, "small encoder: dropout")
     lower_case: bool = option(True, "lower-case the text")
 
     def check(self) -> None:
@@ -87,20 +92,19 @@ class EncoderChoice(Group):
 class ObjectiveChoice(Group):
     """What is minimised: Chen et al. 2022, eq. (3) with infoNCE or eq. (7) with CZ-NCE."""
 
-    loss: str = option("cz_nce", "contrastive loss: eq. (4) or eq. (1)", ("cz_nce", "info_nce"))
-    levels: str = option(
+    loss: Literal["cz_nce", "info_nce"] = option("cz_nce", "contrastive loss: eq. (4) or eq. (1)")
+    levels: Literal["multi", "sentence", "apart"] = option(
         "multi",
-        "what is contrasted: sentence and word vectors joined, the sentence's alone, or apart: sentences with "
-        "sentences and words with words, the mean of two losses (ours)",
-        ("multi", "sentence", "apart"),
+        "what is contrasted: sentence and word vectors concatenated, sentence vectors only, or both separately: "
+        "sentences with sentences and words with words, the mean of two losses (ours)",
     )
-    head: bool = option(True, "two-layer head between the encoder's vectors and the loss (used in training alone)")
+    head: bool = option(True, "two-layer head between the encoder's vectors and the loss (used only in training)")
     temperature: float = option(0.07, "temperature of the contrastive loss")
     negatives: Literal["both", "cross"] = option(
-        "both", "negatives of a row: both languages' other rows, or the other language's", ("both", "cross")
+        "both", "negatives of a row: the other rows of both languages, or those of the other language"
     )
-    alpha: float = option(0.1, "weight of masked language modelling; 0 leaves it out, with its cost")
-    mlm_probability: float = option(0.15, "share of the wordpieces to be predicted (of them 80 % masked, 10 % random)")
+    alpha: float = option(0.1, "weight of masked language modelling; 0 skips it and its cost")
+    mlm_probability: float = option(0.15, "share of the wordpieces to predict (80 % of them masked, 10 % random)")
 
     @property
     def needs_words(self) -> bool:
@@ -124,19 +128,17 @@ class ObjectiveChoice(Group):
 class Optimisation(Group):
     """How it is minimised."""
 
-    optimizer: str = option("adamw", "optimizer", ("adamw", "adam"))
+    optimizer: Literal["adamw", "adam"] = option("adamw", "optimizer")
     learning_rate: float = option(2e-3, "peak learning rate")
     weight_decay: float = option(0.01, "decoupled weight decay of matrices (adamw only)")
-    schedule: str = option(
-        "linear",
-        "learning rate over the run: warmup then linear decay to 0; x 0.1 at 1/3, 2/3 and 5/6; or constant",
-        ("linear", "thirds", "constant"),
+    schedule: Literal["linear", "thirds", "constant"] = option(
+        "linear", "learning rate after warmup: linear decay to 0; x 0.1 at 1/3, 2/3 and 5/6 of the run; or constant"
     )
     warmup: float = option(0.06, "share of the steps over which the learning rate rises from 0")
-    clip: float = option(1.0, "largest norm of the gradient; 0 leaves it as it is")
-    batch_size: int = option(64, "pairs a batch, on each process")
+    clip: float = option(1.0, "largest norm of the gradient; 0 does not clip")
+    batch_size: int = option(64, "pairs per batch, on each process")
     epochs: int = option(1, "passes over the training pairs")
-    max_steps: int | None = option(None, "stop after so many steps, whatever the epochs")
+    max_steps: int | None = option(None, "stop after this many steps, whatever the epochs", shown="no limit")
 
     def check(self) -> None:
         self.positive("learning_rate")
@@ -152,13 +154,15 @@ class Optimisation(Group):
 class Bookkeeping(Group):
     """Seeds, precision, and how often the run reports and saves."""
 
-    seed: int = option(2021, "seed of weights, batches, draws, masks and dropout")
-    precision: str = option("auto", "autocast: bf16 where the device has it, or always one", ("auto", "fp32", "bf16"))
-    log_every: int = option(25, "steps between lines of the log")
+    seed: int = option(2021, "seed of weights, batches, word draws, masks and dropout")
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto", "autocast: bf16 if the device multiplies it fast, or always the one given"
+    )
+    log_every: int = option(25, "steps between log lines")
     evaluate_every: int = option(250, "steps between retrieval measures on the validation pairs")
     checkpoint_every: int = option(250, "steps between checkpoints")
-    keep_checkpoints: int = option(2, "checkpoints kept")
-    evaluation_pairs: int = option(500, "most sentence pairs a language pair in validation, and in test")
+    keep_checkpoints: int = option(2, "checkpoints to keep")
+    evaluation_pairs: int = option(500, "at most this many sentence pairs per language pair in validation, and in test")
     pictured_words: int = option(12, "meanings in the t-SNE picture; 0 draws none")
 
     def check(self) -> None:
@@ -176,13 +180,16 @@ class Recipe:
         name: what the run is called in its output folder and model card.
         data, encoder, objective, optimisation, bookkeeping: its parts.
 
+    Raises:
+        RecipeError: an option has a value other than its default although the rest of the recipe ignores it.
+
     Example:
         >>> tiny().override(batch_size=32).optimisation.batch_size
         32
         >>> tiny().override(batch_size=1)
         Traceback (most recent call last):
         ...
-        ctloss.train.options.RecipeError: batch_size: expected at least 2, got 1; a row's negatives are the other rows
+        ctloss.shared.options.OptionError: batch_size: expected at least 2, got 1; a row's negatives are the other rows
     """
 
     name: str
@@ -193,33 +200,27 @@ class Recipe:
     bookkeeping: Bookkeeping = Bookkeeping()
 
     def __post_init__(self) -> None:
-        """Refuses what would have no effect: who sets it expects one."""
-        given, adam = self.encoder.encoder != "small", self.optimisation.optimizer == "adam"
         sizes = ("layers", "hidden", "heads", "vocabulary", "dropout")
-        for idle, part, names, why in (
+        given, adam = self.encoder.encoder != "small", self.optimisation.optimizer == "adam"
+        levels, needs_words = self.objective.levels, self.objective.needs_words
+        for ignored, part, names, why in (
             (given, self.encoder, sizes, "a given encoder has its own; leave it out, or choose the encoder 'small'"),
-            (adam, self.optimisation, ("weight_decay",), "adam has none; leave it out, or choose the optimizer adamw"),
+            (adam, self.optimisation, ["weight_decay"], "adam has none; leave it out, or choose the optimizer adamw"),
             (
-                not self.objective.alpha,
+                self.objective.alpha == 0,
                 self.objective,
-                ("mlm_probability",),
+                ["mlm_probability"],
                 "alpha is 0; leave it out, or raise alpha",
             ),
-            (
-                self.objective.needs_words,
-                self.data,
-                ("only_with_words",),
-                f"levels {self.objective.levels} does so anyway; drop it",
-            ),
+            (needs_words, self.data, ["only_with_words"], f"levels {levels} does so anyway; drop it"),
         ):
-            for item in fields(part):
-                value = getattr(part, item.name)
-                if idle and item.name in names and value:
-                    require(value == item.default, item.name, f"its default {item.default!r}", value, why)
+            for name in names if ignored else ():
+                value, default = getattr(part, name), getattr(type(part), name)
+                require(not value or value == default, name, f"its default {default!r}", value, why)
 
     @staticmethod
     def groups() -> dict[str, type[Group]]:
-        """Returns the parts by name, in the order in which help and model card show them."""
+        """Returns the parts by name, in the order of the help and the model card."""
         return {
             "data": Data,
             "encoder": EncoderChoice,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import sys
@@ -14,20 +15,13 @@ from typing import Any
 
 import torch
 
+from ..shared.files import locked, write_atomically
+from ..shared.options import require
+from ..shared.text import DataError
+from ..shared.training import uses_bfloat16
 from .model.encoder import CCEEncoder, make_encoders, make_tokenizer
 from .model.objective import Objective
-from .options import require
-from .output import (
-    CARD_FILE,
-    CHECKPOINTS,
-    PICTURE_FILE,
-    RESULTS_FILE,
-    checkpoints,
-    claim_folder,
-    claim_samples,
-    locked,
-    write_atomically,
-)
+from .output import CARD_FILE, PICTURE_FILE, RESULTS_FILE, checkpoints, claim_folder, claim_samples
 from .recipe import Recipe, RecipeError
 from .reporting.probe import Probe
 from .reporting.report import Measured, draw_words, model_card, table
@@ -36,7 +30,7 @@ from .samples.dataset import WPSDataset, held_out
 from .samples.prepare import build_samples, read_corpus, texts
 from .samples.sampler import BatchPlan
 from .samples.wps import ARROW_NAME, WPSCounts, read_manifest
-from .text.corpus import CorpusError, stable_hash
+from .text.corpus import stable_hash
 from .text.embedded import SPLITS, Split
 from .text.tokenizer import definition
 
@@ -46,9 +40,9 @@ class Results:
     """What a run measured.
 
     Attributes:
-        stages: measures by stage (``"before"``, ``"after"``, and ``"random"`` beside a given encoder), language pair
-            (and ``"mean"``) and name.
-        facts: steps, seconds and the like.
+        stages: measures by stage (``"before"``, ``"after"``, and ``"random"`` with a given encoder), language pair (and
+            ``"mean"``) and name.
+        facts: number of steps, seconds of training, versions.
     """
 
     stages: dict[str, dict[str, dict[str, float]]]
@@ -56,25 +50,25 @@ class Results:
 
 
 def pretrain(recipe: Recipe, output: Path | str | None = None, *, resume: bool = False) -> Results:
-    """Pretrains an encoder as a recipe says (Chen et al. 2022, eq. (3) or (7)).
+    """Pretrains an encoder following a recipe (Chen et al. 2022, eq. (3) or (7)).
 
-    The output folder then holds the encoder and its tokenizer as Hugging Face writes them, the head
+    The output folder then holds the encoder and its tokenizer in Hugging Face's format, the head
     (``cce_head.safetensors``), the model card (``README.md``), the results (``results.json``), the picture of its
     words (``words.png``), the log (``metrics.jsonl``, ``tensorboard``), the samples (``data``) and the last
-    checkpoints. On the CPU, a run that was killed and resumed ends with the weights of an unbroken one, bit for bit,
-    and two runs of one recipe give the same numbers, given the same machine and number of threads.
+    checkpoints. On the CPU, a run that was killed and resumed ends with the weights of an uninterrupted one, bit for
+    bit, and two runs of one recipe give the same numbers, given the same machine and number of threads.
 
     Args:
         recipe: the run, see :func:`tiny` and :func:`paper`.
-        output: folder for everything; ``runs/NAME`` by default.
-        resume: go on with the run in the folder, from its last whole checkpoint. A finished run is left as it is.
+        output: folder for all of this; ``runs/NAME`` by default.
+        resume: continue the run in the folder from its last complete checkpoint. A finished run stays as it is.
 
     Returns:
-        What was measured before and after.
+        The measures before and after.
 
     Raises:
-        RecipeError: the recipe cannot be run, or the folder holds something else than this run.
-        CorpusError: a corpus file is not what its format promises.
+        RecipeError: the recipe cannot be run, or the folder holds something other than this run.
+        DataError: a file is not in the format expected.
     """
     from accelerate import PartialState
 
@@ -82,8 +76,10 @@ def pretrain(recipe: Recipe, output: Path | str | None = None, *, resume: bool =
     process = PartialState(cpu=not torch.cuda.is_available())
     with ExitStack() as held:
         if process.is_main_process:
-            held.enter_context(locked(folder))
-            claim_folder(folder, recipe, resume=resume)
+            with refused("output"):
+                held.enter_context(locked(folder))
+            for removed in claim_folder(folder, recipe, resume=resume):
+                print(f"removed, as it was incomplete or damaged: {removed}", file=sys.stderr)
         process.wait_for_everyone()
         if not (folder / RESULTS_FILE).is_file():
             return _Run(recipe, folder, process).finish()
@@ -96,10 +92,10 @@ def pretrain(recipe: Recipe, output: Path | str | None = None, *, resume: bool =
 
 @contextmanager
 def refused(name: str) -> Iterator[None]:
-    """Turns what a part of the run refuses about its input into a RecipeError that names the field concerned."""
+    """Turns errors about the input of a part of the run into a RecipeError that names the field concerned."""
     try:
         yield
-    except (CorpusError, RecipeError):
+    except (DataError, RecipeError):
         raise
     except (ValueError, OSError) as error:
         raise RecipeError(f"{name}: {error}") from error
@@ -115,10 +111,9 @@ class _Run:
             self.say(note)
         with refused("encoder"):
             self.tokenizer = make_tokenizer(recipe, texts(self.corpus.parts["train"]))
+            self.encoder, self.random = make_encoders(recipe, self.tokenizer)
         with refused("corpus"):
             self.counts = self._build()
-        with refused("encoder"):
-            self.encoder, self.random = make_encoders(recipe, self.tokenizer)
         self.say(
             f"encoder: {sum(p.numel() for p in self.encoder.backbone.parameters()):,} parameters "
             f"({type(self.encoder.backbone).__name__}); vocabulary of {len(self.tokenizer):,} wordpieces"
@@ -127,22 +122,20 @@ class _Run:
         self.test = self._probe(self.test_rows)
 
     def say(self, text: str) -> None:
-        """Prints on the main process alone."""
+        """Prints, only on the main process."""
         if self.process.is_main_process:
             print(text, file=sys.stderr, flush=True)
 
     def finish(self) -> Results:
-        """Measures, trains, measures again, and writes what a run leaves."""
+        """Measures, trains, measures again, and writes the results."""
         stages: dict[str, Measured] = {}
         if self.random is not None:
             stages["random"] = self.test(self.random)
         stages["before"] = self.test(self.encoder)
-        before = _copy(self.encoder)
+        before = copy.deepcopy(self.encoder)
         steps, seconds = self._train()
         stages["after"] = self.test(self.encoder)
         self.process.wait_for_everyone()
-        from .trainer import uses_bfloat16
-
         facts = {
             "steps": steps,
             "seconds of training since the last start": round(seconds, 1),
@@ -245,9 +238,9 @@ class _Run:
             f"{'bfloat16 autocast' if trainer.args.bf16 else 'float32'}, {world} process{'es' if world > 1 else ''}"
         )
         if world > 1:
-            self.say(f"each of the {world} processes has its own negatives: they are not shared between processes")
+            self.say(f"each of the {world} processes has its own negatives: they are not shared")
         started = time.perf_counter()
-        steps = trainer.run(checkpoints(self.folder / CHECKPOINTS))
+        steps = trainer.run(checkpoints(self.folder))
         return steps, time.perf_counter() - started
 
     def _write(self, results: Results, before: CCEEncoder) -> None:
@@ -268,16 +261,10 @@ class _Run:
         counts = "\n".join(f"{split}: {count}" for split, count in self.counts.items())
         write_atomically(self.folder / CARD_FILE, model_card(self.recipe, results.stages, counts, results.facts))
         document = {"recipe": self.recipe.as_dict(), "stages": results.stages, "facts": results.facts}
-        # Written last: its presence says that the run is finished.
+        # Written last: its presence means that the run is finished.
         write_atomically(self.folder / RESULTS_FILE, json.dumps(document, indent=2) + "\n")
         self.say(
             "\n"
             + table(results.stages, held_out=self.recipe.data.held_out_words > 0)
             + f"\n\nencoder, model card and results: {self.folder}"
         )
-
-
-def _copy(encoder: CCEEncoder) -> CCEEncoder:
-    import copy
-
-    return copy.deepcopy(encoder)

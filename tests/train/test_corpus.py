@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 
 pytest.importorskip("tokenizers")
 
+from ctloss.shared.text import DataError, aligned_files
 from ctloss.train.text.alignment import GoldWords, with_alignments
 from ctloss.train.text.cooccurrence import CooccurrenceAligner
 from ctloss.train.text.corpus import (
-    CorpusError,
     ParallelSentence,
-    find_lines,
-    lower,
     read_embedded,
     read_lines,
     read_tsv,
@@ -47,7 +45,7 @@ def words_of(sentence: ParallelSentence, pairs: list) -> list[tuple[str, str]]:
 
 def test_line_aligned_files_pair_the_pivot_with_every_other_language(tmp_path: Path) -> None:
     write(tmp_path, en="One\nTwo\n", fr="Un\nDeux\n", de="Eins\r\nZwei")
-    sentences = read_lines(find_lines(tmp_path / "corpus"))
+    sentences = read_lines(aligned_files(tmp_path / "corpus"))
     assert list(sentences) == [
         ParallelSentence("One", "Eins", "en", "de"),
         ParallelSentence("Two", "Zwei", "en", "de"),
@@ -57,33 +55,15 @@ def test_line_aligned_files_pair_the_pivot_with_every_other_language(tmp_path: P
     assert list(sentences) == list(sentences)
 
 
-def test_find_lines_takes_languages_alone(tmp_path: Path) -> None:
-    write(tmp_path, en="", fr="", gz="", tokens="", **{"pt-br": ""})
-    (tmp_path / "corpus2.de").touch()
-    assert sorted(find_lines(tmp_path / "corpus")) == ["en", "fr", "pt-br"]
-    with pytest.raises(CorpusError, match=r"expected at least two files .*corpus2\.LANGUAGE"):
-        find_lines(tmp_path / "corpus2")
-
-
 def test_text_is_nfc_stripped_and_without_byte_order_mark(tmp_path: Path) -> None:
     files = write(tmp_path, en=b"\xef\xbb\xbf A dog \n", fr="  Cafe\u0301\u2028noir \n")
     [sentence] = read_lines(files)
     assert (sentence.source, sentence.target) == ("A dog", "Café\u2028noir")
 
 
-def test_lowercase_option(tmp_path: Path) -> None:
-    [sentence] = read_lines(write(tmp_path, en="The DOG\n", fr="Été\n"), lowercase=True)
-    assert (sentence.source, sentence.target) == ("the dog", "été")
-
-
-@given(WORD)
-def test_lower_keeps_every_position(text: str) -> None:
-    assert len(lower(text)) == len(text)
-
-
 def test_unequal_line_counts_name_file_and_line(tmp_path: Path) -> None:
     files = write(tmp_path, en="a\nb\n", fr="a\nb\nc")
-    with pytest.raises(CorpusError, match=r"corpus\.fr, line 3: no such line in .*corpus\.en.*got 3 and 2"):
+    with pytest.raises(DataError, match=r"corpus\.en, line 3: expected 3 lines as in corpus\.fr, got 2"):
         read_lines(files)
 
 
@@ -96,7 +76,7 @@ def test_bad_utf8_names_file_and_line(tmp_path: Path, reader: str) -> None:
         "tsv": lambda: list(read_tsv(files["fr"], "en", "fr")),
         "lexicon": lambda: Lexicon.read_tsv(files["fr"], "en", "fr"),
     }
-    with pytest.raises(CorpusError, match=r"corpus\.fr, line 2: expected UTF-8, got byte 0xff at position 3"):
+    with pytest.raises(DataError, match=r"corpus\.fr, line 2: expected UTF-8, got byte 0xff at position 3"):
         readers[reader]()
 
 
@@ -104,14 +84,14 @@ def test_bad_utf8_names_file_and_line(tmp_path: Path, reader: str) -> None:
 def test_malformed_tsv_line_names_file_and_line(tmp_path: Path, line: str, columns: int) -> None:
     path = tmp_path / "en-fr.tsv"
     path.write_text(f"a\tb\n{line}\n")
-    with pytest.raises(CorpusError, match=rf"en-fr\.tsv, line 2: expected two columns.*got {columns}"):
+    with pytest.raises(DataError, match=rf"en-fr\.tsv, line 2: expected two columns.*got {columns}"):
         list(read_tsv(path, "en", "fr"))
 
 
 def test_missing_file_and_missing_pivot_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"none\.tsv: expected a readable text file"):
-        read_tsv(tmp_path / "none.tsv", "en", "fr")
-    with pytest.raises(CorpusError, match=r"expected files of 'en' .*got languages \['de', 'fr'\]"):
+    with pytest.raises(DataError, match=r"none\.tsv: expected a readable text file"):
+        list(read_tsv(tmp_path / "none.tsv", "en", "fr"))
+    with pytest.raises(DataError, match=r"expected files of 'en' .*got languages \['de', 'fr'\]"):
         read_lines(write(tmp_path, de="a", fr="b"))
 
 
@@ -125,13 +105,12 @@ def test_splits_partition_the_corpus_and_keep_a_sentence_together(pairs: list[tu
 
 
 def test_embedded_corpus_carries_words_that_lie_in_its_texts() -> None:
-    for sentence in read_embedded("validation", languages=["fr", "zh"], lowercase=True):
+    for sentence in read_embedded("validation", languages=["fr", "zh"]):
         assert sentence.source_language == "en"
-        assert sentence.source == sentence.source.lower()
         for source, target in words_of(sentence, GoldWords().word_pairs(sentence)):
             for word in (source, target):
                 assert len(word) == len(word.strip()) > 0
-    with pytest.raises(CorpusError, match="got 'xx'"):
+    with pytest.raises(DataError, match="got 'xx'"):
         read_embedded("train", languages=["xx"])
 
 
@@ -176,7 +155,7 @@ def test_lexicon_files(tmp_path: Path) -> None:
     assert words_of(sentence, lexicon.word_pairs(sentence)) == [("maison", "Haus")]
     assert len(lexicon) == 2 * (3 + 2 + 3)
     (tmp_path / "fr_uni.txt").write_text("maison\n")
-    with pytest.raises(CorpusError, match=r"fr_uni\.txt, line 2: expected as many lines as .*got 1 and 2"):
+    with pytest.raises(DataError, match=r"fr_uni\.txt, line 2: expected 2 lines as in en_uni\.txt, got 1"):
         Lexicon.read_lines({"en": tmp_path / "en_uni.txt", "fr": tmp_path / "fr_uni.txt"})
 
 
@@ -210,7 +189,7 @@ def test_pharaoh_alignments_keep_one_to_one_links_and_leave_punctuation_out(tmp_
 def test_bad_alignments_are_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "en-fr.align"
     path.write_text(text)
-    with pytest.raises(CorpusError, match=rf"en-fr\.align.*{message}"):
+    with pytest.raises(DataError, match=rf"en-fr\.align.*{message}"):
         list(with_alignments(parallel(ENGLISH_FRENCH[:2]), path))
 
 

@@ -21,9 +21,10 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
+from ctloss.shared.models import load_encoder
 from ctloss.train import CCEEncoder
-from ctloss.train.model.encoder import load_backbone, random_backbone, small_backbone
-from ctloss.train.text.tokenizer import load_tokenizer, train_wordpiece
+from ctloss.train.model.encoder import small_backbone
+from ctloss.train.text.tokenizer import read_tokenizer, train_wordpiece
 
 pytestmark = pytest.mark.numeric
 
@@ -129,30 +130,12 @@ def test_mlm_logits_are_the_models_own(model: PreTrainedModel) -> None:
     torch.testing.assert_close(encoder.mlm_logits(states[mask.bool()]), expected[mask.bool()])
 
 
-@pytest.mark.parametrize("mlm", [False, True])
-def test_pickled_weights_are_not_read(tmp_path: Path, mlm: bool) -> None:
-    model = BertForMaskedLM(BertConfig(**SIZES, intermediate_size=32))
-    model.config.save_pretrained(tmp_path)
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"expected an encoder with its weights as safetensors, got .* convert them"):
-        load_backbone(str(tmp_path), mlm=mlm)
-
-
-def test_random_backbone_has_other_weights_of_the_same_shapes() -> None:
-    given = backbone()
-    other = random_backbone(given)
-    for (name, a), b in zip(given.named_parameters(), other.parameters(), strict=True):
-        assert a.shape == b.shape
-        if name.endswith("query.weight"):
-            assert not torch.equal(a, b)
-
-
 def test_pooler_is_left_out_of_training(tmp_path: Path) -> None:
     BertForMaskedLM(BertConfig(**SIZES, intermediate_size=32)).save_pretrained(tmp_path)
     encoder = CCEEncoder(AutoModel.from_pretrained(tmp_path), levels="sentence", head=False)
     frozen = [name for name, parameter in encoder.named_parameters() if not parameter.requires_grad]
     assert sorted(frozen) == ["backbone.pooler.dense.bias", "backbone.pooler.dense.weight"]
-    assert "pooler" not in "".join(name for name, _ in load_backbone(str(tmp_path), mlm=False).named_parameters())
+    assert "pooler" not in "".join(name for name, _ in load_encoder(tmp_path).named_parameters())
 
 
 def test_trained_tokenizer_keeps_accents_and_parts_chinese(tmp_path: Path) -> None:
@@ -177,8 +160,8 @@ def test_trained_vocabulary_is_the_same_in_every_process() -> None:
 
 def test_lower_casing_of_a_given_tokenizer_is_saved(tmp_path: Path) -> None:
     train_wordpiece(TEXTS, vocabulary=200, lower_case=False, max_length=16).save_pretrained(tmp_path / "cased")
-    cased = load_tokenizer(str(tmp_path / "cased"), lower_case=False)
-    lowered = load_tokenizer(str(tmp_path / "cased"), lower_case=True)
+    cased = read_tokenizer(str(tmp_path / "cased"), lower_case=False)
+    lowered = read_tokenizer(str(tmp_path / "cased"), lower_case=True)
     assert cased.tokenize("THE") != cased.tokenize("the")
     lowered.save_pretrained(tmp_path / "lowered")
     again = AutoTokenizer.from_pretrained(tmp_path / "lowered")

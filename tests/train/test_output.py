@@ -1,13 +1,15 @@
-"""The output folder: whose it is, what may be gone on with, and checkpoints that count only when whole."""
+"""The output folder: which run it belongs to, and what can be resumed."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from ctloss.shared.files import locked
 from ctloss.train import RecipeError, pretrain
-from ctloss.train.output import checkpoints, is_complete, locked, remove_incomplete, remove_old, writing_folder
+from ctloss.train.output import checkpoints
 from support.tiny_runs import small_recipe, write_corpus
 
 
@@ -17,7 +19,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("changed", ["corpus", "lexicon"])
-def test_other_data_are_not_gone_on_with(tmp_path: Path, changed: str) -> None:
+def test_a_run_on_changed_data_is_not_resumed(tmp_path: Path, changed: str) -> None:
     corpus, lexicon = write_corpus(tmp_path), tmp_path / "lexicon.en-fr.tsv"
     lexicon.write_text("cat\tchat\ndog\tchien\nbird\toiseau\nbread\tpain\n", encoding="utf-8")
     recipe = small_recipe(corpus, lexicon=str(lexicon), max_steps=2, checkpoint_every=2, pictured_words=0)
@@ -26,7 +28,7 @@ def test_other_data_are_not_gone_on_with(tmp_path: Path, changed: str) -> None:
     (output / "results.json").unlink()
     path = corpus if changed == "corpus" else lexicon
     path.write_text(path.read_text(encoding="utf-8").replace("bread\t", "loaf\t").replace("bread", "loaf"))
-    with pytest.raises(RecipeError, match=r"was started with, got another content of: .*train") as refusal:
+    with pytest.raises(RecipeError, match=r"was started with, got other content in: .*train") as refusal:
         pretrain(recipe, output, resume=True)
     assert ("tokenizer" in str(refusal.value)) == (changed == "corpus")
     path.write_text(path.read_text(encoding="utf-8").replace("loaf\t", "bread\t").replace("loaf", "bread"))
@@ -55,33 +57,24 @@ def test_folder_takes_one_run_at_a_time(corpus: Path, tmp_path: Path) -> None:
         pass
 
 
-def test_incomplete_checkpoints_do_not_count(tmp_path: Path) -> None:
-    for step in (4, 8, 12):
-        with writing_folder(tmp_path / f"checkpoint-{step}") as folder:
-            (folder / "weights").write_bytes(bytes(step))
-    (tmp_path / "checkpoint-8" / "weights").write_bytes(b"short")
-    (tmp_path / "checkpoint-12" / "complete.json").unlink()
-    (tmp_path / "checkpoint-16.partial").mkdir()
-    assert [step for step, _ in checkpoints(tmp_path)] == [4]
-    remove_incomplete(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+def test_a_damaged_checkpoint_is_removed_and_an_older_one_resumed(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, output = small_recipe(corpus, max_steps=4, checkpoint_every=2, pictured_words=0), tmp_path / "run"
+    pretrain(recipe, output)
+    (output / "results.json").unlink()
+    weights = (output / "model.safetensors").read_bytes()
+    (_, older), (_, newer) = checkpoints(output)
+    # As the former version marked it: with sizes, without checksums.
+    marker = older / "complete.json"
+    files = json.loads(marker.read_text(encoding="utf-8"))["files"]
+    marker.write_text(json.dumps({"files": {name: entry["size"] for name, entry in files.items()}}), encoding="utf-8")
+    damaged = bytearray((newer / "optimizer.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (newer / "optimizer.safetensors").write_bytes(damaged)
+    written = marker.stat().st_mtime_ns
 
-
-def test_folder_whose_writing_fails_is_not_there(tmp_path: Path) -> None:
-    def fill() -> None:
-        with writing_folder(tmp_path / "checkpoint-1") as folder:
-            (folder / "weights").write_bytes(b"1")
-            raise RuntimeError("disk full")
-
-    with pytest.raises(RuntimeError, match="disk"):
-        fill()
-    assert not (tmp_path / "checkpoint-1").exists()
-    assert not is_complete(tmp_path / "checkpoint-1.partial")
-
-
-def test_old_checkpoints_go(tmp_path: Path) -> None:
-    for step in (9, 10, 100):
-        with writing_folder(tmp_path / f"checkpoint-{step}") as folder:
-            (folder / "weights").write_bytes(b"1")
-    remove_old(tmp_path, keep=2)
-    assert [step for step, _ in checkpoints(tmp_path)] == [10, 100]
+    assert pretrain(recipe, output, resume=True).facts["steps"] == 4
+    assert f"incomplete or damaged: {newer}" in capsys.readouterr().err
+    assert marker.stat().st_mtime_ns == written
+    assert (output / "model.safetensors").read_bytes() == weights

@@ -9,7 +9,7 @@ import pytest
 from ctloss.train import tiny
 from ctloss.train.recipe import Data
 from ctloss.train.samples.prepare import Corpus, build_samples, read_corpus
-from ctloss.train.text.corpus import CorpusError
+from ctloss.train.text.corpus import DataError
 from ctloss.train.text.tokenizer import train_wordpiece
 from support.tiny_runs import write_corpus
 
@@ -26,9 +26,7 @@ def write(path: Path, *pairs: tuple[str, str]) -> str:
 @pytest.mark.parametrize("languages", [("fr", "en"), ("en", "de"), ("de", "en", "es")])
 def test_languages_that_contradict_a_name_are_refused(tmp_path: Path, languages: tuple[str, ...]) -> None:
     corpus = str(write_corpus(tmp_path))
-    with pytest.raises(
-        CorpusError, match=r"languages: expected those that .*en-fr\.tsv is named after, en then fr, got"
-    ):
+    with pytest.raises(DataError, match=r"languages: expected those that .*en-fr\.tsv is named after, en then fr, got"):
         read(corpus=(corpus,), languages=languages)
     assert read(corpus=(corpus,), languages=("en", "fr")).parts.keys() == read(corpus=(corpus,)).parts.keys()
 
@@ -36,7 +34,7 @@ def test_languages_that_contradict_a_name_are_refused(tmp_path: Path, languages:
 def test_languages_must_hold_for_every_table(tmp_path: Path) -> None:
     tables = [write(tmp_path / f"en-{code}.tsv", ("a cat", f"cat {code}")) for code in ("fr", "de")]
     assert len(list(read(corpus=tuple(tables), languages=("en", "de", "fr")).parts["train"])) <= 2
-    with pytest.raises(CorpusError, match=r"en-de\.tsv is named after"):
+    with pytest.raises(DataError, match=r"en-de\.tsv is named after"):
         read(corpus=tuple(tables), languages=("en", "fr"))
 
 
@@ -54,7 +52,7 @@ def test_part_without_sentences_is_named(tmp_path: Path) -> None:
     corpus = read(corpus=(write(tmp_path / "en-fr.tsv", ("a cat", "un chat"), ("a dog", "un chien")),))
     tokenizer = train_wordpiece(["a cat dog un chat chien"], vocabulary=100, lower_case=True, max_length=16)
     with pytest.raises(
-        CorpusError, match=r"(validation|test): expected .*give more text, or separate pairs with --"
+        DataError, match=r"(validation|test): expected .*give more text, or separate pairs with --"
     ) as e:
         build_samples(corpus, tokenizer, tmp_path / "data", max_length=Data().max_length, progress=False)
     assert "max_length" not in str(e.value)

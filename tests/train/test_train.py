@@ -1,4 +1,4 @@
-"""Pretraining end to end: what a run leaves, that it repeats, and that a killed run goes on as if it had not been."""
+"""Pretraining end to end: what a run leaves, that it repeats, and that a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ctloss.train.output import checkpoints
 from ctloss.train.recipe import Optimisation
 from ctloss.train.reporting.logs import TensorBoard
 from ctloss.train.samples.sampler import BatchPlan
-from ctloss.train.trainer import learning_rate_factor, total_steps, training_arguments
+from ctloss.train.trainer import learning_rate_schedule, total_steps
 from support.tiny_runs import small_arguments, small_recipe, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,7 +128,7 @@ def test_seeded_runs_agree(corpus: Path, unbroken: tuple[Path, Results], tmp_pat
         ("train.model.objective", "module.Objective", "forward", 7, [4]),
         ("train.model.objective", "module.Objective", "forward", 12, [4, 8]),
         ("train.model.objective", "module.Objective", "forward", 15, [8, 12]),
-        ("train.output", "module", "write_atomically", 4, [4]),
+        ("shared.files", "module", "write_atomically", 2, [4]),
         ("train.run", "module", "write_atomically", 2, [16, 18]),
     ],
     ids=["epoch 0", "epoch 1", "a later epoch", "before a checkpoint's marker", "before the results"],
@@ -150,7 +150,7 @@ def test_killed_run_goes_on_bit_for_bit(
         [sys.executable, "-c", script, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True
     )
     assert child.returncode == -9, child.stderr
-    assert [step for step, _ in checkpoints(output / "checkpoints")] == saved
+    assert [step for step, _ in checkpoints(output)] == saved
     assert not (output / "results.json").exists()
 
     results = pretrain(small_recipe(corpus), output, resume=True)
@@ -177,17 +177,6 @@ def test_finished_run_is_left_alone(
     said = capsys.readouterr().err
     assert "| sentence retrieval, source → target |" in said
     assert "finished already" in said
-
-
-def test_one_process_uses_one_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
-    def several(arguments: TrainingArguments) -> torch.device:
-        arguments._n_gpu = 3
-        return torch.device("cpu")
-
-    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(several))
-    monkeypatch.setattr(TrainingArguments, "device", property(several))
-    assert training_arguments(tiny(), tmp_path)._n_gpu == 1
-    assert "1 of 3 GPUs is used; torchrun uses all" in capsys.readouterr().err
 
 
 def test_another_run_is_not_overwritten(corpus: Path, unbroken: tuple[Path, Results], tmp_path: Path) -> None:
@@ -223,7 +212,7 @@ def test_longer_sentences_than_a_given_encoder_takes_are_refused(
     corpus: Path, unbroken: tuple[Path, Results], tmp_path: Path
 ) -> None:
     recipe = tiny().override(corpus=(str(corpus),), encoder=str(unbroken[0]), max_length=129)
-    with pytest.raises(RecipeError, match=r"max_length: expected at most 128, as .* has, got 129; lower it"):
+    with pytest.raises(RecipeError, match=r"encoder: expected max_length at most 128, .*, got 129; lower it"):
         pretrain(recipe, tmp_path / "long")
 
 
@@ -273,15 +262,24 @@ def test_steps_of_a_run_are_those_of_each_process() -> None:
     assert total_steps(Optimisation(epochs=3, max_steps=5), batches=7, processes=2) == 5
 
 
-def test_learning_rate_schedules() -> None:
-    thirds = learning_rate_factor(Optimisation(schedule="thirds", warmup=0.0), 600)
-    assert [thirds(step) for step in (0, 199, 200, 399, 400, 499, 500)] == pytest.approx(
-        [1, 1, 0.1, 0.1, 0.01, 0.01, 0.001]
-    )
-    linear = learning_rate_factor(Optimisation(schedule="linear", warmup=0.1), 100)
-    assert [linear(step) for step in (0, 5, 10, 55, 100)] == pytest.approx([0, 0.5, 1, 0.5, 0])
-    constant = learning_rate_factor(Optimisation(schedule="constant", warmup=0.0), 100)
-    assert {constant(step) for step in range(100)} == {1.0}
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "steps", "expected"),
+    [
+        ("thirds", 0.0, 600, {0: 1, 199: 1, 200: 0.1, 399: 0.1, 400: 0.01, 499: 0.01, 500: 0.001}),
+        ("thirds", 0.1, 60, {0: 0, 3: 0.5, 6: 1, 20: 0.1}),
+        ("linear", 0.1, 100, {0: 0, 5: 0.5, 10: 1, 55: 0.5, 100: 0}),
+        ("constant", 0.0, 100, dict.fromkeys(range(100), 1)),
+    ],
+)
+def test_learning_rate_schedules(schedule: Any, warmup: float, steps: int, expected: dict[int, float]) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = learning_rate_schedule(Optimisation(schedule=schedule, warmup=warmup), optimizer, steps)
+    rates = []
+    for _ in range(steps + 1):
+        rates += scheduler.get_last_lr()
+        optimizer.step()
+        scheduler.step()
+    assert [rates[step] for step in expected] == pytest.approx(list(expected.values()))
 
 
 def test_event_files_of_one_second_keep_their_order(tmp_path: Path) -> None:

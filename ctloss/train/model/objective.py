@@ -13,7 +13,7 @@ import ctloss
 
 from .encoder import CCEEncoder
 
-# Below this φ, 1 - softmax rounds to 0 in float32: rows whose infoNCE would lose its gradient if computed that way.
+# Below this φ, 1 - softmax rounds to 0 in float32: infoNCE computed that way would lose these rows' gradients.
 SATURATED = math.log(6e-8)
 FORCES = ("pull", "push")
 
@@ -23,9 +23,9 @@ class Objective(nn.Module):
 
         L = L_contrastive + α · L_MLM,
 
-    where L_contrastive is the batch mean, eq. (2), over the CCE vectors of clean text, in float32 whatever the autocast
-    (the mean of two such losses, one a level, where the encoder keeps its levels apart), and L_MLM the mean of both
-    languages' cross-entropies over the masked copies. Logits are formed at the masked positions alone, and with α = 0
+    where L_contrastive is the batch mean, eq. (2), over the CCE vectors of clean text, in float32 under any autocast
+    (the mean of two such losses, one per level, if the encoder keeps its levels apart), and L_MLM is the mean of both
+    languages' cross-entropies over the masked copies. Logits are computed only at the masked positions, and with α = 0
     the masked copies are not read.
 
     Args:
@@ -36,7 +36,7 @@ class Objective(nn.Module):
         alpha: weight of L_MLM.
     """
 
-    # Trainer: the loss is a mean over the batch and takes no token counts.
+    # Read by Trainer: the loss is a mean over the batch and takes no token counts.
     accepts_loss_kwargs = False
 
     def __init__(
@@ -74,15 +74,15 @@ class Objective(nn.Module):
         Args:
             source_ids, target_ids: wordpieces, (n, length), each side with its own length.
             source_mask, target_mask: 1 at tokens and 0 at padding.
-            source_span, target_span: the words' positions, (n, 2), end exclusive; needed but at the sentence level.
+            source_span, target_span: the words' positions, (n, 2), end exclusive; not needed at the sentence level.
             source_masked_ids, target_masked_ids: copies with masked wordpieces; needed with α > 0.
             source_labels, target_labels: the wordpieces to predict, -100 elsewhere; needed with α > 0.
-            forces: measure ``pull`` and ``push`` too, at the price of one more pass through the loss.
+            forces: whether to measure ``pull`` and ``push`` too, which costs one more pass through the loss.
 
         Returns:
             Float32 scalars: ``loss``, and detached ``contrastive``, ``mlm`` (with α > 0), ``z_mean``, ``z_min`` and
-            ``saturated``, the share of rows with φ = exp(z) < 6e-8; ``pull`` and ``push`` where asked for, see
-            :func:`pull_and_push`, with levels apart the means of both levels'.
+            ``saturated``, the share of rows with φ = exp(z) < 6e-8; on request ``pull`` and ``push``, see
+            :func:`pull_and_push`, averaged over the levels if they are apart.
         """
         pad = self.encoder.backbone.config.pad_token_id
         ids, mask = _stack(source_ids, target_ids, pad), _stack(source_mask, target_mask, 0)
@@ -95,7 +95,10 @@ class Objective(nn.Module):
             measured |= self._forces(x, y)
         if self.alpha > 0:
             if source_masked_ids is None or target_masked_ids is None or source_labels is None or target_labels is None:
-                raise ValueError("alpha above 0 needs masked copies and labels of both sides; the batch has none")
+                raise ValueError(
+                    "expected masked copies and labels of both sides with alpha above 0, got a batch without; make the "
+                    "collator with mlm_probability above 0, or set alpha to 0"
+                )
             masked = _stack(source_masked_ids, target_masked_ids, pad)
             mlm = self._mlm(masked, mask, _stack(source_labels, target_labels, -100))
             loss = contrastive + self.alpha * mlm
@@ -108,7 +111,7 @@ class Objective(nn.Module):
             return function(x, y, temperature=self.temperature, negatives=self.negatives, reduction="none")
 
     def _margins(self, rows: Tensor) -> dict[str, Tensor]:
-        # infoNCE's rows are softplus(z); its inverse is written so that neither end overflows.
+        # infoNCE's rows are softplus(z); this form of its inverse overflows at neither end.
         if self.loss == "cz_nce":
             z = rows
         else:
@@ -136,7 +139,7 @@ class Objective(nn.Module):
 def pull_and_push(
     x: Tensor, y: Tensor, *, loss: str, temperature: float, negatives: Literal["both", "cross"] = "both"
 ) -> tuple[Tensor, Tensor]:
-    """Norms of what draws positives together, and of what drives negatives apart, in the gradient of the batch loss.
+    """Norms of the two parts of the gradient: what pulls positives together and what pushes negatives apart.
 
     With unit rows u_i, N = 2n of them, and a row's weight w_i = 1 (CZ-NCE) or sigmoid(z_i) (infoNCE), the gradient of
     Chen et al. 2022, eq. (2), before it is taken through the cosine, is
@@ -144,12 +147,12 @@ def pull_and_push(
         dL/du_i = push_i - pull_i,   pull_i = (w_i + w_p(i)) u_p(i) / (Nτ),   push_i = Σ_j W_ij u_j / (Nτ).
 
     Args:
-        x, y: (n, d), not yet normalised.
+        x, y: (n, d), not normalised.
         loss: ``"cz_nce"`` or ``"info_nce"``.
         temperature, negatives: see :func:`ctloss.cz_nce`.
 
     Returns:
-        The norms of all pulls and of all pushes, scalars without gradient.
+        The norms of all pulls and of all pushes: scalars without gradient.
 
     Example:
         >>> x = torch.eye(3)
@@ -174,7 +177,7 @@ def _levels(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def _mean(values: Tensor) -> Tensor:
-    # A side without a masked wordpiece has nothing to predict: 0, and a gradient of 0, rather than NaN.
+    # A side without masked wordpieces has nothing to predict: 0 with a gradient of 0 instead of NaN.
     return values.sum() / max(len(values), 1)
 
 

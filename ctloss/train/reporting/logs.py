@@ -1,4 +1,4 @@
-"""What a run says while it goes: a progress bar with one line a report, and a file of JSON lines."""
+"""What a run reports while it trains: a progress bar with one line per report, JSON lines, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
-from ..output import write_atomically
+from ...shared.files import write_atomically
 
 SHOWN = {
     "loss": "loss",
@@ -32,10 +32,10 @@ SHOWN = {
 
 
 class JSONLines(TrainerCallback):
-    """Appends every report to a file, one JSON object a line.
+    """Appends every report to a file, one JSON object per line.
 
-    A resumed run first drops the lines after the step that it resumes from, so that the file reads like that of an
-    unbroken run.
+    A resumed run first drops the lines after the step it resumes from, so the file reads like that of an uninterrupted
+    run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,9 +55,9 @@ class JSONLines(TrainerCallback):
 
 
 class TensorBoard(TensorBoardCallback):
-    """Writes every report for TensorBoard, on the main process alone.
+    """Writes every report for TensorBoard, only on the main process.
 
-    A resumed run purges what a killed run reported after its last checkpoint: TensorBoard shows one run.
+    A resumed run purges what a killed run reported after its last checkpoint, so TensorBoard shows one run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -65,11 +65,11 @@ class TensorBoard(TensorBoardCallback):
         self._folder = folder
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Opens the file of events."""
+        """Opens the event file."""
         if state.is_world_process_zero:
             purged = state.global_step + 1 if state.global_step else None
-            # Files are read in the order of the second in their names, then of the process: one begun in the second in
-            # which a killed run had begun its own would come before it, and purge nothing.
+            # TensorBoard sorts files by the second in their names, then by process: a file begun in the same second as
+            # that of the killed run could sort before it and purge nothing.
             while any(self._folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
                 time.sleep(0.05)
             self.tb_writer = SummaryWriter(str(self._folder), purge_step=purged)
@@ -77,10 +77,10 @@ class TensorBoard(TensorBoardCallback):
 
 
 class ProgressLines(ProgressCallback):
-    """Trainer's progress bar; a report is one short line above it."""
+    """Trainer's progress bar, with each report as one short line above it."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Draws the bar, seldom where it goes into a file: there every drawing stays."""
+        """Draws the bar; rarely if it goes to a file, where every drawing stays."""
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None and not sys.stderr.isatty():
             self.training_bar.mininterval = 10.0
@@ -98,5 +98,5 @@ def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError):
-        # A kill in the middle of a write leaves half a line, always the last.
+        # A kill during a write leaves half a line, which is always the last.
         return float("inf")

@@ -1,15 +1,14 @@
-"""Runs an encoder over held-out pairs: its sentence and word vectors, and what they retrieve."""
+"""Runs an encoder on held-out pairs: its sentence and word vectors, and what they retrieve."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from ...shared.vectors import centred, random_pair_cosine, retrieval_accuracy
 from ..model.encoder import CCEEncoder
 
 Row = Mapping[str, Any]
@@ -20,13 +19,13 @@ Span = tuple[int, int]
 def embed(
     encoder: CCEEncoder, sentences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]], *, batch: int = 128
 ) -> tuple[Tensor, list[Tensor]]:
-    """Pools sentences and any number of words of each, without the head, in float32, dropout off.
+    """Pools sentences and any number of words in each, without the head, in float32, without dropout.
 
     Args:
-        encoder: the CCE encoder; it is left in the mode it was in.
-        sentences: wordpieces of each sentence, special tokens included.
-        spans: of each sentence the words' (start, end), end exclusive; possibly none.
-        batch: sentences at a time, taken in the order of their lengths.
+        encoder: the CCE encoder; it stays in its mode.
+        sentences: wordpieces of each sentence, including special tokens.
+        spans: (start, end) of the words in each sentence, end exclusive; may be empty.
+        batch: sentences per batch, in the order of their lengths.
 
     Returns:
         Sentence vectors (m, H), and for each sentence its word vectors (number of spans, H); on the CPU.
@@ -56,7 +55,7 @@ def embed(
 
 
 def by_languages(rows: Sequence[Row], most: int) -> dict[str, list[Row]]:
-    """Groups rows by language pair (``"en-fr"``), at most so many each, leaving out rows that repeat a sentence."""
+    """Groups rows by language pair (``"en-fr"``), at most ``most`` each, skipping rows that repeat a sentence."""
     groups: dict[str, list[Row]] = {}
     seen: dict[str, set[tuple[str, str]]] = {}
     for row in rows:
@@ -72,16 +71,17 @@ def by_languages(rows: Sequence[Row], most: int) -> dict[str, list[Row]]:
 class Probe:
     """Measures an encoder on held-out sentence pairs and their words.
 
-    Sentence retrieval: for each sentence the nearest of the other side's, by cosine. Word retrieval: a word form is
-    the mean of its vectors over the sentences; each form with a held-out translation looks for the nearest of the other
-    side's forms. Its held-out translations are right; its other translations in the sentences, which training may have
-    used, are not among the candidates. Both ways, as they are and with each side's mean taken out (centred).
-    ``word_queries`` counts the forms that looked, both ways; under ``"mean"`` it is the sum over language pairs.
+    Sentence retrieval: the nearest sentence of the other side, by cosine. Word retrieval: a word form is the mean of
+    its vectors over the sentences, and each form with a held-out translation looks for the nearest form of the other
+    side. Its held-out translations are right; its other translations in the sentences, which training may have used,
+    are not candidates. Both are measured in both directions, with the vectors as they are and with each side's mean
+    subtracted (centred). ``word_queries`` counts the queries in both directions; under ``"mean"`` it is their sum over
+    language pairs.
 
     Args:
         rows: word positioned samples, see :func:`ctloss.train.samples.wps.build_wps`.
-        most: sentence pairs a language pair at most.
-        is_held_out: tells of the numbers in a row's ``word_types`` which were kept out of training, as booleans.
+        most: at most this many sentence pairs per language pair.
+        is_held_out: returns a boolean for each of a row's ``word_types``: whether it was held out of training.
     """
 
     def __init__(
@@ -111,9 +111,10 @@ class Probe:
             }
             measured[name] |= self._words(group, lambda ids, span: words[number[ids]][self._spans[ids][span]])
         names = dict.fromkeys(key for values in measured.values() for key in values)
-        mean = {key: _mean([values[key] for values in measured.values() if key in values]) for key in names}
+        found = {key: [values[key] for values in measured.values() if key in values] for key in names}
+        mean = {key: sum(values) / len(values) for key, values in found.items()}
         if "word_queries" in mean:
-            mean["word_queries"] = sum(values.get("word_queries", 0.0) for values in measured.values())
+            mean["word_queries"] = sum(found["word_queries"])
         return {**measured, "mean": mean}
 
     def _words(self, group: Sequence[Row], vector: Any) -> dict[str, float]:
@@ -132,24 +133,26 @@ class Probe:
             return {}
         number = tuple({form: i for i, form in enumerate(side)} for side in sums)
         x, y = (torch.stack([torch.stack(found).mean(dim=0) for found in side.values()]) for side in sums)
-        forth, back = _Queries(), _Queries()
-        for source, target in sorted(held):
-            i, j = number[0][source], number[1][target]
-            forth.right.setdefault(i, set()).add(j)
-            back.right.setdefault(j, set()).add(i)
-        for source, target in trained:
-            i, j = number[0][source], number[1][target]
-            forth.removed.setdefault(i, set()).add(j)
-            back.removed.setdefault(j, set()).add(i)
-        return {**_both("word", x, y, forth, back), "word_queries": float(len(forth.right) + len(back.right))}
+        pairs = [[(number[0][source], number[1][target]) for source, target in found] for found in (held, trained)]
+        forth, back = _queries(*pairs), _queries(*([(j, i) for i, j in found] for found in pairs))
+        return {**_both("word", x, y, forth, back), "word_queries": float(len(forth.rows) + len(back.rows))}
 
 
-@dataclass
-class _Queries:
-    """Rows that look for their translations: by row, the right candidates, and those it leaves out."""
+class _Queries(NamedTuple):
+    """Rows that look for their translations, with the right candidates and the excluded ones of each."""
 
-    right: dict[int, set[int]] = field(default_factory=dict)
-    removed: dict[int, set[int]] = field(default_factory=dict)
+    rows: list[int]
+    right: list[set[int]]
+    excluded: list[set[int]]
+
+
+def _queries(held: Iterable[tuple[int, int]], trained: Iterable[tuple[int, int]]) -> _Queries:
+    right: dict[int, set[int]] = {}
+    excluded: dict[int, set[int]] = {}
+    for found, pairs in ((right, held), (excluded, trained)):
+        for row, candidate in pairs:
+            found.setdefault(row, set()).add(candidate)
+    return _Queries(list(right), list(right.values()), [excluded.get(row, set()) for row in right])
 
 
 def _both(
@@ -161,89 +164,6 @@ def _both(
             measured[f"{name}_{way}{suffix}"] = (
                 retrieval_accuracy(queries, candidates)
                 if asked is None
-                else retrieval_accuracy(
-                    queries[list(asked.right)],
-                    candidates,
-                    list(asked.right.values()),
-                    [asked.removed.get(i, set()) for i in asked.right],
-                )
+                else retrieval_accuracy(queries[asked.rows], candidates, asked.right, asked.excluded)
             )
     return measured
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def centred(vectors: Tensor) -> Tensor:
-    """Returns the vectors less their mean: what is left once a language's common direction is taken out."""
-    return vectors - vectors.mean(dim=0)
-
-
-def nearest(
-    queries: Tensor, candidates: Tensor, *, removed: Sequence[set[int]] | None = None, rows: int = 1024
-) -> Tensor:
-    """Returns for each query the index of the candidate of the largest cosine, (m,) int64; the first of equals.
-
-    Args:
-        queries: (m, d).
-        candidates: (k, d).
-        removed: the candidates that each query leaves out; never all of them.
-        rows: queries compared at a time, which bounds the memory.
-
-    Example:
-        >>> nearest(torch.tensor([[2.0, 0.1]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
-        tensor([1])
-        >>> nearest(torch.tensor([[2.0, 0.1]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]), removed=[{1}])
-        tensor([0])
-    """
-    unit = functional.normalize(candidates.float(), dim=1)
-    found = []
-    for start in range(0, len(queries), rows):
-        cosines = functional.normalize(queries[start : start + rows].float(), dim=1) @ unit.T
-        for row, left_out in zip(cosines, (removed or ())[start : start + rows], strict=False):
-            row[list(left_out)] = -torch.inf
-        found.append(cosines.argmax(dim=1))
-    return torch.cat(found)
-
-
-def retrieval_accuracy(
-    queries: Tensor,
-    candidates: Tensor,
-    gold: Sequence[set[int]] | None = None,
-    removed: Sequence[set[int]] | None = None,
-) -> float:
-    """Share of the queries whose nearest candidate is a right one.
-
-    Args:
-        queries: (m, d).
-        candidates: (k, d).
-        gold: the right candidates of each query; without it row i of both is a pair.
-        removed: the candidates that each query leaves out.
-
-    Example:
-        >>> x = torch.eye(3)
-        >>> retrieval_accuracy(x, x), round(retrieval_accuracy(x, x, [{0}, {2}, {1, 2}]), 4)
-        (1.0, 0.6667)
-    """
-    found = nearest(queries, candidates, removed=removed).tolist()
-    right = [index == i if gold is None else index in gold[i] for i, index in enumerate(found)]
-    return sum(right) / len(right)
-
-
-def random_pair_cosine(x: Tensor, y: Tensor) -> float:
-    """Mean cosine of x's rows with y's rows of another index, over all n (n - 1) of them.
-
-    Near 0 the vectors use their whole space; near 1 they crowd in a cone. Computed from the sums of the unit rows, so
-    exactly and without the n × n cosines.
-
-    Args:
-        x, y: (n, d), n ≥ 2; row i of y translates row i of x.
-
-    Example:
-        >>> round(random_pair_cosine(torch.eye(2), torch.ones(2, 2)), 4)
-        0.7071
-    """
-    x, y = (functional.normalize(side.double(), dim=1) for side in (x, y))
-    n = len(x)
-    return float((x.sum(dim=0) @ y.sum(dim=0) - (x * y).sum()) / (n * (n - 1)))

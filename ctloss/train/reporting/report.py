@@ -1,4 +1,4 @@
-"""What a run leaves to read: the table before and after, the picture of its words, and the model card."""
+"""What a run leaves to read: the table of its measures, the picture of its words, and the model card."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from ...shared import pictures
+from ...shared.pictures import Point
 from ..model.encoder import CCEEncoder
 from ..recipe import Recipe
 from .probe import Row, Span, embed
@@ -23,10 +23,10 @@ LABELS = {
     "random_pair_cosine": "random-pair cosine",
 }
 WORDS = {
-    True: "A word looks for translations that were held out of training; its other translations are no candidates.",
-    False: "No word translation was held out of training (`held_out_words` 0): a word looks for any of its own.",
+    True: "A word looks for translations that were held out of training; its other translations are not candidates.",
+    False: "No word translation was held out of training (`held_out_words` 0): any translation of a word counts.",
 }
-# t-SNE separates a few dozen points a class; more only cost time.
+# t-SNE separates classes of a few dozen points; more only cost time.
 POINTS = 12
 
 
@@ -35,16 +35,16 @@ def table(stages: Mapping[str, Measured], languages: str = "mean", *, held_out: 
 
     Args:
         stages: measures by language pair, by stage.
-        languages: which language pair's measures; ``"mean"`` for the mean of all.
-        held_out: whether the words' translations were held out of training.
+        languages: the language pair to show, or ``"mean"`` for the mean of all.
+        held_out: whether word translations were held out of training.
     """
     header = ["", *stages, *(f"{stage}, centred" for stage in stages)]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     queries = max((stage[languages].get("word_queries", 0.0) for stage in stages.values()), default=0.0)
-    kind = "held-out" if held_out else "all, trained ones included"
+    kind = "held-out" if held_out else "all, including trained ones"
     for name, label in LABELS.items():
         if name.startswith("word") and queries:
-            label += f", {kind} ({queries:.0f} queries both ways)"
+            label += f", {kind} ({queries:.0f} queries in both directions)"
         cells = [
             f"{stages[stage][languages][name + suffix]:.3f}" if name in stages[stage][languages] else "–"
             for suffix in ("", "_centred")
@@ -55,7 +55,7 @@ def table(stages: Mapping[str, Measured], languages: str = "mean", *, held_out: 
 
 
 def model_card(recipe: Recipe, stages: Mapping[str, Measured], counts: str, facts: Mapping[str, Any]) -> str:
-    """Returns the README of the output folder: how to load the encoder, the recipe, the data and the results."""
+    """Returns the README of the output folder: how to load the encoder, its results, data and recipe."""
     languages = [name for name in stages["after"] if name != "mean"]
     held_out = recipe.data.held_out_words > 0
     parts = [
@@ -72,15 +72,16 @@ def model_card(recipe: Recipe, stages: Mapping[str, Measured], counts: str, fact
         'tokenizer = AutoTokenizer.from_pretrained(".")',
         "```",
         "",
-        "A sentence's vector is the mean over its tokens, [CLS] and [SEP] included, of the first layer's plus the last "
-        "layer's hidden states (`hidden_states[1] + hidden_states[-1]`); a word's is the mean over its wordpieces. The "
-        'head of training is in `cce_head.safetensors`; `ctloss.train.CCEEncoder.load(".")` reads encoder and head. '
-        "A pooler, where the architecture has one, was not trained.",
+        "A sentence's vector is the mean over its tokens, including [CLS] and [SEP], of the sum of the first and the "
+        "last layer's hidden states (`hidden_states[1] + hidden_states[-1]`); a word's is that over its wordpieces. "
+        'The head, used only in training, is in `cce_head.safetensors`; `ctloss.train.CCEEncoder.load(".")` reads '
+        "encoder and head. "
+        "A pooler, if the architecture has one, was not trained.",
         "",
         "## Results",
         "",
         f"Held-out sentences, mean over {', '.join(languages)}. Retrieval is accuracy by cosine; the random-pair "
-        "cosine is that of sentences which do not translate each other. Centred: each side's mean taken out. "
+        "cosine is that of sentences that do not translate each other. Centred: each side's mean is subtracted. "
         + WORDS[held_out],
         "",
         table(stages, held_out=held_out),
@@ -97,11 +98,11 @@ def model_card(recipe: Recipe, stages: Mapping[str, Measured], counts: str, fact
 
 
 def choose_words(rows: Sequence[Row], meanings: int) -> dict[str, dict[str, list[tuple[tuple[int, ...], Span]]]]:
-    """Chooses the words of the picture: the source words that most language pairs translate, the commonest first.
+    """Chooses the words of the picture: source words translated in the most language pairs, most frequent first.
 
     Returns:
-        For each meaning, named by its source word, and each language, where the word or its translation stands: the
-        sentence's wordpieces and the span; at most a dozen places a language.
+        For each meaning, named by its source word, and each language, where the word or its translation occurs: the
+        sentence's wordpieces and the span; at most a dozen per language.
     """
     languages: dict[str, set[str]] = {}
     count: Counter[str] = Counter()
@@ -125,60 +126,27 @@ def choose_words(rows: Sequence[Row], meanings: int) -> dict[str, dict[str, list
 def draw_words(
     encoders: Mapping[str, CCEEncoder], rows: Sequence[Row], path: Path, *, meanings: int, seed: int
 ) -> bool:
-    """Draws t-SNE pictures of word vectors, a panel an encoder: colours are meanings, markers languages.
-
-    After Chen et al. 2022, poster, figure 3.
+    """Draws t-SNE pictures of word vectors, one panel per encoder: colours are meanings, markers are languages.
 
     Args:
-        encoders: by the title of their panel.
-        rows: word positioned samples to take the words from.
+        encoders: each by the title of its panel.
+        rows: word positioned samples that the words come from.
         path: PNG file to write.
-        meanings: how many meanings.
+        meanings: how many meanings to draw.
         seed: of t-SNE.
 
     Returns:
-        Whether there were words enough for a picture.
+        Whether there were enough words for a picture.
     """
-    import matplotlib
-    from sklearn.manifold import TSNE
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.lines import Line2D
-
     places = [
         (word, language, ids, span)
         for word, by_language in choose_words(rows, meanings).items()
         for language, found in by_language.items()
         for ids, span in found
     ]
-    if len(places) < 10:
-        return False
-    words = list(dict.fromkeys(word for word, *_ in places))
-    languages = sorted({language for _, language, *_ in places})
-    colours = pyplot.get_cmap("tab20")
-    markers = "os^DvP*X<>hp"
-    figure, axes = pyplot.subplots(1, len(encoders), figsize=(6.5 * len(encoders) + 1.5, 6), squeeze=False)
-    for axis, (title, encoder) in zip(axes[0], encoders.items(), strict=True):
+    panels = {}
+    for title, encoder in encoders.items():
         _, vectors = embed(encoder, [ids for _, _, ids, _ in places], [[span] for *_, span in places])
-        perplexity = min(30.0, (len(places) - 1) / 3)
-        points = TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=seed).fit_transform(
-            torch.cat(vectors).numpy()
-        )
-        for i, (word, language, *_) in enumerate(places):
-            colour, marker = colours(words.index(word) % 20), markers[languages.index(language) % len(markers)]
-            axis.scatter(*points[i], color=colour, marker=marker, s=22, linewidths=0)
-        axis.set(title=title, xticks=[], yticks=[])
-    handles = [Line2D([], [], color=colours(i % 20), marker="o", ls="", label=w) for i, w in enumerate(words)]
-    handles += [
-        Line2D([], [], color="black", marker=markers[i % len(markers)], ls="", label=language)
-        for i, language in enumerate(languages)
-    ]
-    figure.legend(handles=handles, loc="center right", frameon=False, fontsize=8)
-    figure.suptitle("Word vectors in held-out sentences: colour is meaning, marker is language")
-    figure.tight_layout(rect=(0, 0, 1 - 1.2 / figure.get_figwidth(), 1))
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, dpi=110, format="png")
-    pyplot.close(figure)
-    partial.replace(path)
-    return True
+        panels[title] = [Point(*place[:2], vector[0]) for place, vector in zip(places, vectors, strict=True)]
+    title = "Word vectors in held-out sentences: colour is meaning, marker is language"
+    return pictures.draw_words(panels, path, title=title, seed=seed)

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...shared.text import DataError, aligned_files, plain_name
 from ..recipe import Data
 from ..text.alignment import GoldWords, with_alignments
 from ..text.cooccurrence import CooccurrenceAligner
 from ..text.corpus import (
-    CorpusError,
     ParallelSentence,
     Sentences,
-    find_lines,
     read_embedded,
     read_lines,
     read_tsv,
@@ -61,7 +60,7 @@ def read_corpus(data: Data, *, evaluation_pairs: int, seed: int) -> Corpus:
         seed: another seed gives other validation and test sentences.
 
     Raises:
-        CorpusError: a file is not what its format promises, or languages are missing.
+        DataError: a file is not what its format promises, or languages are missing.
     """
     if data.corpus == (EMBEDDED,):
         _only_embedded(data)
@@ -97,7 +96,7 @@ def build_samples(
     """Builds the word positioned samples of each part in its own folder, or reuses them; returns the counts.
 
     Raises:
-        CorpusError: no sentence pair of a part is left.
+        DataError: no sentence pair of a part is left.
     """
     counts = {}
     for split in SPLITS:
@@ -110,11 +109,11 @@ def build_samples(
                 max_length=max_length,
                 progress=progress and split == "train",
             )
-        except CorpusError:
+        except DataError:
             raise
         except ValueError as error:
             hint = "" if split == "train" else f", or separate pairs with --{split}"
-            raise CorpusError(f"{split}: {error}{hint}") from error
+            raise DataError(f"{split}: {error}{hint}") from error
     return counts
 
 
@@ -163,37 +162,37 @@ def _pivot(data: Data) -> str:
 def _only_embedded(data: Data) -> None:
     for name in ("validation", "test", "lexicon", "alignments"):
         if getattr(data, name):
-            raise CorpusError(
+            raise DataError(
                 f"{name}: expected nothing with the embedded corpus, which has its own parts and word pairs, "
                 f"got {getattr(data, name)!r}; leave it out, or name a corpus"
             )
 
 
 def _language_pairs(names: tuple[str, ...], languages: tuple[str, ...]) -> list[Sentences]:
-    tables = [name for name in names if name.endswith(".tsv")]
+    tables = [name for name in names if plain_name(name).endswith(".tsv")]
     if tables and len(tables) == len(names):
         return [read_tsv(name, *_columns(name, languages, only_file=len(names) == 1)) for name in names]
     if len(names) != 1:
-        raise CorpusError(
+        raise DataError(
             f"corpus: expected one prefix of line-aligned files, or files that all end in .tsv, got {', '.join(names)}"
             "; give one or the other"
         )
-    files = {code: Path(f"{names[0]}.{code}") for code in languages} if languages else find_lines(names[0])
+    files = aligned_files(names[0], languages or None)
     pivot = languages[0] if languages else "en" if "en" in files else next(iter(files))
     return [read_lines({pivot: files[pivot], code: path}, pivot=pivot) for code, path in files.items() if code != pivot]
 
 
 def _columns(name: str, languages: tuple[str, ...], *, only_file: bool = True) -> tuple[str, str]:
-    match = re.search(r"(?<![a-z])([a-z]{2,3})-([a-z]{2,3})\.tsv$", Path(name).name)
+    match = re.search(r"(?<![a-z])([a-z]{2,3})-([a-z]{2,3})\.tsv$", plain_name(name))
     if match and languages and (match[1] != languages[0] or match[2] not in languages[1:]):
-        raise CorpusError(
+        raise DataError(
             f"languages: expected those that {name} is named after, {match[1]} then {match[2]}, got "
             f"{' '.join(languages)}; omit --languages, or rename the file"
         )
     if not match and only_file and len(languages) == 2:
         return languages[0], languages[1]
     if not match:
-        raise CorpusError(
+        raise DataError(
             f"{name}: expected a name that ends in the languages of its columns, like en-fr.tsv; rename the file, or "
             "make it the only one, with --languages en fr"
         )
@@ -202,7 +201,7 @@ def _columns(name: str, languages: tuple[str, ...], *, only_file: bool = True) -
 
 def _with_words(pairs: list[Sentences], alignments: tuple[str, ...]) -> list[Sentences]:
     if alignments and len(alignments) != len(pairs):
-        raise CorpusError(
+        raise DataError(
             f"alignments: expected a file for each of the {len(pairs)} language pairs, in their order, "
             f"got {len(alignments)}; add or drop some"
         )

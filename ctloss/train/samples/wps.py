@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ...shared.files import write_atomically, writing_file
+from ...shared.models import check_fast
 from ..text.corpus import ParallelSentence, Span, WordPair, stable_hash, text_key
 from ..text.tokenizer import definition
 from ..text.words import is_stop_word, occurs_once
@@ -118,11 +119,10 @@ def build_wps(
         What was kept and skipped.
 
     Raises:
-        CorpusError: from reading the corpus.
-        TypeError: the tokenizer is not a fast one.
-        ValueError: no sentence pair is left, or max_length leaves no room for words.
+        DataError: from reading the corpus.
+        ValueError: the tokenizer is not fast, no sentence pair is left, or max_length leaves no room for words.
     """
-    require_fast(tokenizer)
+    check_fast(tokenizer)
     if max_length < 3:
         raise ValueError(
             f"expected max_length of at least 3 (two special tokens and a word), got {max_length}; raise it"
@@ -138,8 +138,7 @@ def build_wps(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     builder = _Builder(tokenizer, source_of_words, max_length)
-    unfinished = folder / f"{ARROW_NAME}.tmp"
-    try:
+    with writing_file(folder / ARROW_NAME) as unfinished:
         _write(unfinished, builder, pairs, total, progress)
         if not builder.counts.rows:
             raise ValueError(
@@ -148,13 +147,8 @@ def build_wps(
                 + (f"raise max_length={max_length}, or " if builder.counts.skipped_sentences["too long"] else "")
                 + "give more text"
             )
-        os.replace(unfinished, folder / ARROW_NAME)
-    finally:
-        unfinished.unlink(missing_ok=True)
     document = {"format": FORMAT, "fingerprint": fingerprint, "counts": asdict(builder.counts)}
-    unfinished = folder / f"{MANIFEST_NAME}.tmp"
-    unfinished.write_text(json.dumps(document, indent=1), encoding="utf-8")
-    os.replace(unfinished, folder / MANIFEST_NAME)
+    write_atomically(folder / MANIFEST_NAME, json.dumps(document, indent=1))
     return builder.counts
 
 
@@ -172,15 +166,6 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
 def word_type(source_language: str, source_word: str, target_language: str, target_word: str) -> int:
     """Returns the 64-bit hash that identifies a word translation, regardless of case and sentence."""
     return stable_hash(source_language, source_word.casefold(), target_language, target_word.casefold())
-
-
-def require_fast(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises TypeError unless the tokenizer reports the characters of its wordpieces."""
-    if not getattr(tokenizer, "is_fast", False):
-        raise TypeError(
-            f"expected a fast tokenizer (one that reports character offsets), got {type(tokenizer).__name__}; "
-            "load it with AutoTokenizer, or wrap a tokenizers.Tokenizer in PreTrainedTokenizerFast"
-        )
 
 
 def wordpiece_span(encoding: Encoding, text: str, word: Span, unknown_id: int | None = None) -> Span | None:

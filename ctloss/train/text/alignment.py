@@ -9,8 +9,8 @@ from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
+from ...shared.text import DataError, count_lines, decoded_lines
 from .corpus import ParallelSentence, Sentences, Span, WordPair
-from .textfiles import CorpusError, count_lines, decoded_lines
 from .words import word_spans
 
 
@@ -38,11 +38,8 @@ def with_alignments(sentences: Iterable[ParallelSentence], path: str | Path) -> 
         path: the alignment file.
 
     Returns:
-        The sentences with their ``words``. A malformed link, a position outside the sentence, or a number of lines
-        other than that of the sentences is refused when reading reaches it.
-
-    Raises:
-        CorpusError: the file cannot be read.
+        The sentences with their ``words``. An unreadable file, a malformed link, a position outside the sentence, or a
+        number of lines other than that of the sentences is refused when reading reaches it.
 
     Example:
         >>> import tempfile
@@ -55,12 +52,11 @@ def with_alignments(sentences: Iterable[ParallelSentence], path: str | Path) -> 
         [('the', 'la'), ('red', 'rouge'), ('house', 'maison')]
     """
     path = Path(path)
-    count_lines(path)
 
     def read() -> Iterator[ParallelSentence]:
         for item, sentence in zip_longest(decoded_lines(path), sentences):
             if item is None or sentence is None:
-                raise CorpusError(
+                raise DataError(
                     f"{path}: expected one line for each sentence pair, got {count_lines(path)} lines for "
                     f"{'more' if item is None else 'fewer'} pairs; give the alignment of exactly this corpus"
                 )
@@ -75,12 +71,12 @@ def _linked_words(sentence: ParallelSentence, line: str, place: str) -> Iterator
     for link in dict.fromkeys(line.split()):
         match = re.fullmatch(r"([0-9]+)-([0-9]+)", link)
         if not match:
-            raise CorpusError(
+            raise DataError(
                 f"{place}: expected links such as 0-0 2-1, got {link!r}; write only sure links, zero-based, as s-t"
             )
         s, t = int(match[1]), int(match[2])
         if s >= len(sources) or t >= len(targets):
-            raise CorpusError(
+            raise DataError(
                 f"{place}: expected positions below {len(sources)} and {len(targets)} (the numbers of tokens), got "
                 f"{link}; align exactly this corpus, and count from zero"
             )

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from ...shared.text import DataError, count_lines, decoded_lines, require_equal_counts
 from .embedded import LANGUAGES, Split, sentences
-from .textfiles import CorpusError as CorpusError
-from .textfiles import count_lines, decoded_lines
-from .textfiles import find_lines as find_lines
 
 Span = tuple[int, int]
 WordPair = tuple[Span, Span]
@@ -45,8 +43,6 @@ class Sentences(Iterable[ParallelSentence]):
         >>> corpus = Sentences(lambda: iter([pair]))
         >>> list(corpus) == list(corpus) == [pair]
         True
-        >>> len(list(corpus + corpus))
-        2
     """
 
     def __init__(self, read: Callable[[], Iterator[ParallelSentence]]) -> None:
@@ -55,15 +51,8 @@ class Sentences(Iterable[ParallelSentence]):
     def __iter__(self) -> Iterator[ParallelSentence]:
         return self._read()
 
-    def __add__(self, other: Iterable[ParallelSentence]) -> Sentences:
-        def both() -> Iterator[ParallelSentence]:
-            yield from self
-            yield from other
 
-        return Sentences(both)
-
-
-def read_lines(files: Mapping[str, str | Path], *, pivot: str = "en", lowercase: bool = False) -> Sentences:
+def read_lines(files: Mapping[str, str | Path], *, pivot: str = "en") -> Sentences:
     """Reads line-aligned files, where line i has the same meaning in every file: the pivot with every other language.
 
     The languages follow one another in the mapping's order. Lines end with LF or CRLF; texts are NFC and stripped. An
@@ -72,87 +61,84 @@ def read_lines(files: Mapping[str, str | Path], *, pivot: str = "en", lowercase:
     Args:
         files: path by language code.
         pivot: the source language, paired with each of the others.
-        lowercase: lower-case both sides, as the paper does.
 
     Returns:
         Sentences; text that is not UTF-8 is refused when reading reaches it.
 
     Raises:
-        CorpusError: the pivot or a second language is missing, a file cannot be read, or the line counts differ.
+        DataError: the pivot or a second language is missing, a file cannot be read, or the line counts differ.
     """
     if pivot not in files or len(files) < 2:
-        raise CorpusError(
+        raise DataError(
             f"expected files of {pivot!r} and of at least one other language, got languages {sorted(files)}; "
             "add the missing files or choose another pivot"
         )
     paths = {language: Path(path) for language, path in files.items()}
-    counts = {language: count_lines(path) for language, path in paths.items()}
-    for language, count in counts.items():
-        if count != counts[pivot]:
-            shorter, longer = sorted((pivot, language), key=counts.__getitem__)
-            raise CorpusError(
-                f"{paths[longer]}, line {counts[shorter] + 1}: no such line in {paths[shorter]}; expected files with "
-                f"equal numbers of lines, got {counts[longer]} and {counts[shorter]}; align them line by line"
-            )
+    require_equal_counts({path: count_lines(path) for path in paths.values()})
 
     def read() -> Iterator[ParallelSentence]:
         for language, path in paths.items():
             if language != pivot:
                 for (_, source), (_, target) in zip(decoded_lines(paths[pivot]), decoded_lines(path), strict=True):
-                    yield _sentence(source, target, pivot, language, lowercase)
+                    yield ParallelSentence(source.strip(), target.strip(), pivot, language)
 
     return Sentences(read)
 
 
-def read_tsv(path: str | Path, source_language: str, target_language: str, *, lowercase: bool = False) -> Sentences:
+def read_tsv(path: str | Path, source_language: str, target_language: str) -> Sentences:
     """Reads a file of lines ``source TAB target``; texts are NFC and stripped.
 
     Args:
         path: the file.
         source_language: language code of the first column.
         target_language: language code of the second column.
-        lowercase: lower-case both sides, as the paper does.
 
     Returns:
-        Sentences; a line that is not UTF-8 or has not exactly two columns is refused when reading reaches it.
-
-    Raises:
-        CorpusError: the file cannot be read.
+        Sentences; what :func:`two_columns` refuses is refused when reading reaches it.
     """
-    path = Path(path)
-    count_lines(path)
 
     def read() -> Iterator[ParallelSentence]:
-        for number, line in decoded_lines(path):
-            columns = line.split("\t")
-            if len(columns) != 2:
-                raise CorpusError(
-                    f"{path}, line {number}: expected two columns, source TAB target, got {len(columns)}: "
-                    f"{line[:80]!r}; leave exactly one tab in each line"
-                )
-            yield _sentence(columns[0], columns[1], source_language, target_language, lowercase)
+        for source, target in two_columns(Path(path), "source TAB target"):
+            yield ParallelSentence(source.strip(), target.strip(), source_language, target_language)
 
     return Sentences(read)
 
 
-def read_embedded(
-    split: Split, *, languages: Iterable[str] | None = None, pivot: str = "en", lowercase: bool = False
-) -> Sentences:
+def two_columns(path: Path, columns: str) -> Iterator[tuple[str, str]]:
+    """Yields the columns of each line of a TSV file.
+
+    Args:
+        path: the file.
+        columns: what the two columns are, for errors.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not UTF-8 or has not exactly two columns.
+    """
+    for number, line in decoded_lines(path):
+        first, *others = line.split("\t")
+        if len(others) != 1:
+            raise DataError(
+                f"{path}, line {number}: expected two columns, {columns}, got {1 + len(others)}: {line[:80]!r}; "
+                "leave exactly one tab in each line"
+            )
+        yield first, others[0]
+
+
+def read_embedded(split: Split, *, languages: Iterable[str] | None = None, pivot: str = "en") -> Sentences:
     """Reads the corpus that comes with the package, with its gold word pairs: the pivot with every other language.
 
     Args:
         split: ``"train"``, ``"validation"`` or ``"test"``; no sentence is in two of them.
         languages: languages to pair with the pivot (default: all of the corpus).
         pivot: the source language.
-        lowercase: lower-case both sides, as the paper does.
 
     Raises:
-        CorpusError: an unknown language.
+        DataError: an unknown language.
     """
     others = [language for language in (languages or LANGUAGES) if language != pivot]
     for language in (pivot, *others):
         if language not in LANGUAGES:
-            raise CorpusError(
+            raise DataError(
                 f"expected languages among {', '.join(LANGUAGES)}, got {language!r}; "
                 "the embedded corpus has no others: use files of your own for them"
             )
@@ -166,8 +152,7 @@ def read_embedded(
                         for spans in item.words.values()
                         if pivot in spans and language in spans
                     )
-                    pair = ParallelSentence(item.texts[pivot], item.texts[language], pivot, language, words)
-                    yield replace(pair, source=lower(pair.source), target=lower(pair.target)) if lowercase else pair
+                    yield ParallelSentence(item.texts[pivot], item.texts[language], pivot, language, words)
 
     return Sentences(read)
 
@@ -208,19 +193,6 @@ def take_split(
     return Sentences(read)
 
 
-def lower(text: str) -> str:
-    """Lower-cases a text without changing its length, so that character spans stay valid.
-
-    Example:
-        >>> lower("Ein İgel"), len(lower("İ"))
-        ('ein İgel', 1)
-    """
-    lowered = text.lower()
-    if len(lowered) == len(text):
-        return lowered
-    return "".join(small if len(small := c.lower()) == 1 else c for c in text)
-
-
 def text_key(text: str) -> str:
     """Returns the form in which equal texts are equal: NFKC, case folded, white space collapsed.
 
@@ -240,12 +212,3 @@ def stable_hash(*parts: str) -> int:
     """
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
-
-
-def _sentence(
-    source: str, target: str, source_language: str, target_language: str, lowercase: bool
-) -> ParallelSentence:
-    source, target = source.strip(), target.strip()
-    if lowercase:
-        source, target = lower(source), lower(target)
-    return ParallelSentence(source, target, source_language, target_language)

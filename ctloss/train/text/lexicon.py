@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from .corpus import ParallelSentence, Span, WordPair
-from .textfiles import CorpusError, count_lines, decoded_lines, is_language
+from ...shared.languages import is_language
+from ...shared.text import DataError, nfc, read_lines, require_equal_counts, text_files
+from .corpus import ParallelSentence, Span, WordPair, two_columns
 from .words import word_spans
 
 Entry = tuple[str, ...]
@@ -51,19 +51,10 @@ class Lexicon:
         """Reads lines ``word TAB translation``; each column may list several variants, separated by commas.
 
         Raises:
-            CorpusError: the file cannot be read, is not UTF-8, or a line has not exactly two columns.
+            DataError: the file cannot be read, is not UTF-8, or a line has not exactly two columns.
         """
-        path = Path(path)
-        count_lines(path)
-        pairs: list[tuple[str, str]] = []
-        for number, line in decoded_lines(path):
-            columns = line.split("\t")
-            if len(columns) != 2:
-                raise CorpusError(
-                    f"{path}, line {number}: expected two columns, word TAB translation, got {len(columns)}: "
-                    f"{line[:80]!r}; leave exactly one tab in each line"
-                )
-            pairs.extend((a, b) for a in _variants(columns[0]) for b in _variants(columns[1]))
+        rows = two_columns(Path(path), "word TAB translation")
+        pairs = ((a, b) for source, target in rows for a in _variants(source) for b in _variants(target))
         return cls.from_entries(source_language, target_language, pairs)
 
     @classmethod
@@ -75,23 +66,18 @@ class Lexicon:
                 separated by commas.
 
         Raises:
-            CorpusError: fewer than two files, one cannot be read or is not UTF-8, or their line counts differ.
+            DataError: fewer than two files, one cannot be read or is not UTF-8, or their line counts differ.
         """
         if len(files) < 2:
-            raise CorpusError(f"expected word lists of at least two languages, got {sorted(files)}; add the others")
-        columns = {}
-        for language, path in files.items():
-            count_lines(Path(path))
-            columns[language] = [
-                [_entry(variant, language) for variant in _variants(line)] for _, line in decoded_lines(Path(path))
+            raise DataError(f"expected word lists of at least two languages, got {sorted(files)}; add the others")
+        columns = {
+            language: [
+                [_entry(variant, language) for variant in _variants(line)]
+                for line in read_lines(Path(path), empty=True)
             ]
-        first = next(iter(columns))
-        for language, lines in columns.items():
-            if len(lines) != len(columns[first]):
-                raise CorpusError(
-                    f"{files[language]}, line {min(len(lines), len(columns[first])) + 1}: expected as many lines as "
-                    f"{files[first]}, got {len(lines)} and {len(columns[first])}; align the lists line by line"
-                )
+            for language, path in files.items()
+        }
+        require_equal_counts({Path(files[language]): len(lines) for language, lines in columns.items()})
         translations: Translations = {}
         for source_language, sources in columns.items():
             for target_language, targets in columns.items():
@@ -163,20 +149,21 @@ def find_lexicon_lines(folder: str | Path) -> dict[str, Path]:
     """Finds line-aligned word lists in a folder: LANGUAGE.txt, LANGUAGE_anything.txt or anything.LANGUAGE.
 
     Raises:
-        CorpusError: fewer than two languages, or two files of one language.
+        DataError: fewer than two languages, or two files of one language.
     """
     folder = Path(folder)
     files: dict[str, Path] = {}
-    for path in sorted(folder.glob("*")):
-        code = path.stem.partition("_")[0] if path.suffix == ".txt" else path.suffix[1:]
-        if path.is_file() and is_language(code):
+    for name, path in text_files(folder).items():
+        stem, _, ending = name.rpartition(".")
+        code = stem.partition("_")[0] if ending == "txt" else ending
+        if stem and is_language(code):
             if code in files:
-                raise CorpusError(
+                raise DataError(
                     f"{folder}: expected one word list a language, got {files[code].name} and {path.name}; remove one"
                 )
             files[code] = path
     if len(files) < 2:
-        raise CorpusError(
+        raise DataError(
             f"{folder}: expected word lists of at least two languages (en.txt, fr.txt, ...), "
             f"got {', '.join(path.name for path in files.values()) or 'none'}; add the others, or give a TSV"
         )
@@ -188,7 +175,7 @@ def _variants(field: str) -> list[str]:
 
 
 def _entry(word: str, language: str) -> Entry:
-    word = unicodedata.normalize("NFC", word)
+    word = nfc(word)
     return tuple(word[start:end].casefold() for start, end in word_spans(word, language))
 
 

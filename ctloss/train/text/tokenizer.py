@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ...shared.models import load_tokenizer
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -16,14 +18,14 @@ def train_wordpiece(
 ) -> PreTrainedTokenizerBase:
     """Trains a BERT tokenizer whose WordPiece vocabulary fits the texts.
 
-    Chinese characters are words of their own and accents are kept: in several of the languages they tell words apart.
+    Each Chinese character is a word, and accents are kept because they distinguish words in several of the languages.
     The same texts in the same order give the same vocabulary.
 
     Args:
         texts: the sentences of every language.
-        vocabulary: number of wordpieces at most, special tokens included.
+        vocabulary: at most this many wordpieces, including special tokens.
         lower_case: whether the tokenizer lower-cases its input.
-        max_length: longest input that the tokenizer's own truncation allows.
+        max_length: length to which the tokenizer truncates, if it does.
 
     Returns:
         A fast BertTokenizer.
@@ -49,7 +51,7 @@ def train_wordpiece(
         }
     )
     # The trainer numbers continuation characters in the order of a randomly seeded hash table and breaks ties by
-    # number; numbered in advance, as special tokens are, they leave it nothing to draw.
+    # number. Listed in advance, like special tokens, they have fixed numbers.
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocabulary, special_tokens=[*SPECIAL_TOKENS, *continuations], show_progress=False
     )
@@ -59,46 +61,37 @@ def train_wordpiece(
     )
 
 
-def load_tokenizer(name: str, *, lower_case: bool) -> PreTrainedTokenizerBase:
-    """Returns the fast tokenizer of a Hugging Face encoder, lower-casing first where asked.
+def read_tokenizer(name: str, *, lower_case: bool) -> PreTrainedTokenizerBase:
+    """Returns the fast tokenizer of a Hugging Face encoder, on request lower-casing its input.
 
-    Lower-casing is put in front of the tokenizer's own normalisation, so that it is saved with the tokenizer and
-    character offsets still refer to the text as given; accents are left to the tokenizer.
+    Lower-casing comes before the tokenizer's own normalisation: it is saved with the tokenizer, and character offsets
+    still refer to the original text. Accents are left to the tokenizer.
 
     Raises:
-        ValueError: the encoder has no fast tokenizer, or one without a mask token.
+        ValueError: there is no tokenizer, or it is not fast, or has no vocabulary, padding token or mask token.
     """
     from tokenizers import normalizers
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
-    if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(
-            f"expected one with a fast tokenizer (word spans come from its offsets), got {name!r}, "
-            "whose tokenizer is not; choose another encoder"
-        )
-    if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
-        raise ValueError(
-            f"expected a tokenizer with padding and mask tokens, got {name!r}; choose a masked language model"
-        )
-    if lower_case:
-        backend = tokenizer.backend_tokenizer
-        own = [] if backend.normalizer is None else [backend.normalizer]
-        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
-        # The encoder's own tokenizer class would rebuild its normaliser on loading and forget this one.
-        return PreTrainedTokenizerFast(
-            tokenizer_object=backend,
-            model_max_length=tokenizer.model_max_length,
-            model_input_names=tokenizer.model_input_names,
-            **tokenizer.special_tokens_map,
-        )
-    return tokenizer
+    tokenizer = load_tokenizer(name, needs=("pad", "mask"))
+    if not lower_case:
+        return tokenizer
+    backend = tokenizer.backend_tokenizer
+    own = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+    # The encoder's own tokenizer class would rebuild its normaliser on loading and lose this one.
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=tokenizer.model_max_length,
+        model_input_names=tokenizer.model_input_names,
+        **tokenizer.special_tokens_map,
+    )
 
 
 def definition(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Returns what a fast tokenizer makes of a sentence, as text.
+    """Returns the definition of a fast tokenizer as text, without truncation and padding.
 
-    How the last sentences were cut and padded, which a tokenizer keeps and is saved with, is left out of it.
+    A tokenizer stores, and is saved with, how it truncated and padded its last input; that is not part of what it is.
     """
     from tokenizers import Tokenizer
 

@@ -6,20 +6,11 @@ import re
 import unicodedata
 from functools import cache, lru_cache
 
+from ...shared.languages import primary
 from .corpus import Span
 
 # Written without spaces between words: each character counts as a word of its own.
 UNSPACED = frozenset({"zh", "ja", "th", "lo", "km", "my", "yue", "wuu"})
-
-
-def primary(language: str) -> str:
-    """Returns a language code without its region or script.
-
-    Example:
-        >>> primary("zh-Hant"), primary("pt_BR")
-        ('zh', 'pt')
-    """
-    return language.replace("_", "-").partition("-")[0].lower()
 
 
 @cache
