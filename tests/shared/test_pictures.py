@@ -40,7 +40,7 @@ def test_colours_are_meanings_and_markers_languages(monkeypatch: pytest.MonkeyPa
     for axis, panel in zip(figure.axes, panels.values(), strict=True):
         spots = list(zip(axis.collections, panel, strict=True))
         by_meaning = {(p.meaning, tuple(spot.get_facecolor()[0])) for spot, p in spots}
-        by_language = {(p.language, spot.get_paths()[0].vertices.tobytes()) for spot, p in spots}
+        by_language = {(p.language, np.asarray(spot.get_paths()[0].vertices).tobytes()) for spot, p in spots}
         assert len(by_meaning) == len({colour for _, colour in by_meaning}) == 3
         assert len(by_language) == len({marker for _, marker in by_language}) == 4
     labels = [text.get_text() for text in figure.legends[0].get_texts()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,12 @@ from ctloss.shared.text import (
 
 # e and a combining acute accent, which NFC joins.
 DECOMPOSED, COMPOSED = "caf" + "e\u0301", "caf\u00e9"
-COMPRESSIONS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -64,8 +70,7 @@ def test_other_encodings_are_refused_by_file_and_line(tmp_path: Path, ending: st
 
 
 @pytest.mark.parametrize("read", [count_lines, read_lines, lambda path: list(decoded_lines(path))])
-def test_files_that_cannot_be_read_are_refused(tmp_path: Path, read: object) -> None:
-    assert callable(read)
+def test_files_that_cannot_be_read_are_refused(tmp_path: Path, read: Callable[[Path], object]) -> None:
     for name in ("none", "none.gz"):
         with pytest.raises(DataError, match=rf"{name}: expected a readable text file, got No such file or directory"):
             read(tmp_path / name)

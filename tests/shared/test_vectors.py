@@ -31,7 +31,8 @@ def test_nearest_are_those_of_the_largest_cosines(monkeypatch: pytest.MonkeyPatc
     expected = cosines(X, Y)
     found, rows = nearest(X, Y, k)
     assert rows.shape == found.shape == (83, min(k, 83))
-    assert (rows.dtype, found.dtype) == (np.int64, np.float32)
+    assert rows.dtype == np.int64
+    assert found.dtype == np.float32
     np.testing.assert_array_equal(rows, np.argsort(-expected, axis=1)[:, :k])
     np.testing.assert_allclose(found, np.take_along_axis(expected, rows, 1), atol=1e-6)
 
