@@ -26,7 +26,7 @@ def write_corpus(folder: Path) -> Path:
 
 
 def small_options(corpus: Path) -> dict[str, object]:
-    """Returns what makes the tiny recipe a matter of seconds, with dropout, masked language modelling and words."""
+    """Returns options with which the tiny recipe takes seconds, with dropout, masked language modelling and words."""
     return {
         "corpus": (str(corpus),),
         "max_pairs": 64,

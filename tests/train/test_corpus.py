@@ -104,7 +104,7 @@ def test_splits_partition_the_corpus_and_keep_a_sentence_together(pairs: list[tu
     assert sum(map(len, keys)) == len(set().union(*keys))
 
 
-def test_embedded_corpus_carries_words_that_lie_in_its_texts() -> None:
+def test_word_pairs_of_the_embedded_corpus_lie_in_its_texts() -> None:
     for sentence in read_embedded("validation", languages=["fr", "zh"]):
         assert sentence.source_language == "en"
         for source, target in words_of(sentence, GoldWords().word_pairs(sentence)):
@@ -114,7 +114,7 @@ def test_embedded_corpus_carries_words_that_lie_in_its_texts() -> None:
         read_embedded("train", languages=["xx"])
 
 
-def test_words_keep_combining_marks_and_part_elisions() -> None:
+def test_words_keep_combining_marks_and_split_elisions() -> None:
     assert [("हिन्दी भाषा"[slice(*span)]) for span in word_spans("हिन्दी भाषा", "hi")] == ["हिन्दी", "भाषा"]
     assert [("don't l’eau"[slice(*span)]) for span in word_spans("don't l’eau", "fr")] == ["don", "t", "l", "eau"]
 
@@ -165,7 +165,7 @@ def test_lexicon_fingerprint_follows_its_contents() -> None:
     assert same == reversed_ != shorter
 
 
-def test_pharaoh_alignments_keep_one_to_one_links_and_leave_punctuation_out(tmp_path: Path) -> None:
+def test_pharaoh_alignments_keep_one_to_one_links_and_strip_punctuation(tmp_path: Path) -> None:
     path = tmp_path / "en-fr.align"
     path.write_text("0-0 1-2 2-1\n0-0 1-2 2-1 3-3\n0-0 1-1 4-1\n")
     pairs = [*ENGLISH_FRENCH[:2], ENGLISH_FRENCH[2]]

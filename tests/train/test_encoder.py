@@ -130,7 +130,7 @@ def test_mlm_logits_are_the_models_own(model: PreTrainedModel) -> None:
     torch.testing.assert_close(encoder.mlm_logits(states[mask.bool()]), expected[mask.bool()])
 
 
-def test_pooler_is_left_out_of_training(tmp_path: Path) -> None:
+def test_pooler_is_not_trained(tmp_path: Path) -> None:
     BertForMaskedLM(BertConfig(**SIZES, intermediate_size=32)).save_pretrained(tmp_path)
     encoder = CCEEncoder(AutoModel.from_pretrained(tmp_path), levels="sentence", head=False)
     frozen = [name for name, parameter in encoder.named_parameters() if not parameter.requires_grad]
@@ -138,7 +138,7 @@ def test_pooler_is_left_out_of_training(tmp_path: Path) -> None:
     assert "pooler" not in "".join(name for name, _ in load_encoder(tmp_path).named_parameters())
 
 
-def test_trained_tokenizer_keeps_accents_and_parts_chinese(tmp_path: Path) -> None:
+def test_trained_tokenizer_keeps_accents_and_splits_chinese(tmp_path: Path) -> None:
     tokenizer = train_wordpiece(TEXTS, vocabulary=200, lower_case=True, max_length=16)
     assert tokenizer.tokenize("ÉTÉ 我爱") == ["été", "我", "爱"]
     assert "й" in "".join(tokenizer.tokenize("Йод"))

@@ -1,4 +1,4 @@
-"""L_multi_1 and L_multi_2: their parts put together by hand, what α = 0 leaves out, and float32 under autocast."""
+"""L_multi_1 and L_multi_2: assembled by hand, what α = 0 skips, and float32 under autocast."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_pull_and_push_by_the_equations(loss: str, negatives: Literal["both", "c
     torch.testing.assert_close(torch.stack(found), torch.stack([pull.norm(), push.norm()]))
 
 
-def test_forces_are_measured_where_asked_and_leave_the_gradient_alone() -> None:
+def test_forces_are_measured_on_request_and_leave_the_gradient_unchanged() -> None:
     with_forces, without = objective(levels="apart"), objective(levels="apart")
     measured = with_forces(**batch(), forces=True)
     measured["loss"].backward()

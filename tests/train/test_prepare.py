@@ -1,15 +1,16 @@
-"""A recipe's data made into three parts: names that contradict, parts that are empty or share sentences."""
+"""A recipe's data split into three parts: contradicting names, and parts that are empty or share sentences."""
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
 
+from ctloss.shared.text import DataError
 from ctloss.train import tiny
 from ctloss.train.recipe import Data
 from ctloss.train.samples.prepare import Corpus, build_samples, read_corpus
-from ctloss.train.text.corpus import DataError
 from ctloss.train.text.tokenizer import train_wordpiece
 from support.tiny_runs import write_corpus
 
@@ -36,6 +37,14 @@ def test_languages_must_hold_for_every_table(tmp_path: Path) -> None:
     assert len(list(read(corpus=tuple(tables), languages=("en", "de", "fr")).parts["train"])) <= 2
     with pytest.raises(DataError, match=r"en-de\.tsv is named after"):
         read(corpus=tuple(tables), languages=("en", "fr"))
+
+
+def test_compressed_files_are_read_as_plain_ones(tmp_path: Path) -> None:
+    plain, compressed = write_corpus(tmp_path), tmp_path / "compressed" / "en-fr.tsv.gz"
+    compressed.parent.mkdir()
+    compressed.write_bytes(gzip.compress(plain.read_bytes()))
+    parts, same = (read(corpus=(str(path),), lexicon=str(path)).parts for path in (plain, compressed))
+    assert {split: list(part) for split, part in parts.items()} == {split: list(part) for split, part in same.items()}
 
 
 def test_test_keeps_what_validation_shares_with_it(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, AutoTokenizer, TrainerControl, TrainerState, TrainingArguments
 
+from ctloss.shared.training import training_arguments
 from ctloss.train import CCEEncoder, RecipeError, Results, pretrain, tiny
 from ctloss.train.__main__ import main
 from ctloss.train.output import checkpoints
@@ -51,13 +52,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unbroken(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
-    output = tmp_path_factory.mktemp("runs") / "unbroken"
+def uninterrupted(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
+    output = tmp_path_factory.mktemp("runs") / "uninterrupted"
     return output, pretrain(small_recipe(corpus), output)
 
 
 def environment() -> dict[str, str]:
-    # Sums over threads depend on their number: the child has as many as this process.
+    # Sums depend on the number of threads: the child must use as many as this process.
     return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
 
 
@@ -84,8 +85,8 @@ def tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
 
 
-def test_run_leaves_what_it_promises(unbroken: tuple[Path, Results]) -> None:
-    output, results = unbroken
+def test_run_leaves_what_it_promises(uninterrupted: tuple[Path, Results]) -> None:
+    output, results = uninterrupted
     model, tokenizer = AutoModel.from_pretrained(output), AutoTokenizer.from_pretrained(output)
     encoder = CCEEncoder.load(output).eval()
     batch = tokenizer("the cat sees a house", return_tensors="pt")
@@ -105,21 +106,21 @@ def test_run_leaves_what_it_promises(unbroken: tuple[Path, Results]) -> None:
     assert list((output / "tensorboard").iterdir())
 
 
-def test_training_helps(unbroken: tuple[Path, Results]) -> None:
-    before, after = (unbroken[1].stages[stage]["mean"] for stage in ("before", "after"))
+def test_training_helps(uninterrupted: tuple[Path, Results]) -> None:
+    before, after = (uninterrupted[1].stages[stage]["mean"] for stage in ("before", "after"))
     assert after["sentence_forth"] + after["sentence_back"] > before["sentence_forth"] + before["sentence_back"]
-    lines = [line for line in metrics(unbroken[0]) if "contrastive" in line]
+    lines = [line for line in metrics(uninterrupted[0]) if "contrastive" in line]
     assert lines[-1]["contrastive"] < lines[0]["contrastive"]
     assert {"mlm", "z_mean", "z_min", "saturated", "learning_rate"} <= lines[0].keys()
-    evaluated = [line for line in metrics(unbroken[0]) if "eval_sentence_forth" in line]
+    evaluated = [line for line in metrics(uninterrupted[0]) if "eval_sentence_forth" in line]
     assert [line["step"] for line in evaluated] == [9, 18]
 
 
-def test_seeded_runs_agree(corpus: Path, unbroken: tuple[Path, Results], tmp_path: Path) -> None:
+def test_seeded_runs_agree(corpus: Path, uninterrupted: tuple[Path, Results], tmp_path: Path) -> None:
     again = pretrain(small_recipe(corpus), tmp_path / "again")
-    assert again.stages == unbroken[1].stages
-    assert_same_weights(unbroken[0], tmp_path / "again")
-    assert metrics(tmp_path / "again") == metrics(unbroken[0])
+    assert again.stages == uninterrupted[1].stages
+    assert_same_weights(uninterrupted[0], tmp_path / "again")
+    assert metrics(tmp_path / "again") == metrics(uninterrupted[0])
 
 
 @pytest.mark.parametrize(
@@ -133,9 +134,9 @@ def test_seeded_runs_agree(corpus: Path, unbroken: tuple[Path, Results], tmp_pat
     ],
     ids=["epoch 0", "epoch 1", "a later epoch", "before a checkpoint's marker", "before the results"],
 )
-def test_killed_run_goes_on_bit_for_bit(
+def test_killed_run_is_resumed_bit_for_bit(
     corpus: Path,
-    unbroken: tuple[Path, Results],
+    uninterrupted: tuple[Path, Results],
     tmp_path: Path,
     module: str,
     owner: str,
@@ -154,23 +155,23 @@ def test_killed_run_goes_on_bit_for_bit(
     assert not (output / "results.json").exists()
 
     results = pretrain(small_recipe(corpus), output, resume=True)
-    assert_same_weights(unbroken[0], output)
-    assert results.stages == unbroken[1].stages
-    assert metrics(output) == metrics(unbroken[0])
-    assert tensorboard(output) == tensorboard(unbroken[0])
+    assert_same_weights(uninterrupted[0], output)
+    assert results.stages == uninterrupted[1].stages
+    assert metrics(output) == metrics(uninterrupted[0])
+    assert tensorboard(output) == tensorboard(uninterrupted[0])
 
 
-def test_checkpoints_of_that_test_lie_inside_epochs(unbroken: tuple[Path, Results]) -> None:
-    epochs = {line["step"]: line["epoch"] for line in metrics(unbroken[0]) if "contrastive" in line}
+def test_checkpoints_of_that_test_lie_inside_epochs(uninterrupted: tuple[Path, Results]) -> None:
+    epochs = {line["step"]: line["epoch"] for line in metrics(uninterrupted[0]) if "contrastive" in line}
     batches = 18 / epochs[18]
     assert 4 / batches < 1 < 8 / batches < 2
     assert all(step % batches for step in (4, 8, 12))
 
 
 def test_finished_run_is_left_alone(
-    corpus: Path, unbroken: tuple[Path, Results], capsys: pytest.CaptureFixture[str]
+    corpus: Path, uninterrupted: tuple[Path, Results], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output, results = unbroken
+    output, results = uninterrupted
     written = (output / "model.safetensors").stat().st_mtime_ns
     assert pretrain(small_recipe(corpus), output, resume=True).stages == results.stages
     assert (output / "model.safetensors").stat().st_mtime_ns == written
@@ -179,11 +180,26 @@ def test_finished_run_is_left_alone(
     assert "finished already" in said
 
 
-def test_another_run_is_not_overwritten(corpus: Path, unbroken: tuple[Path, Results], tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"holds another \(batch_size 8 there, 4 here\); name another"):
-        pretrain(small_recipe(corpus, batch_size=4), unbroken[0], resume=True)
+def test_one_process_uses_one_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def several(arguments: TrainingArguments) -> torch.device:
+        arguments._n_gpu = 3
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(several))
+    monkeypatch.setattr(TrainingArguments, "device", property(several))
+    steps = {"max_steps": None, "log_every": 1, "evaluate_every": 1, "checkpoint_every": 1}
+    arguments = training_arguments(tmp_path, seed=0, precision="fp32", epochs=1, weight_decay=0.0, clip=1.0, **steps)
+    assert arguments._n_gpu == 1
+    assert "1 of 3 GPUs is used; torchrun uses all" in capsys.readouterr().err
+
+
+def test_another_run_is_not_overwritten(corpus: Path, uninterrupted: tuple[Path, Results], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"holds another \(batch_size 8 there, 4 here\); choose another"):
+        pretrain(small_recipe(corpus, batch_size=4), uninterrupted[0], resume=True)
     with pytest.raises(RecipeError, match="add --resume"):
-        pretrain(small_recipe(corpus), unbroken[0])
+        pretrain(small_recipe(corpus), uninterrupted[0])
     (tmp_path / "letter.txt").write_text("dear", encoding="utf-8")
     with pytest.raises(RecipeError, match="other files in it"):
         pretrain(small_recipe(corpus), tmp_path)
@@ -201,17 +217,19 @@ def test_sentence_level_without_head_or_mlm(corpus: Path, tmp_path: Path) -> Non
     assert all("mlm" not in line for line in metrics(tmp_path / "sentence"))
 
 
-def test_given_encoder_is_trained_on(corpus: Path, unbroken: tuple[Path, Results], tmp_path: Path) -> None:
-    recipe = small_recipe(corpus, encoder=str(unbroken[0]), hidden=128, vocabulary=8000, max_steps=2, pictured_words=0)
+def test_given_encoder_is_trained_on(corpus: Path, uninterrupted: tuple[Path, Results], tmp_path: Path) -> None:
+    recipe = small_recipe(
+        corpus, encoder=str(uninterrupted[0]), hidden=128, vocabulary=8000, max_steps=2, pictured_words=0
+    )
     results = pretrain(recipe, tmp_path / "further")
     assert list(results.stages) == ["random", "before", "after"]
-    assert results.stages["before"]["mean"] == pytest.approx(unbroken[1].stages["after"]["mean"])
+    assert results.stages["before"]["mean"] == pytest.approx(uninterrupted[1].stages["after"]["mean"])
 
 
 def test_longer_sentences_than_a_given_encoder_takes_are_refused(
-    corpus: Path, unbroken: tuple[Path, Results], tmp_path: Path
+    corpus: Path, uninterrupted: tuple[Path, Results], tmp_path: Path
 ) -> None:
-    recipe = tiny().override(corpus=(str(corpus),), encoder=str(unbroken[0]), max_length=129)
+    recipe = tiny().override(corpus=(str(corpus),), encoder=str(uninterrupted[0]), max_length=129)
     with pytest.raises(RecipeError, match=r"encoder: expected max_length at most 128, .*, got 129; lower it"):
         pretrain(recipe, tmp_path / "long")
 
@@ -291,7 +309,7 @@ def test_event_files_of_one_second_keep_their_order(tmp_path: Path) -> None:
             callback.tb_writer.add_scalar("loss", resumed_at, step)
         callback.tb_writer.close()
         if resumed_at == 0:
-            # As of a process of a larger number, which a child that was killed is.
+            # As if written by a process with a larger number, as that of a killed child may be.
             (path,) = tmp_path.iterdir()
             path.rename(path.with_name(path.name.replace(f".{os.getpid()}.", ".999999999.")))
     events = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")

@@ -66,7 +66,7 @@ def test_words_are_kept_where_unique_and_no_stop_word(tmp_path: Path, tokenizer:
     assert "5 of 5 sentence pairs kept" in str(counts)
 
 
-def test_spans_decode_to_the_words_they_stand_for(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_spans_decode_to_their_words(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     build(tmp_path, tokenizer, parallel(ENGLISH_FRENCH))
     for row in rows_of(tmp_path):
         for (s0, s1, t0, t1), source, target in zip(
@@ -143,8 +143,8 @@ def test_an_equal_build_is_reused_and_any_change_rebuilds(tmp_path: Path, tokeni
         assert json.loads((tmp_path / wps.MANIFEST_NAME).read_text())["fingerprint"] != before
 
 
-def test_how_sentences_were_cut_and_padded_last_is_no_change(tmp_path: Path) -> None:
-    """A saved tokenizer says it, and building changes it: a run that goes on would not know its own samples."""
+def test_how_sentences_were_truncated_and_padded_last_is_no_change(tmp_path: Path) -> None:
+    """Tokenizers save how they truncated and padded last, and a build changes it; a resumed run must not rebuild."""
     tokenizer = wordpiece_tokenizer([f"{s} {t}" for s, t in ENGLISH_FRENCH])
     tokenizer.backend_tokenizer.enable_truncation(4)
     tokenizer.backend_tokenizer.enable_padding()
