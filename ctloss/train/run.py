@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..shared.files import locked, write_atomically
@@ -184,8 +185,6 @@ class _Run:
         share, seed = self.recipe.data.held_out_words, self.recipe.bookkeeping.seed
 
         def is_held_out(types: Any) -> Any:
-            import numpy as np
-
             return held_out(np.asarray(types, dtype=np.uint64), share, seed) if share else [True] * len(types)
 
         return Probe(rows, most=self.recipe.bookkeeping.evaluation_pairs, is_held_out=is_held_out)
@@ -234,7 +233,7 @@ class _Run:
             measure=lambda encoder: validation(encoder)["mean"],
         )
         self.say(
-            f"training: {len(rows):,} rows, {len(plan) // world:,} batches of {plan.batch_size} an epoch, "
+            f"training: {len(rows):,} rows, {len(plan) // world:,} batches of {plan.batch_size} per epoch, "
             f"{'bfloat16 autocast' if trainer.args.bf16 else 'float32'}, {world} process{'es' if world > 1 else ''}"
         )
         if world > 1:

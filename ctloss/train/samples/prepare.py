@@ -83,7 +83,7 @@ def read_corpus(data: Data, *, evaluation_pairs: int, seed: int) -> Corpus:
     parts["train"] = limited(without(training, [*parts["validation"], *parts["test"]]), data.max_pairs)
     notes: tuple[str, ...] = ()
     if data.validation or data.test:
-        # Files of their own may share sentences, which then stay only in test.
+        # A validation or test file may repeat sentences of the other part; they stay only in test.
         before, parts["validation"] = parts["validation"], without(parts["validation"], parts["test"])
         if shared := _count(before) - _count(parts["validation"]):
             notes = (f"validation: skipped {shared:,} pairs whose texts are also in test",)
