@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader
 pytest.importorskip("pyarrow")
 pytest.importorskip("transformers")
 
-from ctloss.train.collator import Collator
-from ctloss.train.corpus import read_lines
-from ctloss.train.dataset import WPSDataset
-from ctloss.train.lexicon import Lexicon
-from ctloss.train.sampler import BatchPlan, PlanSampler
-from ctloss.train.wps import build_wps
+from ctloss.train.samples.collator import Collator
+from ctloss.train.samples.dataset import WPSDataset
+from ctloss.train.samples.sampler import BatchPlan, PlanSampler
+from ctloss.train.samples.wps import build_wps
+from ctloss.train.text.corpus import read_lines
+from ctloss.train.text.lexicon import Lexicon
 from support.tiny_text import ENGLISH_FRENCH, LEXICON, parallel, wordpiece_tokenizer
 
 TOKENIZER = wordpiece_tokenizer([text for pair in ENGLISH_FRENCH for text in pair])
