@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..shared.command import as_process
 from ..shared.files import open_folder, write_atomically
@@ -127,9 +128,7 @@ def evaluate(given: argparse.Namespace) -> Path | None:
         options = finetuning(given_options(given, FinetuneOptions), tasks, given.seeds)
         data = find_data(given.data, {task: options.get(task) for task in tasks})
         results.append(
-            run(
-                given.model, data, output, name=given.name, languages=languages, vectors=vectors, finetuning=options
-            )
+            run(given.model, data, output, name=given.name, languages=languages, vectors=vectors, finetuning=options)
         )
     if int(os.environ.get("RANK", "0")) > 0:
         return None
@@ -195,7 +194,7 @@ def finetuning(given: Mapping[str, Sequence[str]], tasks: Sequence[str], seeds: 
         raise ValueError(f"expected --seeds at least 1, got {seeds}; raise it")
     tuned = [task for task in FINETUNED if task in tasks]
     flags = command_line(FinetuneOptions)
-    changes: dict[str, dict[str, object]] = {task: {"seeds": tuple(range(1, seeds + 1))} for task in tuned}
+    changes: dict[str, dict[str, Any]] = {task: {"seeds": tuple(range(1, seeds + 1))} for task in tuned}
     for name, values in given.items():
         refuse_unused(flags[name], values, tuned)
         for task, texts in by_task(values, tuned).items():

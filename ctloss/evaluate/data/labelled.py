@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
@@ -91,7 +91,7 @@ def read_folder(data: Path, task: Task, split: str, languages: Sequence[str] | N
 
 
 def find_files(data: Path, task: Task, split: str) -> dict[str, list[Path]]:
-    """Returns the files of a split by language, from the first folder with any: one named after the task, or ``data``."""
+    """Returns a split's files by language, from the first folder with any: one named after the task, or ``data``."""
     for folder in (*(data / name for name in task.folders), data):
         files = text_files(folder, f"{escape(split)}-*.tsv")
         found = {name[len(split) + 1 : -len(".tsv")]: [path] for name, path in files.items()}

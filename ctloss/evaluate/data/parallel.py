@@ -219,8 +219,8 @@ def read_lexicon(folder: Path, languages: Sequence[str] | None = None) -> dict[s
             )
     if len(wanted) < 2:
         raise DataError(
-            f"{folder}: expected word lists of at least two languages, such as en.txt and fr.txt, got {_listed(wanted)}; "
-            "add the others"
+            f"{folder}: expected word lists of at least two languages, such as en.txt and fr.txt, got "
+            f"{_listed(wanted)}; add the others"
         )
     lists = {language: read_lines(files[language], empty=True) for language in wanted}
     for language, lines in lists.items():

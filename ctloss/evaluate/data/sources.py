@@ -146,9 +146,7 @@ def digest_of_data(evaluation: Evaluation, data: str, splits: Splits | None) -> 
             return digest_of_files(_files_of(evaluation, data, splits))
         return digest_of_files([Path(file) for file in (*splits.train, *splits.dev)] if splits else [], start=data)
     except OSError as error:
-        raise DataError(
-            f"{error.filename}: expected a readable file, got {error.strerror}; check the path"
-        ) from error
+        raise DataError(f"{error.filename}: expected a readable file, got {error.strerror}; check the path") from error
 
 
 def digest_of_model(model: str) -> str:

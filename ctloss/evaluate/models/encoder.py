@@ -29,7 +29,9 @@ OTHERS = ", ".join(get_args(Pooling)[:-1])
 class VectorOptions(Group):
     """How an encoder that is used as it is makes vectors; see :class:`ctloss.evaluate.Encoder`."""
 
-    pooling: Pooling = option("layer", "from hidden states to a sentence's vector; model: what its own folder says")
+    pooling: Pooling = option(  # noqa: RUF009 (the rule does not see that an alias of a Literal is immutable)
+        "layer", "from hidden states to a sentence's vector; model: what its own folder says"
+    )
     layer: int | None = option(None, "index into hidden_states for --pooling layer", shown="8, or the last if fewer")
     prefix: str = option("", "text before every sentence, such as 'query: '")
     max_length: int | None = option(None, "most tokens in a sentence", shown="the model's, up to 512")
@@ -104,10 +106,10 @@ class Encoder:
         progress: bool = True,
     ) -> None:
         VectorOptions(pooling, layer, prefix, max_length, batch_size)
-        named = isinstance(model, str | Path)
-        name = str(model) if isinstance(model, str | Path) else str(model.config.name_or_path or "")
+        given = None if isinstance(model, str | Path) else model
+        name = str(model) if given is None else str(given.config.name_or_path or "")
         self.pooling = own_pooling(name) if pooling == "model" else pooling
-        loaded: Any = load_encoder(name, pooler=self.pooling == "pooler") if named else model.base_model
+        loaded: Any = load_encoder(name, pooler=self.pooling == "pooler") if given is None else given.base_model
         self.model = loaded
         if self.pooling == "pooler" and getattr(loaded, "pooler", None) is None:
             raise ValueError(
@@ -119,7 +121,7 @@ class Encoder:
         self.layer = choose_layer(layer, self.model.config.num_hidden_layers) if self.pooling == "layer" else None
         self.prefix, self.batch_size, self.progress = prefix, batch_size, progress
         self.max_length = _max_length(max_length, self.model.config)
-        if device is None and not named:
+        if device is None and given is not None:
             device = loaded.device
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:

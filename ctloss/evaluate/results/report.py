@@ -19,8 +19,8 @@ from ..models.options import XTREME_OPTIONS
 from .scores import ALL, MAJORITY, Results, Spread, TaskResult, over_seeds
 
 NOTHING = "–"
-# Table 1 of Chen et al. 2022 (arXiv 2202.13083), in per cent: means over all of XTREME's languages, of the first columns
-# below. mBERT, XLM and MMTE come from Hu et al. 2020 (arXiv 2003.11080).
+# Table 1 of Chen et al. 2022 (arXiv 2202.13083), in per cent, for the first columns below: means over all of XTREME's
+# languages. mBERT, XLM and MMTE come from Hu et al. 2020 (arXiv 2003.11080).
 PUBLISHED: dict[str, tuple[float, ...]] = {
     "mBERT": (65.4, 81.9, 70.3, 62.2, 56.7, 38.7),
     "XLM": (69.1, 80.9, 70.1, 61.2, 56.8, 32.6),

@@ -226,9 +226,7 @@ def write_submission(folder: str | Path, task: str, predictions: Mapping[str, Se
     paths = {language: Path(folder) / task / f"test-{language}.tsv" for language in predictions}
     for language, lines in predictions.items():
         if not (len(language) == 2 and language.isascii() and language.isalpha() and language.islower()):
-            raise ValueError(
-                f"expected the two-letter code of a language, as in XTREME's file names, got {language!r}"
-            )
+            raise ValueError(f"expected the two-letter code of a language, as in XTREME's file names, got {language!r}")
         if broken := next((number for number, line in enumerate(lines, 1) if "\n" in line or "\r" in line), None):
             raise ValueError(f"{paths[language]}, line {broken}: expected one line, got one that contains a line end")
     for language, lines in predictions.items():
