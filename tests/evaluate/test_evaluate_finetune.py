@@ -12,25 +12,31 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score
 
-from ctloss.evaluate import DataError, Outcome, finetune, kept
-from ctloss.evaluate.classification import (
-    PairHead,
-    evaluate_pawsx,
-    evaluate_xnli,
-)
-from ctloss.evaluate.head import load_model
-from ctloss.evaluate.labelled import read_pairs, read_tagged
-from ctloss.evaluate.options import XTREME_OPTIONS, FinetuneOptions
-from ctloss.evaluate.submission import write_submission
-from ctloss.evaluate.tagging import (
-    WordHead,
-    entity_f1,
+from ctloss.evaluate import (
+    XTREME_OPTIONS,
+    DataError,
+    FinetuneOptions,
+    Outcome,
     evaluate_panx,
+    evaluate_pawsx,
     evaluate_udpos,
-    pos_f1,
+    evaluate_xnli,
+    write_submission,
 )
-from ctloss.evaluate.tasks import PANX, PAWSX, UDPOS, XNLI, LabelledPair, TaggedSentence
-from ctloss.evaluate.zeroshot import english_rows
+from ctloss.evaluate.data.labelled import (
+    PANX,
+    PAWSX,
+    UDPOS,
+    XNLI,
+    LabelledPair,
+    TaggedSentence,
+    read_pairs,
+    read_tagged,
+)
+from ctloss.evaluate.models import finetune
+from ctloss.evaluate.tasks.classification import PairHead, english_rows
+from ctloss.evaluate.tasks.tagging import WordHead, entity_f1, pos_f1
+from ctloss.shared.files import complete
 from support import tiny_tasks
 
 pytestmark = pytest.mark.numeric
@@ -120,7 +126,7 @@ def test_english_files_by_name_and_held_out_rows(tmp_path: Path, model: str) -> 
     ]
     with pytest.raises(DataError, match=r"expected train-en\.tsv"):
         evaluate_pawsx(model, tmp_path, ["xx"], dataclasses.replace(options, train=()))
-    with pytest.raises(DataError, match=r"expected rows enough to hold out 0\.999 of them, got 24"):
+    with pytest.raises(DataError, match=r"expected enough rows to hold out 0\.999 of them, got 24"):
         evaluate_pawsx(model, tmp_path, ["xx"], dataclasses.replace(options, hold_out=0.999))
     bare = tmp_path / "bare.tsv"
     tiny_tasks.write_pairs(bare, tiny_tasks.paraphrase_rows(3, 0), labels=False)
@@ -165,7 +171,7 @@ def test_resuming_a_killed_run_gives_the_same(
         with pytest.raises(KeyboardInterrupt):
             evaluate_udpos(model, tmp_path, ["xx"], killed)
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-8"]
-    assert kept.last_checkpoint(folder) == folder / "checkpoint-8"
+    assert complete(folder, "checkpoint") == [(8, folder / "checkpoint-8")]
 
     assert evaluate_udpos(model, tmp_path, ["xx"], dataclasses.replace(killed, checkpoint_every=3)) == unbroken
     runs = [tmp_path / name / "udpos" / "seed-1" for name in ("unbroken", "killed")]
@@ -209,7 +215,7 @@ def test_the_best_step_on_dev_is_kept_the_earlier_of_two(
     options = dataclasses.replace(QUICK, max_steps=9, evaluate_every=2, output=tmp_path / "runs")
     evaluate_pawsx(model, tmp_path, ["xx"], options)
     folder = tmp_path / "runs" / "pawsx" / "seed-1"
-    assert kept.best(folder) == (folder / "best-4", 0.7)
+    assert finetune.best(folder) == (folder / "best-4", 0.7)
     assert [path.name for path in folder.glob("best*")] == ["best-4"]
     # Nothing is left of the checkpoints, and the fifth score, of the last step, was asked for.
     assert list(folder.glob("checkpoint-*")) == []
@@ -242,9 +248,9 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(tmp_path: Path, unit
             folder=folder,
             settings={},
         )
-        found = kept.best(folder)
+        found = finetune.best(folder)
         assert found is not None
-        trained = load_model(str(found[0]), head)
+        trained = finetune.load_model(str(found[0]), head)
         weights.append(torch.cat([value.flatten() for value in trained.state_dict().values()]))
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=2e-5)
 
@@ -252,16 +258,16 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(tmp_path: Path, unit
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "expected batch_size at least 1, got 0"),
-        ({"max_steps": 0}, "expected max_steps at least 1, got 0"),
-        ({"learning_rate": 0.0}, "expected learning_rate above 0"),
-        ({"warmup_steps": -1}, "expected warmup_steps at least 0"),
-        ({"hold_out": 1.0}, "expected hold_out at least 0 and below 1"),
-        ({"hold_out": 0.1, "dev": ("dev.tsv",)}, "expected either dev files or hold_out"),
-        ({"seeds": (1, 1)}, "expected seeds, each once"),
-        ({"seeds": ()}, "expected seeds, each once"),
-        ({"precision": "fp16"}, "expected precision 'fp32' or 'bf16'"),
-        ({"batches": "sorted"}, "expected batches 'random' or 'by_length'"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"max_steps": 0}, "max_steps: expected at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate: expected a number above 0"),
+        ({"warmup_steps": -1}, "warmup_steps: expected at least 0"),
+        ({"hold_out": 1.0}, "hold_out: expected a number from 0 up to but not including 1"),
+        ({"hold_out": 0.1, "dev": ("dev.tsv",)}, "hold_out: expected either dev files or a share held out"),
+        ({"seeds": (1, 1)}, "seeds: expected each once"),
+        ({"seeds": ()}, "seeds: expected at least one"),
+        ({"precision": "fp16"}, "precision: expected one of fp32, bf16"),
+        ({"batches": "sorted"}, "batches: expected one of random, by_length"),
     ],
 )
 def test_refused_options(changes: dict[str, Any], message: str) -> None:

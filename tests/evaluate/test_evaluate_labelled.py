@@ -9,8 +9,19 @@ from pathlib import Path
 import pytest
 
 from ctloss.evaluate import DataError
-from ctloss.evaluate.labelled import read_files, read_pairs, read_split, read_tagged
-from ctloss.evaluate.tasks import PANX, PAWSX, UDPOS, XNLI, LabelledPair, TaggedSentence, Task
+from ctloss.evaluate.data.labelled import (
+    PANX,
+    PAWSX,
+    UDPOS,
+    XNLI,
+    LabelledPair,
+    TaggedSentence,
+    Task,
+    read_files,
+    read_pairs,
+    read_tagged,
+)
+from ctloss.evaluate.data.sources import read_split
 from support import tiny_tasks
 
 CONTRACTIONS = """\
@@ -89,10 +100,10 @@ def test_a_fourth_column_is_left_unread(tmp_path: Path) -> None:
         (
             XNLI,
             "a\tb\tneutral\nonly one\n",
-            "line 2: expected SENTENCE, SENTENCE and LABEL between tabs, got 1 columns",
+            "line 2: expected SENTENCE, SENTENCE and LABEL separated by tabs, got 1 columns",
         ),
         (XNLI, "a\tb\tneutral\n\n", "line 2: expected SENTENCE"),
-        (XNLI, "a\tb\tc\td\te\n", "line 1: expected SENTENCE, SENTENCE and LABEL between tabs, got 5"),
+        (XNLI, "a\tb\tc\td\te\n", "line 1: expected SENTENCE, SENTENCE and LABEL separated by tabs, got 5"),
         (XNLI, "a\t \tneutral\n", "line 1: expected two sentences, got an empty one"),
         (
             XNLI,
@@ -103,7 +114,7 @@ def test_a_fourth_column_is_left_unread(tmp_path: Path) -> None:
         (PAWSX, "a\tb\t1\na\tb\n", "line 2: expected a label as before, got none"),
         (PAWSX, "a\tb\na\tb\t1\n", "line 2: expected no label as before, got one"),
         (PAWSX, "", "line 1: expected labelled items, got an empty file"),
-        (UDPOS, "a\tDET\ncat\tNOUN\tN\n", "line 2: expected WORD and TAG between tabs, got 3 columns"),
+        (UDPOS, "a\tDET\ncat\tNOUN\tN\n", "line 2: expected WORD and TAG separated by a tab, got 3 columns"),
         (UDPOS, "a\tDET\ncat\tN\n", "line 2: expected a label of ADJ, ADP"),
         (UDPOS, "a\tDET\n\ncat\n", "line 3: expected a label as before, got none"),
         (UDPOS, "a\tDET\n\tNOUN\n", "line 2: expected a word before the tab, got none"),
@@ -127,7 +138,7 @@ def test_bytes_that_are_no_utf8(tmp_path: Path) -> None:
 
 def test_missing_language_file_and_split(tmp_path: Path) -> None:
     tiny_tasks.write_task(tmp_path, "xnli")
-    with pytest.raises(DataError, match=r"expected test-de\.tsv there or in a folder xnli of it, got languages en, xx"):
+    with pytest.raises(DataError, match=r"expected test-de\.tsv there or in its folder xnli, got languages en, xx"):
         read_split(tmp_path, XNLI, "test", ["en", "de"])
     with pytest.raises(DataError, match=r"expected train-en\.tsv or en_TREEBANK-ud-train\.conllu .* got no train file"):
         read_split(tmp_path, UDPOS, "train", ["en"])
@@ -178,7 +189,7 @@ def test_treebanks_of_a_language_are_joined(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1\ta\t_\tDET\n", "line 1: expected the 10 columns of CoNLL-U between tabs, got 4"),
+        ("1\ta\t_\tDET\n", "line 1: expected CoNLL-U's 10 columns separated by tabs, got 4"),
         ("1\ta\t_\tDET\t_\t_\t0\t_\t_\t_\n", "line 1: expected a blank line after the last sentence"),
         ("2\ta\t_\tDET\t_\t_\t0\t_\t_\t_\n\n", "line 1: expected id 1, got '2'"),
         ("1\ta\t_\tART\t_\t_\t0\t_\t_\t_\n\n", "line 1: expected a tag of ADJ"),
@@ -283,7 +294,7 @@ def test_hub_treebanks_and_missing_labels(tmp_path: Path) -> None:
     bare: list[dict[str, object]] = [{"premise": "a", "hypothesis": "b", "label": -1}]
     data = hub_folder(tmp_path / "nli", {"de": {"test": bare}})
     assert read_split(data, XNLI, "test") == {"de": [LabelledPair("a", "b", None)]}
-    with pytest.raises(DataError, match="expected a data set of the hub or a local folder"):
+    with pytest.raises(DataError, match="expected a data set on the hub or a local folder"):
         read_split(f"hub:{tmp_path / 'nothing'}", XNLI, "test")
 
 

@@ -15,9 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from ctloss.evaluate.classification import evaluate_pawsx
-from ctloss.evaluate.options import FinetuneOptions
-from ctloss.evaluate.tagging import evaluate_panx
+from ctloss.evaluate import FinetuneOptions, evaluate_panx, evaluate_pawsx
 from support import tiny_tasks
 
 QUICK = FinetuneOptions(learning_rate=4e-3, batch_size=16, max_steps=2, max_length=32)

@@ -10,20 +10,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score
 
-from ctloss.evaluate import Score
-from ctloss.evaluate.classification import (
-    accuracy,
-    majority_accuracy,
-)
-from ctloss.evaluate.spread import over_seeds, with_means
-from ctloss.evaluate.submission import write_submission
-from ctloss.evaluate.tagging import (
-    entity_f1,
-    pos_f1,
-    submission_lines,
-    token_accuracy,
-)
-from ctloss.evaluate.tasks import PANX, UPOS
+from ctloss.evaluate import Score, over_seeds, write_submission
+from ctloss.evaluate.data.labelled import PANX, UPOS
+from ctloss.evaluate.results.scores import with_means
+from ctloss.evaluate.tasks.classification import accuracy, majority_accuracy
+from ctloss.evaluate.tasks.tagging import entity_f1, pos_f1, submission_lines, token_accuracy
 
 
 def test_accuracy_and_majority() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,19 +16,15 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestNeighbors
 
 from ctloss.evaluate import DataError, Outcome, PairsOptions, evaluate_bucc, evaluate_pairs, evaluate_tatoeba
-from ctloss.evaluate.mining import above, best_threshold, measure, mine, scores_of_halves
-from ctloss.evaluate.neighbours import centred, nearest, random_pair_cosine
-from ctloss.evaluate.parallel import TWO_LETTERS, read_aligned, read_bucc, read_tatoeba
+from ctloss.evaluate.data.parallel import read_aligned, read_bucc, read_tatoeba
+from ctloss.evaluate.tasks.retrieval import above, best_threshold, measure, mine, scores_of_halves
+from ctloss.shared.languages import XTREME_CODES
 from support.tiny_encoder import Table, saved, write
+from support.tiny_results import refused, value
 
 pytestmark = pytest.mark.numeric
 
 needs_data = pytest.mark.skipif("CTLOSS_DATA" not in os.environ, reason="CTLOSS_DATA names no folder of real text")
-
-
-def value(outcome: Outcome, language: str, metric: str) -> float:
-    [found] = [score.value for score in outcome.scores if (score.language, score.metric) == (language, metric)]
-    return found
 
 
 # Cosines of the German rows to the English: eins is nearest to one, zwei to one, drei to three;
@@ -247,11 +242,6 @@ def test_tiny_bert_finds_identical_sentences(tmp_path: Path) -> None:
     assert -1 < value(outcome, "deu-eng", "random_pair_cosine") < 1
 
 
-def refused(message: str, *, where: Path, line: int | None = None) -> pytest.RaisesExc:
-    place = re.escape(str(where)) + (f", line {line}: " if line else ": ")
-    return pytest.raises(DataError, match=f"^{place}.*{message}")
-
-
 def test_tatoeba_refusals(tmp_path: Path) -> None:
     with refused("expected files such as tatoeba.deu-eng.deu", where=tmp_path):
         read_tatoeba(tmp_path)
@@ -280,9 +270,9 @@ def test_text_refusals(tmp_path: Path) -> None:
     (tmp_path / "t.en").write_bytes(b"")
     with refused("got an empty file", where=tmp_path / "t.en"):
         read_aligned(tmp_path / "t")
-    with refused("sentences in 'fr', got no such file; there are de, en", where=tmp_path / "t.fr"):
+    with refused("sentences in 'fr', got no such file; there are files of de, en", where=tmp_path / "t.fr"):
         read_aligned(tmp_path / "t", ["de", "fr"])
-    with refused("files of two languages or more", where=tmp_path / "t"):
+    with refused("expected at least two files", where=tmp_path / "t"):
         read_aligned(tmp_path / "t", ["de"])
     write(tmp_path, t__en=ENGLISH)
     with pytest.raises(DataError, match="expected the pivot among the languages, got de, en"):
@@ -308,7 +298,7 @@ def test_bucc_refusals(tmp_path: Path) -> None:
     with refused("corpora of 'ru' and English, got no such file; the folder has zh", where=folder / "ru-en.dev.en"):
         read_bucc(folder, ["ru"])
     write(folder, zh___en__dev__gold=["zh-0\ten-0", "zh-1 en-1"])
-    with refused("expected two ids parted by a tab", where=folder / "zh-en.dev.gold", line=2):
+    with refused("expected two ids separated by a tab", where=folder / "zh-en.dev.gold", line=2):
         read_bucc(folder)
     (folder / "zh-en.dev.gold").unlink()
     with refused("expected the gold pairs", where=folder / "zh-en.dev.gold"):
@@ -317,7 +307,7 @@ def test_bucc_refusals(tmp_path: Path) -> None:
     with refused("expected ID TAB SENTENCE", where=folder / "zh-en.dev.zh", line=2):
         read_bucc(folder)
     write(folder, zh___en__dev__zh=["zh-0\tf0", "zh-0\tf1"])
-    with refused("with an id of its own", where=folder / "zh-en.dev.zh", line=2):
+    with refused("with a unique id", where=folder / "zh-en.dev.zh", line=2):
         read_bucc(folder)
 
 
@@ -330,7 +320,7 @@ def test_real_files_are_read() -> None:
     assert {
         len(item.first) for item in pairs if item.languages[0] not in ("jav", "tel", "tam", "tha", "kaz", "mal")
     } == {1000}
-    assert all(item.languages[0] in TWO_LETTERS for item in pairs)
+    assert all(item.languages[0] in XTREME_CODES for item in pairs)
     [corpora] = read_bucc(data / "bucc")
     assert (len(corpora.first), len(corpora.second), len(corpora.gold or ())) == (8624, 13589, 257)
     captions = read_aligned(data / "multi30k" / "test_2016_flickr")

@@ -95,9 +95,8 @@ give a share
             "both",
             "the best step is chosen by one of them: drop the other",
         )
-        require(
-            bool(self.seeds) and len(set(self.seeds)) == len(self.seeds), "seeds", "each once", self.seeds, "list them"
-        )
+        require(bool(self.seeds), "seeds", "at least one", self.seeds, "add one")
+        require(len(set(self.seeds)) == len(self.seeds), "seeds", "each once", self.seeds, "drop the repeated ones")
 
 
 XTREME_OPTIONS = {
