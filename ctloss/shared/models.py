@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Model types that number positions from after the padding token's id, as RoBERTa does, besides those named after it.
-AS_ROBERTA = ("camembert", "mpnet", "xmod")
+AS_ROBERTA = (
+    *("camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "xmod"),
+)
 
 
 def read_config(name: str | Path) -> PreTrainedConfig:
