@@ -157,10 +157,13 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         Encoder(folder, pooling="mean", device="gpu")
     with pytest.raises(ValueError, match=r"expected the name or folder of a Hugging Face encoder, got '.*nothing'"):
         Encoder(tmp_path / "nothing")
-    bare = saved(tmp_path, PIECES)
-    (bare / "model.safetensors").unlink()
+    cut = saved(tmp_path, PIECES) / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="expected whole weights that fit the configuration, got "):
+        Encoder(tmp_path, pooling="mean")
+    cut.unlink()
     with pytest.raises(ValueError, match="expected an encoder with its weights as safetensors"):
-        Encoder(bare)
+        Encoder(tmp_path)
 
 
 def test_tokenizers_that_are_none_of_the_model_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -191,16 +194,3 @@ def test_vectors_that_are_not_finite_are_refused(broken: float) -> None:
     assert len(encoder.pieces([["the", "house"]])[0].vectors) == 2
     with pytest.raises(ValueError, match="expected finite vectors"):
         encoder.pieces([text.split() for text in TEXTS])
-
-
-def test_weights_that_are_cut_or_do_not_fit_are_refused(tmp_path: Path) -> None:
-    weights = saved(tmp_path, PIECES) / "model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match="expected whole weights that fit the configuration, got "):
-        Encoder(tmp_path, pooling="mean")
-    weights.write_bytes(whole)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
-    with pytest.raises(ValueError, match="expected whole weights that fit the configuration, got "):
-        Encoder(tmp_path, pooling="mean")

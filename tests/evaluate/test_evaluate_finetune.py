@@ -36,7 +36,7 @@ from ctloss.evaluate.data.labelled import (
 from ctloss.evaluate.models import finetune
 from ctloss.evaluate.tasks.classification import PairHead, english_rows
 from ctloss.evaluate.tasks.tagging import WordHead, entity_f1, pos_f1
-from ctloss.shared.files import complete
+from ctloss.shared.files import FORMER_MARKER, MARKER, complete
 from support import tiny_tasks
 
 pytestmark = pytest.mark.numeric
@@ -172,6 +172,10 @@ def test_resuming_a_killed_run_gives_the_same(
             evaluate_udpos(model, tmp_path, ["xx"], killed)
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-8"]
     assert complete(folder, "checkpoint") == [(8, folder / "checkpoint-8")]
+    if batches == "by_length":
+        # As the former version marked it.
+        (folder / "checkpoint-8" / MARKER).unlink()
+        (folder / "checkpoint-8" / FORMER_MARKER).touch()
 
     assert evaluate_udpos(model, tmp_path, ["xx"], dataclasses.replace(killed, checkpoint_every=3)) == unbroken
     runs = [tmp_path / name / "udpos" / "seed-1" for name in ("unbroken", "killed")]
@@ -182,9 +186,14 @@ def test_resuming_a_killed_run_gives_the_same(
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_tasks.write_task(tmp_path, "pawsx")
-    options = dataclasses.replace(QUICK, max_steps=3, output=tmp_path / "runs")
+    runs = tmp_path / "runs"
+    options = dataclasses.replace(QUICK, max_steps=3, output=runs)
     first = evaluate_pawsx(model, tmp_path, ["xx"], options)
     monkeypatch.setattr(finetune._Finetuner, "train", None)
+    assert evaluate_pawsx(model, tmp_path, ["xx"], options) == first
+    # The former version left no marker in the best model.
+    for marker in runs.rglob(f"best-*/{MARKER}"):
+        marker.unlink()
     assert evaluate_pawsx(model, tmp_path, ["xx"], options) == first
     with pytest.raises(
         ValueError, match=r"run with the same settings, got one with learning_rate 0\.004 instead of 0\.1"

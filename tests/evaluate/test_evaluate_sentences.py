@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import os
 import random
+import unicodedata
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,9 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_score, recall_score
 from sklearn.metrics.pairwise import cosine_similarity
-from sklearn.neighbors import NearestNeighbors
 
-from ctloss.evaluate import DataError, Outcome, PairsOptions, evaluate_bucc, evaluate_pairs, evaluate_tatoeba
+from ctloss.evaluate import DataError, Encoder, Outcome, PairsOptions, evaluate_bucc, evaluate_pairs, evaluate_tatoeba
 from ctloss.evaluate.data.parallel import read_aligned, read_bucc, read_tatoeba
 from ctloss.evaluate.tasks.retrieval import above, best_threshold, measure, mine, scores_of_halves
 from ctloss.shared.languages import XTREME_CODES
@@ -92,26 +95,6 @@ def test_pairs_by_hand(tmp_path: Path) -> None:
     pivoted = evaluate_pairs(NUMBERS, tmp_path / "test", ["de", "fr", "en"], PairsOptions(pivot="en", task="captions"))
     assert {score.language for score in pivoted.scores} == {"de-en", "en-de", "fr-en", "en-fr", "mean"}
     assert {score.task for score in pivoted.scores} == {"captions"}
-
-
-def test_neighbours_agree_with_scikit_learn() -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(83, 12)), 7 * rng.normal(size=(61, 12))
-    cosines, rows = nearest(x, y, 5)
-    distances, expected = NearestNeighbors(n_neighbors=5, metric="cosine").fit(y).kneighbors(x)
-    np.testing.assert_array_equal(rows, expected)
-    np.testing.assert_allclose(cosines, 1 - distances, atol=1e-6)
-    assert nearest(x, y[:3], 5)[1].shape == (83, 3)
-    pairs = cosine_similarity(x[:61], y)
-    assert random_pair_cosine(x[:61], y) == pytest.approx(pairs[~np.eye(61, dtype=bool)].mean(), abs=1e-6)
-
-
-def test_centring_takes_a_common_direction_out() -> None:
-    base = np.random.default_rng(2).normal(size=(40, 8))
-    x, y = base + 50, base.copy()
-    y[:, 0] += 200
-    assert np.mean(nearest(x, y)[1][:, 0] == np.arange(40)) < 0.2
-    assert np.mean(nearest(centred(x), centred(y))[1][:, 0] == np.arange(40)) == 1
 
 
 def test_margins_agree_with_their_definition() -> None:
@@ -240,6 +223,33 @@ def test_tiny_bert_finds_identical_sentences(tmp_path: Path) -> None:
         outcome = evaluate_tatoeba(model, data)
     assert value(outcome, "eng-deu", "accuracy") == value(outcome, "deu-eng", "accuracy_centred") == 1
     assert -1 < value(outcome, "deu-eng", "random_pair_cosine") < 1
+
+
+@pytest.mark.parametrize(
+    ("decode", "ending"),
+    [
+        (lambda text: unicodedata.normalize("NFD", text).encode(), ""),
+        (lambda text: b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode(), ""),
+        (lambda text: gzip.compress(text.encode()), ".gz"),
+        (lambda text: lzma.compress(text.encode()), ".xz"),
+    ],
+    ids=["NFD", "BOM and CRLF", "gz", "xz"],
+)
+def test_tatoeba_scores_the_same_however_its_text_is_stored(
+    tmp_path: Path, decode: Callable[[str], bytes], ending: str
+) -> None:
+    """In NFD a tokenizer would read every word with an accent as unknown."""
+    words = ["café", "über", "señor", "naïve", "façade", "žluť"]
+    encoder = Encoder(saved(tmp_path / "model", words), pooling="mean")
+    lines = [f"{a} {b}" for a, b in pairwise(words)]
+    plain = write(tmp_path / "plain", tatoeba__deu___eng__deu=lines, tatoeba__deu___eng__eng=lines)
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    for path in plain.iterdir():
+        (stored / (path.name + ending)).write_bytes(decode(path.read_text(encoding="utf-8")))
+    outcome = evaluate_tatoeba(encoder, stored)
+    assert outcome == evaluate_tatoeba(encoder, plain)
+    assert value(outcome, "eng-deu", "accuracy") == 1
 
 
 def test_tatoeba_refusals(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def add_result(folder: str | Path, results: Results, task: str, result: TaskResu
         task: the evaluation's name.
         result: its result.
     """
-    with locked(Path(folder)):
+    with locked(Path(folder), wait=True):
         there = read_results(folder).tasks if (Path(folder) / FILE).exists() else {}
         write_results(folder, dataclasses.replace(results, tasks={**there, task: result}))
 
