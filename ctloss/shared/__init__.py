@@ -1,1 +1,1 @@
-"""What ctloss.train and ctloss.evaluate have in common; neither knows the other. Nothing here is public."""
+"""What ctloss.train and ctloss.evaluate share; neither imports the other. Internal: nothing here is public."""

@@ -13,9 +13,9 @@ import torch
 def as_process(main: Callable[[], int]) -> NoReturn:
     """Runs a command as the whole of its process, with threads that sleep while they wait for one another.
 
-    Spinning threads hold one another up as soon as a machine has other work to do; a training step of .08 s took 6 s.
-    OpenMP reads ``OMP_WAIT_POLICY`` when torch is loaded, and ``python -m`` loads it with the package before the
-    command's first line. So without the variable the process starts over with it, once.
+    Threads that spin hold one another up as soon as the machine has other work: a training step of .08 s took 6 s.
+    OpenMP reads ``OMP_WAIT_POLICY`` when torch is loaded, and ``python -m`` loads torch with the package before the
+    command's first line. So if the variable is unset, the process sets it and starts over, once.
 
     Args:
         main: the command; returns its exit status.
@@ -25,7 +25,7 @@ def as_process(main: Callable[[], int]) -> NoReturn:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     status = main()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # Gloo's threads may still hold Python objects; one that lets go of them while the interpreter ends aborts.
+        # Gloo's threads may still hold Python objects, and abort if they release them while the interpreter exits.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -7,11 +7,11 @@ from importlib.util import find_spec
 
 
 def require_extra(extra: str, modules: Sequence[str]) -> None:
-    """Makes sure that the modules of an extra are there; called before anything else is imported.
+    """Makes sure that the modules of an extra are installed; call it before importing anything else.
 
     Args:
-        extra: its name, which is also that of the package in ctloss that needs it.
-        modules: the names by which its packages are imported.
+        extra: its name, which is also the name of the package in ctloss that needs it.
+        modules: the names that its packages are imported by.
 
     Raises:
         ModuleNotFoundError: some are missing; the message lists them.

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, and folders that one process at a time writes to."""
+"""Files and folders that exist whole or not at all, and folders that one process at a time writes to."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ PARTIAL = ".partial"
 def writing_file(path: Path) -> Iterator[Path]:
     """Yields a path to write to, which becomes ``path`` when the block ends without an error.
 
-    The folder is made if missing. A reader, or a restart after a kill, sees all of the file or the one before.
+    The folder is made if missing. A reader, or a restart after a kill, sees the whole file or the one before it.
 
     Args:
-        path: the file, text or binary. Its ending is not that of the yielded path: name the format to who asks.
+        path: the file, text or binary. The yielded path ends in .partial, so tell the library that writes to it which
+            format to write.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
@@ -38,18 +39,18 @@ def writing_file(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that a reader, or a restart after a kill, sees all of it or the one before.
+    """Writes a file so that a reader, or a restart after a kill, sees the whole file or the one before it.
 
     Args:
         path: the file; its folder is made if missing.
-        content: text is written as UTF-8 with the line ends it has.
+        content: bytes, or text, which is written as UTF-8 without changing its line ends.
     """
     with writing_file(path) as partial:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def open_folder(folder: Path) -> None:
-    """Makes a folder to write to unless it is there.
+    """Makes a folder to write to unless it exists.
 
     Raises:
         ValueError: it cannot be made or written to.
@@ -64,16 +65,16 @@ def open_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Keeps out of a folder, which is made if missing, all other processes that lock it, while the block runs.
+    """Locks a folder against other processes that lock it, while the block runs; the folder is made if missing.
 
-    The lock goes with its process, however that ends. Where the system has no flock (Windows), nothing is locked.
+    The lock ends with its process, however that ends. Systems without flock (Windows) lock nothing.
 
     Args:
         folder: what to lock.
-        wait: whether to wait for a process that has the lock.
+        wait: whether to wait for a process that holds the lock.
 
     Raises:
-        ValueError: another process has the lock and ``wait`` is False, or the folder cannot be written to.
+        ValueError: another process holds the lock and ``wait`` is False, or the folder cannot be written to.
     """
     open_folder(folder)
     try:
@@ -99,7 +100,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
 def writing_folder(folder: Path) -> Iterator[Path]:
     """Yields an empty folder to write into, which becomes ``folder`` when the block ends without an error.
 
-    Its marker is written last; then the folder gets its name. Killed before that, it is nothing that
+    Its marker is written last; then the folder gets its name. A process killed before that leaves nothing that
     :func:`is_complete` would accept.
     """
     partial = folder.with_name(folder.name + PARTIAL)
@@ -113,7 +114,7 @@ def writing_folder(folder: Path) -> Iterator[Path]:
 
 
 def mark_complete(folder: Path) -> None:
-    """Marks a folder as completely written: size and SHA-256 of each of its files go into its marker."""
+    """Marks a folder as completely written: its marker lists the size and SHA-256 of every file in it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
     for path in files:
         _flush(path)
@@ -124,13 +125,13 @@ def mark_complete(folder: Path) -> None:
 
 
 def is_complete(folder: Path, *, checksums: bool = False) -> bool:
-    """Tells whether a folder has its marker and every file that the marker names, at its full size.
+    """Tells whether a folder has its marker and every file that the marker lists, at its full size.
 
-    Markers of former versions are accepted: those with sizes only, and the empty one of ctloss.evaluate.
+    Markers of former versions count too: those with sizes only, and the empty one of ctloss.evaluate.
 
     Args:
         folder: the folder.
-        checksums: whether to read the files and compare their checksums too, as before anything is loaded from them.
+        checksums: whether to read the files and compare their checksums too; do so before loading anything from them.
     """
     if not (folder / MARKER).exists():
         return (folder / FORMER_MARKER).is_file()
@@ -159,9 +160,9 @@ def complete(parent: Path, name: str) -> list[tuple[int, Path]]:
 
 
 def remove_incomplete(parent: Path, name: str) -> list[Path]:
-    """Removes the folders NAME-NUMBER that are not complete, by their checksums, and those half-written.
+    """Removes the folders NAME-NUMBER that are half-written or do not match their checksums.
 
-    Called before a run goes on from one of them: what is left can be loaded.
+    Call it before a run resumes: what is left can be loaded.
 
     Returns:
         What was removed.
@@ -181,7 +182,7 @@ def remove_old(parent: Path, name: str, keep: int) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder, if it is there, its marker first, so that no half of it ever counts as complete."""
+    """Removes a folder if it exists, its marker first, so that a half-removed one never counts as complete."""
     for marker in (MARKER, FORMER_MARKER):
         (folder / marker).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)

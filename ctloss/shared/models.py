@@ -1,4 +1,4 @@
-"""Hugging Face encoders and their tokenizers, read from a folder or by name; what would compute nonsense is refused.
+"""Hugging Face encoders and their tokenizers, from a folder or by name; those that would compute nonsense are refused.
 
 Nothing is unpickled: weights are read from safetensors only.
 """
@@ -52,7 +52,7 @@ def read_config(name: str | Path) -> PreTrainedConfig:
 def positions(config: PreTrainedConfig) -> int | None:
     """Returns how many wordpieces, special tokens included, an encoder takes at most; None if it takes any number."""
     most = getattr(config, "max_position_embeddings", None)
-    # Where nothing limits them, a configuration has none or -1.
+    # A configuration without a limit has no such entry, or -1.
     if not most or most < 0:
         return None
     if "roberta" in config.model_type or config.model_type in AS_ROBERTA:
@@ -81,7 +81,7 @@ def load_tokenizer(name: str | Path, *, needs: Sequence[str] = (), **options: An
             "save the model's own tokenizer there"
         ) from error
     check_fast(tokenizer)
-    # Without its files transformers makes one up that knows special tokens only.
+    # Without its files transformers makes up a tokenizer that knows only special tokens.
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
         raise ValueError(
             f"expected a tokenizer with the model, got {str(name)!r} without a vocabulary; "
@@ -194,7 +194,7 @@ def random_like(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Silences transformers' progress bars of every file, and its lists of weights left out or made up."""
+    """Silences transformers' progress bars for files, and its reports of weights left out or newly initialised."""
     from transformers.utils import logging
 
     verbosity, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -209,7 +209,7 @@ def quietly() -> Iterator[None]:
 
 
 def _is_encoder_decoder(config: PreTrainedConfig) -> bool:
-    # The encoder half of one, such as T5EncoderModel, says of itself that it is none, but AutoModel makes the whole.
+    # The encoder half of one, such as T5EncoderModel, says that it is not one, but AutoModel builds both halves.
     try:
         usual: Any = type(config)()
     except Exception:
@@ -254,7 +254,7 @@ def _checked(name: str | Path, model: PreTrainedModel, missing: Sequence[str], a
             "take an earlier checkpoint"
         )
     if getattr(model.config, "pad_token_id", None) is None:
-        # Padding is masked, so that any token will do.
+        # Padding is masked, so any token will do.
         model.config.pad_token_id = 0
     return model
 

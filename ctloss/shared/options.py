@@ -16,15 +16,13 @@ class OptionError(ValueError):
 
 
 def option(default: Any, help: str, *, flag: str | None = None, shown: str = "none") -> Any:
-    """Returns a dataclass field of a group that is an option of the command line, too.
-
-    A field made without it is not on the command line.
+    """Returns a field of a group that is also an option of the command line; other fields are not.
 
     Args:
         default: the value unless another is given.
-        help: what the command line says of it.
-        flag: how it is called there; by default ``--learning-rate`` for the field ``learning_rate``.
-        shown: what the help says of a default that is None or an empty tuple.
+        help: what the command line's help says about it.
+        flag: its name there; by default ``--learning-rate`` for the field ``learning_rate``.
+        shown: how the help shows a default that is None or an empty tuple.
     """
     return field(default=default, metadata={"help": help, "flag": flag, "shown": shown})
 
@@ -36,10 +34,10 @@ def require(condition: bool, name: str, expected: str, got: object, hint: str) -
 
 
 class Group:
-    """Base of frozen dataclasses: refuses values of the wrong kind or outside a Literal, and numbers not finite.
+    """Base of frozen dataclasses that refuse values of the wrong type and numbers that are not finite.
 
-    Kinds are text, whole numbers, numbers, booleans, paths, Literals of text, any of them or None, and tuples of any
-    length of one kind; lists are taken as tuples.
+    A field is text, a whole number, a number, a boolean, a path, a Literal of texts, one of several of these or None,
+    or a tuple (of any length) of one of them; a list becomes a tuple.
 
     Example:
         >>> from dataclasses import dataclass
@@ -70,7 +68,7 @@ class Group:
         self.check()
 
     def check(self) -> None:
-        """Raises OptionError for values that make no sense, each by itself or together."""
+        """Raises OptionError for values that make no sense, alone or together; subclasses override it."""
 
     def at_least(self, least: float, *names: str) -> None:
         """Raises OptionError for the first of the named fields that is set and below ``least``."""
@@ -98,7 +96,7 @@ def field_types(group: type[Group]) -> dict[str, Any]:
 
 
 def command_line(group: type[Group]) -> dict[str, str]:
-    """Returns the flag of each field of a group that is an option of the command line, by the field's name."""
+    """Returns the flag of each field that is an option of the command line, by the field's name."""
     return {item.name: _flag(item) for item in fields(group) if "help" in item.metadata}  # type: ignore[arg-type]
 
 
@@ -115,11 +113,11 @@ def add_options(
     Args:
         parser: what to add it to.
         title: of the section.
-        groups: groups of one class, whose values the help shows as defaults, by the name of what they are the defaults
-            of, such as a recipe or a task; one by any name where there is nothing to tell apart.
+        groups: groups of one class, whose values the help shows as defaults, by the name of the recipe or task that
+            has them; one group under any name if there are no such names to tell apart.
         description: of the section; by default the docstring of the class.
-        lists: whether each option takes several texts, such as ``VALUE TASK=VALUE``, to be chosen from and then read
-            by :func:`read_values`.
+        lists: whether each option takes several texts, such as ``VALUE TASK=VALUE``, which the caller selects from
+            and reads with :func:`read_values`.
     """
     group = type(next(iter(groups.values())))
     section = parser.add_argument_group(title, (group.__doc__ or "").strip() if description is None else description)
@@ -139,16 +137,16 @@ def given_options(parsed: argparse.Namespace, group: type[Group]) -> dict[str, A
 
 
 def read_values(group: type[Group], name: str, texts: Sequence[str], *, of: str = "") -> Any:
-    """Returns the value of a field that texts of the command line spell.
+    """Converts texts from the command line to the value of a field.
 
     Args:
         group: the field's group.
-        name: of the field.
+        name: the field's name.
         texts: one, or several for a tuple.
-        of: what the value is for, such as a task, named in errors.
+        of: what the value is for, such as a task; errors name it.
 
     Raises:
-        OptionError: several texts where one is wanted, or one that does not spell a value of the field's kind.
+        OptionError: several texts for a single value, or one that cannot be converted to the field's type.
 
     Example:
         >>> from dataclasses import dataclass

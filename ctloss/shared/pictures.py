@@ -1,4 +1,4 @@
-"""Figures: how one is written, and the t-SNE picture of words in several languages."""
+"""The t-SNE picture of words in several languages, and how any figure is written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEWEST = 10
 
 
 class Point(NamedTuple):
-    """A word somewhere in a text: what it means, its language, and its vector (H,)."""
+    """A word in some text: its meaning, its language and its vector (H,)."""
 
     meaning: str
     language: str
@@ -29,7 +29,7 @@ class Point(NamedTuple):
 def write_figure(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG, whole or not at all; the folder is made if missing.
 
-    Made as ``matplotlib.figure.Figure()``, not by pyplot, a figure leaves the backend as the user has chosen it.
+    Make the figure as ``matplotlib.figure.Figure()``, not with pyplot, which would change the user's backend.
     """
     with writing_file(path) as partial:
         figure.savefig(partial, dpi=110, format="png")

@@ -22,7 +22,7 @@ class DataError(ValueError):
 
 
 def nfc(text: str) -> str:
-    """Returns a text in Unicode's normal form C, in which all texts are compared and given to tokenizers.
+    """Returns a text in Unicode's normal form C, the form in which texts are compared and tokenized.
 
     Example:
         >>> len("e\\u0301"), len(nfc("e\\u0301"))
@@ -113,12 +113,12 @@ def text_files(folder: Path, pattern: str = "*") -> dict[str, Path]:
     """Finds the files in a folder whose names match a pattern, compressed or not.
 
     Args:
-        folder: where to look; folders in it are not searched.
-        pattern: of their names without the ending of a compression, as of ``Path.glob``.
+        folder: where to look; its subfolders are not searched.
+        pattern: as for ``Path.glob``, of names without .gz, .bz2 or .xz.
 
     Returns:
-        Path by name without the ending of a compression, sorted by name. Of a file that is there both plain and
-        compressed, the plain one.
+        Path by name without .gz, .bz2 or .xz, sorted by name. If a file is there plain and compressed, it is the plain
+        one.
     """
     found: dict[str, Path] = {}
     for ending in ("", *_OPENERS):

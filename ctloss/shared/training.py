@@ -1,4 +1,4 @@
-"""What pretraining and fine-tuning hand to transformers' Trainer in the same way."""
+"""What pretraining and fine-tuning both pass to transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def training_arguments(
     checkpoint_every: int,
     **others: Any,
 ) -> TrainingArguments:
-    """Returns Trainer's arguments for a run on one device a process, measured and kept every so many steps.
+    """Returns Trainer's arguments for a run that uses one device a process, and is scored and saved as it goes.
 
     Args:
         output: folder of the checkpoints.
-        seed: of all that is random.
+        seed: of everything random.
         precision: see :func:`uses_bfloat16`.
         epochs: passes over the data.
         max_steps: steps instead of epochs; None for epochs.
-        weight_decay: of the optimiser.
+        weight_decay: passed to the optimiser.
         clip: largest norm of the gradient; 0 leaves it as it is.
         log_every, evaluate_every, checkpoint_every: steps between two reports, scores and checkpoints.
         others: further arguments of ``transformers.TrainingArguments``.

@@ -1,6 +1,6 @@
-"""Vectors compared by cosine: nearest neighbours, what centring changes, and how close unrelated vectors lie.
+"""Vectors compared by cosine: nearest neighbours, centring, and how close unrelated vectors lie.
 
-All functions take NumPy arrays or PyTorch tensors on the CPU, one vector a row, and return NumPy's.
+All functions take NumPy arrays or PyTorch tensors on the CPU, one vector a row, and return NumPy arrays.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Vectors = np.ndarray | Tensor
 
-# Cosines that are kept at a time, which bounds the memory: 256 MiB.
+# Cosines held at a time, which bounds the memory: 256 MiB.
 AT_A_TIME = 1 << 26
 
 

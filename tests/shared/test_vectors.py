@@ -9,6 +9,8 @@ import torch
 from ctloss.shared import vectors
 from ctloss.shared.vectors import centred, nearest, random_pair_cosine, retrieval_accuracy, unit
 
+pytestmark = pytest.mark.numeric
+
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(83, 12)).astype(np.float32) + 0.4
 Y = X + 2 * RANDOM.normal(size=(83, 12)).astype(np.float32)
