@@ -170,10 +170,10 @@ def _submit(output: Path, task: str | None, outcome: Outcome) -> None:
         return
     fitting = {language: lines for language, lines in outcome.predictions.items() if len(language) == 2}
     if left_out := sorted(outcome.predictions.keys() - fitting.keys()):
-        _say(f"{task}: XTREME's files are named by two letters; not in the submission: {', '.join(left_out)}", True)
+        _say(f"{task}: XTREME's files are named by two letters; not in the submission: {', '.join(left_out)}")
     write_submission(output / "submission", task, fitting)
 
 
-def _say(text: str, aloud: bool) -> None:
-    if aloud:
+def _say(text: str, first: bool = True) -> None:
+    if first:
         print(text, file=sys.stderr, flush=True)

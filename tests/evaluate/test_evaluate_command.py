@@ -1,4 +1,4 @@
-"""python -m ctloss.evaluate from end to end: results, going on after a kill, refusals and reports."""
+"""python -m ctloss.evaluate from end to end: results, resuming after a kill, refusals and reports."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from ctloss.evaluate import Outcome, Results, Score, TaskResult, read_results
 from ctloss.evaluate.__main__ import main
+from ctloss.evaluate.data.sources import EVALUATIONS
 from ctloss.evaluate.results.scores import add_result, write_results
 from ctloss.evaluate.suite import RUNS
 from support import tiny_tasks
@@ -65,7 +66,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def forbidden(*_: Any) -> Outcome:
-    raise AssertionError("a result that is there was made again")
+    raise AssertionError("a kept result was computed again")
 
 
 def test_all_evaluations_end_to_end(
@@ -77,7 +78,7 @@ def test_all_evaluations_end_to_end(
     assert status == 0
     assert "| **tiny** |" in printed
     results = read_results(output)
-    assert set(results.tasks) == set(RUNS)
+    assert set(results.tasks) == set(RUNS) == set(EVALUATIONS)
     scores = {(score.language, score.metric): score.value for score in results.tasks["tatoeba"].scores}
     assert scores["eng-deu", "accuracy"] == scores["deu-eng", "accuracy"] == scores["eng-X", "accuracy"] == 1
     assert ("mean", "f1_same_set", 1.0) in [(s.language, s.metric, s.value) for s in results.tasks["bucc"].scores]
@@ -102,7 +103,7 @@ def test_all_evaluations_end_to_end(
     assert (output / "results.json").read_bytes() == before
 
 
-def test_a_killed_run_goes_on(
+def test_a_killed_run_resumes(
     tmp_path: Path, model: str, data: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [model, "--tasks", "tatoeba", "bucc", "--data", data, "--output", tmp_path, "--pooling", "mean"]
@@ -121,7 +122,7 @@ def test_a_killed_run_goes_on(
 
 
 def test_processes_fine_tune_together_and_the_first_does_the_rest_after(tmp_path: Path, data: Path, run: Run) -> None:
-    """Two processes take the steps of one: without dropout all that can differ is rounding."""
+    """Two processes take the steps of one: without dropout only rounding can differ."""
     model = tiny_tasks.save_model(tmp_path / "tiny", dropout=0.0)
     command = [model, "--tasks", "tatoeba", "pawsx", "--data", data, *QUICK, "--evaluation-batch-size", "3"]
     assert run(*command, "--output", tmp_path / "one")[0] == 0
@@ -143,14 +144,14 @@ def test_processes_fine_tune_together_and_the_first_does_the_rest_after(tmp_path
     first, second = (
         load_file(next((tmp_path / name / "finetuned").rglob("best*/model.safetensors"))) for name in ("one", "two")
     )
-    # On the mean: Adam makes whole steps of gradients that are nothing but rounding.
+    # On the mean: Adam makes whole steps of gradients that are only rounding.
     moved = sum((first[f"bert.{name}"] - tensor).abs().sum().item() for name, tensor in start.items())
     apart = sum((first[f"bert.{name}"] - second[f"bert.{name}"]).abs().sum().item() for name in start)
     assert apart < 0.02 * moved
 
 
 def test_results_of_several_processes_are_all_kept(tmp_path: Path) -> None:
-    """Threads that open the folder anew exclude each other as processes do."""
+    """Each thread opens the folder itself, and then they exclude each other as processes do."""
     result = TaskResult({}, [Score("t", "de", "f1", 0.5)] * 100, 1.0)
     tasks = [f"task {number}" for number in range(40)]
     with ThreadPoolExecutor(4) as pool:
@@ -158,7 +159,7 @@ def test_results_of_several_processes_are_all_kept(tmp_path: Path) -> None:
     assert sorted(read_results(tmp_path).tasks) == sorted(tasks)
 
 
-def test_more_seeds_and_languages_go_on_and_other_settings_are_refused(
+def test_more_seeds_and_languages_are_added_and_other_settings_are_refused(
     tmp_path: Path, model: str, data: Path, run: Run
 ) -> None:
     command = [model, "--tasks", "pawsx", "--data", data, "--output", tmp_path, *QUICK]
@@ -264,7 +265,7 @@ def test_what_is_missing_is_named(
     assert not (tmp_path / "out" / "results.json").exists()
 
 
-def test_what_cannot_be_written_to_is_no_output(tmp_path: Path, model: str, data: Path, run: Run) -> None:
+def test_an_output_that_cannot_be_written_to_is_refused(tmp_path: Path, model: str, data: Path, run: Run) -> None:
     (tmp_path / "file").write_text("")
     command = [model, "--tasks", "tatoeba", "--data", data, "--pooling", "mean"]
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -282,7 +283,7 @@ def test_a_model_without_its_tokenizer_is_refused(tmp_path: Path, model: str, da
     assert "expected a tokenizer with the model" in error
 
 
-def test_names_and_the_order_of_languages_make_nothing_anew(
+def test_names_and_the_order_of_languages_compute_nothing_again(
     tmp_path: Path, model: str, data: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for code in ("deu", "fra"):
@@ -297,7 +298,7 @@ def test_names_and_the_order_of_languages_make_nothing_anew(
     assert "- ours, Tatoeba: deu-eng, eng-deu, fra-eng, eng-fra; pooling 'layer'; layer 2" in shown
 
 
-def test_a_report_of_results_that_are_there(tmp_path: Path, run: Run) -> None:
+def test_a_report_of_existing_results(tmp_path: Path, run: Run) -> None:
     for number, name in enumerate(("one", "two")):
         write_results(tmp_path / name, made(name, number / 10))
         assert read_results(tmp_path / name) == made(name, number / 10)

@@ -1,4 +1,4 @@
-"""Vectors of sentences and wordpieces against transformers called by hand, and what an encoder is refused for."""
+"""Vectors of sentences and wordpieces against transformers called by hand, and the encoders that are refused."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_pieces_know_their_words(folder: Path, prefix: str) -> None:
 
 
 def test_words_of_byte_level_tokenizers_are_cut_as_in_their_sentence() -> None:
-    """They cut a word after a space otherwise than the same word without; between words given apart is none."""
+    """They split a word differently after a space, and between words passed separately there is none."""
     pieces = ["<pad>", *"dogcat", "Ġ", "do", "dog", "Ġd", "Ġdo", "Ġdog", "Ġc"]
     merges = [("d", "o"), ("do", "g"), ("Ġ", "d"), ("Ġ", "do"), ("Ġ", "dog"), ("Ġ", "c")]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
@@ -107,7 +107,7 @@ def test_default_layer_is_eight_or_the_last_with_a_warning(folder: Path) -> None
     assert Encoder(deep, tokenizer=word_tokenizer(PIECES)).layer == 8
 
 
-def test_long_sentences_are_cut_aloud(folder: Path) -> None:
+def test_long_sentences_are_cut_with_a_warning(folder: Path) -> None:
     encoder = Encoder(folder, pooling="mean", max_length=5)
     with pytest.warns(UserWarning, match="1 of 2 sentences have more than 5 tokens"):
         found = encoder.sentences(["the red dog sleep sleep", "a"])
@@ -166,8 +166,8 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         Encoder(tmp_path)
 
 
-def test_tokenizers_that_are_none_of_the_model_are_refused(folder: Path, tmp_path: Path) -> None:
-    """Without its files transformers makes one up that reads every word as unknown, which would score nonsense."""
+def test_tokenizers_of_other_models_are_refused(folder: Path, tmp_path: Path) -> None:
+    """Without files transformers makes up a tokenizer that reads every word as unknown, which would score nonsense."""
     tiny_bert(14).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"expected a tokenizer with the model, got .* without a vocabulary"):
         Encoder(tmp_path, pooling="mean")
@@ -182,7 +182,7 @@ def test_tokenizers_that_are_none_of_the_model_are_refused(folder: Path, tmp_pat
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_vectors_that_are_not_finite_are_refused(broken: float) -> None:
-    """No neighbour is nearer than NaN, so that a diverged model would score as if it had learnt nothing."""
+    """No comparison with NaN holds, so that a diverged model would score as if it had learnt nothing."""
     model, tokenizer = tiny_bert(14), word_tokenizer(PIECES)
     with torch.no_grad():
         model.base_model.embeddings.word_embeddings.weight[tokenizer.convert_tokens_to_ids("red")] = broken

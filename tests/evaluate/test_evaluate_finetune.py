@@ -1,4 +1,4 @@
-"""Fine-tuning on four tasks end to end, its settings, and going on after a kill."""
+"""Fine-tuning on four tasks end to end, its settings, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_held_out_rows_are_drawn_by_text_whatever_their_order(tmp_path: Path) -> None:
-    """A file sorted by label would hold out one label, and equal texts on both sides choose what learns by heart."""
+    """A file sorted by label would hold out one label only, and equal texts on both sides favour learning by heart."""
     rows = tiny_tasks.paraphrase_rows(400, 5)
     parts = []
     for number, ordered in enumerate((rows, sorted(rows, key=lambda row: row[2]))):
@@ -114,7 +114,7 @@ def test_a_test_set_without_labels_is_predicted_and_not_scored(tmp_path: Path, m
 
 
 def test_english_files_by_name_and_held_out_rows(tmp_path: Path, model: str) -> None:
-    """PAWS-X trained on its English dev file, a quarter of which chooses the step; two seeds."""
+    """PAWS-X trained on its English dev file, a quarter of which chooses the step, with two seeds."""
     tiny_tasks.write_task(tmp_path, "pawsx")
     (tmp_path / "pawsx" / "train-en.tsv").unlink()
     options = dataclasses.replace(
@@ -138,12 +138,12 @@ def test_english_files_by_name_and_held_out_rows(tmp_path: Path, model: str) -> 
 def test_resuming_a_killed_run_gives_the_same(
     tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, batches: Literal["random", "by_length"]
 ) -> None:
-    """Killed in mid-epoch, after a checkpoint and while writing the next: the rest is as if nothing had happened.
+    """Killed within an epoch, after a checkpoint and while writing the next: the result is as if nothing had happened.
 
-    It may write its checkpoints more often then.
+    The resumed run may write checkpoints more often.
     """
     tiny_tasks.write_task(tmp_path, "udpos")
-    # The later, the better: what is compared has gone through all steps.
+    # Later steps score higher, so that the models compared have gone through all steps.
     monkeypatch.setattr(WordHead, "score", lambda *_: time.monotonic())
     options = dataclasses.replace(
         QUICK,
@@ -204,8 +204,8 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, model: str, monkeyp
         evaluate_pawsx(model, tmp_path, ["xx"], options)
 
 
-def test_a_run_that_kept_nothing_binds_nobody(tmp_path: Path, model: str) -> None:
-    """The settings of a refused run may be mended; those of a run with a best model may not."""
+def test_a_run_that_kept_nothing_does_not_own_its_folder(tmp_path: Path, model: str) -> None:
+    """The settings of a refused run may be corrected; those of a run with a best model may not."""
     tiny_tasks.write_task(tmp_path, "pawsx")
     options = dataclasses.replace(QUICK, max_steps=1, output=tmp_path / "runs")
     with pytest.raises(ValueError, match="expected max_length at most 64"):
@@ -226,14 +226,14 @@ def test_the_best_step_on_dev_is_kept_the_earlier_of_two(
     folder = tmp_path / "runs" / "pawsx" / "seed-1"
     assert finetune.best(folder) == (folder / "best-4", 0.7)
     assert [path.name for path in folder.glob("best*")] == ["best-4"]
-    # Nothing is left of the checkpoints, and the fifth score, of the last step, was asked for.
+    # No checkpoints are left, and the fifth score, that of the last step, was asked for.
     assert list(folder.glob("checkpoint-*")) == []
     assert next(scores, None) is None
 
 
 @pytest.mark.parametrize("unit", ["pair", "word"])
 def test_accumulated_parts_make_the_step_of_the_whole_batch(tmp_path: Path, unit: str) -> None:
-    """Pairs exactly; words as XTREME averages, over parts, so sentences of one length are compared."""
+    """For pairs exactly; words are averaged over parts, as in XTREME, so sentences of equal length are compared."""
     model = tiny_tasks.save_model(tmp_path / "model", dropout=0.0)
     rows: list[Any]
     head: Any
@@ -285,7 +285,7 @@ def test_refused_options(changes: dict[str, Any], message: str) -> None:
 
 
 def test_defaults_are_xtremes() -> None:
-    """scripts/train_xnli.sh, train_pawsx.sh, train_udpos.sh and train_panx.sh for mBERT: 8 times 4 items a step."""
+    """scripts/train_xnli.sh, train_pawsx.sh, train_udpos.sh and train_panx.sh for mBERT: steps of 8 times 4 items."""
     assert {name: (options.epochs, options.evaluate_every) for name, options in XTREME_OPTIONS.items()} == {
         "xnli": (5, 100),
         "pawsx": (5, 200),

@@ -35,7 +35,7 @@ def test_windows_hold_every_word_once(model: str) -> None:
         windows = WordPieces(tokenizer, max_length).windows(sentences)
         assert max(len(window.ids) for window in windows) <= max_length
         assert all(window.ids[0] == 2 and window.ids[-1] == 3 for window in windows)
-        # Each word is numbered, the number set at its first piece alone, and read back.
+        # Each word has a number, which is set only at its first piece and read back.
         numbers = [[100 * index + place for place in range(len(words))] for index, words in enumerate(sentences)]
         width = max(len(window.ids) for window in windows)
         labels = np.full((len(windows), width), -100)

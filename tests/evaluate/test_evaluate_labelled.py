@@ -1,9 +1,11 @@
-"""Labelled files: XTREME's layout, CoNLL-U, the hub's; and what is refused, naming file and line."""
+"""Labelled files in XTREME's layout, in CoNLL-U and on the hub; refusals name file and line."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -77,8 +79,8 @@ def test_lines_as_xtreme_writes_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tagged", [True, False], ids=["tagged", "bare"])
-def test_a_space_that_is_no_ascii_is_a_word(tmp_path: Path, tagged: bool) -> None:
-    """As in Japanese treebanks; in a file without tags its line looks like the blank one after a sentence."""
+def test_a_space_outside_ascii_is_a_word(tmp_path: Path, tagged: bool) -> None:
+    """As in Japanese treebanks; in a file without tags its line looks like the blank line after a sentence."""
     words = ("東京", "\u3000", "a\u00a0b", "\u00a0", "cat")
     lines = [f"{word}\tX" if tagged else word for word in words]
     path = write(tmp_path / "words.tsv", "\r\n".join([*lines, " ", "dog\tX" if tagged else "dog", ""]))
@@ -89,7 +91,7 @@ def test_a_space_that_is_no_ascii_is_a_word(tmp_path: Path, tagged: bool) -> Non
     assert read_tagged(path, UDPOS.labels) == expected
 
 
-def test_a_fourth_column_is_left_unread(tmp_path: Path) -> None:
+def test_a_fourth_column_is_ignored(tmp_path: Path) -> None:
     path = write(tmp_path / "sick.tsv", "a cat\ta dog\tneutral\t3.2\n")
     assert read_pairs(path, XNLI.labels) == [LabelledPair("a cat", "a dog", "neutral")]
 
@@ -129,11 +131,20 @@ def test_refused(tmp_path: Path, task: Task, text: str, message: str) -> None:
     assert str(refusal.value).startswith(f"{path}, {message}")
 
 
-def test_bytes_that_are_no_utf8(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "test-de.tsv"
     path.write_bytes(b"a\tDET\n\xe9t\xe9\tNOUN\n")
     with pytest.raises(DataError, match="line 2: expected UTF-8, got byte 0xe9"):
         read_tagged(path, UDPOS.labels)
+
+
+def test_decomposed_and_compressed_files_are_read_alike(tmp_path: Path) -> None:
+    rows = [("ein Café", "über Žluť", "neutral")]
+    tiny_tasks.write_pairs(tmp_path / "plain" / "test-de.tsv", rows)
+    text = unicodedata.normalize("NFD", (tmp_path / "plain" / "test-de.tsv").read_text(encoding="utf-8"))
+    (tmp_path / "test-de.tsv.gz").write_bytes(gzip.compress(text.encode()))
+    expected = {"de": [LabelledPair(*rows[0])]}
+    assert read_split(tmp_path, XNLI, "test") == read_split(tmp_path / "plain", XNLI, "test") == expected
 
 
 def test_missing_language_file_and_split(tmp_path: Path) -> None:
@@ -162,7 +173,7 @@ def test_labels_in_some_of_several_files(tmp_path: Path) -> None:
 
 
 def test_conllu_contractions_as_xtreme_tags_them(tmp_path: Path) -> None:
-    """Of two parts equally high, ADP comes before DET; of a verb and its pronouns, the verb is the highest."""
+    """Of two parts equally high, ADP comes before DET; among a verb and its pronouns, the verb is highest."""
     path = write(tmp_path / "es_gsd-ud-test.conllu", CONTRACTIONS)
     assert read_split(tmp_path, UDPOS, "test") == {
         "es": [
@@ -244,7 +255,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_hub_a_configuration_a_language(tmp_path: Path) -> None:
+def test_hub_one_configuration_per_language(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"tokens": ["Anna", "Berg", "lives"], "ner_tags": [1, 2, 0]}]
     data = hub_folder(
         tmp_path / "wikiann", {"de": {"validation": rows, "test": rows}, "fr": {"test": rows}}, CLASS_LABELS

@@ -1,4 +1,4 @@
-"""Models that are fine-tuned: what their configuration may say, and those that are refused."""
+"""Models to fine-tune: what their configuration may say, and which are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def changed(model: str, folder: Path, **changes: Any) -> str:
-    """Copies a model with other entries in its configuration; without its tokenizer if one is ``tokenizer=None``."""
+    """Copies a model with other entries in its configuration, and with ``tokenizer=None`` without its tokenizer."""
     shutil.copytree(model, folder)
     if "tokenizer" in changes:
         for path in folder.glob("tokenizer*"):
@@ -39,7 +39,7 @@ def changed(model: str, folder: Path, **changes: Any) -> str:
 
 @contextmanager
 def weights_of(model: str) -> Iterator[dict[str, torch.Tensor]]:
-    """Gives the weights of a model's folder, and writes what is made of them."""
+    """Yields the weights in a model's folder, and writes them back as changed."""
     path = Path(model) / "model.safetensors"
     weights = load_file(path)
     yield weights
@@ -84,7 +84,7 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path, model: str) -> None:
     ],
 )
 def test_a_diverged_model_is_refused(tmp_path: Path, model: str, weight: float, message: str) -> None:
-    """Its NaN would pass for the first label."""
+    """Without a refusal, NaN would pass for the first label."""
     tiny_tasks.write_task(tmp_path, "pawsx")
     broken = changed(model, tmp_path / "broken")
     with weights_of(broken) as weights:

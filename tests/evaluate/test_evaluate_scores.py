@@ -27,7 +27,7 @@ def test_accuracy_and_majority() -> None:
 
 
 def runs(tags: tuple[str, ...] | list[str]) -> set[tuple[str, int, int]]:
-    """The chunks of unprefixed tags, written down anew: runs of one tag, SCONJ and SYM alone."""
+    """The chunks of tags without prefixes, by definition: runs of one tag, with SCONJ and SYM always by themselves."""
     found, start = set(), 0
     for end in range(1, len(tags) + 1):
         if end == len(tags) or tags[end] != tags[start] or tags[start][0] == "S":
@@ -58,7 +58,7 @@ def test_cconj_and_sconj_are_two_parts_of_speech() -> None:
         assert f1_score(gold, predicted) == 1.0
     assert pos_f1(gold, predicted) == 0.5
     assert pos_f1(gold, gold) == 1.0
-    # Two of SCONJ stand alone, each a chunk; two of CCONJ are one.
+    # Two SCONJ are two chunks; two CCONJ are one.
     assert pos_f1([["SCONJ", "SCONJ"]], [["SCONJ", "X"]]) == 0.5
     assert pos_f1([["CCONJ", "CCONJ"]], [["CCONJ", "X"]]) == 0.0
 

@@ -1,4 +1,4 @@
-"""Tatoeba, line-aligned retrieval and BUCC: by hand, against scikit-learn, and on files that are at fault."""
+"""Tatoeba, line-aligned retrieval and BUCC: by hand, against scikit-learn, and on faulty files."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_tatoeba_in_xtreme_layout(tmp_path: Path) -> None:
 
 
 def test_tatoeba_scores_what_it_predicts_of_equally_near_sentences(tmp_path: Path) -> None:
-    """Lines 0 and 2 are the same: two, which translates line 0, finds it first; three translates line 2, finds 1."""
+    """Lines 0 and 2 are equal: two translates line 0 and finds it first; three translates line 2 and finds 1."""
     encoder = Table({"eins": [1, 0], "zwei": [0, 1], "one": [0, 2], "three": [0, 1], "two": [3, 0]})
     write(tmp_path, de___en__de=["eins", "zwei", "eins"], de___en__en=["one", "three", "two"])
     write(tmp_path, test___de__tsv=["1", "2", "0"])
@@ -108,7 +108,7 @@ def test_margins_agree_with_their_definition() -> None:
     for i, j, score in found:
         assert score == pytest.approx(margins[i, j], abs=1e-5)
     assert len({i for i, *_ in found}) == len({j for _, j, _ in found}) == len(found) <= 30
-    # The largest margin of all belongs to neighbours of each other, so nothing can be taken before it.
+    # The largest margin belongs to neighbours of each other, so nothing can be accepted before it.
     i, j, score = found[0]
     neighbours = np.argsort(-cosines, axis=1)[:, :4]
     assert score == pytest.approx(
@@ -289,7 +289,7 @@ def test_text_refusals(tmp_path: Path) -> None:
         evaluate_pairs(NUMBERS, tmp_path / "t", options=PairsOptions(pivot="fr"))
 
 
-def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+def test_lines_end_only_at_line_feeds(tmp_path: Path) -> None:
     (tmp_path / "t.de").write_bytes("\ufeffa\u2028b\r\nc\x0cd".encode())
     (tmp_path / "t.en").write_bytes(b"x\ny\n")
     assert read_aligned(tmp_path / "t") == {"de": ["a\u2028b", "c\x0cd"], "en": ["x", "y"]}

@@ -51,7 +51,7 @@ def test_tables_by_language_and_notes_by_hand() -> None:
 
 
 def test_a_picture_tells_a_dozen_models_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each has a colour of its own, and their names stand above the first panel, not in it."""
+    """Each has its own colour, and their names are above the first panel, not in it."""
     kept: list[Figure] = []
     monkeypatch.setattr("ctloss.evaluate.results.report.write_figure", lambda figure, _: kept.append(figure))
     assert draw_languages([made(f"model {number}", number / 50) for number in range(13)], tmp_path / "languages.png")
@@ -62,7 +62,7 @@ def test_a_picture_tells_a_dozen_models_apart(tmp_path: Path, monkeypatch: pytes
 
 
 def test_words_of_the_picture(tmp_path: Path) -> None:
-    """Linked one to one and no function word: horse in both files; house in one; not dog, which is short."""
+    """Linked one to one and not a function word: horse in both files, house in one; not dog, which is short."""
     write(tmp_path, en___de__txt=["the horse with dog ||| das pferd mit hund"], en___de__gold=["0-0 1-1 2-2 3-3"])
     write(tmp_path, zh___en__txt=["x y ||| horse house", "x ||| house house"], zh___en__gold=["0-0 1p1", "0-0 0-1"])
     assert choose_words(tmp_path, 5) == {

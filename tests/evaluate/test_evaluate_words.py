@@ -1,4 +1,4 @@
-"""Word translation and word alignment: by hand, against scikit-learn, and on files that are at fault."""
+"""Word translation and word alignment: by hand, against scikit-learn, and on faulty files."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_words_of_other_lines_are_no_candidates(tmp_path: Path) -> None:
     held = evaluate_words(WORDS, tmp_path, ["en", "fr"], LexiconOptions(lines=[1]))
     assert value(held, "en-fr", "accuracy") == 1
     assert value(evaluate_words(WORDS, tmp_path, options=LexiconOptions(lines=[1, 2])), "en-fr", "accuracy") == 1
-    # dog-chien stands in line 0 too, so line 3 alone asks for nothing.
+    # dog-chien stands in line 0 too, so line 3 by itself asks for nothing.
     with pytest.raises(DataError, match="expected translations from 'en' to 'fr' on the lines asked for, got none"):
         evaluate_words(WORDS, tmp_path, options=LexiconOptions(lines=[3]))
 
@@ -96,7 +96,7 @@ def test_mutual_nearest_pieces_are_linked() -> None:
     assert align(x, pieces([], []), AlignmentOptions()) == set()
 
 
-def test_softmax_links_what_both_ways_give_over_the_threshold() -> None:
+def test_softmax_links_what_exceeds_the_threshold_both_ways() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(7, 4)), rng.normal(size=(9, 4))
     products = x @ y.T
@@ -109,7 +109,7 @@ def test_softmax_links_what_both_ways_give_over_the_threshold() -> None:
 
 
 def test_error_rate_agrees_with_scikit_learn_where_links_are_sure() -> None:
-    """With S = P the AER is 1 - F1, and precision and recall are those of a yes or no at each place of the table."""
+    """With S = P the AER is 1 - F1, and precision and recall are those of a yes or no in each cell of the table."""
     rng = np.random.default_rng(1)
     gold, guess = rng.random((5, 6, 7)) < 0.3, rng.random((5, 6, 7)) < 0.4
     tables = [frozenset(map(tuple, np.argwhere(table).tolist())) for table in gold]

@@ -182,7 +182,7 @@ class Encoder:
     def _finite(self, vectors: np.ndarray) -> np.ndarray:
         import numpy as np
 
-        # Nothing is near NaN, so a broken model would only seem to score badly.
+        # No comparison with NaN holds, so that a diverged model would only seem to score badly.
         if not np.isfinite(vectors).all():
             raise ValueError(
                 f"expected finite vectors, got NaN or infinity from a model in {self.model.dtype}; its training "
@@ -192,8 +192,8 @@ class Encoder:
 
     def _space(self) -> str:
         # Byte-level tokenizers split a word differently after a space, and words passed separately have none.
-        apart = self.tokenizer(["a", "a"], is_split_into_words=True)["input_ids"]
-        return "" if apart == self.tokenizer("a a")["input_ids"] else " "
+        separate = self.tokenizer(["a", "a"], is_split_into_words=True)["input_ids"]
+        return "" if separate == self.tokenizer("a a")["input_ids"] else " "
 
     def _encode(self, texts: Sequence[Any], **options: bool) -> BatchEncoding:
         # Not verbose: it would warn of indexing errors where sentences are cut below.

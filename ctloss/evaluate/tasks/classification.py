@@ -221,7 +221,7 @@ class PairHead:
 
         pairs = [row for row in rows if isinstance(row, LabelledPair)]
         read: list[Features] = []
-        # Not all at once: what the tokenizer records for every wordpiece besides its id takes gigabytes for MultiNLI.
+        # In chunks: for MultiNLI, what the tokenizer records of every wordpiece along with its id takes gigabytes.
         for start in tqdm(range(0, len(pairs), CHUNK), desc="tokenizing", disable=len(pairs) <= CHUNK):
             chunk = pairs[start : start + CHUNK]
             batch: dict[str, Any] = dict(
