@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """Evaluation of multilingual encoders, zero-shot from English.
 
 ``python -m ctloss.evaluate`` runs it from the command line; from Python:
@@ -10,21 +11,23 @@
     outcome = evaluate_xnli("bert-base-multilingual-cased", "data", ["en", "de", "fr"])
 """
 
-from . import extra as extra
-from .classification import evaluate_pawsx, evaluate_xnli
-from .encoder import Encoder
-from .figures import draw_languages, draw_words
-from .kept_results import Results, TaskResult, read_results
-from .mining import MiningOptions, evaluate_bucc
-from .options import XTREME_OPTIONS, FinetuneOptions
-from .retrieval import PairsOptions, evaluate_pairs, evaluate_tatoeba
-from .score import DataError, Outcome, Score
-from .spread import Spread, over_seeds
-from .submission import write_submission
-from .suite import VectorOptions, run
-from .tables import report, table_by_language, table_of_means
-from .tagging import evaluate_panx, evaluate_udpos
-from .words import AlignmentOptions, LexiconOptions, evaluate_alignment, evaluate_words, held_out_lines
+from ..shared.extra import require_extra
+
+require_extra(
+    "evaluate",
+    ("accelerate", "datasets", "matplotlib", "numpy", "safetensors", "seqeval", "sklearn", "tqdm", "transformers"),
+)
+
+from ..shared.text import DataError
+from .models.encoder import Encoder, VectorOptions
+from .models.options import XTREME_OPTIONS, FinetuneOptions
+from .results.report import draw_languages, draw_words, report, table_by_language, table_of_means
+from .results.scores import Outcome, Results, Score, Spread, TaskResult, over_seeds, read_results, write_submission
+from .suite import run
+from .tasks.classification import evaluate_pawsx, evaluate_xnli
+from .tasks.retrieval import MiningOptions, PairsOptions, evaluate_bucc, evaluate_pairs, evaluate_tatoeba
+from .tasks.tagging import evaluate_panx, evaluate_udpos
+from .tasks.words import AlignmentOptions, LexiconOptions, evaluate_alignment, evaluate_words, held_out_lines
 
 __all__ = [
     "XTREME_OPTIONS",

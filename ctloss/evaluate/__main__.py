@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ..command import as_process
-from .arguments import FINETUNING, add_finetuning, by_task, finetuning, refuse_unused
-from .encoder import Encoder
-from .evaluations import EVALUATIONS
-from .figures import draw_languages, draw_words
-from .kept import write_atomically
-from .kept_results import read_results
-from .loading import read_config
-from .pooling import POOLINGS
-from .sources import find_data
-from .suite import VectorOptions, open_folder, run
-from .tables import report, table_of_means
+from ..shared.command import as_process
+from ..shared.files import open_folder, write_atomically
+from ..shared.models import read_config
+from ..shared.options import add_options, command_line, given_options, read_values
+from .data.sources import EVALUATIONS, find_data
+from .models.encoder import Encoder, VectorOptions
+from .models.options import XTREME_OPTIONS, FinetuneOptions
+from .results.report import draw_languages, draw_words, report, table_of_means
+from .results.scores import read_results
+from .suite import run
 
 REPORT, LANGUAGES, WORDS = "results.md", "languages.png", "words.png"
+# XTREME's settings of the evaluations that fine-tune.
+FINETUNED = {name: XTREME_OPTIONS[value.task.name] for name, value in EVALUATIONS.items() if value.task is not None}
 EPILOG = """\
 examples:
   python -m ctloss.evaluate bert-base-multilingual-cased --tasks tatoeba bucc --data download
@@ -33,12 +35,12 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Returns the parser."""
+    """Returns the parser: its own options, and one for each field of VectorOptions and FinetuneOptions."""
     top = argparse.ArgumentParser(
         prog="python -m ctloss.evaluate",
         description="Evaluate a Hugging Face encoder on the tasks of Chen et al. 2022, zero-shot from English.\n"
-        "Writes results.json, results.md, figures and predictions in XTREME's submission layout. A rerun goes on with\n"
-        "what is missing.",
+        "Writes results.json, results.md, figures and predictions in XTREME's submission layout. Run again, it only\n"
+        "computes what is missing.",
         usage="%(prog)s [MODEL --tasks TASK ... --data FOLDER ...] [--beside FOLDER ...] [--output FOLDER] [options]",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -50,33 +52,34 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FOLDER",
-        help="folders that hold a folder for each task, as XTREME's download does; TASK=PATH for one task's own; "
-        "TASK=hub:NAME for a data set of the Hugging Face hub",
+        help="folders with one folder per task, as XTREME's download has them; TASK=PATH for one task only; "
+        "TASK=hub:NAME for a data set on the Hugging Face hub",
     )
     top.add_argument(
         "--languages",
         nargs="+",
         metavar="CODE",
-        help="for all tasks, or TASK=CODE for one, as in its files' names (default: all in the data)",
+        help="languages of all tasks, or TASK=CODE of one, as in its files' names (default: all in the data)",
     )
     top.add_argument("--output", metavar="FOLDER", help="output folder (default: results/MODEL)")
     top.add_argument("--name", help="the model's name in tables (default: the end of MODEL)")
     top.add_argument(
-        "--beside", nargs="+", default=[], metavar="FOLDER", help="output folders of other models, shown in the tables"
+        "--beside", nargs="+", default=[], metavar="FOLDER", help="output folders of other models to show in the tables"
     )
     top.add_argument(
-        "--before", metavar="MODEL", help="a model to draw beside this one in the picture of words (task align)"
+        "--before", metavar="MODEL", help="a model to draw next to this one in the picture of words (task align)"
     )
-    top.add_argument("--seeds", type=int, default=1, metavar="N", help="fine-tunings of each task (default: 1)")
-    usual = VectorOptions()
-    section = top.add_argument_group("vectors (tatoeba, bucc, pairs, words, align)")
-    section.add_argument("--pooling", choices=POOLINGS, default=usual.pooling, help=f"default: {usual.pooling}")
-    section.add_argument("--layer", type=int, metavar="N", help="of hidden_states (default: 8, or the last if fewer)")
-    section.add_argument("--prefix", default="", metavar="TEXT", help="before every sentence, such as 'query: '")
-    section.add_argument("--max-length", type=int, metavar="N", help="most tokens (default: the model's, up to 512)")
-    section.add_argument("--batch-size", type=int, default=usual.batch_size, metavar="N", help="default: 64")
-    section.add_argument("--device", help="default: a GPU if there is one; fine-tuning takes that in any case")
-    add_finetuning(top)
+    top.add_argument("--seeds", type=int, default=1, metavar="N", help="fine-tuning runs of each task (default: 1)")
+    add_options(
+        top, "vectors (tatoeba, bucc, pairs, words, align)", {"": VectorOptions()}, description="how vectors are made"
+    )
+    add_options(
+        top,
+        f"fine-tuning ({', '.join(FINETUNED)})",
+        FINETUNED,
+        description="XTREME's settings for mBERT by default; TASK=VALUE sets one task only",
+        lists=True,
+    )
     return top
 
 
@@ -98,44 +101,34 @@ def evaluate(given: argparse.Namespace) -> Path | None:
     """Does what the parsed arguments ask for.
 
     Returns:
-        The output folder; None in a process of torchrun that is not the first.
+        The output folder; None in every process of torchrun but the first.
 
     Raises:
-        ValueError: something is missing or does not fit; see :func:`ctloss.evaluate.suite.run`.
+        ValueError: an argument is missing or does not fit; see also :func:`ctloss.evaluate.run`.
     """
+    tasks = list(dict.fromkeys(given.tasks or ()))
     if given.model is None and not (given.beside and given.output):
-        raise ValueError("expected a MODEL, or --beside and --output for a report of results that are there, got none")
-    if given.model is not None and not given.tasks:
+        raise ValueError("expected a MODEL, or --beside and --output for a report of existing results, got neither")
+    if given.model is not None and not tasks:
         raise ValueError(f"expected --tasks, some of {', '.join(EVALUATIONS)}, got none")
-    if given.model is None and given.tasks:
+    if given.model is None and tasks:
         raise ValueError("expected a MODEL for --tasks, got none; name one")
     if given.before is not None:
-        if "align" not in (given.tasks or ()):
+        if "align" not in tasks:
             raise ValueError("expected align among --tasks for --before, which its picture shows, got it without")
         read_config(given.before)
     output = Path(given.output or Path("results") / Path(given.model).resolve().name)
-    others = [read_results(folder) for folder in given.beside]
-    vectors = VectorOptions(given.pooling, given.layer, given.prefix, given.max_length, given.batch_size, given.device)
-    results = list(others)
+    results = [read_results(folder) for folder in given.beside]
+    vectors = VectorOptions(**given_options(given, VectorOptions))
+    for flag, values in (("--data", given.data), ("--languages", given.languages or ())):
+        refuse_unused(flag, values, tasks)
+    languages = by_task(given.languages or (), tasks)
     data: dict[str, str] = {}
-    for option, values in (("--data", given.data), ("--languages", given.languages or ())):
-        refuse_unused(option, values, given.tasks or ())
-    languages = by_task(given.languages, given.tasks or ())
     if given.model is not None:
-        tasks = list(dict.fromkeys(given.tasks))
-        settings = {name: getattr(given, f"finetune_{name}") for name in FINETUNING}
-        options = finetuning(settings, tasks, given.seeds)
+        options = finetuning(given_options(given, FinetuneOptions), tasks, given.seeds)
         data = find_data(given.data, {task: options.get(task) for task in tasks})
         results.append(
-            run(
-                given.model,
-                data,
-                output,
-                name=given.name,
-                languages=languages,
-                vectors=vectors,
-                finetuning=options,
-            )
+            run(given.model, data, output, name=given.name, languages=languages, vectors=vectors, finetuning=options)
         )
     if int(os.environ.get("RANK", "0")) > 0:
         return None
@@ -146,10 +139,67 @@ def evaluate(given: argparse.Namespace) -> Path | None:
     if "align" in data:
         models = {"before": given.before} if given.before else {}
         models |= {"after" if given.before else results[-1].name: given.model}
-        options_of_encoder = vars(vectors)
-        encoders = {title: Encoder(model, **options_of_encoder) for title, model in models.items()}
+        encoders = {title: Encoder(model, **vars(vectors)) for title, model in models.items()}
         draw_words(encoders, Path(data["align"]), output / WORDS, languages=languages.get("align"))
     return output
+
+
+def by_task(values: Sequence[str], tasks: Sequence[str]) -> dict[str, list[str]]:
+    """Returns an option's values by task: its own, ``TASK=VALUE``, or else those that name no task.
+
+    Example:
+        >>> by_task(["de", "fr", "bucc=zh"], ["xnli", "bucc"])
+        {'xnli': ['de', 'fr'], 'bucc': ['zh']}
+    """
+    for_all: list[str] = []
+    own: dict[str, list[str]] = {}
+    for value in values:
+        task, equals, rest = value.partition("=")
+        if equals and task in EVALUATIONS:
+            own.setdefault(task, []).append(rest)
+        else:
+            for_all.append(value)
+    found = {task: own.get(task, for_all) for task in tasks}
+    return {task: chosen for task, chosen in found.items() if chosen}
+
+
+def refuse_unused(flag: str, values: Sequence[str], tasks: Sequence[str]) -> None:
+    """Makes sure that every value of an option is for one of the tasks that use it.
+
+    Raises:
+        ValueError: a value is for another task, or no task uses the option.
+    """
+    for value in values:
+        task, equals, _ = value.partition("=")
+        if not tasks or (equals and task in EVALUATIONS and task not in tasks):
+            raise ValueError(
+                f"expected {flag} for a task that uses it, got {value!r} for {', '.join(tasks) or 'none'}; name the "
+                f"task in --tasks or leave {flag} out"
+            )
+
+
+def finetuning(given: Mapping[str, Sequence[str]], tasks: Sequence[str], seeds: int) -> dict[str, FinetuneOptions]:
+    """Returns the options of every fine-tuned task among ``tasks``.
+
+    Args:
+        given: the values of every option that was given, by the field of FinetuneOptions.
+        tasks: all tasks that are to run.
+        seeds: how many, from 1.
+
+    Raises:
+        ValueError: a value is not of its field's kind or out of range, there are several where one is expected, or no
+            task uses it.
+    """
+    if seeds < 1:
+        raise ValueError(f"expected --seeds at least 1, got {seeds}; raise it")
+    tuned = [task for task in FINETUNED if task in tasks]
+    flags = command_line(FinetuneOptions)
+    changes: dict[str, dict[str, Any]] = {task: {"seeds": tuple(range(1, seeds + 1))} for task in tuned}
+    for name, values in given.items():
+        refuse_unused(flags[name], values, tuned)
+        for task, texts in by_task(values, tuned).items():
+            changes[task][name] = read_values(FinetuneOptions, name, texts, of=task)
+    return {task: dataclasses.replace(FINETUNED[task], **chosen) for task, chosen in changes.items()}
 
 
 if __name__ == "__main__":

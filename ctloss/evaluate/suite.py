@@ -1,4 +1,4 @@
-"""Several evaluations of one model: each result is kept as soon as it is there, and none is made twice."""
+"""Several evaluations of one model: each result is kept as soon as it is computed, and none is computed twice."""
 
 from __future__ import annotations
 
@@ -7,36 +7,45 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .encoder import Encoder, choose_layer
-from .evaluations import EVALUATIONS
-from .kept import digest_of_model
-from .kept_results import FILE, Results, TaskResult, add_result, read_results, serves, write_results
-from .loading import load_tokenizer, read_config
-from .options import XTREME_OPTIONS, FinetuneOptions
-from .pooling import own_pooling
-from .score import Outcome
-from .sources import digest_of_data
-from .submission import write_submission
+from ..shared.files import open_folder
+from ..shared.models import load_tokenizer, read_config
+from .data.sources import EVALUATIONS, digest_of_data, digest_of_model
+from .models.encoder import Encoder, VectorOptions, choose_layer, own_pooling
+from .models.options import XTREME_OPTIONS, FinetuneOptions
+from .results.scores import (
+    FILE,
+    Outcome,
+    Results,
+    TaskResult,
+    add_result,
+    read_results,
+    serves,
+    write_results,
+    write_submission,
+)
+from .tasks.classification import evaluate_pawsx, evaluate_xnli
+from .tasks.retrieval import evaluate_bucc, evaluate_pairs, evaluate_tatoeba
+from .tasks.tagging import evaluate_panx, evaluate_udpos
+from .tasks.words import evaluate_alignment, evaluate_words
 
-# These change how fast a result is there, not what it is.
+# What runs each evaluation.
+RUNS: dict[str, Callable[..., Outcome]] = {
+    "xnli": evaluate_xnli,
+    "pawsx": evaluate_pawsx,
+    "pos": evaluate_udpos,
+    "ner": evaluate_panx,
+    "bucc": evaluate_bucc,
+    "tatoeba": evaluate_tatoeba,
+    "pairs": evaluate_pairs,
+    "words": evaluate_words,
+    "align": evaluate_alignment,
+}
+# These change how fast a result is computed, not what it is.
 NOT_COMPARED = ("output", "evaluation_batch_size", "checkpoint_every")
-
-
-@dataclass(frozen=True)
-class VectorOptions:
-    """How an encoder that is used as it is makes vectors; see :class:`ctloss.evaluate.Encoder`."""
-
-    pooling: str = "layer"
-    layer: int | None = None
-    prefix: str = ""
-    max_length: int | None = None
-    batch_size: int = 64
-    device: str | None = None
 
 
 def run(
@@ -49,25 +58,25 @@ def run(
     vectors: VectorOptions | None = None,
     finetuning: Mapping[str, FinetuneOptions] | None = None,
 ) -> Results:
-    """Runs evaluations that the output folder does not have yet, and writes ``results.json`` and predictions there.
+    """Runs the evaluations that an output folder does not have yet, and writes results and predictions there.
 
-    Started by torchrun, all processes fine-tune together, and then the first alone does the rest.
+    Started by torchrun, all processes fine-tune together, and then only the first does the rest.
 
     Args:
         model: name or folder of a Hugging Face encoder.
-        data: by evaluation, where its data lie (see :func:`ctloss.evaluate.sources.find_data`).
+        data: by evaluation, where its data lie (see :func:`ctloss.evaluate.data.sources.find_data`).
         output: folder of ``results.json``, ``submission/`` in XTREME's layout, and ``finetuned/``.
-        name: in tables; by default the one that the folder's results have, or else the end of the model's name.
-        languages: by evaluation; without, all that its data have.
+        name: in tables; by default the name in the folder's results, or else the end of the model's name.
+        languages: by evaluation; by default all that its data have.
         vectors: how vectors are made.
         finetuning: options by fine-tuned evaluation; their ``output`` is set here.
 
     Returns:
-        All that the folder then has.
+        All results in the folder.
 
     Raises:
-        ValueError: the model is no encoder, the folder holds another model's results or other settings of these, or
-            it cannot be written to.
+        ValueError: the model is not an encoder; or the folder cannot be written to, or holds another model's results
+            or results with other settings.
         DataError: files are missing or malformed.
     """
     config = read_config(model)
@@ -89,7 +98,7 @@ def run(
                 f"{output / FILE}: expected results of {model} as it is, got those of another model ({kept.model} as "
                 f"it was) for {task}; choose another --output"
             )
-    # All of it before the first hour is spent.
+    # All refusals come before the first hour is spent.
     waiting = [task for task in data if not serves(kept.tasks.get(task), settings[task], f"{output / FILE}, {task}")]
     first = int(os.environ.get("RANK", "0")) == 0
     encoder: Encoder | None = None
@@ -99,50 +108,31 @@ def run(
             kept = dataclasses.replace(kept, name=name)
             if kept.tasks:
                 write_results(output, kept)
-        # What it refuses is to show before the first hour is spent, too.
+        # The encoder's refusals too.
         if any(options[task] is None for task in waiting):
             encoder = Encoder(model, **dataclasses.asdict(vectors))
-    # Processes that wait for the first one to fine-tune with them give up after a while.
+    # Processes that wait too long for the first one to join the fine-tuning give up.
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
     for task in sorted(data, key=lambda task: together and options[task] is None):
         if task not in waiting:
             _say(f"{task}: already in {output / FILE}", first)
             continue
-        evaluation, chosen = EVALUATIONS[task], options[task]
-        wanted = (languages or {}).get(task)
+        chosen, wanted = options[task], (languages or {}).get(task)
         _say(f"{task}: {data[task]}", first)
         start = time.monotonic()
         if chosen is not None:
-            # Training wants the memory.
+            # Training needs the memory.
             encoder = None
-            outcome = evaluation.run(
-                model, data[task], wanted, dataclasses.replace(chosen, output=output / "finetuned")
-            )
+            outcome = RUNS[task](model, data[task], wanted, dataclasses.replace(chosen, output=output / "finetuned"))
         elif first:
             encoder = encoder or Encoder(model, **dataclasses.asdict(vectors))
-            outcome = evaluation.run(encoder, data[task], wanted)
+            outcome = RUNS[task](encoder, data[task], wanted)
         else:
             continue
         if first:
-            _submit(output, evaluation.submission, outcome)
+            _submit(output, EVALUATIONS[task].submission, outcome)
             add_result(output, kept, task, TaskResult(settings[task], outcome.scores, time.monotonic() - start))
     return read_results(output) if first else kept
-
-
-def open_folder(output: Path) -> None:
-    """Makes an output folder unless it is there.
-
-    Raises:
-        ValueError: it is none, or cannot be written to.
-    """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"{output}: expected a folder to write to, got {error.strerror}; choose another --output"
-        ) from error
-    if not os.access(output, os.W_OK):
-        raise ValueError(f"{output}: expected a folder to write to, got one that is not; choose another --output")
 
 
 def _finetuning(task: str, given: Mapping[str, FinetuneOptions]) -> FinetuneOptions | None:
@@ -180,10 +170,10 @@ def _submit(output: Path, task: str | None, outcome: Outcome) -> None:
         return
     fitting = {language: lines for language, lines in outcome.predictions.items() if len(language) == 2}
     if left_out := sorted(outcome.predictions.keys() - fitting.keys()):
-        _say(f"{task}: XTREME's files are named by two letters; not in the submission: {', '.join(left_out)}", True)
+        _say(f"{task}: XTREME's files are named by two letters; not in the submission: {', '.join(left_out)}")
     write_submission(output / "submission", task, fitting)
 
 
-def _say(text: str, aloud: bool) -> None:
-    if aloud:
+def _say(text: str, first: bool = True) -> None:
+    if first:
         print(text, file=sys.stderr, flush=True)

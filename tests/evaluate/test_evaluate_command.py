@@ -1,4 +1,4 @@
-"""python -m ctloss.evaluate from end to end: results, going on after a kill, refusals and reports."""
+"""python -m ctloss.evaluate from end to end: results, resuming after a kill, refusals and reports."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from ctloss.evaluate import Outcome, Score
+from ctloss.evaluate import Outcome, Results, Score, TaskResult, read_results
 from ctloss.evaluate.__main__ import main
-from ctloss.evaluate.evaluations import EVALUATIONS
-from ctloss.evaluate.kept_results import Results, TaskResult, add_result, read_results, write_results
+from ctloss.evaluate.data.sources import EVALUATIONS
+from ctloss.evaluate.results.scores import add_result, write_results
+from ctloss.evaluate.suite import RUNS
 from support import tiny_tasks
 from support.tiny_encoder import write
 from support.tiny_results import made
@@ -65,19 +66,19 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def forbidden(*_: Any) -> Outcome:
-    raise AssertionError("a result that is there was made again")
+    raise AssertionError("a kept result was computed again")
 
 
 def test_all_evaluations_end_to_end(
     tmp_path: Path, model: str, data: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
-    command = [model, "--tasks", *EVALUATIONS, "--data", data, "--output", output, "--before", model, *QUICK]
+    command = [model, "--tasks", *RUNS, "--data", data, "--output", output, "--before", model, *QUICK]
     status, printed = run(*command)
     assert status == 0
     assert "| **tiny** |" in printed
     results = read_results(output)
-    assert set(results.tasks) == set(EVALUATIONS)
+    assert set(results.tasks) == set(RUNS) == set(EVALUATIONS)
     scores = {(score.language, score.metric): score.value for score in results.tasks["tatoeba"].scores}
     assert scores["eng-deu", "accuracy"] == scores["deu-eng", "accuracy"] == scores["eng-X", "accuracy"] == 1
     assert ("mean", "f1_same_set", 1.0) in [(s.language, s.metric, s.value) for s in results.tasks["bucc"].scores]
@@ -95,14 +96,14 @@ def test_all_evaluations_end_to_end(
     assert "- tiny, BUCC: zh-en; pooling 'mean'" in shown
     for picture in ("languages.png", "words.png"):
         assert (output / picture).read_bytes().startswith(PNG)
-    for task, evaluation in EVALUATIONS.items():
-        monkeypatch.setitem(EVALUATIONS, task, replace(evaluation, run=forbidden))
+    for task in RUNS:
+        monkeypatch.setitem(RUNS, task, forbidden)
     before = (output / "results.json").read_bytes()
     assert run(*command)[0] == 0
     assert (output / "results.json").read_bytes() == before
 
 
-def test_a_killed_run_goes_on(
+def test_a_killed_run_resumes(
     tmp_path: Path, model: str, data: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [model, "--tasks", "tatoeba", "bucc", "--data", data, "--output", tmp_path, "--pooling", "mean"]
@@ -111,17 +112,17 @@ def test_a_killed_run_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setitem(EVALUATIONS, "bucc", replace(EVALUATIONS["bucc"], run=killed))
+        patch.setitem(RUNS, "bucc", killed)
         with pytest.raises(KeyboardInterrupt):
             run(*command)
     assert list(read_results(tmp_path).tasks) == ["tatoeba"]
-    monkeypatch.setitem(EVALUATIONS, "tatoeba", replace(EVALUATIONS["tatoeba"], run=forbidden))
+    monkeypatch.setitem(RUNS, "tatoeba", forbidden)
     assert run(*command)[0] == 0
     assert list(read_results(tmp_path).tasks) == ["tatoeba", "bucc"]
 
 
 def test_processes_fine_tune_together_and_the_first_does_the_rest_after(tmp_path: Path, data: Path, run: Run) -> None:
-    """Two processes take the steps of one: without dropout all that can differ is rounding."""
+    """Two processes take the steps of one: without dropout only rounding can differ."""
     model = tiny_tasks.save_model(tmp_path / "tiny", dropout=0.0)
     command = [model, "--tasks", "tatoeba", "pawsx", "--data", data, *QUICK, "--evaluation-batch-size", "3"]
     assert run(*command, "--output", tmp_path / "one")[0] == 0
@@ -143,14 +144,14 @@ def test_processes_fine_tune_together_and_the_first_does_the_rest_after(tmp_path
     first, second = (
         load_file(next((tmp_path / name / "finetuned").rglob("best*/model.safetensors"))) for name in ("one", "two")
     )
-    # On the mean: Adam makes whole steps of gradients that are nothing but rounding.
+    # On the mean: Adam makes whole steps of gradients that are only rounding.
     moved = sum((first[f"bert.{name}"] - tensor).abs().sum().item() for name, tensor in start.items())
     apart = sum((first[f"bert.{name}"] - second[f"bert.{name}"]).abs().sum().item() for name in start)
     assert apart < 0.02 * moved
 
 
 def test_results_of_several_processes_are_all_kept(tmp_path: Path) -> None:
-    """Threads that open the folder anew exclude each other as processes do."""
+    """Each thread opens the folder itself, and then they exclude each other as processes do."""
     result = TaskResult({}, [Score("t", "de", "f1", 0.5)] * 100, 1.0)
     tasks = [f"task {number}" for number in range(40)]
     with ThreadPoolExecutor(4) as pool:
@@ -158,7 +159,7 @@ def test_results_of_several_processes_are_all_kept(tmp_path: Path) -> None:
     assert sorted(read_results(tmp_path).tasks) == sorted(tasks)
 
 
-def test_more_seeds_and_languages_go_on_and_other_settings_are_refused(
+def test_more_seeds_and_languages_are_added_and_other_settings_are_refused(
     tmp_path: Path, model: str, data: Path, run: Run
 ) -> None:
     command = [model, "--tasks", "pawsx", "--data", data, "--output", tmp_path, *QUICK]
@@ -217,12 +218,15 @@ def test_other_data_and_another_model_are_refused(tmp_path: Path, model: str, ru
         (["MODEL", "--tasks", "tatoeba", "--data", "tatoeba=hub:x"], "expected files for tatoeba, got 'hub:x'"),
         (["MODEL", "--tasks", "xnli", "--data", "nli=x"], "expected TASK=PATH with a task of xnli, "),
         (["MODEL", "--tasks", "bucc", "--data", "DATA", "--languages", "de"], "expected BUCC's corpora of 'de'"),
-        (["MODEL", "--tasks", "xnli", "--data", "DATA", "--max-steps", "xnli=x"], "a whole number for --max-steps of"),
+        (
+            ["MODEL", "--tasks", "xnli", "--data", "DATA", "--max-steps", "xnli=x"],
+            "--max-steps of xnli: expected a whole number, got 'x'",
+        ),
         (
             ["MODEL", "--tasks", "xnli", "--data", "DATA", "--epochs", "1", "2"],
-            "expected one --epochs for xnli, got 1, 2",
+            "--epochs of xnli: expected one value, got '1 2'",
         ),
-        (["MODEL", "--tasks", "xnli", "--data", "DATA", "--hold-out", "2"], "expected hold_out at least 0 and below 1"),
+        (["MODEL", "--tasks", "xnli", "--data", "DATA", "--hold-out", "2"], "hold_out: expected a number from 0 up to"),
         (["MODEL", "--tasks", "words", "--data", "DATA", "--epochs", "3"], "expected --epochs for a task that uses it"),
         (
             ["MODEL", "--tasks", "xnli", "--data", "DATA", "--finetune-batch-size", "pos=3"],
@@ -261,13 +265,13 @@ def test_what_is_missing_is_named(
     assert not (tmp_path / "out" / "results.json").exists()
 
 
-def test_what_cannot_be_written_to_is_no_output(tmp_path: Path, model: str, data: Path, run: Run) -> None:
+def test_an_output_that_cannot_be_written_to_is_refused(tmp_path: Path, model: str, data: Path, run: Run) -> None:
     (tmp_path / "file").write_text("")
     command = [model, "--tasks", "tatoeba", "--data", data, "--pooling", "mean"]
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
         status, error = run(*command, "--output", output)
         assert status == 2
-        assert f"{output}: expected a folder to write to, got " in error
+        assert f"expected a folder to write to, got {output} " in error
         assert "tatoeba: " not in error
 
 
@@ -276,10 +280,10 @@ def test_a_model_without_its_tokenizer_is_refused(tmp_path: Path, model: str, da
         (tmp_path / name).write_bytes((Path(model) / name).read_bytes())
     status, error = run(tmp_path, "--tasks", "xnli", "--data", data, "--output", tmp_path / "out")
     assert status == 2
-    assert "expected a tokenizer beside the model" in error
+    assert "expected a tokenizer with the model" in error
 
 
-def test_names_and_the_order_of_languages_make_nothing_anew(
+def test_names_and_the_order_of_languages_compute_nothing_again(
     tmp_path: Path, model: str, data: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for code in ("deu", "fra"):
@@ -287,14 +291,14 @@ def test_names_and_the_order_of_languages_make_nothing_anew(
     command = [model, "--tasks", "tatoeba", "--data", tmp_path, "--output", tmp_path / "out"]
     with pytest.warns(UserWarning, match="2 layers, fewer than 8"):
         assert "| **tiny** |" in run(*command, "--languages", "deu", "fra")[1]
-    monkeypatch.setitem(EVALUATIONS, "tatoeba", replace(EVALUATIONS["tatoeba"], run=forbidden))
+    monkeypatch.setitem(RUNS, "tatoeba", forbidden)
     assert "| **ours** |" in run(*command, "--languages", "fra", "deu", "--layer", "2", "--name", "ours")[1]
     assert "| **ours** |" in run(*command, "--languages", "fra", "deu", "--layer", "2")[1]
     shown = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
     assert "- ours, Tatoeba: deu-eng, eng-deu, fra-eng, eng-fra; pooling 'layer'; layer 2" in shown
 
 
-def test_a_report_of_results_that_are_there(tmp_path: Path, run: Run) -> None:
+def test_a_report_of_existing_results(tmp_path: Path, run: Run) -> None:
     for number, name in enumerate(("one", "two")):
         write_results(tmp_path / name, made(name, number / 10))
         assert read_results(tmp_path / name) == made(name, number / 10)

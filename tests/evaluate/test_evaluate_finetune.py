@@ -1,4 +1,4 @@
-"""Fine-tuning on four tasks end to end, its settings, and going on after a kill."""
+"""Fine-tuning on four tasks end to end, its settings, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score
 
-from ctloss.evaluate import DataError, Outcome, finetune, kept
-from ctloss.evaluate.classification import (
-    PairHead,
-    evaluate_pawsx,
-    evaluate_xnli,
-)
-from ctloss.evaluate.head import load_model
-from ctloss.evaluate.labelled import read_pairs, read_tagged
-from ctloss.evaluate.options import XTREME_OPTIONS, FinetuneOptions
-from ctloss.evaluate.submission import write_submission
-from ctloss.evaluate.tagging import (
-    WordHead,
-    entity_f1,
+from ctloss.evaluate import (
+    XTREME_OPTIONS,
+    DataError,
+    FinetuneOptions,
+    Outcome,
     evaluate_panx,
+    evaluate_pawsx,
     evaluate_udpos,
-    pos_f1,
+    evaluate_xnli,
+    write_submission,
 )
-from ctloss.evaluate.tasks import PANX, PAWSX, UDPOS, XNLI, LabelledPair, TaggedSentence
-from ctloss.evaluate.zeroshot import english_rows
+from ctloss.evaluate.data.labelled import (
+    PANX,
+    PAWSX,
+    UDPOS,
+    XNLI,
+    LabelledPair,
+    TaggedSentence,
+    read_pairs,
+    read_tagged,
+)
+from ctloss.evaluate.models import finetune
+from ctloss.evaluate.tasks.classification import PairHead, english_rows
+from ctloss.evaluate.tasks.tagging import WordHead, entity_f1, pos_f1
+from ctloss.shared.files import FORMER_MARKER, MARKER, complete
 from support import tiny_tasks
 
 pytestmark = pytest.mark.numeric
@@ -45,7 +51,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_held_out_rows_are_drawn_by_text_whatever_their_order(tmp_path: Path) -> None:
-    """A file sorted by label would hold out one label, and equal texts on both sides choose what learns by heart."""
+    """A file sorted by label would hold out one label only, and equal texts on both sides favour learning by heart."""
     rows = tiny_tasks.paraphrase_rows(400, 5)
     parts = []
     for number, ordered in enumerate((rows, sorted(rows, key=lambda row: row[2]))):
@@ -108,7 +114,7 @@ def test_a_test_set_without_labels_is_predicted_and_not_scored(tmp_path: Path, m
 
 
 def test_english_files_by_name_and_held_out_rows(tmp_path: Path, model: str) -> None:
-    """PAWS-X trained on its English dev file, a quarter of which chooses the step; two seeds."""
+    """PAWS-X trained on its English dev file, a quarter of which chooses the step, with two seeds."""
     tiny_tasks.write_task(tmp_path, "pawsx")
     (tmp_path / "pawsx" / "train-en.tsv").unlink()
     options = dataclasses.replace(
@@ -120,7 +126,7 @@ def test_english_files_by_name_and_held_out_rows(tmp_path: Path, model: str) -> 
     ]
     with pytest.raises(DataError, match=r"expected train-en\.tsv"):
         evaluate_pawsx(model, tmp_path, ["xx"], dataclasses.replace(options, train=()))
-    with pytest.raises(DataError, match=r"expected rows enough to hold out 0\.999 of them, got 24"):
+    with pytest.raises(DataError, match=r"expected enough rows to hold out 0\.999 of them, got 24"):
         evaluate_pawsx(model, tmp_path, ["xx"], dataclasses.replace(options, hold_out=0.999))
     bare = tmp_path / "bare.tsv"
     tiny_tasks.write_pairs(bare, tiny_tasks.paraphrase_rows(3, 0), labels=False)
@@ -132,12 +138,12 @@ def test_english_files_by_name_and_held_out_rows(tmp_path: Path, model: str) -> 
 def test_resuming_a_killed_run_gives_the_same(
     tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, batches: Literal["random", "by_length"]
 ) -> None:
-    """Killed in mid-epoch, after a checkpoint and while writing the next: the rest is as if nothing had happened.
+    """Killed within an epoch, after a checkpoint and while writing the next: the result is as if nothing had happened.
 
-    It may write its checkpoints more often then.
+    The resumed run may write checkpoints more often.
     """
     tiny_tasks.write_task(tmp_path, "udpos")
-    # The later, the better: what is compared has gone through all steps.
+    # Later steps score higher, so that the models compared have gone through all steps.
     monkeypatch.setattr(WordHead, "score", lambda *_: time.monotonic())
     options = dataclasses.replace(
         QUICK,
@@ -165,7 +171,11 @@ def test_resuming_a_killed_run_gives_the_same(
         with pytest.raises(KeyboardInterrupt):
             evaluate_udpos(model, tmp_path, ["xx"], killed)
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-8"]
-    assert kept.last_checkpoint(folder) == folder / "checkpoint-8"
+    assert complete(folder, "checkpoint") == [(8, folder / "checkpoint-8")]
+    if batches == "by_length":
+        # As the former version marked it.
+        (folder / "checkpoint-8" / MARKER).unlink()
+        (folder / "checkpoint-8" / FORMER_MARKER).touch()
 
     assert evaluate_udpos(model, tmp_path, ["xx"], dataclasses.replace(killed, checkpoint_every=3)) == unbroken
     runs = [tmp_path / name / "udpos" / "seed-1" for name in ("unbroken", "killed")]
@@ -176,9 +186,14 @@ def test_resuming_a_killed_run_gives_the_same(
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_tasks.write_task(tmp_path, "pawsx")
-    options = dataclasses.replace(QUICK, max_steps=3, output=tmp_path / "runs")
+    runs = tmp_path / "runs"
+    options = dataclasses.replace(QUICK, max_steps=3, output=runs)
     first = evaluate_pawsx(model, tmp_path, ["xx"], options)
     monkeypatch.setattr(finetune._Finetuner, "train", None)
+    assert evaluate_pawsx(model, tmp_path, ["xx"], options) == first
+    # The former version left no marker in the best model.
+    for marker in runs.rglob(f"best-*/{MARKER}"):
+        marker.unlink()
     assert evaluate_pawsx(model, tmp_path, ["xx"], options) == first
     with pytest.raises(
         ValueError, match=r"run with the same settings, got one with learning_rate 0\.004 instead of 0\.1"
@@ -189,8 +204,8 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, model: str, monkeyp
         evaluate_pawsx(model, tmp_path, ["xx"], options)
 
 
-def test_a_run_that_kept_nothing_binds_nobody(tmp_path: Path, model: str) -> None:
-    """The settings of a refused run may be mended; those of a run with a best model may not."""
+def test_a_run_that_kept_nothing_does_not_own_its_folder(tmp_path: Path, model: str) -> None:
+    """The settings of a refused run may be corrected; those of a run with a best model may not."""
     tiny_tasks.write_task(tmp_path, "pawsx")
     options = dataclasses.replace(QUICK, max_steps=1, output=tmp_path / "runs")
     with pytest.raises(ValueError, match="expected max_length at most 64"):
@@ -209,16 +224,16 @@ def test_the_best_step_on_dev_is_kept_the_earlier_of_two(
     options = dataclasses.replace(QUICK, max_steps=9, evaluate_every=2, output=tmp_path / "runs")
     evaluate_pawsx(model, tmp_path, ["xx"], options)
     folder = tmp_path / "runs" / "pawsx" / "seed-1"
-    assert kept.best(folder) == (folder / "best-4", 0.7)
+    assert finetune.best(folder) == (folder / "best-4", 0.7)
     assert [path.name for path in folder.glob("best*")] == ["best-4"]
-    # Nothing is left of the checkpoints, and the fifth score, of the last step, was asked for.
+    # No checkpoints are left, and the fifth score, that of the last step, was asked for.
     assert list(folder.glob("checkpoint-*")) == []
     assert next(scores, None) is None
 
 
 @pytest.mark.parametrize("unit", ["pair", "word"])
 def test_accumulated_parts_make_the_step_of_the_whole_batch(tmp_path: Path, unit: str) -> None:
-    """Pairs exactly; words as XTREME averages, over parts, so sentences of one length are compared."""
+    """For pairs exactly; words are averaged over parts, as in XTREME, so sentences of equal length are compared."""
     model = tiny_tasks.save_model(tmp_path / "model", dropout=0.0)
     rows: list[Any]
     head: Any
@@ -242,9 +257,9 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(tmp_path: Path, unit
             folder=folder,
             settings={},
         )
-        found = kept.best(folder)
+        found = finetune.best(folder)
         assert found is not None
-        trained = load_model(str(found[0]), head)
+        trained = finetune.load_model(str(found[0]), head)
         weights.append(torch.cat([value.flatten() for value in trained.state_dict().values()]))
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=2e-5)
 
@@ -252,16 +267,16 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(tmp_path: Path, unit
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "expected batch_size at least 1, got 0"),
-        ({"max_steps": 0}, "expected max_steps at least 1, got 0"),
-        ({"learning_rate": 0.0}, "expected learning_rate above 0"),
-        ({"warmup_steps": -1}, "expected warmup_steps at least 0"),
-        ({"hold_out": 1.0}, "expected hold_out at least 0 and below 1"),
-        ({"hold_out": 0.1, "dev": ("dev.tsv",)}, "expected either dev files or hold_out"),
-        ({"seeds": (1, 1)}, "expected seeds, each once"),
-        ({"seeds": ()}, "expected seeds, each once"),
-        ({"precision": "fp16"}, "expected precision 'fp32' or 'bf16'"),
-        ({"batches": "sorted"}, "expected batches 'random' or 'by_length'"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"max_steps": 0}, "max_steps: expected at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate: expected a number above 0"),
+        ({"warmup_steps": -1}, "warmup_steps: expected at least 0"),
+        ({"hold_out": 1.0}, "hold_out: expected a number from 0 up to but not including 1"),
+        ({"hold_out": 0.1, "dev": ("dev.tsv",)}, "hold_out: expected either dev files or a share held out"),
+        ({"seeds": (1, 1)}, "seeds: expected each once"),
+        ({"seeds": ()}, "seeds: expected at least one"),
+        ({"precision": "fp16"}, "precision: expected one of fp32, bf16"),
+        ({"batches": "sorted"}, "batches: expected one of random, by_length"),
     ],
 )
 def test_refused_options(changes: dict[str, Any], message: str) -> None:
@@ -270,7 +285,7 @@ def test_refused_options(changes: dict[str, Any], message: str) -> None:
 
 
 def test_defaults_are_xtremes() -> None:
-    """scripts/train_xnli.sh, train_pawsx.sh, train_udpos.sh and train_panx.sh for mBERT: 8 times 4 items a step."""
+    """scripts/train_xnli.sh, train_pawsx.sh, train_udpos.sh and train_panx.sh for mBERT: steps of 8 times 4 items."""
     assert {name: (options.epochs, options.evaluate_every) for name, options in XTREME_OPTIONS.items()} == {
         "xnli": (5, 100),
         "pawsx": (5, 200),

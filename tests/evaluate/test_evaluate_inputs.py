@@ -1,8 +1,9 @@
-"""What a model is given for labelled tasks: windows of words, pairs, labels by number, and its own weights."""
+"""What a model is given for labelled tasks: windows of words, pairs, labels by number, its weights, and the order."""
 
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
-from ctloss.evaluate.classification import (
-    PairHead,
-)
-from ctloss.evaluate.head import Collate, load_model
-from ctloss.evaluate.pieces import WordPieces, join
-from ctloss.evaluate.tagging import (
-    WordHead,
-)
-from ctloss.evaluate.tasks import PAWSX, UPOS, XNLI, LabelledPair
+from ctloss.evaluate.data.labelled import PAWSX, UPOS, XNLI, LabelledPair
+from ctloss.evaluate.models.finetune import POOL, ByLength, Collate, load_model
+from ctloss.evaluate.tasks.classification import PairHead
+from ctloss.evaluate.tasks.tagging import WordHead, WordPieces, join
 from support import tiny_tasks
+
+STEP = 8
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +35,7 @@ def test_windows_hold_every_word_once(model: str) -> None:
         windows = WordPieces(tokenizer, max_length).windows(sentences)
         assert max(len(window.ids) for window in windows) <= max_length
         assert all(window.ids[0] == 2 and window.ids[-1] == 3 for window in windows)
-        # Each word is numbered, the number set at its first piece alone, and read back.
+        # Each word has a number, which is set only at its first piece and read back.
         numbers = [[100 * index + place for place in range(len(words))] for index, words in enumerate(sentences)]
         width = max(len(window.ids) for window in windows)
         labels = np.full((len(windows), width), -100)
@@ -64,7 +62,7 @@ def test_first_pieces_are_labelled(model: str) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 5000])
 def test_pairs_are_read_as_one_input(model: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctloss.evaluate.classification.CHUNK", chunk)
+    monkeypatch.setattr("ctloss.evaluate.tasks.classification.CHUNK", chunk)
     tokenizer = AutoTokenizer.from_pretrained(model)
     rows = [LabelledPair("the cat", "a dog .", "1"), LabelledPair("the cat and the dog and the cat", "a dog", None)]
     encoded = PairHead(PAWSX.labels).encode(tokenizer, rows, 9)
@@ -104,3 +102,33 @@ def test_encoders_with_and_without_another_head_are_loaded_alike(tmp_path: Path,
             assert torch.equal(loaded[key], weight), key
     masked.half().save_pretrained(tmp_path / "half")
     assert load_model(str(tmp_path / "half"), head).dtype == torch.float32
+
+
+def padded(order: list[int], lengths: list[int]) -> int:
+    """Wordpieces of all steps, each padded to its longest item."""
+    steps = [[lengths[index] for index in order[at : at + STEP]] for at in range(0, len(order), STEP)]
+    return sum(max(step) * len(step) for step in steps)
+
+
+def test_every_item_once_an_epoch_with_little_padding() -> None:
+    draw = random.Random(0)
+    # Two pools and a half, and a last step of three items.
+    lengths = [draw.randrange(3, 129) for _ in range(POOL * STEP * 5 // 2 + 3)]
+    sampler = ByLength(lengths, STEP, seed=1)
+    epochs = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+        assert sorted(epochs[-1]) == list(range(len(sampler)))
+        assert padded(epochs[-1], lengths) < 1.05 * sum(lengths)
+    assert padded(draw.sample(range(len(lengths)), len(lengths)), lengths) > 1.5 * sum(lengths)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_steps_are_in_random_order_and_the_seed_chooses_it() -> None:
+    lengths = list(range(POOL * STEP))
+    first, again, other = (list(ByLength(lengths, STEP, seed)) for seed in (1, 1, 2))
+    assert first == again != other
+    longest = [max(first[at : at + STEP]) for at in range(0, len(first), STEP)]
+    falls = sum(one > following for one, following in pairwise(longest))
+    assert POOL // 4 < falls < POOL * 3 // 4

@@ -1,16 +1,29 @@
-"""Labelled files: XTREME's layout, CoNLL-U, the hub's; and what is refused, naming file and line."""
+"""Labelled files in XTREME's layout, in CoNLL-U and on the hub; refusals name file and line."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from ctloss.evaluate import DataError
-from ctloss.evaluate.labelled import read_files, read_pairs, read_split, read_tagged
-from ctloss.evaluate.tasks import PANX, PAWSX, UDPOS, XNLI, LabelledPair, TaggedSentence, Task
+from ctloss.evaluate.data.labelled import (
+    PANX,
+    PAWSX,
+    UDPOS,
+    XNLI,
+    LabelledPair,
+    TaggedSentence,
+    Task,
+    read_files,
+    read_pairs,
+    read_tagged,
+)
+from ctloss.evaluate.data.sources import read_split
 from support import tiny_tasks
 
 CONTRACTIONS = """\
@@ -66,8 +79,8 @@ def test_lines_as_xtreme_writes_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tagged", [True, False], ids=["tagged", "bare"])
-def test_a_space_that_is_no_ascii_is_a_word(tmp_path: Path, tagged: bool) -> None:
-    """As in Japanese treebanks; in a file without tags its line looks like the blank one after a sentence."""
+def test_a_space_outside_ascii_is_a_word(tmp_path: Path, tagged: bool) -> None:
+    """As in Japanese treebanks; in a file without tags its line looks like the blank line after a sentence."""
     words = ("東京", "\u3000", "a\u00a0b", "\u00a0", "cat")
     lines = [f"{word}\tX" if tagged else word for word in words]
     path = write(tmp_path / "words.tsv", "\r\n".join([*lines, " ", "dog\tX" if tagged else "dog", ""]))
@@ -78,7 +91,7 @@ def test_a_space_that_is_no_ascii_is_a_word(tmp_path: Path, tagged: bool) -> Non
     assert read_tagged(path, UDPOS.labels) == expected
 
 
-def test_a_fourth_column_is_left_unread(tmp_path: Path) -> None:
+def test_a_fourth_column_is_ignored(tmp_path: Path) -> None:
     path = write(tmp_path / "sick.tsv", "a cat\ta dog\tneutral\t3.2\n")
     assert read_pairs(path, XNLI.labels) == [LabelledPair("a cat", "a dog", "neutral")]
 
@@ -89,10 +102,10 @@ def test_a_fourth_column_is_left_unread(tmp_path: Path) -> None:
         (
             XNLI,
             "a\tb\tneutral\nonly one\n",
-            "line 2: expected SENTENCE, SENTENCE and LABEL between tabs, got 1 columns",
+            "line 2: expected SENTENCE, SENTENCE and LABEL separated by tabs, got 1 columns",
         ),
         (XNLI, "a\tb\tneutral\n\n", "line 2: expected SENTENCE"),
-        (XNLI, "a\tb\tc\td\te\n", "line 1: expected SENTENCE, SENTENCE and LABEL between tabs, got 5"),
+        (XNLI, "a\tb\tc\td\te\n", "line 1: expected SENTENCE, SENTENCE and LABEL separated by tabs, got 5"),
         (XNLI, "a\t \tneutral\n", "line 1: expected two sentences, got an empty one"),
         (
             XNLI,
@@ -103,7 +116,7 @@ def test_a_fourth_column_is_left_unread(tmp_path: Path) -> None:
         (PAWSX, "a\tb\t1\na\tb\n", "line 2: expected a label as before, got none"),
         (PAWSX, "a\tb\na\tb\t1\n", "line 2: expected no label as before, got one"),
         (PAWSX, "", "line 1: expected labelled items, got an empty file"),
-        (UDPOS, "a\tDET\ncat\tNOUN\tN\n", "line 2: expected WORD and TAG between tabs, got 3 columns"),
+        (UDPOS, "a\tDET\ncat\tNOUN\tN\n", "line 2: expected WORD and TAG separated by a tab, got 3 columns"),
         (UDPOS, "a\tDET\ncat\tN\n", "line 2: expected a label of ADJ, ADP"),
         (UDPOS, "a\tDET\n\ncat\n", "line 3: expected a label as before, got none"),
         (UDPOS, "a\tDET\n\tNOUN\n", "line 2: expected a word before the tab, got none"),
@@ -118,16 +131,25 @@ def test_refused(tmp_path: Path, task: Task, text: str, message: str) -> None:
     assert str(refusal.value).startswith(f"{path}, {message}")
 
 
-def test_bytes_that_are_no_utf8(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "test-de.tsv"
     path.write_bytes(b"a\tDET\n\xe9t\xe9\tNOUN\n")
     with pytest.raises(DataError, match="line 2: expected UTF-8, got byte 0xe9"):
         read_tagged(path, UDPOS.labels)
 
 
+def test_decomposed_and_compressed_files_are_read_alike(tmp_path: Path) -> None:
+    rows = [("ein Café", "über Žluť", "neutral")]
+    tiny_tasks.write_pairs(tmp_path / "plain" / "test-de.tsv", rows)
+    text = unicodedata.normalize("NFD", (tmp_path / "plain" / "test-de.tsv").read_text(encoding="utf-8"))
+    (tmp_path / "test-de.tsv.gz").write_bytes(gzip.compress(text.encode()))
+    expected = {"de": [LabelledPair(*rows[0])]}
+    assert read_split(tmp_path, XNLI, "test") == read_split(tmp_path / "plain", XNLI, "test") == expected
+
+
 def test_missing_language_file_and_split(tmp_path: Path) -> None:
     tiny_tasks.write_task(tmp_path, "xnli")
-    with pytest.raises(DataError, match=r"expected test-de\.tsv there or in a folder xnli of it, got languages en, xx"):
+    with pytest.raises(DataError, match=r"expected test-de\.tsv there or in its folder xnli, got languages en, xx"):
         read_split(tmp_path, XNLI, "test", ["en", "de"])
     with pytest.raises(DataError, match=r"expected train-en\.tsv or en_TREEBANK-ud-train\.conllu .* got no train file"):
         read_split(tmp_path, UDPOS, "train", ["en"])
@@ -151,7 +173,7 @@ def test_labels_in_some_of_several_files(tmp_path: Path) -> None:
 
 
 def test_conllu_contractions_as_xtreme_tags_them(tmp_path: Path) -> None:
-    """Of two parts equally high, ADP comes before DET; of a verb and its pronouns, the verb is the highest."""
+    """Of two parts equally high, ADP comes before DET; among a verb and its pronouns, the verb is highest."""
     path = write(tmp_path / "es_gsd-ud-test.conllu", CONTRACTIONS)
     assert read_split(tmp_path, UDPOS, "test") == {
         "es": [
@@ -178,7 +200,7 @@ def test_treebanks_of_a_language_are_joined(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1\ta\t_\tDET\n", "line 1: expected the 10 columns of CoNLL-U between tabs, got 4"),
+        ("1\ta\t_\tDET\n", "line 1: expected CoNLL-U's 10 columns separated by tabs, got 4"),
         ("1\ta\t_\tDET\t_\t_\t0\t_\t_\t_\n", "line 1: expected a blank line after the last sentence"),
         ("2\ta\t_\tDET\t_\t_\t0\t_\t_\t_\n\n", "line 1: expected id 1, got '2'"),
         ("1\ta\t_\tART\t_\t_\t0\t_\t_\t_\n\n", "line 1: expected a tag of ADJ"),
@@ -233,7 +255,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_hub_a_configuration_a_language(tmp_path: Path) -> None:
+def test_hub_one_configuration_per_language(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"tokens": ["Anna", "Berg", "lives"], "ner_tags": [1, 2, 0]}]
     data = hub_folder(
         tmp_path / "wikiann", {"de": {"validation": rows, "test": rows}, "fr": {"test": rows}}, CLASS_LABELS
@@ -283,7 +305,7 @@ def test_hub_treebanks_and_missing_labels(tmp_path: Path) -> None:
     bare: list[dict[str, object]] = [{"premise": "a", "hypothesis": "b", "label": -1}]
     data = hub_folder(tmp_path / "nli", {"de": {"test": bare}})
     assert read_split(data, XNLI, "test") == {"de": [LabelledPair("a", "b", None)]}
-    with pytest.raises(DataError, match="expected a data set of the hub or a local folder"):
+    with pytest.raises(DataError, match="expected a data set on the hub or a local folder"):
         read_split(f"hub:{tmp_path / 'nothing'}", XNLI, "test")
 
 

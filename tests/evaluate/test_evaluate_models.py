@@ -1,4 +1,4 @@
-"""Models that are fine-tuned: what their configuration may say, and those that are refused."""
+"""Models to fine-tune: what their configuration may say, and which are refused."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from ctloss.evaluate.classification import evaluate_pawsx
-from ctloss.evaluate.options import FinetuneOptions
-from ctloss.evaluate.tagging import evaluate_panx
+from ctloss.evaluate import FinetuneOptions, evaluate_panx, evaluate_pawsx
 from support import tiny_tasks
 
 QUICK = FinetuneOptions(learning_rate=4e-3, batch_size=16, max_steps=2, max_length=32)
@@ -29,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def changed(model: str, folder: Path, **changes: Any) -> str:
-    """Copies a model with other entries in its configuration; without its tokenizer if one is ``tokenizer=None``."""
+    """Copies a model with other entries in its configuration, and with ``tokenizer=None`` without its tokenizer."""
     shutil.copytree(model, folder)
     if "tokenizer" in changes:
         for path in folder.glob("tokenizer*"):
@@ -41,7 +39,7 @@ def changed(model: str, folder: Path, **changes: Any) -> str:
 
 @contextmanager
 def weights_of(model: str) -> Iterator[dict[str, torch.Tensor]]:
-    """Gives the weights of a model's folder, and writes what is made of them."""
+    """Yields the weights in a model's folder, and writes them back as changed."""
     path = Path(model) / "model.safetensors"
     weights = load_file(path)
     yield weights
@@ -69,21 +67,29 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path, model: str) -> None:
     for name, message in (
         (bare, "without a vocabulary"),
         (small, f"expected a tokenizer of at most 20 tokens, .* got one of {len(tiny_tasks.VOCABULARY)}"),
-        (five, "expected an encoder whose weights are whole and have the shapes .* and of 2 labels"),
-        (cut, "expected an encoder whose weights are whole"),
+        (five, "expected whole weights that fit the configuration, .* without a head of other labels"),
+        (cut, "expected whole weights that fit the configuration"),
         (holed, f"expected all weights of .*, got .* without .*{lost}, which would be random numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_pawsx(name, tmp_path, ["xx"], QUICK)
 
 
-def test_a_diverged_model_is_refused(tmp_path: Path, model: str) -> None:
-    """Its NaN would pass for the first label."""
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.nan, "expected finite weights, got NaN or infinity in bert.embeddings"),
+        # Finite, but too large to compute with.
+        (3e38, "expected finite logits from the fine-tuned model, got NaN or infinity"),
+    ],
+)
+def test_a_diverged_model_is_refused(tmp_path: Path, model: str, weight: float, message: str) -> None:
+    """Without a refusal, NaN would pass for the first label."""
     tiny_tasks.write_task(tmp_path, "pawsx")
     broken = changed(model, tmp_path / "broken")
     with weights_of(broken) as weights:
-        next(iter(weights.values())).fill_(torch.nan)
-    with pytest.raises(ValueError, match="expected finite logits of the fine-tuned model, got NaN or infinity"):
+        weights["embeddings.LayerNorm.bias"].fill_(weight)
+    with pytest.raises(ValueError, match=message):
         evaluate_pawsx(broken, tmp_path, ["xx"], QUICK)
 
 
@@ -99,5 +105,5 @@ def test_refused_settings(tmp_path: Path, model: str) -> None:
     (tmp_path / "config.json").write_text((Path(model) / "config.json").read_text())
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_text((Path(model) / name).read_text())
-    with pytest.raises(ValueError, match="expected a transformer encoder with its weights as safetensors"):
+    with pytest.raises(ValueError, match="expected an encoder with its weights as safetensors"):
         evaluate_pawsx(str(tmp_path), tmp_path, ["xx"], QUICK)

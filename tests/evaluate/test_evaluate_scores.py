@@ -10,20 +10,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score
 
-from ctloss.evaluate import Score
-from ctloss.evaluate.classification import (
-    accuracy,
-    majority_accuracy,
-)
-from ctloss.evaluate.spread import over_seeds, with_means
-from ctloss.evaluate.submission import write_submission
-from ctloss.evaluate.tagging import (
-    entity_f1,
-    pos_f1,
-    submission_lines,
-    token_accuracy,
-)
-from ctloss.evaluate.tasks import PANX, UPOS
+from ctloss.evaluate import Score, over_seeds, write_submission
+from ctloss.evaluate.data.labelled import PANX, UPOS
+from ctloss.evaluate.results.scores import with_means
+from ctloss.evaluate.tasks.classification import accuracy, majority_accuracy
+from ctloss.evaluate.tasks.tagging import entity_f1, pos_f1, submission_lines, token_accuracy
 
 
 def test_accuracy_and_majority() -> None:
@@ -36,7 +27,7 @@ def test_accuracy_and_majority() -> None:
 
 
 def runs(tags: tuple[str, ...] | list[str]) -> set[tuple[str, int, int]]:
-    """The chunks of unprefixed tags, written down anew: runs of one tag, SCONJ and SYM alone."""
+    """The chunks of tags without prefixes, by definition: runs of one tag, with SCONJ and SYM always by themselves."""
     found, start = set(), 0
     for end in range(1, len(tags) + 1):
         if end == len(tags) or tags[end] != tags[start] or tags[start][0] == "S":
@@ -67,7 +58,7 @@ def test_cconj_and_sconj_are_two_parts_of_speech() -> None:
         assert f1_score(gold, predicted) == 1.0
     assert pos_f1(gold, predicted) == 0.5
     assert pos_f1(gold, gold) == 1.0
-    # Two of SCONJ stand alone, each a chunk; two of CCONJ are one.
+    # Two SCONJ are two chunks; two CCONJ are one.
     assert pos_f1([["SCONJ", "SCONJ"]], [["SCONJ", "X"]]) == 0.5
     assert pos_f1([["CCONJ", "CCONJ"]], [["CCONJ", "X"]]) == 0.0
 

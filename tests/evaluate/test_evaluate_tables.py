@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from ctloss.evaluate import Encoder
-from ctloss.evaluate.figures import choose_words, draw_languages, draw_words
-from ctloss.evaluate.kept_results import Results
-from ctloss.evaluate.tables import report, table_by_language, table_of_means
+from ctloss.evaluate import Encoder, Results, draw_languages, draw_words, report, table_by_language, table_of_means
+from ctloss.evaluate.results.report import choose_words
 from support import tiny_tasks
 from support.tiny_encoder import write
 from support.tiny_results import made
@@ -53,9 +51,9 @@ def test_tables_by_language_and_notes_by_hand() -> None:
 
 
 def test_a_picture_tells_a_dozen_models_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each has a colour of its own, and their names stand above the first panel, not in it."""
+    """Each has its own colour, and their names are above the first panel, not in it."""
     kept: list[Figure] = []
-    monkeypatch.setattr("ctloss.evaluate.figures._save", lambda figure, _: kept.append(figure))
+    monkeypatch.setattr("ctloss.evaluate.results.report.write_figure", lambda figure, _: kept.append(figure))
     assert draw_languages([made(f"model {number}", number / 50) for number in range(13)], tmp_path / "languages.png")
     [figure] = kept
     [legend] = figure.legends
@@ -64,7 +62,7 @@ def test_a_picture_tells_a_dozen_models_apart(tmp_path: Path, monkeypatch: pytes
 
 
 def test_words_of_the_picture(tmp_path: Path) -> None:
-    """Linked one to one and no function word: horse in both files; house in one; not dog, which is short."""
+    """Linked one to one and not a function word: horse in both files, house in one; not dog, which is short."""
     write(tmp_path, en___de__txt=["the horse with dog ||| das pferd mit hund"], en___de__gold=["0-0 1-1 2-2 3-3"])
     write(tmp_path, zh___en__txt=["x y ||| horse house", "x ||| house house"], zh___en__gold=["0-0 1p1", "0-0 0-1"])
     assert choose_words(tmp_path, 5) == {

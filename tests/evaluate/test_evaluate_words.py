@@ -1,9 +1,8 @@
-"""Word translation and word alignment: by hand, against scikit-learn, and on files that are at fault."""
+"""Word translation and word alignment: by hand, against scikit-learn, and on faulty files."""
 
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +14,19 @@ from ctloss.evaluate import (
     DataError,
     Encoder,
     LexiconOptions,
-    Outcome,
     evaluate_alignment,
     evaluate_words,
     held_out_lines,
 )
-from ctloss.evaluate.encoder import Pieces
-from ctloss.evaluate.parallel import AlignedWords, read_alignments, read_lexicon
-from ctloss.evaluate.words import align, alignment_error
+from ctloss.evaluate.data.parallel import AlignedWords, read_alignments, read_lexicon
+from ctloss.evaluate.models.encoder import Pieces
+from ctloss.evaluate.tasks.words import align, alignment_error
 from support.tiny_encoder import Table, saved, write
+from support.tiny_results import refused, value
 
 pytestmark = pytest.mark.numeric
 
 needs_data = pytest.mark.skipif("CTLOSS_DATA" not in os.environ, reason="CTLOSS_DATA names no folder of real text")
-
-
-def value(outcome: Outcome, language: str, metric: str) -> float:
-    [found] = [score.value for score in outcome.scores if (score.language, score.metric) == (language, metric)]
-    return found
 
 
 # dog is nearest to chien, cat to chien, taxi to taxi; chien to dog, chat to cat.
@@ -63,8 +57,8 @@ def test_words_of_other_lines_are_no_candidates(tmp_path: Path) -> None:
     held = evaluate_words(WORDS, tmp_path, ["en", "fr"], LexiconOptions(lines=[1]))
     assert value(held, "en-fr", "accuracy") == 1
     assert value(evaluate_words(WORDS, tmp_path, options=LexiconOptions(lines=[1, 2])), "en-fr", "accuracy") == 1
-    # dog-chien stands in line 0 too, so line 3 alone asks for nothing.
-    with pytest.raises(DataError, match="expected translations from 'en' to 'fr' in the lines asked for, got none"):
+    # dog-chien stands in line 0 too, so line 3 by itself asks for nothing.
+    with pytest.raises(DataError, match="expected translations from 'en' to 'fr' on the lines asked for, got none"):
         evaluate_words(WORDS, tmp_path, options=LexiconOptions(lines=[3]))
 
 
@@ -102,7 +96,7 @@ def test_mutual_nearest_pieces_are_linked() -> None:
     assert align(x, pieces([], []), AlignmentOptions()) == set()
 
 
-def test_softmax_links_what_both_ways_give_over_the_threshold() -> None:
+def test_softmax_links_what_exceeds_the_threshold_both_ways() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(7, 4)), rng.normal(size=(9, 4))
     products = x @ y.T
@@ -115,7 +109,7 @@ def test_softmax_links_what_both_ways_give_over_the_threshold() -> None:
 
 
 def test_error_rate_agrees_with_scikit_learn_where_links_are_sure() -> None:
-    """With S = P the AER is 1 - F1, and precision and recall are those of a yes or no at each place of the table."""
+    """With S = P the AER is 1 - F1, and precision and recall are those of a yes or no in each cell of the table."""
     rng = np.random.default_rng(1)
     gold, guess = rng.random((5, 6, 7)) < 0.3, rng.random((5, 6, 7)) < 0.4
     tables = [frozenset(map(tuple, np.argwhere(table).tolist())) for table in gold]
@@ -145,11 +139,6 @@ def test_alignment_end_to_end(tmp_path: Path) -> None:
     assert value(outcome, "en-fr", "precision") == value(outcome, "en-fr", "recall") == 1
 
 
-def refused(message: str, *, where: Path, line: int | None = None) -> pytest.RaisesExc:
-    place = re.escape(str(where)) + (f", line {line}: " if line else ": ")
-    return pytest.raises(DataError, match=f"^{place}.*{message}")
-
-
 def test_alignment_refusals(tmp_path: Path) -> None:
     with refused("expected files such as en-fr.txt", where=tmp_path):
         evaluate_alignment(WORDS, tmp_path)
@@ -175,7 +164,7 @@ def test_alignment_refusals(tmp_path: Path) -> None:
 
 def test_lexicon_refusals(tmp_path: Path) -> None:
     write(tmp_path, en__txt=["dog", "cat"])
-    with refused("expected word lists of two languages or more", where=tmp_path):
+    with refused("expected word lists of at least two languages", where=tmp_path):
         read_lexicon(tmp_path)
     write(tmp_path, fr__txt=["chien"])
     with refused("expected 2 lines as in en.txt, got 1", where=tmp_path / "fr.txt", line=2):
@@ -183,10 +172,10 @@ def test_lexicon_refusals(tmp_path: Path) -> None:
     with refused("the words of 'de', got no such file; the folder has en, fr", where=tmp_path / "de.txt"):
         read_lexicon(tmp_path, ["en", "de"])
     write(tmp_path, fr__txt=["", ""])
-    with refused("expected words, got empty lines alone", where=tmp_path / "fr.txt", line=1):
+    with refused("expected words, got only empty lines", where=tmp_path / "fr.txt", line=1):
         read_lexicon(tmp_path)
     write(tmp_path, fr_uni__txt=["chien", "chat"])
-    with refused("expected one word list a language, got fr.txt too", where=tmp_path / "fr_uni.txt"):
+    with refused("expected one word list per language, got fr.txt too", where=tmp_path / "fr_uni.txt"):
         read_lexicon(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""A random BERT and a tokenizer of whole words, and encoders that need no model, for tests of evaluation."""
+"""A random BERT, a tokenizer of given wordpieces, and an encoder that needs no model, for tests of evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from ctloss.evaluate import Encoder
-from ctloss.evaluate.encoder import Pieces
+from ctloss.evaluate.models.encoder import Pieces
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -56,7 +56,7 @@ def saved(folder: Path, pieces: Iterable[str], **options: bool | int) -> Path:
 
 
 class Table(Encoder):
-    """Looks sentences' and words' vectors up, so that scores can be worked out by hand."""
+    """Looks up vectors of sentences and words, so that scores can be worked out by hand."""
 
     def __init__(self, vectors: dict[str, Sequence[float]]) -> None:
         self.vectors = {text: np.array(vector, dtype=np.float32) for text, vector in vectors.items()}
@@ -74,7 +74,7 @@ class Table(Encoder):
 
 
 def write(folder: Path, **files: Sequence[str]) -> Path:
-    """Writes files of lines; a dot in a name is written as two underscores, a hyphen as three."""
+    """Writes files of lines; in their names two underscores stand for a dot, three for a hyphen."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, lines in files.items():
         path = folder / name.replace("___", "-").replace("__", ".")

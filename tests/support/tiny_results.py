@@ -1,9 +1,13 @@
-"""Results of a model as its evaluation would leave them, with round numbers."""
+"""Results of a model as its evaluation would leave them, with round numbers, and how tests look into outcomes."""
 
 from __future__ import annotations
 
-from ctloss.evaluate import Score
-from ctloss.evaluate.kept_results import Results, TaskResult
+import re
+from pathlib import Path
+
+import pytest
+
+from ctloss.evaluate import DataError, Outcome, Results, Score, TaskResult
 
 
 def made(name: str, shift: float = 0.0) -> Results:
@@ -23,3 +27,14 @@ def made(name: str, shift: float = 0.0) -> Results:
     finetuning = {"seeds": [1, 2], "epochs": 2.0, "train": ["sick.tsv"], "dev": [], "languages": None}
     tasks = {"xnli": TaskResult(finetuning, xnli, 1.0), "tatoeba": TaskResult(settings, tatoeba, 1.0)}
     return Results(name, f"runs/{name}", tasks)
+
+
+def value(outcome: Outcome, language: str, metric: str) -> float:
+    [found] = [score.value for score in outcome.scores if (score.language, score.metric) == (language, metric)]
+    return found
+
+
+def refused(message: str, *, where: Path, line: int | None = None) -> pytest.RaisesExc:
+    """Expects a DataError that names the place before the message."""
+    place = re.escape(str(where)) + (f", line {line}: " if line else ": ")
+    return pytest.raises(DataError, match=f"^{place}.*{message}")

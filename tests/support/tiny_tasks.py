@@ -1,4 +1,4 @@
-"""Labelled data of four tasks that a tiny BERT learns in seconds, in English and in a language of the same words."""
+"""Labelled data of four tasks that a tiny BERT learns in seconds, in English and in a language with the same words."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def write_words(path: Path, sentences: list[list[tuple[str, str]]], *, tags: boo
 
 
 def write_task(data: Path, task: str) -> None:
-    """Writes train-en, dev-en, test-en and test-xx of a task as XTREME lays them out."""
+    """Writes train-en, dev-en, test-en and test-xx of a task in XTREME's layout."""
     for name, count, seed in (("train-en", 192, 1), ("dev-en", 24, 2), ("test-en", 30, 3), ("test-xx", 30, 4)):
         path = data / task / f"{name}.tsv"
         if task in ("xnli", "pawsx"):

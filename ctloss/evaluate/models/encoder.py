@@ -1,29 +1,59 @@
-"""Vectors of sentences and of words' pieces from any Hugging Face encoder."""
+"""Vectors of sentences and of wordpieces from any Hugging Face encoder, and the poolings that make them."""
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from .loading import check_fast, load, load_tokenizer, positions
-from .pooling import POOLINGS, own_pooling, pooled, states_wanted
+from ...shared.models import check_fast, load_encoder, load_tokenizer, positions
+from ...shared.options import Group, option, require
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+Pooling = Literal["layer", "mean", "avg-first-last", "cls", "model"]
 USUAL_LAYER = 8
+# Every pooling but the model's own.
+OTHERS = ", ".join(get_args(Pooling)[:-1])
+
+
+@dataclass(frozen=True)
+class VectorOptions(Group):
+    """How an encoder that is used as it is makes vectors; see :class:`ctloss.evaluate.Encoder`."""
+
+    pooling: Pooling = option(  # noqa: RUF009 (the rule does not see that an alias of a Literal is immutable)
+        "layer", "from hidden states to a sentence's vector; model: what its own folder says"
+    )
+    layer: int | None = option(None, "index into hidden_states for --pooling layer", shown="8, or the last if fewer")
+    prefix: str = option("", "text before every sentence, such as 'query: '")
+    max_length: int | None = option(None, "most tokens in a sentence", shown="the model's, up to 512")
+    batch_size: int = option(64, "sentences encoded at a time")
+    device: str | None = option(
+        None, "device of torch; fine-tuning always takes a GPU if there is one", shown="a GPU if there is one"
+    )
+
+    def check(self) -> None:
+        self.at_least(1, "batch_size")
+        require(
+            self.layer is None or self.pooling == "layer",
+            "layer",
+            "no layer unless pooling is 'layer'",
+            self.layer,
+            "leave it out",
+        )
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """A sentence's wordpieces without the special tokens: their vectors (m, H) float32, and of which word each is."""
+    """A sentence's wordpieces without special tokens: their vectors (m, H) float32, and the word each belongs to."""
 
     vectors: np.ndarray
     words: list[int]
@@ -35,31 +65,31 @@ class Encoder:
     With hidden_states[0] the embeddings and hidden_states[l] the output of layer l of L, a sentence's vector is
 
         ``"layer"``           mean over tokens of hidden_states[layer]
-        ``"mean"``            the same of the last layer
+        ``"mean"``            the same for the last layer
         ``"avg-first-last"``  mean over tokens of hidden_states[1] + hidden_states[L] (Chen et al. 2022)
         ``"cls"``             the first token's hidden_states[L]
         ``"model"``           what the model's folder says: cce.json as ctloss.train writes it, the pooling of
                               sentence-transformers, or else the output of the model's trained pooler
 
-    The mean goes over all tokens, special ones included. XTREME's "layer 7" of mBERT counts from the first layer's
-    output as 0, so it is hidden_states[8], the default here.
+    Means are over all tokens, special ones included. XTREME's "layer 7" of mBERT counts the first layer's output as 0,
+    so it is hidden_states[8], the default here.
 
     Args:
-        model: name or folder of a Hugging Face encoder, or a model in memory (with ``tokenizer``), which is left in
-            the mode it is in, training or not.
-        tokenizer: a fast tokenizer; by default the one beside the model.
+        model: name or folder of a Hugging Face encoder, or a model in memory (with ``tokenizer``), which stays in the
+            mode it is in, training or not.
+        tokenizer: a fast tokenizer; by default the one in the model's folder.
         pooling: see above.
-        layer: index into hidden_states for ``"layer"``; by default 8, or with a warning the last if there are fewer.
-        prefix: put before every sentence as it stands, such as ``"query: "``.
-        max_length: tokens of a sentence at most; by default what the model takes, but not over 512. A longer sentence
-            is cut, with a warning.
+        layer: index into hidden_states for ``"layer"``; by default 8, or the last, with a warning, if there are fewer.
+        prefix: text put before every sentence, such as ``"query: "``.
+        max_length: most tokens in a sentence; by default what the model takes, but at most 512. A longer sentence is
+            cut, with a warning.
         device: by default a GPU if there is one, or where a model in memory is.
         batch_size: sentences at a time, taken in the order of their lengths.
         progress: whether to show a progress bar on a terminal.
 
     Raises:
-        ValueError: the model is no encoder or lacks weights, layers or a tokenizer, the tokenizer is not a fast one,
-            or an option is not one of those above.
+        ValueError: the model is not an encoder, or lacks weights, layers or a fast tokenizer; or an option is not one
+            of those above.
     """
 
     def __init__(
@@ -67,7 +97,7 @@ class Encoder:
         model: str | Path | PreTrainedModel,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        pooling: str = "layer",
+        pooling: Pooling = "layer",
         layer: int | None = None,
         prefix: str = "",
         max_length: int | None = None,
@@ -75,27 +105,23 @@ class Encoder:
         batch_size: int = 64,
         progress: bool = True,
     ) -> None:
-        if pooling not in POOLINGS:
-            raise ValueError(f"expected pooling to be one of {', '.join(POOLINGS)}, got {pooling!r}")
-        if batch_size < 1:
-            raise ValueError(f"expected batch_size to be 1 or more, got {batch_size}")
-        name = str(model) if isinstance(model, str | Path) else str(model.config.name_or_path or "")
+        VectorOptions(pooling, layer, prefix, max_length, batch_size)
+        given = None if isinstance(model, str | Path) else model
+        name = str(model) if given is None else str(given.config.name_or_path or "")
         self.pooling = own_pooling(name) if pooling == "model" else pooling
-        loaded: Any = load(name, pooler=self.pooling == "pooler") if isinstance(model, str | Path) else model.base_model
+        loaded: Any = load_encoder(name, pooler=self.pooling == "pooler") if given is None else given.base_model
         self.model = loaded
         if self.pooling == "pooler" and getattr(loaded, "pooler", None) is None:
             raise ValueError(
-                f"expected {name or 'the model'!r} to say its pooling or to have a pooler, got neither; "
-                f"choose one of {', '.join(POOLINGS[:-1])}"
+                f"expected {name or 'the model'!r} to name its pooling or to have a pooler, got neither; "
+                f"choose one of {OTHERS}"
             )
         self.tokenizer: Any = load_tokenizer(name) if tokenizer is None else tokenizer
         check_fast(self.tokenizer)
-        if layer is not None and self.pooling != "layer":
-            raise ValueError(f"expected a layer with pooling 'layer' alone, got {layer} with {pooling!r}; leave it out")
         self.layer = choose_layer(layer, self.model.config.num_hidden_layers) if self.pooling == "layer" else None
         self.prefix, self.batch_size, self.progress = prefix, batch_size, progress
         self.max_length = _max_length(max_length, self.model.config)
-        if device is None and not isinstance(model, str | Path):
+        if device is None and given is not None:
             device = loaded.device
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -104,14 +130,14 @@ class Encoder:
         except (RuntimeError, AssertionError) as error:
             raise ValueError(
                 f"expected a device of torch with room for the model, such as cpu or cuda, got {str(device)!r} "
-                f"({str(error).splitlines()[0]})"
+                f"({str(error).splitlines()[0]}); choose another"
             ) from error
 
     def sentences(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the vectors of sentences, (n, H) float32, in their order.
 
         Raises:
-            ValueError: the model gives NaN or infinity, or the tokenizer wordpieces that it lacks.
+            ValueError: the model returns NaN or infinity, or the tokenizer wordpieces that the model does not have.
         """
         import numpy as np
 
@@ -124,10 +150,10 @@ class Encoder:
         return found
 
     def pieces(self, sentences: Sequence[Sequence[str]]) -> list[Pieces]:
-        """Returns of each sentence, given as its words, the hidden states of its wordpieces.
+        """Returns, for each sentence given as its words, the hidden states of its wordpieces.
 
-        They are those that sentence vectors are the mean of; with ``"cls"`` and a model's pooler, which see no other
-        token, the last layer's. A word that the tokenizer or the length leaves nothing of has no pieces.
+        They are the ones that sentence vectors average; with ``"cls"`` and a model's pooler, which only see the first
+        token, they are the last layer's. A word that the tokenizer drops, or that is cut off, has no pieces.
 
         Raises:
             ValueError: as :meth:`sentences`.
@@ -148,7 +174,7 @@ class Encoder:
                     for place, word in enumerate(coded.word_ids(i))
                     if word is not None and word >= len(before)
                 ]
-                # Indexing by a list copies, so that a few pieces do not keep their whole batch in memory.
+                # Indexing with a list copies, so that a few pieces do not keep their whole batch in memory.
                 vectors = self._finite(states[row, [place for place, _ in places]])
                 found[i] = Pieces(vectors, [word for _, word in places])
         return [item for item in found if item is not None]
@@ -156,7 +182,7 @@ class Encoder:
     def _finite(self, vectors: np.ndarray) -> np.ndarray:
         import numpy as np
 
-        # Whatever is compared with NaN is no neighbour, so that a broken model would just score badly.
+        # No comparison with NaN holds, so that a diverged model would only seem to score badly.
         if not np.isfinite(vectors).all():
             raise ValueError(
                 f"expected finite vectors, got NaN or infinity from a model in {self.model.dtype}; its training "
@@ -165,12 +191,12 @@ class Encoder:
         return vectors
 
     def _space(self) -> str:
-        # Byte-level tokenizers cut a word after a space otherwise than one without, and words given apart have none.
-        apart = self.tokenizer(["a", "a"], is_split_into_words=True)["input_ids"]
-        return "" if apart == self.tokenizer("a a")["input_ids"] else " "
+        # Byte-level tokenizers split a word differently after a space, and words passed separately have none.
+        separate = self.tokenizer(["a", "a"], is_split_into_words=True)["input_ids"]
+        return "" if separate == self.tokenizer("a a")["input_ids"] else " "
 
     def _encode(self, texts: Sequence[Any], **options: bool) -> BatchEncoding:
-        # Not verbose: it would announce errors of indexing where sentences are cut below.
+        # Not verbose: it would warn of indexing errors where sentences are cut below.
         coded = self.tokenizer(list(texts), return_attention_mask=False, verbose=False, **options)
         lengths = [len(ids) for ids in coded["input_ids"]]
         if self.max_length is not None and max(lengths, default=0) > self.max_length:
@@ -186,7 +212,7 @@ class Encoder:
         if largest >= size:
             raise ValueError(
                 f"expected wordpieces below {size}, the model's vocabulary, got number {largest}; "
-                "choose the tokenizer that the model was trained with"
+                "use the tokenizer that the model was trained with"
             )
         return coded
 
@@ -195,7 +221,7 @@ class Encoder:
         from tqdm import tqdm
 
         lengths = [len(ids) for ids in coded["input_ids"]]
-        # The longest first: if memory does not suffice, that shows at once.
+        # The longest first: if memory does not suffice, it shows at once.
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         was_training = self.model.training
         bar = tqdm(total=len(order), unit="sentence", desc="encoding", disable=None if self.progress else True)
@@ -224,7 +250,7 @@ class Encoder:
 
 
 def choose_layer(layer: int | None, layers: int) -> int:
-    """Returns the index into hidden_states that is meant: 8 where none is given, or with a warning the last.
+    """Returns the index into hidden_states: 8 where none is given, or the last, with a warning, if there are fewer.
 
     Args:
         layer: as given.
@@ -236,11 +262,13 @@ def choose_layer(layer: int | None, layers: int) -> int:
     if layer is None:
         if layers < USUAL_LAYER:
             warnings.warn(
-                f"the model has {layers} layers, fewer than {USUAL_LAYER}: its last layer is taken", stacklevel=3
+                f"the model has {layers} layers, fewer than {USUAL_LAYER}: its last layer is used", stacklevel=3
             )
         return min(USUAL_LAYER, layers)
     if not 0 <= layer <= layers:
-        raise ValueError(f"expected layer from 0 (embeddings) to {layers} (the model's last), got {layer}")
+        raise ValueError(
+            f"expected layer from 0 (embeddings) to {layers} (the model's last), got {layer}; choose one of them"
+        )
     return layer
 
 
@@ -249,5 +277,79 @@ def _max_length(asked: int | None, config: Any) -> int | None:
     if asked is None:
         return min(most, 512) if most else 512
     if asked < 3 or (most and asked > most):
-        raise ValueError(f"expected max_length from 3 to {most or 'any number'} (the model's positions), got {asked}")
+        raise ValueError(
+            f"expected max_length from 3 to {most or 'any number'} (the model's positions), got {asked}; change it"
+        )
     return asked
+
+
+def states_wanted(output: Any, pooling: str, layer: int | None) -> Tensor:
+    """Returns the hidden states that a pooling uses, float32 (rows, length, H)."""
+    states = output.hidden_states
+    if pooling == "avg-first-last":
+        return states[1].float() + states[-1].float()
+    if pooling == "layer" and layer is not None:
+        return states[layer].float()
+    return states[-1].float()
+
+
+def pooled(output: Any, mask: Tensor, pooling: str, layer: int | None) -> Tensor:
+    """Returns the sentences' vectors, float32 (rows, H).
+
+    Args:
+        output: what the model returned, with ``hidden_states`` (or ``pooler_output`` for ``"pooler"``).
+        mask: 1 at tokens and 0 at the padding after them, (rows, length).
+        pooling: ``"layer"``, ``"mean"``, ``"avg-first-last"``, ``"cls"`` or ``"pooler"``.
+        layer: index into the hidden states for ``"layer"``.
+    """
+    if pooling == "pooler":
+        return output.pooler_output.float()
+    states = states_wanted(output, pooling, layer)
+    if pooling == "cls":
+        return states[:, 0]
+    weights = mask.to(states.dtype).unsqueeze(2)
+    return (states * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def own_pooling(name: str) -> str:
+    """Returns the pooling that a model's own files name; ``"pooler"``, its trained pooler, if they name none.
+
+    Args:
+        name: name or folder of a Hugging Face model; empty for one without.
+
+    Raises:
+        ValueError: they name a pooling that is not one of those here.
+    """
+    from transformers.utils.hub import cached_file
+
+    def settings(file: str) -> dict[str, Any] | None:
+        if not name:
+            return None
+        path = cached_file(
+            name,
+            file,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        if path is None:
+            return None
+        with open(path, encoding="utf-8") as opened:
+            return json.load(opened)
+
+    ours = settings("cce.json")
+    theirs = settings("1_Pooling/config.json")
+    if ours is not None:
+        pooling = str(ours.get("pooling"))
+    elif theirs is None:
+        return "pooler"
+    else:
+        chosen = [key.removeprefix("pooling_mode_") for key, value in theirs.items() if value is True and "mode" in key]
+        pooling = str(theirs.get("pooling_mode", "+".join(chosen)))
+        pooling = {"mean_tokens": "mean", "cls_token": "cls"}.get(pooling, pooling)
+    if pooling not in ("mean", "cls", "avg-first-last"):
+        raise ValueError(
+            f"expected {name!r} to be pooled by mean, cls or avg-first-last, got {pooling!r} in its files; "
+            f"choose one of {OTHERS}"
+        )
+    return pooling

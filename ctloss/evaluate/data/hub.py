@@ -1,18 +1,18 @@
-"""Labelled data of the Hugging Face hub, or of a local folder laid out like one of its data sets."""
+"""Labelled data from the Hugging Face hub, or from a local folder laid out like one of its data sets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .labelled import HUB, check_alike, check_equal_lengths, check_label
-from .score import DataError
-from .tasks import LabelledPair, Row, TaggedSentence, Task
+from ...shared.text import DataError, nfc
+from .labelled import LabelledPair, Row, TaggedSentence, Task, check_alike, check_equal_lengths, check_label
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Names of the configurations of google/xtreme, where they are no codes.
+HUB = "hub:"
+# Names of google/xtreme's configurations that are not language codes.
 _NAMES = """
     af=Afrikans ar=Arabic bg=Bulgarian de=German el=Greek en=English es=Spanish et=Estonian eu=Basque fa=Persian
     fi=Finnish fr=French he=Hebrew hi=Hindi hu=Hungarian id=Indonesian it=Italian ja=Japanese kk=Kazakh ko=Korean
@@ -35,19 +35,19 @@ LABELS = {
 def read_hub(name: str, task: Task, split: str, languages: Sequence[str] | None) -> dict[str, list[Row]]:
     """Reads a split of a task from a data set of the hub.
 
-    Known are the configurations of google/xtreme (``XNLI``, ``PAWS-X.de``, ``udpos.German``, ``PAN-X.de``), of data
-    sets with one a language (``de``, as of facebook/xnli, google-research-datasets/paws-x and unimelb-nlp/wikiann) and
-    of Universal Dependencies (``de_gsd``; several treebanks of a language are read in the order of their names).
+    It knows the configurations of google/xtreme (``XNLI``, ``PAWS-X.de``, ``udpos.German``, ``PAN-X.de``), of data sets
+    with one per language (``de``, as in facebook/xnli, google-research-datasets/paws-x and unimelb-nlp/wikiann) and of
+    Universal Dependencies (``de_gsd``; several treebanks of a language are read in the order of their names).
 
     Args:
         name: of the data set, or a local folder.
-        task, split, languages: as for :func:`ctloss.evaluate.labelled.read_split`.
+        task, split, languages: as for :func:`ctloss.evaluate.data.sources.read_split`.
 
     Returns:
         Rows by language.
 
     Raises:
-        DataError: no such data set, configuration, split or column, or a row that is not as the task wants it.
+        DataError: no such data set, configuration, split or column, or a row that does not fit the task.
     """
     from datasets import get_dataset_config_names
 
@@ -55,7 +55,7 @@ def read_hub(name: str, task: Task, split: str, languages: Sequence[str] | None)
         there = sorted(get_dataset_config_names(name))
     except (OSError, ValueError, ConnectionError) as error:
         raise DataError(
-            f"{HUB}{name}: expected a data set of the hub or a local folder, got {str(error).splitlines()[0]}; check "
+            f"{HUB}{name}: expected a data set on the hub or a local folder, got {str(error).splitlines()[0]}; check "
             "the name and the connection"
         ) from error
     if task.name == "xnli" and TOGETHER in there:
@@ -71,7 +71,7 @@ def read_hub(name: str, task: Task, split: str, languages: Sequence[str] | None)
             ]
     if not rows:
         raise DataError(
-            f"{HUB}{name}: expected configurations named by languages, got {', '.join(there)}; name languages"
+            f"{HUB}{name}: expected configurations named by languages, got {', '.join(there)}; give --languages"
         )
     if task.parallel:
         check_equal_lengths(rows, {language: f"{HUB}{name}, {split}, {language}" for language in rows})
@@ -118,7 +118,7 @@ def _load(name: str, config: str, split: str) -> Dataset:
     if found is None:
         raise DataError(
             f"{HUB}{name}, {config}: expected a split {' or '.join(SPLITS.get(split, (split,)))}, got "
-            f"{', '.join(there)}; give files of that split by name, or another data set"
+            f"{', '.join(there)}; give files for that split, or another data set"
         )
     return load_dataset(name, config, split=found)
 
@@ -151,20 +151,17 @@ def _rows(table: Dataset, place: str, task: Task) -> list[Row]:
         value = item[label]
         row: Row
         if task.unit == "pair":
-            row = LabelledPair(
-                item[columns[0]].strip(), item[columns[1]].strip(), None if value is None else name(value)
-            )
+            first, second = (nfc(item[column]).strip() for column in columns)
+            row = LabelledPair(first, second, None if value is None else name(value))
             if not row.first or not row.second:
                 raise DataError(f"{place}, row {number}: expected two sentences, got an empty one")
             labels, nothing = [row.label], row.label is None
         else:
-            words, tags = (
-                item[columns[0]],
-                [None] * len(item[columns[0]]) if value is None else [name(v) for v in value],
-            )
+            words = [nfc(word) for word in item[columns[0]]]
+            tags = [None] * len(words) if value is None else [name(number) for number in value]
             if len(words) != len(tags):
                 raise DataError(f"{place}, row {number}: expected {len(words)} tags, got {len(tags)}")
-            # Universal Dependencies' contractions have no tag; their parts follow.
+            # Contractions in Universal Dependencies have no tag; their parts follow.
             kept = [(word, tag) for word, tag in zip(words, tags, strict=True) if tag != "_"]
             if not kept:
                 continue
@@ -190,7 +187,7 @@ def _column(place: str, table: Dataset, names: Sequence[str]) -> str:
 
 
 def _namer(table: Dataset, label: str) -> Callable[[Any], str | None]:
-    """Returns what turns a label as stored, number or name, into its name; a number below 0 stands for none."""
+    """Returns a function from a stored label, a number or a name, to its name; a number below 0 means no label."""
     feature = table.features[label]
     feature = getattr(feature, "feature", feature)
     names = getattr(feature, "names", None)

@@ -1,4 +1,4 @@
-"""BUCC: translations mined out of two monolingual corpora."""
+"""Sentence retrieval and mining: Tatoeba, line-aligned text, and BUCC."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .encoder import Encoder
-from .neighbours import nearest
-from .parallel import Corpora, read_bucc
-from .score import DataError, Outcome, Score
+from ...shared.languages import XTREME_CODES
+from ...shared.text import DataError
+from ...shared.vectors import centred, nearest, random_pair_cosine, retrieval_accuracy
+from ..data.parallel import Corpora, read_aligned, read_bucc, read_tatoeba
+from ..models.encoder import Encoder
+from ..results.scores import Outcome, Score, with_means
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,12 +25,25 @@ SAME_SET = "threshold chosen on the scored set itself, as XTREME's scripts do"
 
 
 @dataclass(frozen=True)
+class PairsOptions:
+    """How line-aligned text is searched.
+
+    Args:
+        pivot: the language that all others are paired with; by default all pairs of languages are searched.
+        task: the task's name in the scores; by default the files' common name.
+    """
+
+    pivot: str | None = None
+    task: str | None = None
+
+
+@dataclass(frozen=True)
 class MiningOptions:
     """How pairs are mined.
 
     Args:
         neighbours: k, how many neighbours a margin is relative to.
-        seed: of the division of the first language's sentences into halves.
+        seed: of the split of the first language's sentences into halves.
     """
 
     neighbours: int = 4
@@ -44,6 +59,95 @@ class Measure:
     f1: float
 
 
+def evaluate_tatoeba(
+    encoder: Encoder | str | Path, data: str | Path, languages: Sequence[str] | None = None
+) -> Outcome:
+    """Tatoeba's accuracy: the share of sentences whose nearest neighbour in the other language translates them.
+
+    The direction from English (``"eng-deu"``: an English sentence looks for its German one) is XTREME's score, the one
+    in published tables. The outcome also has the direction to English, both directions with each language's mean
+    removed (``"_centred"``), the cosine of random pairs, and the means over languages as ``"eng-X"`` and ``"X-eng"``.
+    Predictions are XTREME's: for each English sentence, in the order of code points, the line (from 0) of the sentence
+    found.
+
+    Args:
+        encoder: an encoder, or the name or folder of one (with the defaults of :class:`Encoder`).
+        data: the folder of the files, see :func:`read_tatoeba`. Where XTREME's label file is missing, there are
+            predictions without scores.
+        languages: codes; by default all in the folder.
+
+    Raises:
+        DataError: a language is missing, or a file is malformed.
+    """
+    import numpy as np
+
+    encoder = encoder if isinstance(encoder, Encoder) else Encoder(encoder)
+    scores: list[Score] = []
+    predictions = {}
+    for pairs in read_tatoeba(Path(data), languages):
+        x, y = encoder.sentences(pairs.first), encoder.sentences(pairs.second)
+        found = nearest(y, x)[1][:, 0]
+        order = sorted(range(len(y)), key=lambda j: pairs.second[j])
+        code = pairs.languages[0]
+        predictions[XTREME_CODES.get(code, code)] = [str(found[j]) for j in order]
+        if pairs.gold is not None:
+            # The candidates keep their order, so that of equally near ones the scores take the one predicted.
+            scores += both_ways("tatoeba", pairs.languages[0], "eng", x, y[np.argsort(pairs.gold)])
+    return Outcome(with_means(scores, pivot="eng"), predictions)
+
+
+def evaluate_pairs(
+    encoder: Encoder | str | Path,
+    data: str | Path,
+    languages: Sequence[str] | None = None,
+    options: PairsOptions | None = None,
+) -> Outcome:
+    """Sentence retrieval in line-aligned text, such as multi30k's test sets, between every two languages.
+
+    Args:
+        encoder: an encoder, or the name or folder of one.
+        data: the common part of the files' names: ``multi30k/test_2016_flickr`` for test_2016_flickr.de and so on.
+        languages: codes; by default all that have a file.
+        options: see :class:`PairsOptions`.
+
+    Returns:
+        Scores as for Tatoeba, and their mean over all pairs and both directions as ``"mean"``; no predictions.
+
+    Raises:
+        DataError: a language is missing, or a file is malformed.
+    """
+    options = options or PairsOptions()
+    encoder = encoder if isinstance(encoder, Encoder) else Encoder(encoder)
+    prefix = Path(data)
+    texts = read_aligned(prefix, languages)
+    if options.pivot is not None and options.pivot not in texts:
+        raise DataError(f"{prefix}.{options.pivot}: expected the pivot among the languages, got {', '.join(texts)}")
+    vectors = {language: encoder.sentences(lines) for language, lines in texts.items()}
+    codes = list(vectors)
+    chosen = [(a, b) for i, a in enumerate(codes) for b in codes[i + 1 :] if options.pivot in (None, a, b)]
+    task = options.task or prefix.name
+    scores = [score for a, b in chosen for score in both_ways(task, a, b, vectors[a], vectors[b])]
+    return Outcome(with_means(scores), {})
+
+
+def both_ways(task: str, first: str, second: str, x: np.ndarray, y: np.ndarray) -> list[Score]:
+    """Scores the retrieval of row i of y by row i of x and the reverse, with vectors as they are and centred.
+
+    Args:
+        task: the task's name in the scores.
+        first: language of x.
+        second: language of y.
+        x, y: (n, d).
+    """
+    scores = []
+    for suffix, a, b in (("", x, y), ("_centred", centred(x), centred(y))):
+        for name, queries, candidates in ((f"{first}-{second}", a, b), (f"{second}-{first}", b, a)):
+            scores.append(Score(task, name, f"accuracy{suffix}", retrieval_accuracy(queries, candidates)))
+        if len(x) > 1:
+            scores.append(Score(task, f"{first}-{second}", f"random_pair_cosine{suffix}", random_pair_cosine(a, b)))
+    return scores
+
+
 def evaluate_bucc(
     encoder: Encoder | str | Path,
     data: str | Path,
@@ -52,21 +156,22 @@ def evaluate_bucc(
 ) -> Outcome:
     """BUCC's F1 of mined pairs.
 
-    Pairs are mined by margin (see :func:`mine`) and kept from a threshold on. The threshold is chosen on the pairs of
-    one half of the foreign sentences and scored on those of the other; then the halves change places, and the mean is
-    ``"f1"``. Beside it ``"f1_same_set"``: chosen and scored on the same pairs, as XTREME's scripts do.
+    Pairs are mined by margin (see :func:`mine`) and kept if they reach a threshold. The threshold is chosen on one half
+    of the foreign sentences and scored on the other half, then the other way round; ``"f1"`` is the mean of both.
+    ``"f1_same_set"`` is chosen and scored on the same pairs, as XTREME's scripts do.
 
-    Where the folder has a test split too, its pairs from the threshold of the whole dev split on are the predictions,
-    scored as ``"f1_test"`` if its gold pairs are there; otherwise the predictions are those of the same-set figure.
+    Where the folder also has a test split, the predictions are its pairs that reach the threshold of the whole dev
+    split, scored as ``"f1_test"`` if its gold pairs are there; otherwise the predictions are those behind the same-set
+    score.
 
     Args:
         encoder: an encoder, or the name or folder of one.
         data: the folder of the files, see :func:`read_bucc`.
-        languages: the languages beside English; by default all in the folder.
+        languages: the languages paired with English; by default all in the folder.
         options: see :class:`MiningOptions`.
 
     Raises:
-        DataError: a language or the gold pairs are missing, or a file is not what it should be.
+        DataError: a language or the gold pairs are missing, or a file is malformed.
     """
     options = options or MiningOptions()
     encoder = encoder if isinstance(encoder, Encoder) else Encoder(encoder)
@@ -94,11 +199,7 @@ def evaluate_bucc(
                 value = measure(kept, test.gold).f1
                 scores.append(Score("bucc", name, "f1_test", value, about="threshold chosen on the dev split"))
         predictions[language] = ["\t".join(pair) for pair in kept]
-    for metric in dict.fromkeys(score.metric for score in scores):
-        found = [score for score in scores if score.metric == metric]
-        value = sum(score.value for score in found) / len(found)
-        scores.append(Score("bucc", "mean", metric, value, about=f"{found[0].about}; mean of {len(found)}"))
-    return Outcome(scores, predictions)
+    return Outcome(with_means(scores), predictions)
 
 
 def _mined(encoder: Encoder, corpora: Corpora, k: int) -> Mined:
@@ -109,25 +210,26 @@ def _mined(encoder: Encoder, corpora: Corpora, k: int) -> Mined:
         identifiers = {sentence: identifier for identifier, sentence in corpus if times[sentence] == 1}
         sides.append((encoder.sentences(texts), [identifiers.get(text) for text in texts]))
     (x, first), (y, second) = sides
-    # A sentence that occurs twice has no id of its own: it takes part in the search and is no candidate after.
+    # A sentence that occurs twice has no unique id: it takes part in the search but its pairs are dropped.
     return {
         (a, b): score for i, j, score in mine(x, y, k) if (a := first[i]) is not None and (b := second[j]) is not None
     }
 
 
 def mine(x: np.ndarray, y: np.ndarray, k: int = 4) -> list[tuple[int, int, float]]:
-    """Finds pairs of rows that translate each other, each row in one pair at most, the best first.
+    """Finds pairs of rows that translate each other, each row in at most one pair, the best first.
 
     A pair's score is its margin (Artetxe and Schwenk 2019, arXiv 1811.01136, "ratio"):
 
         cos(x_i, y_j) / ( mean of x_i's k largest cosines / 2 + mean of y_j's k largest cosines / 2 ).
 
-    Each row of either side proposes the one of its k neighbours of the largest score; proposals are taken from the
-    largest score down unless one of their rows is taken. Scores of 0 and less are left out, as XTREME does.
+    Each row on either side proposes the neighbour, of its k nearest, with the largest score; proposals are accepted
+    from the largest score down unless one of their rows is already taken. Scores of 0 and below are dropped, as in
+    XTREME.
 
     Args:
         x, y: (m, d) and (n, d).
-        k: how many neighbours.
+        k: number of neighbours.
 
     Example:
         >>> import numpy as np
@@ -161,9 +263,9 @@ def mine(x: np.ndarray, y: np.ndarray, k: int = 4) -> list[tuple[int, int, float
 
 
 def best_threshold(mined: Mapping[tuple[str, str], float], gold: set[tuple[str, str]]) -> float:
-    """Returns the threshold of the largest F1: half-way between the last score kept and the first left out.
+    """Returns the threshold with the largest F1: half-way between the last score kept and the first one dropped.
 
-    Of equal F1 it is the highest; where nothing mined is right, infinity, which keeps nothing.
+    Of several with equal F1 it is the highest; where nothing mined is right it is infinity, which keeps nothing.
 
     Example:
         >>> best_threshold({("a", "A"): 3.0, ("b", "B"): 2.0, ("c", "X"): 1.0}, {("a", "A"), ("b", "B")})
@@ -174,7 +276,7 @@ def best_threshold(mined: Mapping[tuple[str, str], float], gold: set[tuple[str, 
     for number, (pair, score) in enumerate(items, start=1):
         right += pair in gold
         following = items[number][1] if number < len(items) else score
-        # No threshold parts equal scores.
+        # No threshold separates equal scores.
         if number < len(items) and following == score:
             continue
         f1 = 2 * right / (number + len(gold))
@@ -185,12 +287,12 @@ def best_threshold(mined: Mapping[tuple[str, str], float], gold: set[tuple[str, 
 
 
 def above(mined: Mapping[tuple[str, str], float], threshold: float) -> list[tuple[str, str]]:
-    """Returns the pairs whose score reaches the threshold."""
+    """Returns the pairs whose scores reach the threshold."""
     return [pair for pair, score in mined.items() if score >= threshold]
 
 
 def measure(found: Iterable[tuple[str, str]], gold: set[tuple[str, str]]) -> Measure:
-    """Returns precision, recall and F1 of found pairs; each is 0 where nothing found is right.
+    """Returns precision, recall and F1 of the pairs found; all are 0 where none of them is right.
 
     Example:
         >>> measure([("a", "A"), ("b", "X")], {("a", "A"), ("c", "C"), ("d", "D")})
@@ -206,7 +308,7 @@ def measure(found: Iterable[tuple[str, str]], gold: set[tuple[str, str]]) -> Mea
 def scores_of_halves(
     mined: Mined, gold: set[tuple[str, str]], identifiers: Sequence[str], seed: int
 ) -> tuple[Measure, Measure]:
-    """Divides the first language's sentences at random, and scores either half by the other's best threshold.
+    """Splits the first language's sentences at random, and scores each half with the other's best threshold.
 
     A pair, mined or gold, belongs to the half of its first sentence.
     """

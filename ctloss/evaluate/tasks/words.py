@@ -1,4 +1,4 @@
-"""Word level: translations of a lexicon's words, and alignment of the words of a sentence with its translation's."""
+"""Word level: translation of a lexicon's words, and alignment of a sentence's words with those of its translation."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .encoder import Encoder, Pieces
-from .neighbours import centred, nearest, unit
-from .parallel import AlignedWords, read_alignments, read_lexicon
-from .retrieval import means
-from .score import DataError, Outcome, Score
+from ...shared.text import DataError, text_files
+from ...shared.vectors import centred, nearest, unit
+from ..data.parallel import AlignedWords, read_alignments, read_lexicon
+from ..models.encoder import Encoder, Pieces
+from ..results.scores import Outcome, Score, with_means
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,11 +23,11 @@ METHODS = ("argmax", "softmax")
 
 @dataclass(frozen=True)
 class LexiconOptions:
-    """Which translations of a lexicon are asked for.
+    """Which translations in a lexicon are asked for.
 
     Args:
-        lines: the lines, from 0, whose translations are asked for, such as those held out of training; by default all.
-        pivot: the language that all others are paired with; by default every two languages are a pair.
+        lines: the lines (from 0) whose translations are asked for, such as those held out of training; by default all.
+        pivot: the language that all others are paired with; None for all pairs of languages.
     """
 
     lines: Collection[int] | None = None
@@ -39,9 +39,9 @@ class AlignmentOptions:
     """How words are aligned.
 
     Args:
-        method: ``"argmax"``: wordpieces that are each other's nearest by cosine (Jalili Sabet et al. 2020, arXiv
-            2004.08728); ``"softmax"``: those that the softmax of inner products gives over ``threshold`` both ways (Dou
-            and Neubig 2021, arXiv 2101.08231), which depends on the scale of the hidden states.
+        method: ``"argmax"`` links wordpieces that are each other's nearest by cosine (Jalili Sabet et al. 2020, arXiv
+            2004.08728); ``"softmax"`` links those whose softmax of inner products exceeds ``threshold`` in both
+            directions (Dou and Neubig 2021, arXiv 2101.08231), which depends on the scale of the hidden states.
         threshold: for ``"softmax"``.
     """
 
@@ -54,7 +54,7 @@ class AlignmentOptions:
 
 
 def held_out_lines(count: int, share: float, seed: int = 0) -> frozenset[int]:
-    """Draws the lines of a lexicon of ``count`` lines that are to be kept out of training.
+    """Draws which of a lexicon's ``count`` lines to hold out of training.
 
     Example:
         >>> sorted(held_out_lines(10, 0.3, seed=1))
@@ -69,11 +69,11 @@ def evaluate_words(
     languages: Sequence[str] | None = None,
     options: LexiconOptions | None = None,
 ) -> Outcome:
-    """Word-translation retrieval: the share of words whose nearest one of the other language translates them.
+    """Word-translation retrieval: the share of words whose nearest neighbour in the other language translates them.
 
-    A word is encoded by itself; its vector is the mean of its wordpieces'. Translations of lines that are not asked for
-    are neither right nor candidates. As many translations are spelled alike, which any encoder finds,
-    ``"accuracy_respelled"`` counts only the words that no right translation is spelled like.
+    A word is encoded by itself; its vector is the mean over its wordpieces. Translations on lines that are not asked
+    for are neither right nor candidates. Many translations are spelled like the word, and any encoder finds those:
+    ``"accuracy_respelled"`` counts only words that are spelled differently from all their right translations.
 
     Args:
         encoder: an encoder, or the name or folder of one.
@@ -82,11 +82,13 @@ def evaluate_words(
         options: see :class:`LexiconOptions`.
 
     Returns:
-        Scores of both ways, as they are and centred, and their means; no predictions.
+        Scores in both directions, with vectors as they are and centred, and their means; no predictions.
 
     Raises:
-        DataError: a language is missing, or a file is not what it should be.
+        DataError: a language is missing, or a file is malformed.
     """
+    import numpy as np
+
     options = options or LexiconOptions()
     encoder = encoder if isinstance(encoder, Encoder) else Encoder(encoder)
     folder = Path(data)
@@ -101,7 +103,7 @@ def evaluate_words(
         pieces = encoder.pieces([word.split() for word in words])
         with_pieces = [(word, item) for word, item in zip(words, pieces, strict=True) if item.words]
         kept[language] = {word: row for row, (word, _) in enumerate(with_pieces)}
-        vectors[language] = _stacked([item.vectors.mean(axis=0) for _, item in with_pieces])
+        vectors[language] = np.stack([item.vectors.mean(axis=0) for _, item in with_pieces])
     codes = list(lists)
     scores = []
     for a, b in [(a, b) for i, a in enumerate(codes) for b in codes[i + 1 :] if options.pivot in (None, a, b)]:
@@ -110,10 +112,11 @@ def evaluate_words(
                 right, removed = translations(lists[one], lists[other], kept[one], kept[other], options.lines)
                 if not right:
                     raise DataError(
-                        f"{folder}: expected translations from {one!r} to {other!r} in the lines asked for, got none; "
+                        f"{folder}: expected translations from {one!r} to {other!r} on the lines asked for, got none; "
                         "ask for other lines"
                     )
-                found = first_allowed(queries[list(right)], candidates, [removed.get(row, set()) for row in right])
+                left_out = [removed.get(row, set()) for row in right]
+                found = nearest(queries[list(right)], candidates, removed=left_out)[1][:, 0].tolist()
                 hits = {row: hit in right[row] for row, hit in zip(right, found, strict=True)}
                 spelled, targets = list(kept[one]), list(kept[other])
                 apart = [row for row in right if spelled[row] not in {targets[hit] for hit in right[row]}]
@@ -122,7 +125,7 @@ def evaluate_words(
                 if apart:
                     value, about = sum(hits[row] for row in apart) / len(apart), f"{len(apart)} words"
                     scores.append(Score("words", name, f"accuracy_respelled{suffix}", value, about=about))
-    return Outcome(scores + means("words", scores), {})
+    return Outcome(with_means(scores, by_about=False), {})
 
 
 def translations(
@@ -132,9 +135,9 @@ def translations(
     target_rows: dict[str, int],
     lines: Collection[int] | None,
 ) -> tuple[dict[int, set[int]], dict[int, set[int]]]:
-    """Returns by source row the right target rows, of the lines asked for, and those that are no candidates.
+    """Returns, by source row, the right target rows on the lines asked for, and the rows that are not candidates.
 
-    A translation that another line gives too is none of the right ones.
+    A translation that a line outside those gives as well does not count as right.
     """
     asked = None if lines is None else set(lines)
     right: dict[int, set[int]] = {}
@@ -149,40 +152,34 @@ def translations(
     return {row: meanings for row, meanings in left.items() if meanings}, removed
 
 
-def first_allowed(queries: np.ndarray, candidates: np.ndarray, removed: Sequence[set[int]]) -> list[int]:
-    """Returns of each query the nearest candidate that is not removed for it; some candidate must be left."""
-    _, rows = nearest(queries, candidates, 1 + max(map(len, removed)))
-    return [next(int(row) for row in found if int(row) not in out) for found, out in zip(rows, removed, strict=True)]
-
-
 def evaluate_alignment(
     encoder: Encoder | str | Path,
     data: str | Path,
     languages: Sequence[str] | None = None,
     options: AlignmentOptions | None = None,
 ) -> Outcome:
-    """Alignment error rate of the words that an encoder's hidden states link, on gold alignments.
+    """Alignment error rate of the word links found in an encoder's hidden states, against gold alignments.
 
-    With predicted links A, sure gold links S and possible ones P (S among them), summed over all sentences,
+    With predicted links A, sure gold links S and possible ones P (which include S), summed over all sentences,
 
         AER = 1 - (|A ∩ S| + |A ∩ P|) / (|A| + |S|),   precision = |A ∩ P| / |A|,   recall = |A ∩ S| / |S|.
 
     Args:
-        encoder: an encoder, or the name or folder of one. Its pooling says which hidden states are compared.
+        encoder: an encoder, or the name or folder of one. Its pooling chooses the hidden states that are compared.
         data: the folder of the files, ``en-fr.txt`` with ``en-fr.gold`` and so on, see :func:`read_alignments`.
         languages: pairs such as ``"en-fr"``; by default all in the folder.
         options: see :class:`AlignmentOptions`.
 
     Returns:
-        Scores of each pair and their means; no predictions.
+        Scores for each pair and their means; no predictions.
 
     Raises:
-        DataError: a pair is missing, or a file is not what it should be.
+        DataError: a pair is missing, or a file is malformed.
     """
     options = options or AlignmentOptions()
     encoder = encoder if isinstance(encoder, Encoder) else Encoder(encoder)
     folder = Path(data)
-    there = [path.name.removesuffix(".gold") for path in sorted(folder.glob("*.gold"))]
+    there = [name.removesuffix(".gold") for name in text_files(folder, "*.gold")]
     scores: list[Score] = []
     for name in dict.fromkeys(there if languages is None else languages):
         if name not in there:
@@ -197,11 +194,11 @@ def evaluate_alignment(
         scores += [Score("alignment", name, metric, value) for metric, value in values.items()]
     if not scores:
         raise DataError(f"{folder}: expected files such as en-fr.txt and en-fr.gold, got none")
-    return Outcome(scores + means("alignment", scores), {})
+    return Outcome(with_means(scores), {})
 
 
 def align(x: Pieces, y: Pieces, options: AlignmentOptions) -> set[Link]:
-    """Returns the links of words any of whose wordpieces are linked."""
+    """Returns the links between words: two words are linked if any of their wordpieces are."""
     import numpy as np
 
     if not x.words or not y.words:
@@ -218,7 +215,7 @@ def align(x: Pieces, y: Pieces, options: AlignmentOptions) -> set[Link]:
 
 
 def alignment_error(found: Sequence[set[Link]], gold: Sequence[AlignedWords]) -> dict[str, float]:
-    """Returns AER, precision and recall of links over all sentences; see :func:`evaluate_alignment`.
+    """Returns the AER, precision and recall of links over all sentences; see :func:`evaluate_alignment`.
 
     Example:
         >>> pair = AlignedWords(["a", "b"], ["A", "B"], frozenset({(0, 0)}), frozenset({(0, 0), (1, 1)}))
@@ -242,9 +239,3 @@ def _softmax(values: np.ndarray, axis: int) -> np.ndarray:
 
     powers = np.exp(values - values.max(axis=axis, keepdims=True))
     return powers / powers.sum(axis=axis, keepdims=True)
-
-
-def _stacked(rows: Sequence[np.ndarray]) -> np.ndarray:
-    import numpy as np
-
-    return np.stack(rows)

@@ -1,0 +1,242 @@
+"""Readers of parallel data: Tatoeba, line-aligned files, BUCC, gold word alignments, word lists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...shared.languages import XTREME_CODES, is_language
+from ...shared.text import DataError, aligned_files, read_lines, require_equal_counts, text_file, text_files
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Sentences in two languages; ``second[j]`` translates ``first[gold[j]]``, if known."""
+
+    languages: tuple[str, str]
+    first: list[str]
+    second: list[str]
+    gold: list[int] | None
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """Two monolingual corpora of (id, sentence), and the pairs of ids that translate each other, if known."""
+
+    languages: tuple[str, str]
+    first: list[tuple[str, str]]
+    second: list[tuple[str, str]]
+    gold: set[tuple[str, str]] | None
+
+
+@dataclass(frozen=True)
+class AlignedWords:
+    """A sentence pair in words and its zero-based links (position, position); sure links are also possible ones."""
+
+    first: list[str]
+    second: list[str]
+    sure: frozenset[tuple[int, int]]
+    possible: frozenset[tuple[int, int]]
+
+
+def read_tatoeba(folder: Path, languages: Sequence[str] | None = None) -> list[Pairs]:
+    """Reads Tatoeba's test sets: sentences in a language and their English translations.
+
+    There are two layouts: ``tatoeba.deu-eng.deu`` with ``tatoeba.deu-eng.eng``, line-aligned, and XTREME's ``de-en.de``
+    with ``de-en.en``, whose English lines are sorted. For the latter ``test-de.tsv``, XTREME's label file, gives the
+    line (from 0) of de-en.de that each English line translates; without it the pairs are unknown.
+
+    Args:
+        folder: the folder of the files.
+        languages: codes of three or two letters; by default all in the folder.
+
+    Raises:
+        DataError: a language is missing, or a file is malformed.
+    """
+    stems = {name.removesuffix(".eng"): False for name in text_files(folder, "tatoeba.*-eng.eng")}
+    stems |= {name.removesuffix(".en"): True for name in text_files(folder, "*-en.en")}
+    code_of = {stem: stem.removeprefix("tatoeba.").rpartition("-")[0] for stem in stems}
+    chosen = []
+    for language in dict.fromkeys(languages) if languages is not None else code_of.values():
+        found = [stem for stem, code in code_of.items() if language in (code, XTREME_CODES.get(code))]
+        if not found:
+            raise DataError(
+                f"{folder / f'tatoeba.{language}-eng.{language}'}: expected Tatoeba's sentences in {language!r}, got "
+                f"no such file (nor {language}-en.{language}); the folder has {_listed(code_of.values())}"
+            )
+        chosen.append(found[0])
+    if not chosen:
+        raise DataError(f"{folder}: expected files such as tatoeba.deu-eng.deu and tatoeba.deu-eng.eng, got none")
+    pairs = []
+    for stem in dict.fromkeys(chosen):
+        code, sorted_by_english = code_of[stem], stems[stem]
+        english = "en" if sorted_by_english else "eng"
+        first_path, second_path = folder / f"{stem}.{code}", folder / f"{stem}.{english}"
+        first, second = _lines(first_path), _lines(second_path)
+        require_equal_counts({first_path: len(first), second_path: len(second)})
+        gold: list[int] | None = list(range(len(first)))
+        if sorted_by_english:
+            labels = text_file(folder / f"test-{code}.tsv")
+            gold = None if labels is None else _read_labels(labels, second_path, len(first))
+        pairs.append(Pairs((code, english), first, second, gold))
+    return pairs
+
+
+def _read_labels(path: Path, english: Path, n: int) -> list[int]:
+    lines = read_lines(path)
+    require_equal_counts({path: len(lines), english: n})
+    seen: set[int] = set()
+    for number, line in enumerate(lines, start=1):
+        if not line.isdecimal() or int(line) >= n or int(line) in seen:
+            raise DataError(
+                f"{path}, line {number}: expected a line number from 0 to {n - 1}, each once, got {line!r}; "
+                "give XTREME's own label file"
+            )
+        seen.add(int(line))
+    return [int(line) for line in lines]
+
+
+def read_aligned(prefix: Path, languages: Sequence[str] | None = None) -> dict[str, list[str]]:
+    """Reads at least two line-aligned files PREFIX.LANGUAGE; by default all that are there.
+
+    Raises:
+        DataError: a language is missing, the numbers of lines differ, or a file is malformed.
+    """
+    files = aligned_files(prefix, languages)
+    texts = {language: read_lines(path) for language, path in files.items()}
+    require_equal_counts({path: len(texts[language]) for language, path in files.items()})
+    return texts
+
+
+def read_bucc(folder: Path, languages: Sequence[str] | None = None, split: str = "dev") -> list[Corpora]:
+    """Reads BUCC's corpora in XTREME's layout: zh-en.dev.zh and zh-en.dev.en, ID TAB SENTENCE, and zh-en.dev.gold.
+
+    Args:
+        folder: the folder of the files.
+        languages: the languages paired with English; by default all in the folder.
+        split: ``"dev"``, or ``"test"``, whose gold pairs XTREME does not publish.
+
+    Raises:
+        DataError: a language is missing, or a file is malformed.
+    """
+    there = [name.partition("-en.")[0] for name in text_files(folder, f"*-en.{split}.en")]
+    corpora = []
+    for language in dict.fromkeys(there if languages is None else languages):
+        stem = f"{language}-en.{split}"
+        if language not in there:
+            raise DataError(
+                f"{folder / f'{stem}.en'}: expected BUCC's corpora of {language!r} and English, got no such file; "
+                f"the folder has {_listed(there)}"
+            )
+        first, second = (_read_sentences(folder / f"{stem}.{code}") for code in (language, "en"))
+        path, gold = text_file(folder / f"{stem}.gold"), None
+        if path is not None:
+            gold, known = set(), (dict(first), dict(second))
+            for number, line in enumerate(read_lines(path), start=1):
+                a, _, b = line.partition("\t")
+                if a not in known[0] or b not in known[1]:
+                    raise DataError(
+                        f"{path}, line {number}: expected two ids separated by a tab, the first from {stem}.{language} "
+                        f"and the second from {stem}.en, got {line[:80]!r}; use the three files of one release"
+                    )
+                gold.add((a, b))
+        corpora.append(Corpora((language, "en"), first, second, gold))
+    if not corpora:
+        raise DataError(f"{folder}: expected files such as zh-en.{split}.zh and zh-en.{split}.en, got none")
+    return corpora
+
+
+def _read_sentences(path: Path) -> list[tuple[str, str]]:
+    found: dict[str, str] = {}
+    for number, line in enumerate(_lines(path), start=1):
+        identifier, _, sentence = (part.strip() for part in line.partition("\t"))
+        if not (identifier and sentence) or identifier in found:
+            raise DataError(
+                f"{path}, line {number}: expected ID TAB SENTENCE with a unique id, got {line[:80]!r}; "
+                "put one tab between the two, and give each id once"
+            )
+        found[identifier] = sentence
+    return list(found.items())
+
+
+def read_alignments(prefix: Path) -> list[AlignedWords]:
+    """Reads gold word alignments: PREFIX.txt, SOURCE ||| TARGET in words, and PREFIX.gold.
+
+    A line of the latter holds links separated by spaces: ``i-j`` sure, ``ipj`` possible, positions from zero.
+
+    Raises:
+        DataError: the numbers of lines differ, a line is malformed, or a position lies outside its sentence.
+    """
+    text_path, gold_path = (prefix.parent / f"{prefix.name}.{ending}" for ending in ("txt", "gold"))
+    texts, links = _lines(text_path), _lines(gold_path, empty=True)
+    require_equal_counts({text_path: len(texts), gold_path: len(links)})
+    aligned = []
+    for number, (text, line) in enumerate(zip(texts, links, strict=True), start=1):
+        sides = [side.split() for side in f" {text} ".split(" ||| ")]
+        if len(sides) != 2 or not all(sides):
+            raise DataError(
+                f"{text_path}, line {number}: expected SOURCE ||| TARGET with words on both sides, got {text[:80]!r}"
+            )
+        sure: set[tuple[int, int]] = set()
+        possible: set[tuple[int, int]] = set()
+        for link in line.split():
+            match = re.fullmatch("([0-9]+)([-p])([0-9]+)", link)
+            if not match or int(match[1]) >= len(sides[0]) or int(match[3]) >= len(sides[1]):
+                raise DataError(
+                    f"{gold_path}, line {number}: expected links i-j or ipj with i below {len(sides[0])} and j below "
+                    f"{len(sides[1])} (the numbers of words), got {link!r}; count from zero"
+                )
+            (sure if match[2] == "-" else possible).add((int(match[1]), int(match[3])))
+        aligned.append(AlignedWords(sides[0], sides[1], frozenset(sure), frozenset(sure | possible)))
+    return aligned
+
+
+def read_lexicon(folder: Path, languages: Sequence[str] | None = None) -> dict[str, list[list[str]]]:
+    """Reads line-aligned word lists LANGUAGE.txt or LANGUAGE_anything.txt: line i of each names the same meaning.
+
+    Returns:
+        By language, the variants on each line, which are separated by commas; an empty line has none.
+
+    Raises:
+        DataError: a language is missing or has no words, the numbers of lines differ, or fewer than two languages are
+            asked for.
+    """
+    files: dict[str, Path] = {}
+    for name, path in text_files(folder, "*.txt").items():
+        code = name.removesuffix(".txt").partition("_")[0]
+        if is_language(code) and code in files:
+            raise DataError(f"{path}: expected one word list per language, got {files[code].name} too; remove one")
+        if is_language(code):
+            files[code] = path
+    wanted = list(dict.fromkeys(files if languages is None else languages))
+    for language in wanted:
+        if language not in files:
+            raise DataError(
+                f"{folder / f'{language}.txt'}: expected the words of {language!r}, got no such file; "
+                f"the folder has {_listed(files)}"
+            )
+    if len(wanted) < 2:
+        raise DataError(
+            f"{folder}: expected word lists of at least two languages, such as en.txt and fr.txt, got "
+            f"{_listed(wanted)}; add the others"
+        )
+    lists = {language: read_lines(files[language], empty=True) for language in wanted}
+    for language, lines in lists.items():
+        if not any(lines):
+            raise DataError(f"{files[language]}, line 1: expected words, got only empty lines; give the whole file")
+    require_equal_counts({files[language]: len(lines) for language, lines in lists.items()})
+    split = re.compile("[,，]")
+    return {
+        language: [[word for part in split.split(line) if (word := part.strip())] for line in lines]
+        for language, lines in lists.items()
+    }
+
+
+def _lines(path: Path, *, empty: bool = False) -> list[str]:
+    return read_lines(text_file(path) or path, empty=empty)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"

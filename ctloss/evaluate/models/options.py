@@ -1,0 +1,107 @@
+"""How a model is fine-tuned on a task; the defaults are XTREME's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ...shared.options import Group, option, require
+
+
+@dataclass(frozen=True)
+class FinetuneOptions(Group):
+    """Settings of a fine-tuning, with the defaults of XTREME's scripts for mBERT (Hu et al. 2020, arXiv 2003.11080).
+
+    AdamW with a linear decay to zero. The model with the best score on English dev is kept, the earlier of two equally
+    good ones.
+
+    Args:
+        learning_rate: after the warm-up, when the decay starts.
+        epochs: passes over the English training data.
+        max_steps: steps instead of epochs, None for epochs.
+        batch_size: items per step, over all devices and accumulated parts.
+        batches: ``"random"`` as in XTREME, or ``"by_length"`` for steps of items of similar length, which need two to
+            three times less computation; scores then differ a little from XTREME's.
+        accumulation: parts that a device's share of a batch is split into, to save memory.
+        max_length: most wordpieces in an item, special tokens included. Pairs are cut there; sentences of tagged words
+            are split into several windows, so that no word is lost.
+        weight_decay, warmup_steps, clip: as usual; ``clip`` bounds the gradient's norm.
+        evaluate_every: steps between two scores on English dev; the last step is always scored.
+        checkpoint_every: steps between two checkpoints, from which a killed run resumes.
+        evaluation_batch_size: items that a device predicts at a time.
+        seeds: one run each; a seed sets the head's initialisation, the order of the data and dropout. XTREME's single
+            run has seed 1 for tags and 42 for pairs.
+        precision: ``"fp32"``, or ``"bf16"`` for autocast.
+        train: English training files; empty for the train split of the data.
+        dev: English files that choose the best step; empty for the dev split of the data.
+        hold_out: share of the training data that chooses the best step instead of dev and is not trained on; 0 for
+            none. It is drawn by a hash of the text, for pairs of the first sentence: rows with equal texts stay
+            together.
+        test_split: the split that is scored.
+        output: folder of the runs, with a folder for each task and in it one for each seed; None for a temporary one,
+            from which nothing can be resumed.
+
+    Raises:
+        ValueError: a setting is out of its range.
+
+    Example:
+        >>> FinetuneOptions(hold_out=1.0)
+        Traceback (most recent call last):
+        ctloss.shared.options.OptionError: hold_out: expected a number from 0 up to but not including 1, got 1.0; \
+give a share
+    """
+
+    learning_rate: float = option(2e-5, "after the warm-up, when the decay starts")
+    epochs: float = option(5.0, "passes over the English training data")
+    max_steps: int | None = option(None, "steps instead of epochs")
+    batch_size: int = option(32, "items per step, over all devices", flag="--finetune-batch-size")
+    batches: Literal["random", "by_length"] = option(
+        "random", "random, or by_length for steps of items of similar length, which is faster"
+    )
+    accumulation: int = option(1, "parts that a device's share of a batch is split into, to save memory")
+    max_length: int = option(
+        128,
+        "most wordpieces in an item; sentences of tagged words are split, pairs cut",
+        flag="--finetune-max-length",
+    )
+    weight_decay: float = option(0.0, "of AdamW")
+    warmup_steps: int = option(0, "steps of linear warm-up")
+    clip: float = option(1.0, "largest norm of the gradient")
+    evaluate_every: int = option(100, "steps between two scores on English dev")
+    checkpoint_every: int = option(1000, "steps between two checkpoints, from which a killed run resumes")
+    evaluation_batch_size: int = option(64, "items that a device predicts at a time")
+    # --seeds says how many.
+    seeds: tuple[int, ...] = (1,)
+    precision: Literal["fp32", "bf16"] = option("fp32", "fp32, or bf16 for autocast")
+    train: tuple[str | Path, ...] = option((), "English training files instead of the data's own")
+    dev: tuple[str | Path, ...] = option((), "English files that choose the best step instead of the data's own")
+    hold_out: float = option(
+        0.0, "share of the training data, drawn by text, that chooses the best step instead of dev; 0 for none"
+    )
+    test_split: str = option("test", "the split that is scored")
+    output: str | Path | None = None
+
+    def check(self) -> None:
+        self.at_least(1, "batch_size", "accumulation", "evaluate_every", "checkpoint_every", "evaluation_batch_size")
+        self.at_least(1, "max_steps")
+        self.positive("learning_rate", "epochs", "clip")
+        self.at_least(0, "weight_decay", "warmup_steps")
+        self.fraction("hold_out")
+        require(
+            not (self.hold_out and self.dev),
+            "hold_out",
+            "either dev files or a share held out",
+            "both",
+            "the best step is chosen by one of them: drop the other",
+        )
+        require(bool(self.seeds), "seeds", "at least one", self.seeds, "add one")
+        require(len(set(self.seeds)) == len(self.seeds), "seeds", "each once", self.seeds, "drop the repeated ones")
+
+
+XTREME_OPTIONS = {
+    "xnli": FinetuneOptions(epochs=5, evaluate_every=100),
+    "pawsx": FinetuneOptions(epochs=5, evaluate_every=200),
+    "udpos": FinetuneOptions(epochs=10, evaluate_every=500),
+    "panx": FinetuneOptions(epochs=10, evaluate_every=1000),
+}

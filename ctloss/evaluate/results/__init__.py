@@ -1,0 +1,1 @@
+"""Scores, what keeps them, and the report made from them."""

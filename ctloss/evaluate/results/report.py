@@ -1,0 +1,337 @@
+"""The report: Markdown tables like the paper's Table 1 and by language, bars by language, and the picture of words."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...shared import pictures
+from ...shared.pictures import Point, write_figure
+from ...shared.text import text_files
+from ..data.parallel import read_alignments
+from ..data.sources import EVALUATIONS
+from ..models.encoder import Encoder
+from ..models.options import XTREME_OPTIONS
+from .scores import ALL, MAJORITY, Results, Spread, TaskResult, over_seeds
+
+NOTHING = "–"
+# Table 1 of Chen et al. 2022 (arXiv 2202.13083), in per cent, for the first columns below: means over all of XTREME's
+# languages. mBERT, XLM and MMTE come from Hu et al. 2020 (arXiv 2003.11080).
+PUBLISHED: dict[str, tuple[float, ...]] = {
+    "mBERT": (65.4, 81.9, 70.3, 62.2, 56.7, 38.7),
+    "XLM": (69.1, 80.9, 70.1, 61.2, 56.8, 32.6),
+    "MMTE": (67.4, 81.3, 72.3, 58.3, 59.8, 37.9),
+    "info-snt": (66.255, 84.092, 71.544, 62.157, 76.426, 41.148),
+    "CZ-snt": (66.862, 84.485, 71.733, 62.337, 77.403, 41.751),
+    "ML-CTL-CZ": (67.750, 85.321, 72.289, 62.865, 78.440, 43.389),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of means: one metric of an evaluation, averaged over languages."""
+
+    title: str
+    task: str
+    metric: str
+    language: str = ALL
+
+
+# The first six are the paper's, in its order.
+COLUMNS = (
+    Column("XNLI acc.", "xnli", "accuracy"),
+    Column("PAWS-X acc.", "pawsx", "accuracy"),
+    Column("POS F1", "pos", "f1"),
+    Column("NER F1", "ner", "f1"),
+    Column("BUCC F1, XTREME's same-set threshold", "bucc", "f1_same_set"),
+    Column("Tatoeba acc., XTREME's eng→X", "tatoeba", "accuracy", "eng-X"),
+    Column("BUCC F1, other half's threshold", "bucc", "f1"),
+    Column("Tatoeba acc., X→eng", "tatoeba", "accuracy", "X-eng"),
+    Column("pairs acc.", "pairs", "accuracy"),
+    Column("words acc.", "words", "accuracy"),
+    Column("alignment error rate", "align", "aer"),
+)
+# The metric drawn for each evaluation, and how the languages drawn begin.
+DRAWN = {
+    "xnli": ("accuracy", ""),
+    "pawsx": ("accuracy", ""),
+    "pos": ("f1", ""),
+    "ner": ("f1", ""),
+    "bucc": ("f1", ""),
+    "tatoeba": ("accuracy", "eng-"),
+    "pairs": ("accuracy", ""),
+    "words": ("accuracy", ""),
+    "align": ("aer", ""),
+}
+# t-SNE separates a few dozen points per class; more only cost time.
+POINTS = 8
+
+# Where a word occurs: the sentence in words, and the word's position.
+Place = tuple[tuple[str, ...], int]
+
+
+def report(results: Sequence[Results]) -> str:
+    """Returns the whole report: the table of means, notes on what they average, and a table by language per task."""
+    parts = ["# Evaluation, zero-shot from English", "", table_of_means(results), "", notes(results), ""]
+    for task, evaluation in EVALUATIONS.items():
+        if any(task in model.tasks for model in results):
+            parts += [f"## {evaluation.title} by language", "", table_by_language(results, task), ""]
+    return "\n".join(parts)
+
+
+def table_of_means(results: Sequence[Results]) -> str:
+    """Returns a table with one row per model, in per cent, the paper's rows first; ± is the spread over seeds."""
+    published = len(next(iter(PUBLISHED.values())))
+    shown = [
+        column
+        for place, column in enumerate(COLUMNS)
+        if place < published or any(column.task in model.tasks for model in results)
+    ]
+    lines = ["| model | " + " | ".join(column.title for column in shown) + " |", "|---" * (len(shown) + 1) + "|"]
+
+    def add(name: str, cells: Sequence[str]) -> None:
+        lines.append(f"| {name} | " + " | ".join([*cells, *[NOTHING] * (len(shown) - len(cells))]) + " |")
+
+    def cells(model: Results, *, majority: bool) -> list[str]:
+        return [_cell(_headline(model, column, majority=majority), 100, 1) for column in shown]
+
+    for name, values in PUBLISHED.items():
+        add(f"{name} (paper's)", [f"{value:.1f}" for value in values])
+    seen = [[NOTHING] * len(shown)]
+    for model in results:
+        if (row := cells(model, majority=True)) not in seen:
+            seen.append(row)
+            add(f"{MAJORITY} of {model.name}'s test data", row)
+    for model in results:
+        add(f"**{model.name}**", cells(model, majority=False))
+    return "\n".join(lines)
+
+
+def table_by_language(results: Sequence[Results], task: str) -> str:
+    """Returns a table of all scores of an evaluation: one row per metric and language, one column per model."""
+    rows: dict[tuple[str, str, str], dict[int, Spread]] = {}
+    for number, model in enumerate(results):
+        for spread in _spreads(model, task):
+            rows.setdefault((spread.metric, spread.about, spread.language), {})[number] = spread
+    metrics = list(dict.fromkeys(metric for metric, *_ in rows))
+    lines = [
+        "| metric | language | " + " | ".join(model.name for model in results) + " |",
+        "|---" * (len(results) + 2) + "|",
+    ]
+    for metric, about, language in sorted(rows, key=lambda row: metrics.index(row[0])):
+        cells = [_cell(rows[metric, about, language].get(number), 1, 3) for number in range(len(results))]
+        lines.append(f"| {metric}{f' ({about})' if about else ''} | {language} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def notes(results: Sequence[Results]) -> str:
+    """Returns what the means average, and where a model was evaluated differently from XTREME."""
+    lines = [
+        "Per cent. Rows marked as the paper's are Table 1 of Chen et al. 2022: means over all of XTREME's languages, "
+        "zero-shot from English. The others are means over the languages below, with the standard deviation over seeds "
+        "after ±. Higher is better, except for the alignment error rate.",
+        "",
+    ]
+    for model in results:
+        for task, result in model.tasks.items():
+            lines.append(f"- {model.name}, {EVALUATIONS[task].title}: {'; '.join(_facts(task, result))}")
+    return "\n".join(lines)
+
+
+def _facts(task: str, result: TaskResult) -> list[str]:
+    means = (ALL, "eng-X", "X-eng")
+    languages = list(dict.fromkeys(score.language for score in result.scores if score.language not in means))
+    facts = [", ".join(languages) or "no labels, so no scores"]
+    finetuned = EVALUATIONS[task].task
+    if finetuned is None:
+        wanted = ("pooling", "layer", "prefix", "max_length")
+        facts += [f"{name} {result.settings[name]!r}" for name in wanted if result.settings.get(name) not in (None, "")]
+        return facts
+    usual = dataclasses.asdict(XTREME_OPTIONS[finetuned.name])
+    usual |= {"train": [], "dev": [], "seeds": result.settings["seeds"]}
+    changed = {name: value for name, value in result.settings.items() if name in usual and value != usual[name]}
+    runs = len(result.settings["seeds"])
+    facts.append(f"{runs} seed{'s' if runs > 1 else ''}")
+    facts += [f"{name} {', '.join(value) if isinstance(value, list) else value}" for name, value in changed.items()]
+    return [*facts, "otherwise XTREME's settings" if changed else "XTREME's settings"]
+
+
+def _spreads(model: Results, task: str) -> list[Spread]:
+    return over_seeds(model.tasks[task].scores if task in model.tasks else [])
+
+
+def _headline(model: Results, column: Column, *, majority: bool) -> Spread | None:
+    """Returns a model's score in a column, or that of the majority class, if there is one."""
+    for spread in _spreads(model, column.task):
+        if (spread.metric, spread.language) == (column.metric, column.language) and (
+            (MAJORITY in spread.about) == majority
+        ):
+            return spread
+    return None
+
+
+def _cell(spread: Spread | None, scale: int, digits: int) -> str:
+    if spread is None:
+        return NOTHING
+    deviation = "" if spread.deviation is None else f" ± {scale * spread.deviation:.{digits}f}"
+    return f"{scale * spread.mean:.{digits}f}{deviation}"
+
+
+def draw_languages(results: Sequence[Results], path: Path) -> bool:
+    """Draws bars by language, one panel per evaluation and one colour per model; whiskers are spreads over seeds.
+
+    The dashed line for XNLI and PAWS-X is the accuracy of always answering the most frequent label.
+
+    Args:
+        results: one for each model, in the order of their bars.
+        path: PNG file to write.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    panels = {task: [_by_language(model, task) for model in results] for task in DRAWN}
+    panels = {task: models for task, models in panels.items() if any(models)}
+    if not panels:
+        return False
+    # Inches.
+    legend = 0.2 + 0.2 * math.ceil(len(results) / 4)
+    figure = Figure(figsize=(11, 2.6 * len(panels) + legend))
+    axes = figure.subplots(len(panels), 1, squeeze=False)
+    colours = colormaps["tab10" if len(results) <= 10 else "tab20"]
+    for axis, (task, models) in zip(axes[:, 0], panels.items(), strict=True):
+        languages = sorted({language for found in models for language in found})
+        width = 0.8 / len(results)
+        for number, found in enumerate(models):
+            there = [place for place, language in enumerate(languages) if language in found]
+            spreads = [found[languages[place]] for place in there]
+            axis.bar(
+                [place + (number - (len(results) - 1) / 2) * width for place in there],
+                [spread.mean for spread in spreads],
+                width,
+                yerr=[spread.deviation or 0.0 for spread in spreads],
+                color=colours(number % colours.N),
+            )
+        majority = {
+            spread.mean
+            for model in results
+            for spread in _spreads(model, task)
+            if MAJORITY in spread.about and spread.language == ALL
+        }
+        for level in sorted(majority):
+            axis.axhline(level, color="black", linestyle="--", linewidth=0.8)
+        metric, start = DRAWN[task]
+        better = ", lower is better" if metric == "aer" else ""
+        axis.set(title=f"{EVALUATIONS[task].title}: {metric}{f', {start}X' if start else ''}{better}")
+        axis.set_xticks(range(len(languages)), languages, rotation=90 if len(languages) > 12 else 0)
+        axis.set_ylim(bottom=0)
+        axis.spines[["top", "right"]].set_visible(False)
+    handles = [Patch(color=colours(number % colours.N), label=model.name) for number, model in enumerate(results)]
+    figure.legend(handles=handles, loc="upper center", ncols=4, frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 1 - legend / figure.get_figheight()))
+    write_figure(figure, path)
+    return True
+
+
+def _by_language(model: Results, task: str) -> dict[str, Spread]:
+    metric, start = DRAWN[task]
+    return {
+        spread.language.removeprefix(start): spread
+        for spread in _spreads(model, task)
+        if spread.metric == metric
+        and MAJORITY not in spread.about
+        and spread.language not in (ALL, f"{start}X")
+        and spread.language.startswith(start)
+    }
+
+
+def draw_words(
+    encoders: Mapping[str, Encoder],
+    folder: Path,
+    path: Path,
+    *,
+    languages: Sequence[str] | None = None,
+    meanings: int = 12,
+    seed: int = 0,
+) -> bool:
+    """Draws t-SNE pictures of token embeddings, one panel per encoder: colours are meanings, markers languages.
+
+    After Chen et al. 2022, poster, figure 3. A token's vector is the mean over its wordpieces; the encoder's pooling
+    chooses their hidden states.
+
+    Args:
+        encoders: by the title of their panel, such as before and after an alignment.
+        folder: of gold word alignments with English, see :func:`ctloss.evaluate.data.parallel.read_alignments`.
+        path: PNG file to write.
+        languages: pairs such as ``"en-fr"``; by default all in the folder.
+        meanings: number of English words.
+        seed: of t-SNE.
+
+    Returns:
+        Whether there were enough words for a picture.
+
+    Raises:
+        DataError: a file is malformed.
+    """
+    places = [
+        (word, language, place)
+        for word, by_language in choose_words(folder, meanings, languages).items()
+        for language, found in by_language.items()
+        for place in found
+    ]
+    if len(places) < pictures.FEWEST:
+        return False
+    panels: dict[str, list[Point]] = {}
+    for title, encoder in encoders.items():
+        pieces = encoder.pieces([sentence for *_, (sentence, _) in places])
+        panels[title] = [
+            Point(word, language, found.vectors[rows].mean(axis=0))
+            for (word, language, (_, position)), found in zip(places, pieces, strict=True)
+            # A word beyond the length that the model takes has no pieces.
+            if (rows := [row for row, owner in enumerate(found.words) if owner == position])
+        ]
+    title = "Token embeddings of translated words: colour is meaning, marker is language"
+    return pictures.draw_words(panels, path, title=title, seed=seed)
+
+
+def choose_words(
+    folder: Path, meanings: int, languages: Sequence[str] | None = None
+) -> dict[str, dict[str, list[Place]]]:
+    """Chooses English words that gold alignments link one to one: those in most languages, the most frequent first.
+
+    Short words and scikit-learn's function words are left out.
+
+    Returns:
+        By English word and language, English included, where the word or its translation occurs.
+    """
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    places: dict[str, dict[str, list[Place]]] = {}
+    count: Counter[str] = Counter()
+    for name in (name.removesuffix(".gold") for name in text_files(folder, "*.gold")):
+        codes = name.partition(".")[0].split("-")
+        if len(codes) != 2 or "en" not in codes or (languages is not None and name not in languages):
+            continue
+        english, other = codes.index("en"), codes[1 - codes.index("en")]
+        for pair in read_alignments(folder / name):
+            sides = (tuple(pair.first), tuple(pair.second))
+            times = [Counter(link[side] for link in pair.possible) for side in (0, 1)]
+            for link in sorted(pair.sure):
+                word = sides[english][link[english]].lower()
+                one_to_one = times[0][link[0]] == times[1][link[1]] == 1
+                if not one_to_one or len(word) < 4 or not word.isalpha() or word in ENGLISH_STOP_WORDS:
+                    continue
+                count[word] += 1
+                for code, side in (("en", english), (other, 1 - english)):
+                    there = places.setdefault(word, {}).setdefault(code, [])
+                    if len(there) < POINTS:
+                        there.append((sides[side], link[side]))
+    chosen = sorted(count, key=lambda word: (-len(places[word]), -count[word], word))[:meanings]
+    return {word: places[word] for word in chosen}
