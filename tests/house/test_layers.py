@@ -258,3 +258,41 @@ def test_benchmarks_use_public_names() -> None:
 def test_kernels_stays_a_namespace_folder() -> None:
     """An ``__init__.py`` there would shadow the distribution named ``kernels`` that transformers looks for."""
     assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+PLACES = dict(map(module_name, [*PACKAGE, *sources("benchmarks")]))
+ON_TOP = ("ctloss.train", "ctloss.evaluate", "benchmarks")
+
+
+def room_of(module: str) -> str:
+    """What the page draws for a file: the folder that it stands in; on top of training, say, the file itself."""
+    folder = module if PLACES[module] else module.rpartition(".")[0]
+    return module if folder in ON_TOP else folder
+
+
+def drawing() -> str:
+    """The house, a line a room: what it imports of other rooms. In each part, a room stands above those it imports.
+
+    A package's face hands names on for others; its arrows are left out.
+    """
+    files = read([path for path in [*PACKAGE, *sources("benchmarks")] if path.name != "__init__.py"])
+    graph: dict[str, set[str]] = {}
+    for module, (source, package) in files.items():
+        room = room_of(module)
+        found = (longest(name, PLACES) for name in imported(source, module, package))
+        graph.setdefault(room, set()).update({room_of(target) for target in found if target is not None} - {room})
+    floors = TopologicalSorter({room: sorted(graph[room]) for room in sorted(graph)}).static_order()
+    rooms = [room for room in reversed(list(floors)) if room in graph]
+    parts = [[room for room in rooms if below(room, part)] for part in reversed(ON_TOP)]
+    parts.append([room for room in rooms if not any(below(room, part) for part in ON_TOP)])
+    width = max(len(room.removeprefix("ctloss.")) for room in rooms) + 3
+
+    def line(room: str) -> str:
+        named = (other.removeprefix("ctloss.") for other in sorted(graph[room]))
+        return f"{room.removeprefix('ctloss.'):{width}}{'  '.join(named)}".rstrip()
+
+    return "\n\n".join("\n".join(map(line, part)) for part in parts)
+
+
+def test_the_page_draws_the_imports_as_they_are() -> None:
+    assert drawing() in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"), f"the house is now\n\n{drawing()}"
