@@ -12,27 +12,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ctloss
-from benchmarks import batches
+from benchmarks import batches, forms
+from benchmarks.exact import SIGMOID_BIAS
+from ctloss import objectives
 
-TEMPERATURE, MARGIN, SIGMOID_TEMPERATURE, SIGMOID_BIAS = 0.05, 0.1, 0.1, -10.0
+TEMPERATURE, MARGIN, SIGMOID_TEMPERATURE = 0.05, 0.1, 0.1
 QUEUE = 8
 """Rows of the queue for each pair."""
 
 info_nce: Callable[..., Tensor] = ctloss.info_nce
 contrast: Callable[..., ctloss.Contrast] = ctloss.contrast
+sup_con: Callable[..., Tensor] = ctloss.sup_con
+sig_lip: Callable[..., Tensor] = ctloss.sig_lip
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch with everything that some call takes.
+    """A batch with everything that any of the calls takes.
 
     Attributes:
-        x: ``(n, d)``, a leaf that asks for its gradient.
-        y: likewise.
+        x, y: ``(n, d)``, leaves that require a gradient.
         candidates: hard negatives ``(n, k, d)``, a leaf too; a queue ``(m, d)`` without gradient; or ``None``.
         ids: ``(n,)``, one pair in eight a duplicate of the next.
-        candidate_ids: for hard negatives, some of them duplicates of a pair; ``None`` without them.
-        temperatures: ``(n,)`` around the common one.
+        candidate_ids: of hard negatives, some of them duplicates of a pair; ``None`` without them.
+        temperatures: ``(n,)``, around the common one.
         weights: ``(n,)``.
         labels: ``(n,)``, two pairs each.
     """
@@ -48,12 +51,12 @@ class Inputs:
 
     @property
     def embeddings(self) -> tuple[Tensor, ...]:
-        """What is differentiated with respect to."""
+        """What gradients are taken with respect to."""
         learnt = self.candidates is not None and self.candidates.requires_grad
         return (self.x, self.y, self.candidates) if learnt else (self.x, self.y)  # type: ignore[return-value]
 
     def double(self) -> Inputs:
-        """The same numbers in float64, leaves of their own."""
+        """The same numbers in float64, as new leaves."""
         wide = {
             name: value.detach().double().requires_grad_(value.requires_grad)
             for name, value in vars(self).items()
@@ -122,7 +125,7 @@ class Line:
         draw: the batch, from n and d.
         ours: what is measured.
         other: what it is measured against.
-        goal: the most that its time may be over the other's; ``None`` if none was set.
+        goal: the highest ratio of times allowed, ours over the other's; ``None`` if none was set.
         memory_goal: the same for peak memory.
     """
 
@@ -161,7 +164,7 @@ def _pairs(inputs: Inputs, impl: str = "auto", **options: Any) -> Tensor:
 
 
 def _similarities(inputs: Inputs, width: int | None = None) -> Tensor:
-    """The whole rectangle of cosines, as one writes it by hand."""
+    """The whole rectangle of cosines, as people write it by hand."""
     documents = inputs.y
     if inputs.candidates is not None:
         documents = torch.cat((documents, inputs.candidates.flatten(0, -2)))
@@ -250,15 +253,13 @@ def _reductions(n: int, d: int) -> Iterator[Line]:
 
 
 def _objectives(n: int, d: int) -> Iterator[Line]:
-    objectives: Any = getattr(ctloss, "objectives", None)
-    losses: dict[str, Callable[[ctloss.Contrast], Tensor]] = {"softplus(z)": lambda c: F.softplus(c.z, threshold=40)}
-    if objectives is not None:
-        losses |= {
-            "epsilon_nce": lambda c: objectives.epsilon_nce(c, 0.5),
-            "focal_nce": lambda c: objectives.focal_nce(c, 2.0),
-            "debiased_nce": lambda c: objectives.debiased_nce(c, 0.1, len(c.z) - 2, TEMPERATURE),
-            "rince": lambda c: objectives.rince(c, 0.5, 0.01),
-        }
+    losses: dict[str, Callable[[ctloss.Contrast], Tensor]] = {
+        "softplus(z)": lambda c: F.softplus(c.z, threshold=40),
+        "epsilon_nce": lambda c: objectives.epsilon_nce(c, 0.5),
+        "focal_nce": lambda c: objectives.focal_nce(c, 2.0),
+        "debiased_nce": lambda c: objectives.debiased_nce(c, 0.1, len(c.z) - 2, TEMPERATURE),
+        "rince": lambda c: objectives.rince(c, 0.5, 0.01),
+    }
 
     def of(loss: Callable[[ctloss.Contrast], Tensor]) -> Callable[..., Tensor]:
         def call(inputs: Inputs, impl: str = "auto") -> Tensor:
@@ -280,28 +281,26 @@ def _sup_con(inputs: Inputs) -> Tensor:
     return -((shares * positive).sum(1) / positive.sum(1)).mean()
 
 
-def _sig_lip(inputs: Inputs) -> Tensor:
-    logits = F.normalize(inputs.x, dim=1) @ F.normalize(inputs.y, dim=1).T / SIGMOID_TEMPERATURE + SIGMOID_BIAS
-    sign = 2 * torch.eye(len(logits), dtype=logits.dtype) - 1
-    return -F.logsigmoid(sign * logits).sum() / len(logits)
-
-
 def _others(n: int, d: int) -> Iterator[Line]:
-    """Losses that are no function of z."""
-    sup_con, sig_lip = (getattr(ctloss, name, None) for name in ("sup_con", "sig_lip"))
-    if sup_con is not None:
+    """Losses that are not a function of z."""
 
-        def supervised(inputs: Inputs, impl: str = "auto") -> Tensor:
-            rows, labels = torch.cat((inputs.x, inputs.y)), inputs.labels.repeat(2)
-            return sup_con(rows, labels, temperature=TEMPERATURE, impl=impl)
+    def supervised(inputs: Inputs, impl: str = "auto") -> Tensor:
+        rows, labels = torch.cat((inputs.x, inputs.y)), inputs.labels.repeat(2)
+        return sup_con(rows, labels, temperature=TEMPERATURE, impl=impl)
 
-        yield Line("sup_con, 2 n rows, 4 a label", n, d, draw, _ours(supervised), _eager(_sup_con), 0.7)
-    if sig_lip is not None:
+    def sigmoid(inputs: Inputs, impl: str = "auto", ids: Tensor | None = None) -> Tensor:
+        x, y = inputs.x, inputs.y
+        return sig_lip(x, y, temperature=SIGMOID_TEMPERATURE, bias=SIGMOID_BIAS, ids=ids, impl=impl)
 
-        def sigmoid(inputs: Inputs, impl: str = "auto") -> Tensor:
-            return sig_lip(inputs.x, inputs.y, temperature=SIGMOID_TEMPERATURE, bias=SIGMOID_BIAS, impl=impl)
+    def sigmoid_with_ids(inputs: Inputs, impl: str = "auto") -> Tensor:
+        return sigmoid(inputs, impl, inputs.ids)
 
-        yield Line("sig_lip", n, d, draw, _ours(sigmoid), _eager(_sig_lip), 0.7)
+    def by_hand(inputs: Inputs) -> Tensor:
+        return forms.eager("sig_lip", "cross", SIGMOID_TEMPERATURE)(inputs.x, inputs.y)
+
+    yield Line("sup_con, 2 n rows, 4 a label", n, d, draw, _ours(supervised), _eager(_sup_con), 0.7)
+    yield Line("sig_lip", n, d, draw, _ours(sigmoid), _eager(by_hand), 0.7)
+    yield Line("ids, sig_lip", n, d, draw, _ours(sigmoid_with_ids), _ours(sigmoid, "without ids"))
 
 
 GROUPS: tuple[tuple[Callable[[int, int], Iterator[Line]], tuple[int, ...]], ...] = (

@@ -1,9 +1,9 @@
-"""The README's figures, drawn from the tables of results."""
+"""The figures of the documents, drawn from the tables of results."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from benchmarks.ratios import time_ratios
+from benchmarks.cpu.report import time_ratios
 from benchmarks.results import read_csv
 
 matplotlib.use("Agg")
@@ -31,130 +31,123 @@ STYLES: Mapping[str, tuple[str, str]] = {
     "sentence-transformers": ("#bc6c25", ">"),
     "metric-learning": ("#b5838d", "*"),
 }
-Series = dict[str, list[tuple[float, float]]]
+Rows = Sequence[Mapping[str, str]]
+Panels = Mapping[tuple[str, str], Axes]
+Point = tuple[float, float]
 
 
-def _drawn(rows: Sequence[Mapping[str, str]], column: str) -> list[Mapping[str, str]]:
-    return [row for row in rows if row.get(column) and row["provider"] in STYLES]
-
-
-def _lines(axes: Axes, series: Series) -> None:
-    for name in STYLES:
-        if name in series:
-            colour, marker = STYLES[name]
-            own = name.startswith("ctloss")
-            points = sorted(series[name])
-            axes.plot(
-                *zip(*points, strict=True),
-                color=colour,
-                marker=marker,
-                markersize=4,
-                linewidth=2.2 if own else 1.1,
-                zorder=3 if own else 2,
-                label=name,
-            )
-
-
-def _panels(rows: Sequence[Mapping[str, str]], across: str, down: str) -> tuple[Figure, dict[tuple[str, str], Axes]]:
-    columns, lines = (list(dict.fromkeys(row[key] for row in rows)) for key in (across, down))
+def _panels(
+    rows: Rows, across: str, without: Sequence[str], point: Callable[[Mapping[str, str]], Point]
+) -> tuple[Figure, Panels]:
+    """A line for each provider but those left out, a panel for each loss (down) and ``across``, logarithmic axes."""
+    columns, lines = (list(dict.fromkeys(row[key] for row in rows)) for key in (across, "loss"))
     figure = Figure(figsize=(4.2 * len(columns) + 1.8, 3.1 * len(lines) + 0.4), layout="constrained")
     grid = figure.subplots(len(lines), len(columns), squeeze=False, sharex=True)
-    axes = {(a, b): grid[i][j] for i, b in enumerate(lines) for j, a in enumerate(columns)}
-    for (a, b), one in axes.items():
-        one.set_title(f"{b}, {a}", fontsize=10)
-        one.grid(alpha=0.3)
-        one.set_xscale("log")
-        one.set_yscale("log")
-        one.tick_params(labelsize=8)
-    return figure, axes
+    panels = {(a, b): grid[i][j] for i, b in enumerate(lines) for j, a in enumerate(columns)}
+    for (a, b), axes in panels.items():
+        axes.set_title(f"{b}, {a}", fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.set(xscale="log", yscale="log")
+        axes.tick_params(labelsize=8)
+        series: dict[str, list[Point]] = defaultdict(list)
+        for row in rows:
+            if (row[across], row["loss"]) == (a, b) and row["provider"] not in without:
+                series[row["provider"]].append(point(row))
+        for name, (colour, marker) in STYLES.items():
+            if name in series:
+                width, order = (2.2, 3) if name.startswith("ctloss") else (1.1, 2)
+                points = zip(*sorted(series[name]), strict=True)
+                axes.plot(*points, color=colour, marker=marker, markersize=4, linewidth=width, zorder=order, label=name)
+        if not series:
+            axes.set_axis_off()
+    return figure, panels
 
 
-def _plain_axes(axes: Axes, counts: Sequence[float]) -> None:
+def _pair_counts(panels: Panels, rows: Rows) -> None:
     """Ticks at the measured n, and plain numbers on both axes."""
-    axes.set_xticks(sorted(set(counts)))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
+    for axes in panels.values():
+        axes.set_xticks(sorted({float(row["n"]) for row in rows}))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _finish(figure: Figure, axes: Mapping[tuple[str, str], Axes], title: str, x: str, y: str, path: Path) -> None:
+def _finish(figure: Figure, panels: Panels, title: str, x: str, y: str, path: Path) -> bool:
     handles: dict[str, Artist] = {}
-    for one in axes.values():
-        handles |= {label: handle for handle, label in zip(*one.get_legend_handles_labels(), strict=True)}
+    for axes in panels.values():
+        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(handles.values()), list(handles), loc="outside right center", fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
     figure.supxlabel(x, fontsize=9)
     figure.supylabel(y, fontsize=9)
     save(figure, path)
+    return True
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a picture in the format of its name, whole or not at all."""
+    """Write a picture in the format of its name, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".unfinished-{path.name}")
     figure.savefig(unfinished, dpi=130, format=path.suffix[1:])
     unfinished.replace(path)
 
 
-def draw_times(source: Path, target: Path) -> None:
-    """Time against the best eager form, by n: a panel for each loss and dtype, at the first d and number of threads."""
-    rows = _drawn(time_ratios(read_csv(source)), "ratio")
+def draw_times(rows: Rows, target: Path) -> bool:
+    """Time over the best eager form, by n: a panel for each loss and dtype, at the first d and number of threads.
+
+    Like the other two, returns whether there was anything to draw.
+    """
+    rows = time_ratios([row for row in rows if row["provider"] in STYLES])
+    if not rows:
+        return False
     rows = [row for row in rows if (row["d"], row["threads"]) == (rows[0]["d"], rows[0]["threads"])]
-    figure, panels = _panels(rows, "dtype", "loss")
-    for (dtype, loss), axes in panels.items():
-        series: Series = defaultdict(list)
-        for row in rows:
-            if (row["dtype"], row["loss"]) == (dtype, loss) and row["provider"] not in ("cross_entropy", "logsumexp"):
-                series[row["provider"]].append((float(row["n"]), float(row["ratio"])))
-        if not series:
-            axes.set_axis_off()
-            continue
-        _lines(axes, series)
+    without = ("cross_entropy", "logsumexp")
+    figure, panels = _panels(rows, "dtype", without, lambda row: (float(row["n"]), float(row["ratio"])))
+    for axes in panels.values():
         axes.axhline(1, color="black", linewidth=0.8)
-        _plain_axes(axes, [float(row["n"]) for row in rows])
+    _pair_counts(panels, rows)
     title = f"Forward and backward, d = {rows[0]['d']}, {rows[0]['device']}, {rows[0]['threads']} thread(s)"
-    _finish(figure, panels, title, "pairs n", "time / best eager form", target)
+    return _finish(figure, panels, title, "pairs n", "time / best eager form", target)
 
 
-def draw_memory(source: Path, target: Path) -> None:
-    """Peak memory beyond the inputs, by n: a panel for each loss and dtype."""
-    rows = _drawn(read_csv(source), "peak_bytes")
+def draw_memory(rows: Rows, target: Path) -> bool:
+    """Peak memory beyond the inputs, by n: a panel for each loss and dtype, at the first d."""
+    rows = [row for row in rows if row["provider"] in STYLES and float(row.get("peak_bytes") or 0) > 0]
+    if not rows:
+        return False
     rows = [row for row in rows if row["d"] == rows[0]["d"]]
-    figure, panels = _panels(rows, "dtype", "loss")
-    for (dtype, loss), axes in panels.items():
-        series: Series = defaultdict(list)
-        for row in rows:
-            if (row["dtype"], row["loss"]) == (dtype, loss) and float(row["peak_bytes"]) > 0:
-                series[row["provider"]].append((float(row["n"]), float(row["peak_bytes"]) / 2**20))
-        _lines(axes, series)
-        _plain_axes(axes, [float(row["n"]) for row in rows])
+    figure, panels = _panels(rows, "dtype", (), lambda row: (float(row["n"]), float(row["peak_bytes"]) / 2**20))
+    _pair_counts(panels, rows)
     title = f"Peak memory of forward and backward beyond the inputs, d = {rows[0]['d']}"
-    _finish(figure, panels, title, "pairs n", "MiB", target)
+    return _finish(figure, panels, title, "pairs n", "MiB", target)
 
 
-def draw_numerics(source: Path, target: Path) -> None:
+def draw_numerics(rows: Rows, target: Path) -> bool:
     """Gradient error against φ by implementation of infoNCE, float32 and bfloat16.
 
     Errors are drawn between 1e-8 and 10; NaN is drawn at the top.
     """
-    rows = [row for row in _drawn(read_csv(source), "gradient_error") if row["mode"] in ("float32", "bfloat16")]
-    rows = [row for row in rows if row["loss"].startswith("info")]
-    figure, panels = _panels(rows, "mode", "loss")
-    for (mode, loss), axes in panels.items():
-        series: Series = defaultdict(list)
-        for row in rows:
-            if (row["mode"], row["loss"]) == (mode, loss) and row["provider"] != "eager":
-                error = float(row["gradient_error"])
-                series[row["provider"]].append((float(row["phi"]), min(max(error, 1e-8), 10) if error == error else 10))
-        _lines(axes, series)
+    rows = [row for row in rows if row["provider"] in STYLES and row["mode"] in ("float32", "bfloat16")]
+    rows = [row for row in rows if row["gradient_error"] and row["loss"].startswith("info")]
+    if not rows:
+        return False
+
+    def point(row: Mapping[str, str]) -> Point:
+        error = float(row["gradient_error"])
+        return float(row["phi"]), min(max(error, 1e-8), 10) if error == error else 10
+
+    figure, panels = _panels(rows, "mode", ("eager",), point)
+    for axes in panels.values():
         axes.set_ylim(1e-8, 20)
     # The panels share this axis; training goes to the right.
     next(iter(panels.values())).invert_xaxis()
     shape = f"n = {rows[0]['n']}, d = {rows[0]['d']}"
-    title = f"Error of the gradient on trained batches ({shape}); NaN and all above 10 drawn at 10"
-    _finish(figure, panels, title, "φ: share of the negatives over the positive's", "‖g − g_ref‖ / ‖g_ref‖", target)
+    title = f"Error of the gradient on trained batches ({shape}); NaN and everything above 10 drawn at 10"
+    return _finish(
+        figure, panels, title, "φ: share of the negatives over the positive's", "‖g − g_ref‖ / ‖g_ref‖", target
+    )
 
 
 FIGURES = {"sweep": ("speed", draw_times), "memory": ("memory", draw_memory), "numerics": ("numerics", draw_numerics)}
@@ -164,7 +157,7 @@ def draw_all(results: Path, figures: Path, device_kind: str) -> list[Path]:
     """Draw a figure from each table that is there.
 
     Args:
-        results: folder of ``sweep-cpu.csv`` and the like.
+        results: folder of ``sweep-cpu.csv`` and so on.
         figures: where the pictures go.
         device_kind: "cpu" or "cuda".
 
@@ -176,6 +169,6 @@ def draw_all(results: Path, figures: Path, device_kind: str) -> list[Path]:
         source = results / f"{table}-{device_kind}.csv"
         if source.is_file():
             target = figures / (f"{picture}.png" if device_kind == "cpu" else f"{picture}-{device_kind}.png")
-            draw(source, target)
-            written.append(target)
+            if draw(read_csv(source), target):
+                written.append(target)
     return written

@@ -1,23 +1,23 @@
-"""The documents' tables of times on the CPU, written from a sweep's results, with the goals beside them."""
+"""The documents' tables of times on the CPU, made from a sweep's results, with the goals next to them."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import ctloss
-from benchmarks.markdown import insert, table
 from benchmarks.providers import DTYPES, LOSSES
-from benchmarks.ratios import CASE, seconds, time_ratios
-from benchmarks.results import read_csv
+from benchmarks.results import insert, page_of, read_csv, table
 
+COMMAND = "python -m benchmarks table"
 OWN = "ctloss-torch"
-PASSES = ("forward+backward", "forward")
-MARKERS = "<!-- python -m benchmarks table -->\n\n", "\n\n<!-- end of python -m benchmarks table -->"
+EAGER_FORMS = ("eager", "cross_entropy", "logsumexp")
+CASE = ("loss", "n", "d", "dtype", "device", "threads")
 
 # Time over the best eager form, infoNCE over both languages, d = 256, one thread: what must hold, what is hoped for.
 REQUIRED = {
@@ -31,143 +31,130 @@ HOPED = {
 }
 MAIN = {"loss": "info-both", "d": "256", "threads": "1"}
 
-Rows = Sequence[Mapping[str, str]]
+Row = Mapping[str, str]
+Rows = Sequence[Row]
 
 
-@dataclass(frozen=True)
-class Tables:
-    """Markdown for the README and for docs/performance.md."""
-
-    readme: str
-    performance: str
-
-    def insert(self, root: Path) -> None:
-        """Put both in their places in the documents below a folder."""
-        insert(root / "README.md", *MARKERS, self.readme)
-        insert(root / "docs" / "performance.md", *MARKERS, self.performance)
+def seconds(row: Row) -> float:
+    """A row's time: CPU time of the thread if there is only one and no GPU, otherwise wall-clock time."""
+    single = row["threads"] == "1" and row["device_kind"] == "cpu"
+    return float(row["cpu_s" if single else "wall_s"])
 
 
-def of_results(results: Path) -> Tables:
-    """The tables of a folder that holds ``sweep-cpu.csv`` and ``memory-cpu.csv``.
+def _case(row: Row) -> tuple[str, ...]:
+    return tuple(row[key] for key in CASE)
+
+
+def time_ratios(rows: Rows, which: str = "forward+backward") -> list[dict[str, str]]:
+    """Each row of a sweep that has a time, with its ``ratio`` to the fastest eager form of the same case."""
+    timed = [row for row in rows if row["pass"] == which and row.get("wall_s")]
+    best: dict[tuple[str, ...], float] = defaultdict(lambda: math.inf)
+    for row in timed:
+        if row["provider"] in EAGER_FORMS:
+            best[_case(row)] = min(best[_case(row)], seconds(row))
+    return [{**row, "ratio": str(seconds(row) / best[_case(row)])} for row in timed]
+
+
+def tables(results: Path) -> tuple[str, str]:
+    """Markdown for the README and for the page of all cases.
+
+    Args:
+        results: a folder that holds ``sweep-cpu.csv`` and ``memory-cpu.csv``.
 
     Raises:
         FileNotFoundError: if one of them is not there.
     """
     sweep = read_csv(results / "sweep-cpu.csv")
-    timed = {which: time_ratios(sweep, which) for which in PASSES}
-    own = [row for row in timed[PASSES[0]] if row["provider"] == OWN]
-    about = f"{own[0]['device']}, torch {own[0]['torch']}"
-    beside = _beside_others(own, timed[PASSES[0]])
+    both, forward = (time_ratios(sweep, which) for which in ("forward+backward", "forward"))
+    own = sorted((row for row in both if row["provider"] == OWN), key=_order)
+    main = [row for row in own if all(row[key] == value for key, value in MAIN.items())]
     parts = [
-        f"{about}; one thread, its CPU time. infoNCE, negatives of both languages, d = 256, forward and backward.",
-        _goals(own),
-        "Every other case: time over the best eager form; forward alone as in evaluation. Share: of the pace of a "
-        "float32 product timed in the same rounds, counting 3N²d flops where logits are kept and 4N²d where they are "
-        "formed again (across the languages 6n²d and 8n²d). Two threads by the wall clock.",
-        _all_cases(own, timed[PASSES[1]]),
+        f"{own[0]['device']}, torch {own[0]['torch']}; one thread, its CPU time. infoNCE, negatives of both languages, "
+        "d = 256, forward and backward.",
+        _goals(main),
+        "Every other case: time over the best eager form, and of the forward pass only, as in evaluation. Share: of "
+        "the pace of a float32 product timed in the same rounds, counting 3N²d flops where logits are kept and 4N²d "
+        "where they are recomputed (across the languages 6n²d and 8n²d). Two threads by the wall clock.",
+        _all_cases(own, forward),
         "Peak memory of forward and backward beyond the inputs, infoNCE over both languages, float32, d = 256, MiB:",
         _memory(read_csv(results / "memory-cpu.csv")),
     ]
-    return Tables(beside, "\n\n".join(parts))
+    return _next_to_others(main, both), "\n\n".join(parts)
 
 
-def _is(row: Mapping[str, str], **wanted: str) -> bool:
-    return all(row[key] == value for key, value in wanted.items())
+def insert_tables(results: Path, root: Path) -> None:
+    """Put both into the documents below a folder."""
+    readme, page = tables(results)
+    insert(root / "README.md", COMMAND, readme)
+    insert(page_of(COMMAND, root / "docs"), COMMAND, page)
 
 
-def _number(row: Mapping[str, str], key: str) -> int:
-    return int(row[key])
-
-
-def _case(row: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(row[key] for key in CASE)
-
-
-def _order(row: Mapping[str, str]) -> tuple[object, ...]:
+def _order(row: Row) -> tuple[object, ...]:
     dtypes = ("float32", "bfloat16", "float16", "float64")
-    return row["loss"], _number(row, "threads"), _number(row, "d"), dtypes.index(row["dtype"]), _number(row, "n")
+    return row["loss"], int(row["threads"]), int(row["d"]), dtypes.index(row["dtype"]), int(row["n"])
 
 
-def _beside_others(own: Rows, timed: Rows) -> str:
+def _next_to_others(main: Rows, timed: Rows) -> str:
     """The README's: our time, and over that of others, with both errors."""
-    by_case: dict[tuple[str, ...], dict[str, Mapping[str, str]]] = defaultdict(dict)
+    by_case: dict[tuple[str, ...], dict[str, Row]] = defaultdict(dict)
     for row in timed:
         by_case[_case(row)][row["provider"]] = row
     lines = []
-    for row in sorted((row for row in own if _is(row, **MAIN)), key=_order):
+    for row in main:
         others = by_case[_case(row)]
-        over = {name: f"{seconds(row) / seconds(other):.2f}" for name, other in others.items()}
-        lines.append(
-            [
-                row["dtype"],
-                f"{_number(row, 'n'):,}",
-                f"{seconds(row) * 1e3:.3g}",
-                f"{float(row['ratio']):.2f}",
-                over.get("compile", ""),
-                over.get("lightly", ""),
-                f"{float(row['gradient_error']):.0e}",
-                f"{float(others['eager']['gradient_error']):.0e}",
-            ]
-        )
+        over = [
+            f"{seconds(row) / seconds(others[name]):.2f}" if name in others else "" for name in ("compile", "lightly")
+        ]
+        found = [f"{float(each['gradient_error']):.0e}" for each in (row, others["eager"])]
+        ms = f"{seconds(row) * 1e3:.3g}"
+        lines.append([row["dtype"], f"{int(row['n']):,}", ms, f"{float(row['ratio']):.2f}", *over, *found])
     names = ["", "n", "ms", "÷ best eager", "÷ compile", "÷ lightly", "gradient's error", "eager's"]
     return table(names, lines)
 
 
-def _goals(own: Rows) -> str:
+def met(ratio: float, goal: float | None) -> str:
+    """A goal, and whether a ratio meets it to two digits."""
+    return "" if goal is None else f"{goal} {'met' if round(ratio, 2) <= goal else 'missed'}"
+
+
+def _goals(main: Rows) -> str:
     lines = []
-    for row in sorted((row for row in own if _is(row, **MAIN)), key=_order):
-        ratio, n = float(row["ratio"]), _number(row, "n")
-        required, hoped = (goals.get(row["dtype"], {}).get(n) for goals in (REQUIRED, HOPED))
-        cells = [
-            "" if goal is None else f"{goal} {'met' if round(ratio, 2) <= goal else 'missed'}"
-            for goal in (required, hoped)
-        ]
-        lines.append([row["dtype"], f"{n:,}", f"{ratio:.2f}", *cells])
+    for row in main:
+        ratio, n = float(row["ratio"]), int(row["n"])
+        goals = [met(ratio, each.get(row["dtype"], {}).get(n)) for each in (REQUIRED, HOPED)]
+        lines.append([row["dtype"], f"{n:,}", f"{ratio:.2f}", *goals])
     return table(["", "n", "÷ best eager", "goal", "stretch"], lines)
 
 
 def _all_cases(own: Rows, forward: Rows) -> str:
-    alone = {_case(row): row for row in forward if row["provider"] == OWN}
-    lines = [
-        [
-            row["loss"],
-            row["threads"],
-            row["d"],
-            row["dtype"],
-            f"{_number(row, 'n'):,}",
-            f"{float(row['ratio']):.2f}",
-            f"{float(alone[_case(row)]['ratio']):.2f}",
-            _share(row),
-        ]
-        for row in sorted(own, key=_order)
-    ]
+    evaluated = {_case(row): float(row["ratio"]) for row in forward if row["provider"] == OWN}
+    lines = []
+    for row in own:
+        about = [row["loss"], row["threads"], row["d"], row["dtype"], f"{int(row['n']):,}"]
+        lines.append([*about, f"{float(row['ratio']):.2f}", f"{evaluated[_case(row)]:.2f}", _share(row)])
     return table(["loss", "threads", "d", "", "n", "forward+backward", "forward", "share"], lines)
 
 
-def _share(row: Mapping[str, str]) -> str:
-    """How much of the pace of a float32 product the loss reaches."""
-    if not row.get("product_flops"):
+def _share(row: Row) -> str:
+    """How much of the pace of a float32 product a softmax loss reaches."""
+    if not row.get("product_flops") or row["loss"] == "siglip":
         return ""
-    n, d, both = _number(row, "n"), _number(row, "d"), row["loss"].endswith("both")
+    n, d, both = int(row["n"]), int(row["d"]), row["loss"].endswith("both")
     rows_squared = (2 * n) ** 2 if both else 2 * n**2
     flops = (3 if _kept(row) else 4) * rows_squared * d
     return f"{flops / seconds(row) / float(row['product_flops']):.0%}"
 
 
-def _kept(row: Mapping[str, str]) -> bool:
+def _kept(row: Row) -> bool:
     """Whether the torch path keeps the logits of such a case for its gradient."""
     name, negatives = LOSSES[row["loss"]]
     rows = torch.empty(int(row["n"]), int(row["d"]), dtype=DTYPES[row["dtype"]])
-    plan = ctloss.explain(rows, rows, loss=name, negatives=negatives, impl="torch")
-    return plan.configuration["gradient"] == "from logits kept"
+    options: dict[str, Any] = {"loss": name, "negatives": negatives, "impl": "torch"}
+    return ctloss.explain(rows, rows, **options).configuration["gradient"] == "from logits kept"
 
 
 def _memory(rows: Rows) -> str:
     measured = [row for row in rows if row["peak_bytes"]]
-    names = list(dict.fromkeys(row["provider"] for row in measured))
-    sizes = list(dict.fromkeys(row["n"] for row in measured))
-    peaks = {(row["provider"], row["n"]): float(row["peak_bytes"]) / 2**20 for row in measured}
-    lines = [
-        [f"{int(n):,}", *(f"{peaks[name, n]:,.0f}" if (name, n) in peaks else "" for name in names)] for n in sizes
-    ]
-    return table(["n", *names], lines)
+    names, sizes = (list(dict.fromkeys(row[key] for row in measured)) for key in ("provider", "n"))
+    peaks = {(row["provider"], row["n"]): f"{float(row['peak_bytes']) / 2**20:,.0f}" for row in measured}
+    return table(["n", *names], [[f"{int(n):,}", *(peaks.get((name, n), "") for name in names)] for n in sizes])

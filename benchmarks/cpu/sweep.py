@@ -9,115 +9,104 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
 
-from benchmarks import batches, environment, providers
-from benchmarks.exact import errors, exact
-from benchmarks.peers import PairLoss
-from benchmarks.providers import DTYPES, Case, NotOffered
-from benchmarks.timing import Timing, interleaved
+from benchmarks import batches, providers
+from benchmarks.exact import errors
+from benchmarks.measure import PASSES, Timing, failure, interleaved
+from benchmarks.providers import DTYPES, Case
+from benchmarks.results import describe
 
-PASSES = ("forward", "forward+backward")
-# From so many pairs on products are most of the work.
+# From this many pairs on, products are most of the work.
 PACED = 2048
 PRODUCT, PRODUCT_SIDE = "float32 product", 2048
+# Compiling takes longer than everything else, and the cubic form all the memory: neither is run on every case.
+HAND_WRITTEN = ("ctloss-torch", "eager", "cross_entropy")
+EVERYBODY = tuple(name for name in providers.DEFAULT if name != "metric-learning")
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What to sweep over, and how long to spend."""
+    """What to sweep over, and how long to spend.
+
+    Attributes:
+        n, d: pairs and dimensions.
+        dtypes, losses, providers: keys of DTYPES, LOSSES and PROVIDERS.
+        threads: of the CPU.
+        device: "cpu" or a CUDA device.
+        temperature: of the losses.
+        seconds: for each case and pass, shared by the providers.
+        fewest_rounds: samples that each provider gets however long they take.
+        memory_limit: bytes that one provider may be estimated to need.
+    """
 
     n: Sequence[int]
-    d: Sequence[int]
-    dtypes: Sequence[str]
-    losses: Sequence[str]
-    providers: Sequence[str]
-    device: str
+    d: Sequence[int] = (256,)
+    dtypes: Sequence[str] = ("float32", "bfloat16")
+    losses: Sequence[str] = ("info-both",)
+    threads: Sequence[int] = (1,)
+    providers: Sequence[str] = HAND_WRITTEN
+    device: str = "cpu"
     temperature: float = 0.07
-    threads: int = 1
-    seconds: float = 2.0
+    seconds: float = 1.0
     fewest_rounds: int = 5
     memory_limit: float = float("inf")
 
     def cases(self) -> Iterator[Case]:
-        """Every problem of the grid, small ones first."""
-        for n, d, dtype, loss in itertools.product(self.n, self.d, self.dtypes, self.losses):
-            yield Case(loss, n, d, dtype, self.device, self.temperature)
+        """Every problem of the grid, small ones first, on the number of threads that it asks for."""
+        for threads in self.threads:
+            torch.set_num_threads(threads)
+            for n, d, dtype, loss in itertools.product(self.n, self.d, self.dtypes, self.losses):
+                yield Case(loss, n, d, dtype, self.device, self.temperature)
 
 
-def offered(names: Sequence[str], case: Case, memory_limit: float) -> tuple[dict[str, PairLoss], dict[str, str]]:
-    """The providers' losses for a case, and the reasons of those that have none."""
-    calls, reasons = {}, {}
-    for name in names:
-        try:
-            calls[name] = providers.build(name, case, memory_limit)
-        except NotOffered as reason:
-            reasons[name] = str(reason)
-    return calls, reasons
-
-
-def forward(call: PairLoss, x: Tensor, y: Tensor) -> Callable[[], object]:
-    """The loss alone, as in evaluation."""
-
-    def run() -> object:
-        with torch.no_grad():
-            return call(x, y)
-
-    return run
-
-
-def forward_backward(call: PairLoss, x: Tensor, y: Tensor) -> Callable[[], object]:
-    """The loss and its gradient with respect to both inputs."""
-    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
-
-    def run() -> object:
-        return torch.autograd.grad(call(x, y), (x, y))
-
-    return run
+THREE_LOSSES = ("cz-both", "info-both", "info-cross")
+# What is swept by default: every comparison that the documents show.
+SWEEP = {
+    "cpu": (
+        Grid((32, 128, 512, 2048), losses=THREE_LOSSES, providers=EVERYBODY),
+        Grid((32, 128), d=(128,), dtypes=("float32",), providers=(*HAND_WRITTEN, "metric-learning")),
+        Grid((4, 16, 64), providers=(*HAND_WRITTEN, "lightly")),
+        Grid((8192,), providers=("ctloss-torch", "eager"), fewest_rounds=2),
+        Grid((16, 32, 64, 128, 512), dtypes=("float16",)),
+        Grid((32, 128, 512, 2048), d=(768, 1536)),
+        Grid((32, 128, 512, 2048), losses=("cz-cross",)),
+        Grid((128, 512, 2048), losses=("info-both", "info-cross"), threads=(2,)),
+    ),
+    "cuda": (Grid((32, 128, 512, 2048), losses=THREE_LOSSES, providers=providers.DEFAULT),),
+}
+QUICK = Grid((32, 128), d=(128,), losses=THREE_LOSSES, providers=providers.DEFAULT)
 
 
 def product() -> tuple[Callable[[], object], float]:
-    """A float32 product of two large squares, the machine's pace, and its flops."""
+    """A float32 product of two large squares, which shows the machine's pace, and its flops."""
     left, right = torch.randn(2, PRODUCT_SIDE, PRODUCT_SIDE)
     return lambda: torch.mm(left, right), 2.0 * PRODUCT_SIDE**3
 
 
-def measure(
-    case: Case, names: Sequence[str], *, seconds: float, memory_limit: float, fewest_rounds: int = 5
-) -> list[dict[str, object]]:
-    """One case by every provider that offers it.
-
-    Args:
-        case: the problem.
-        names: keys of PROVIDERS.
-        seconds: for each of the two passes, shared by the providers.
-        memory_limit: bytes one provider may be estimated to need.
-        fewest_rounds: taken however long they last.
+def measure(case: Case, grid: Grid) -> list[dict[str, object]]:
+    """One case by every provider of the grid that offers it.
 
     Returns:
-        A row for each provider and pass: ``wall_s`` and ``cpu_s`` (medians a call), ``gradient_error``,
-        ``value_error``, and ``note`` where there is no time; of large batches on the CPU also ``product_flops``, the
-        flops a second of a float32 product timed in the same rounds, by the same clock as the ratios to eager.
+        A row for each provider and pass: ``wall_s`` and ``cpu_s`` (medians per call), ``gradient_error``,
+        ``value_error``, and ``note`` where there is no time; for large batches on the CPU also ``product_flops``, the
+        flops per second of a float32 product timed in the same rounds, by the same clock as the ratios to eager.
     """
     x, y = batches.untrained(case.n, case.d, dtype=DTYPES[case.dtype], device=case.device)
-    loss, negatives = case.parts
-    truth = exact(x, y, loss=loss, negatives=negatives, temperature=case.temperature)
-    calls, reasons = offered(names, case, memory_limit)
-    shared = {**asdict(case), **environment.describe(case.device)}
+    truth = case.exact(x, y)
+    calls, reasons = providers.offered(grid.providers, case, grid.memory_limit)
+    shared = {**asdict(case), **describe(case.device)}
     rows: list[dict[str, object]] = []
     found: dict[str, dict[str, float]] = {}
     for name, call in calls.items():
         try:
             found[name] = errors(call, x, y, truth)
         except (RuntimeError, ValueError) as error:
-            reasons[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    working = {name: call for name, call in calls.items() if name in found}
-    for which, prepare in zip(PASSES, (forward, forward_backward), strict=True):
-        prepared = {name: prepare(call, x, y) for name, call in working.items()}
-        paced = case.device == "cpu" and case.n >= PACED
-        if paced:
+            reasons[name] = failure(error)
+    for which, prepare in PASSES.items():
+        prepared = {name: prepare(calls[name], x, y) for name in found}
+        if case.device == "cpu" and case.n >= PACED:
             prepared[PRODUCT], flops = product()
-        timed = interleaved(prepared, device=case.device, seconds=seconds, fewest_rounds=fewest_rounds)
+        timed = interleaved(prepared, device=case.device, seconds=grid.seconds, fewest_rounds=grid.fewest_rounds)
         pace = timed.pop(PRODUCT, None)
         for name, outcome in timed.items():
             row: dict[str, object] = {"provider": name, "pass": which}
@@ -137,20 +126,13 @@ def measure(
 def run(grid: Grid) -> list[dict[str, object]]:
     """Every case of the grid; a line of progress for each on stderr."""
     rows: list[dict[str, object]] = []
-    torch.set_num_threads(grid.threads)
     for case in grid.cases():
-        taken = measure(
-            case,
-            grid.providers,
-            seconds=grid.seconds,
-            memory_limit=grid.memory_limit,
-            fewest_rounds=grid.fewest_rounds,
-        )
+        taken = measure(case, grid)
         rows += taken
         times = {
             row["provider"]: f"{float(str(row['wall_s'])) * 1e3:.3g}"
             for row in taken
-            if row["pass"] == PASSES[1] and "wall_s" in row
+            if row["pass"] == "forward+backward" and "wall_s" in row
         }
         line = "  ".join(f"{name} {time}" for name, time in times.items())
         print(f"{case.loss} n={case.n} d={case.d} {case.dtype}, ms: {line}", file=sys.stderr, flush=True)
