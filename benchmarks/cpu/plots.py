@@ -105,7 +105,7 @@ def draw_times(rows: Rows, target: Path) -> bool:
     rows = [row for row in rows if (row["d"], row["threads"]) == (rows[0]["d"], rows[0]["threads"])]
     without = ("cross_entropy", "logsumexp")
     figure, panels = _panels(rows, "dtype", without, lambda row: (float(row["n"]), float(row["ratio"])))
-    for axes in panels.values():
+    for axes in (axes for axes in panels.values() if axes.lines):
         axes.axhline(1, color="black", linewidth=0.8)
     _pair_counts(panels, rows)
     title = f"Forward and backward, d = {rows[0]['d']}, {rows[0]['device']}, {rows[0]['threads']} thread(s)"

@@ -1,26 +1,26 @@
-"""What the parts of the GPU run share: where they run, what they call ours, and a loss that fails in one way only."""
+"""What the parts of the GPU run share: where they run, what they call ours, and a row for whatever fails."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
-from benchmarks import gpu_peers, providers
-from benchmarks.exact import Exact, exact
+from benchmarks import providers
+from benchmarks.gpu import rivals
 from benchmarks.peers import PairLoss
-from benchmarks.providers import Case, NotOffered
+from benchmarks.providers import Case, NotOffered, OtherLosses
 
 Result = TypeVar("Result")
 
 OURS = "ctloss-triton"
 LOSSES = ("cz-both", "info-both", "info-cross")
-ALL = {**providers.PROVIDERS, **gpu_peers.PROVIDERS}
+ALL = {**providers.PROVIDERS, **rivals.PROVIDERS}
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,24 @@ class Run:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
+    @contextmanager
+    def noting(self, **about: object) -> Iterator[None]:
+        """Record an error of any kind as a row of its own, and go on; that a provider has other losses is no error."""
+        try:
+            yield
+        except OtherLosses:
+            pass
+        except NotOffered as reason:
+            self.emit(**about, note=str(reason)[:300])
+        except Exception as error:  # what a compiler raises derives from Exception only
+            self.emit(**about, note=f"{type(error).__name__}: {error}"[:300])
+
     def sizes(self, *full: int) -> Sequence[int]:
         """The sizes of a part, or two tiny ones in a dry run."""
         return (6, 17) if self.dry else full
 
     def dtypes(self, *full: str) -> Sequence[str]:
-        """The dtypes of a part; the interpreter, which computes bfloat16 wrongly, gets float32 in a dry run."""
+        """The dtypes of a part; the interpreter computes bfloat16 wrongly, so that a dry run has only float32."""
         return ("float32",) if self.dry else full
 
     @property
@@ -50,48 +62,13 @@ class Run:
         return 24 if self.dry else 768
 
 
-def guarded(call: PairLoss) -> PairLoss:
-    """The loss, whose errors of any kind (a compiler's too) are RuntimeErrors."""
-
-    def run(x: Tensor, y: Tensor) -> Tensor:
-        try:
-            return call(x, y)
-        except Exception as error:  # what a compiler raises derives from Exception alone
-            raise RuntimeError(f"{type(error).__name__}: {error}") from error
-
-    return run
-
-
-def truth_of(case: Case, x: Tensor, y: Tensor) -> Exact:
-    """The float64 answer to a case."""
-    if case.loss == gpu_peers.SIGLIP:
-        return gpu_peers.siglip_exact(x, y, temperature=case.temperature)
-    loss, negatives = case.parts
-    return exact(x, y, loss=loss, negatives=negatives, temperature=case.temperature)
-
-
 def build(name: str, case: Case) -> PairLoss:
-    """A provider's loss, guarded; NotOffered where it has none."""
-    if case.loss == gpu_peers.SIGLIP and name in providers.PROVIDERS:
-        raise NotOffered("computes no sigmoid loss")
-    return guarded(ALL[name].build(case))
-
-
-def peak_bytes(run: Callable[[], object], device: str) -> int | None:
-    """The allocator's peak during a call beyond what was held before."""
-    if not device.startswith("cuda"):
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    """A provider's loss; NotOffered where it has none."""
+    return ALL[name].build(case)
 
 
 def captured(step: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result, Result]:
-    """A CUDA graph of a call, what the call gave before, and the tensors that a replay writes."""
+    """A CUDA graph of a call, what the call returned before, and the tensors that a replay writes."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
