@@ -1,1 +1,1 @@
-"""The one command for a bare CUDA machine, ``bash benchmarks/gpu.sh``, its parts, and the ring of GPUs that is planned."""
+"""The one command for a bare CUDA machine, ``bash benchmarks/gpu.sh``, its parts, and a model of a ring of GPUs."""

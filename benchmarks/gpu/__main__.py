@@ -79,8 +79,8 @@ def _checker(tool: str, folder: Path, dry: bool) -> Part:
 def parts(folder: Path, dry: bool) -> list[Part]:
     """Everything to run, the most valuable first: a run that is cut short has the first ones.
 
-    A part takes at most its limit, in seconds. Those down to the checkers are expected to take 8 minutes on an H100, two
-    of them the choices; the others (float32 and float16, torch.compile, other widths) share what is left.
+    A part takes at most its limit, in seconds. Those down to the checkers are expected to take 8 minutes on an H100,
+    two of them the choices; the others (float32 and float16, torch.compile, other widths) share what is left.
     """
     return [
         _measured("ceilings", 20, folder, dry),

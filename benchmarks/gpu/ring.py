@@ -11,6 +11,7 @@ rank completes the gradient of its own rows, so that no gradient travels. One ra
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ TILE, LARGEST_PANEL = 128, 11264
 
 @dataclass(frozen=True)
 class Gpu:
-    """What one GPU does: flop/s of matrix products, logits and weights; seconds that a block costs on top of its work."""
+    """What one GPU does: flop/s of matrix products, logits and weights; seconds that a block costs besides its work."""
 
     product: float
     logits: float
@@ -278,4 +279,5 @@ Assumed: {network.gpus_per_node} GPUs a node, NVLink {network.nvlink / 1e9:.0f} 
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(report())
