@@ -1,4 +1,4 @@
-"""The parallel text and the word translations that the rows are trained on, cut out of a folder of corpora."""
+"""What is trained on, read from a folder of corpora: the base's sentences, the rows' pairs and word translations."""
 
 from __future__ import annotations
 
@@ -8,14 +8,48 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.ablation.text import lines_of
 from benchmarks.results import write_text
 from ctloss.evaluate import held_out_lines
 
-# Of the languages that the lexicon has: Chen et al. 2022 train on the same six.
+# The base reads every language of line-aligned files LANGUAGE by LANGUAGE, and both sides of pairs.
+LINES = ("bible/bible.*", "news/news*.*", "tico19/all.*")
+PAIRS = "tatoeba-train/en-*.tsv"
+FEWEST_CHARACTERS = 8
+# The languages of the lexicon: Chen et al. 2022 train on the same six.
 ENGLISH, OTHERS = "en", ("ar", "es", "fr", "ru", "zh")
 LINE_ALIGNED = ("news/newstest2008-2011", "news/newstest2012-2013", "tico19/all", "bible/bible")
 HELD_OUT, SEED = 0.1, 0
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file, which end with LF: other separators occur inside sentences."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return [line.rstrip("\r\n") for line in file]
+
+
+def sentences(data: Path) -> list[str]:
+    """Every distinct sentence of the corpora bible, news, tico19 and tatoeba-train, in the order of their files.
+
+    Args:
+        data: the folder that holds theirs.
+
+    Returns:
+        Sentences of all languages; without those of fewer than eight characters, of which masking leaves nothing.
+
+    Raises:
+        FileNotFoundError: naming the pattern that matches no file.
+    """
+    found: dict[str, None] = {}
+    for pattern in (*LINES, PAIRS):
+        files = sorted(path for path in data.glob(pattern) if path.suffix not in (".ids", ".md"))
+        if not files:
+            raise FileNotFoundError(f"expected files {pattern} in {data}, found none; name the folder of the corpora")
+        for path in files:
+            for line in lines_of(path):
+                for text in line.split("\t") if pattern == PAIRS else [line]:
+                    if len(text) >= FEWEST_CHARACTERS:
+                        found[text] = None
+    return list(found)
 
 
 def prepare(data: Path, folder: Path, per_source: int) -> Path:
@@ -24,7 +58,7 @@ def prepare(data: Path, folder: Path, per_source: int) -> Path:
     Args:
         data: the folder of tatoeba-train, news, tico19, bible and lexicon.
         folder: gets a folder for this content, whose name changes with it.
-        per_source: most sentence pairs of a language and corpus, drawn by a hash.
+        per_source: at most this many sentence pairs of a language and corpus, drawn by a hash.
 
     Returns:
         That folder.
@@ -49,11 +83,11 @@ def prepare(data: Path, folder: Path, per_source: int) -> Path:
 
 
 def split_lexicon(lists: dict[str, list[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Part line-aligned word lists in two that share no translation with English.
+    """Split line-aligned word lists into two that share no translation with English.
 
     Returns:
-        The lines to train with, and those to ask for. Each has empty lines in place of the other's; a line that both
-        would share a translation by is in neither.
+        The lines to train with, and those to ask for. Each has empty lines in place of the other's; a line whose
+        translation is in both is in neither.
     """
     count = len(lists[ENGLISH])
     asked = held_out_lines(count, HELD_OUT, SEED)

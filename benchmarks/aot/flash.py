@@ -1,9 +1,9 @@
 """Which gradient is expected to win on an H100: ``python -m benchmarks.aot.flash`` counts, ``--write`` documents it.
 
 Panels write weights to memory once and read them twice; the flash kernel computes each of them twice and keeps them in
-registers. Both are charged their instructions, products, exponentials and memory traffic; none of these calls was timed.
-Instructions per pair are counted in what Triton 3.7.1 compiles for sm_90: those on the path through a tile that needs no
-mask, at a temperature whose logits share a peak, divided by the pairs of the tile.
+registers. Both are charged their instructions, products, exponentials and memory traffic; none of these calls was
+timed. Instructions per pair are counted in what Triton 3.7.1 compiles for sm_90: those on the path through a tile that
+needs no mask, at a temperature whose logits share a peak, divided by the pairs of the tile.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One command for a bare CUDA machine: correctness, checkers, ceilings, times; one JSON and one Markdown table.
 
 ``bash benchmarks/gpu.sh [--output FOLDER]``. Each part runs in a process of its own under a time limit; a failure is
-recorded and the next part goes on. The results are written after every part. ``--dry`` runs everything on the CPU under
+recorded and the next part starts. The results are written after every part. ``--dry`` runs everything on the CPU under
 Triton's interpreter at tiny sizes.
 """
 

@@ -38,7 +38,7 @@ class Run:
 
     @contextmanager
     def noting(self, **about: object) -> Iterator[None]:
-        """Record an error of any kind as a row of its own, and go on; that a provider has other losses is no error."""
+        """Record an error of any kind as a row of its own and continue; a provider of other losses is no error."""
         try:
             yield
         except OtherLosses:

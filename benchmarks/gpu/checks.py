@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import product
 
 import torch
@@ -12,6 +13,7 @@ from benchmarks import batches
 from benchmarks.exact import errors
 from benchmarks.gpu.case import LOSSES, OURS, Run, build, captured
 from benchmarks.measure import Timing, interleaved
+from benchmarks.peers import PairLoss
 from benchmarks.providers import DTYPES, Case
 
 # Batches for every set of kernels: small ones with products in float64 and without; panels; narrow rows; kept logits.
@@ -40,7 +42,7 @@ def ceilings(run: Run) -> None:
 def _batches(
     run: Run, shapes: Sequence[tuple[int, int]], dtypes: Sequence[str], losses: Sequence[str]
 ) -> Iterator[tuple[Case, Tensor, Tensor, dict[str, object]]]:
-    """Every case with its inputs and what a row says of it."""
+    """Every case with its inputs and the columns that describe it."""
     for (n, d), dtype, loss in product(shapes, run.dtypes(*dtypes), losses):
         x, y = batches.untrained(n, d, dtype=DTYPES[dtype], device=run.device)
         about: dict[str, object] = {"loss": loss, "n": n, "d": d, "dtype": dtype}
@@ -69,7 +71,7 @@ def repeats(run: Run) -> None:
     for case, x, y, about in _batches(run, sizes, ("bfloat16", "float32"), LOSSES):
         with run.noting(**about):
             call = build(OURS, case)
-            first, *others = (_step(call(x, y), x, y) for _ in range(2 if run.dry else 20))
+            first, *others = (_step(call, x, y) for _ in range(2 if run.dry else 20))
             equal = sum(_same(first, other) for other in others)
             run.emit(**about, repeats=1 + len(others), equal=1 + equal)
 
@@ -86,7 +88,7 @@ def graphs(run: Run) -> None:
                 # A failed capture is a finding of its own.
                 with run.noting(provider=name, **about):
                     call = build(name, case)
-                    graph, plain, recorded = captured(lambda call=call, x=x, y=y: _step(call(x, y), x, y))
+                    graph, plain, recorded = captured(partial(_step, call, x, y))
                     outcome = interleaved({"replay": graph.replay}, device=case.device, seconds=0.3)["replay"]
                     found: dict[str, object] = {"note": outcome}
                     if isinstance(outcome, Timing):
@@ -94,8 +96,9 @@ def graphs(run: Run) -> None:
                     run.emit(provider=name, **about, **found)
 
 
-def _step(value: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+def _step(call: PairLoss, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     """A loss and its gradients."""
+    value = call(x, y)
     return (value.detach(), *torch.autograd.grad(value, (x, y)))
 
 

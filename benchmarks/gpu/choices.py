@@ -176,9 +176,9 @@ def raced(race: Race, way: str, run: Run) -> dict[str, object]:
         run: where.
 
     Returns:
-        Milliseconds of a step (``ms``) and, if asked for, of the forward (``forward_ms``), errors and peaks by option;
-        the ``winner`` is the fastest step, ``shipped`` is what a user gets, and it ``won`` if no option is more than
-        2 % faster. Failures are in ``note``.
+        By option milliseconds of a step (``ms``) and, where it is raced, of the forward (``forward_ms``), errors and
+        peaks. The ``winner`` is the fastest step, ``shipped`` is what a user gets, and it ``won`` if no option is more
+        than 2 % faster. Failures are in ``note``.
     """
     case = race.case
     found: dict[str, dict[str, float]] = {name: {} for name in ("ms", "forward_ms", "gradient_error", "value_error")}

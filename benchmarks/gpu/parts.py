@@ -65,7 +65,8 @@ def cases(
     run: Run, n: Sequence[int], losses: Sequence[str], dtypes: Sequence[str] = ("bfloat16",), d: Sequence[int] = ()
 ) -> list[Case]:
     """Every combination, small batches first; the paper's width unless told."""
-    return [Case(loss, *rest, run.device) for *rest, loss in product(n, d or (run.d,), run.dtypes(*dtypes), losses)]
+    grid = product(n, d or (run.d,), run.dtypes(*dtypes), losses)
+    return [Case(loss, size, width, dtype, run.device) for size, width, dtype, loss in grid]
 
 
 def bfloat16(run: Run, *n: int) -> None:

@@ -29,7 +29,7 @@ def _module(distribution: str, name: str, case: Case, loss: str) -> ModuleType:
         raise NotOffered(f"{distribution} is not installed")
     try:
         return importlib.import_module(name)
-    except Exception as error:  # a package's import may fail in any way; the run goes on without it
+    except Exception as error:  # a package's import may fail in any way; the run continues without it
         raise NotOffered(f"{distribution} cannot be imported: {error!r}") from error
 
 
