@@ -1,4 +1,4 @@
-"""Imports point one way: reference and kernels know torch alone, ctloss joins them, training uses what is public."""
+"""Imports point one way, without circles: reference and kernels, ctloss, ctloss.shared, train and evaluate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import ast
 import re
 import sys
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,16 +18,17 @@ import ctloss.evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-MODULE_OF = {"scikit-learn": "sklearn", "faiss-cpu": "faiss"}
+MODULE_OF = {"scikit-learn": "sklearn"}
 
 
 def libraries(extra: str) -> frozenset[str]:
-    """What an extra installs is what its layer may import, so neither can lack anything of the other."""
+    """What an extra installs, which is what its layer may import; the shared layer, what both of them install."""
     names = (re.split("[^a-z0-9_-]", wanted)[0] for wanted in PROJECT["optional-dependencies"][extra])
     return frozenset(MODULE_OF.get(name, name) for name in names) | {"torch"}
 
 
 TRAINING_LIBRARIES, EVALUATION_LIBRARIES = libraries("train"), libraries("evaluate")
+SHARED_LIBRARIES = TRAINING_LIBRARIES & EVALUATION_LIBRARIES
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,13 @@ LAYERS = (
         ("ctloss.kernels.triton_path", *SHARED_BY_PATHS),
     ),
     Layer("ctloss.kernels", frozenset({"torch"}), ("ctloss.kernels",)),
-    Layer("ctloss.train", TRAINING_LIBRARIES, ("ctloss.train", "ctloss.command"), public=True),
-    Layer("ctloss.evaluate", EVALUATION_LIBRARIES, ("ctloss.evaluate", "ctloss.command"), public=True),
+    Layer("ctloss.shared", SHARED_LIBRARIES, ("ctloss.shared",)),
+    Layer("ctloss.train", TRAINING_LIBRARIES, ("ctloss.train", "ctloss.shared"), public=True),
+    Layer("ctloss.evaluate", EVALUATION_LIBRARIES, ("ctloss.evaluate", "ctloss.shared"), public=True),
     # typing_extensions comes with torch, and is imported for type checkers only.
     Layer("ctloss", frozenset({"torch", "typing_extensions"}), ("ctloss",)),
 )
-ABOVE_THE_CORE = ("ctloss.train", "ctloss.evaluate")
+ABOVE_THE_CORE = ("ctloss.shared", "ctloss.train", "ctloss.evaluate")
 
 
 def below(module: str, package: str) -> bool:
@@ -109,13 +113,43 @@ def forbidden(source: str, module: str, package: bool = False) -> list[str]:
     return found
 
 
-def sources() -> list[Path]:
-    folders = [ROOT / "ctloss", ROOT / "kernels", ROOT / "reference"]
-    files = {path.resolve() for folder in folders for path in folder.rglob("*.py")}
-    return sorted(files)
+def sources(*folders: str) -> list[Path]:
+    return sorted({path.resolve() for folder in folders for path in (ROOT / folder).rglob("*.py")})
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(ROOT).as_posix())
+PACKAGE = sources("ctloss", "kernels", "reference")
+
+
+def arrows(modules: dict[str, tuple[str, bool]]) -> dict[str, set[str]]:
+    """Which of the modules each imports by name, at any depth; of a package by itself, its ``__init__``.
+
+    Args:
+        modules: source of each module, and whether it is a package.
+    """
+    found: dict[str, set[str]] = {}
+    for module, (source, package) in modules.items():
+        names = set(imported(source, module, package))
+        found[module] = {target for name in names if (target := longest(name, modules)) is not None} - {module}
+    return found
+
+
+def longest(name: str, modules: Collection[str]) -> str | None:
+    """The module that an imported name is, or is in."""
+    while name and name not in modules:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of one circle, the first of them again at its end; none where there is no circle."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_imports_point_down(path: Path) -> None:
     module, package = module_name(path)
     assert forbidden(path.read_text(encoding="utf-8"), module, package) == []
@@ -132,18 +166,41 @@ def test_imports_point_down(path: Path) -> None:
         ("ctloss.kernels.triton_path.engine", "from ..problem import Problem\nimport triton.language as tl", []),
         ("ctloss.kernels.triton_path.engine", "from ctloss import checks", ["ctloss.checks"]),
         ("ctloss.losses", "from ctloss.train import recipe", ["ctloss.train.recipe"]),
+        ("ctloss.losses", "from .shared.files import locked", ["ctloss.shared.files.locked"]),
         ("ctloss.losses", "import kernels.problem", ["kernels.problem"]),
         ("ctloss.losses", "from .kernels.torch_path import engine\nfrom . import checks", []),
         ("ctloss.train.objective", "from ctloss import cz_nce\nimport transformers", []),
         ("ctloss.train.objective", "from ctloss.dispatch import choose", ["ctloss.dispatch.choose"]),
         ("ctloss.train.objective", "from .. import ops", ["ctloss.ops"]),
-        ("ctloss.evaluate.mining", "import faiss\nfrom .score import Score\nfrom ctloss import cz_nce", []),
-        ("ctloss.evaluate.mining", "from ctloss.train import Recipe", ["ctloss.train.Recipe"]),
-        ("ctloss.train.probe", "import faiss", ["faiss"]),
+        ("ctloss.train.objective", "from ..shared.files import locked", []),
+        ("ctloss.evaluate.data.hub", "import datasets\nfrom .labelled import HUB\nfrom ctloss import cz_nce", []),
+        ("ctloss.evaluate.data.hub", "from ...train import Recipe", ["ctloss.train.Recipe"]),
+        ("ctloss.evaluate.data.hub", "from ...shared.text import nfc", []),
+        ("ctloss.train.text.words", "import datasets", ["datasets"]),
+        ("ctloss.shared.vectors", "import numpy, datasets, pyarrow", ["datasets", "pyarrow"]),
+        ("ctloss.shared.vectors", "from ..train import Recipe", ["ctloss.train.Recipe"]),
+        ("ctloss.shared.vectors", "from ctloss import cz_nce", ["ctloss.cz_nce"]),
     ],
 )
 def test_the_rule_itself(module: str, source: str, caught: list[str]) -> None:
     assert forbidden(source, module) == caught
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    modules = {}
+    for path in [*PACKAGE, *sources("benchmarks")]:
+        module, package = module_name(path)
+        modules[module] = path.read_text(encoding="utf-8"), package
+    assert circle(arrows(modules)) == []
+
+
+def test_circles_are_found() -> None:
+    chain = {"p": ("from .a import x", True), "p.a": ("from . import b", False), "p.b": ("import os", False)}
+    # ``from . import b`` is b; ``from . import x`` is the package, whose __init__ imports a.
+    assert arrows(chain) == {"p": {"p.a"}, "p.a": {"p.b"}, "p.b": set()}
+    assert circle(arrows(chain)) == []
+    assert set(circle(arrows(chain | {"p.b": ("def f():\n    from .a import y", False)}))) == {"p.a", "p.b"}
+    assert set(circle(arrows(chain | {"p.b": ("from . import x", False)}))) == {"p", "p.a", "p.b"}
 
 
 @pytest.mark.parametrize(
@@ -156,7 +213,7 @@ def test_the_rule_itself(module: str, source: str, caught: list[str]) -> None:
     ids=["train", "evaluate"],
 )
 def test_extra_is_used(part: str, wanted: frozenset[str], others_need: set[str]) -> None:
-    files = [path for path in sources() if path.is_relative_to(ROOT / "ctloss" / part)]
+    files = sources(f"ctloss/{part}", "ctloss/shared")
     used = {name.partition(".")[0] for path in files for name in imported(path.read_text(encoding="utf-8"), "", False)}
     assert wanted - used <= others_need
 
@@ -164,11 +221,11 @@ def test_extra_is_used(part: str, wanted: frozenset[str], others_need: set[str])
 def test_benchmarks_use_public_names() -> None:
     """Benchmarks time what users call and measure errors against the float64 definitions.
 
-    Only the ahead-of-time compilation, the count of flash, which are about the kernels themselves, and the race of the
-    kernels' choices, which has to patch them, look inside.
+    Only the ahead-of-time compilation, which is about the kernels themselves, and the race of the kernels' choices,
+    which has to patch them, look inside.
     """
-    inside = {ROOT / "benchmarks" / name for name in ("aot.py", "aot_calls.py", "flash.py", "gpu_choices.py")}
-    for path in sorted(set((ROOT / "benchmarks").rglob("*.py")) - inside):
+    inside = {*sources("benchmarks/aot"), ROOT / "benchmarks" / "gpu" / "choices.py"}
+    for path in sorted(set(sources("benchmarks")) - inside):
         module, package = module_name(path)
         ours = [name for name in imported(path.read_text(encoding="utf-8"), module, package) if below(name, "ctloss")]
         hidden = [

@@ -1,0 +1,220 @@
+"""Files and folders that are there whole or not at all, and folders that one process at a time writes to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MARKER = "complete.json"
+# An empty file: how ctloss.evaluate marked its checkpoints before they had the marker above.
+FORMER_MARKER = "whole"
+PARTIAL = ".partial"
+
+
+@contextmanager
+def writing_file(path: Path) -> Iterator[Path]:
+    """Yields a path to write to, which becomes ``path`` when the block ends without an error.
+
+    The folder is made if missing. A reader, or a restart after a kill, sees all of the file or the one before.
+
+    Args:
+        path: the file, text or binary. Its ending is not that of the yielded path: name the format to who asks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        yield partial
+        _flush(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file so that a reader, or a restart after a kill, sees all of it or the one before.
+
+    Args:
+        path: the file; its folder is made if missing.
+        content: text is written as UTF-8 with the line ends it has.
+    """
+    with writing_file(path) as partial:
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def open_folder(folder: Path) -> None:
+    """Makes a folder to write to unless it is there.
+
+    Raises:
+        ValueError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"expected a folder to write to, got {folder} ({error.strerror}); choose another") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"expected a folder to write to, got {folder}, which is read-only; choose another")
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keeps out of a folder, which is made if missing, all other processes that lock it, while the block runs.
+
+    The lock goes with its process, however that ends. Where the system has no flock (Windows), nothing is locked.
+
+    Args:
+        folder: what to lock.
+        wait: whether to wait for a process that has the lock.
+
+    Raises:
+        ValueError: another process has the lock and ``wait`` is False, or the folder cannot be written to.
+    """
+    open_folder(folder)
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise ValueError(
+                f"expected a folder that no run writes to, got {folder}, where one is going on; wait for it to end, or "
+                "choose another folder"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def writing_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder to write into, which becomes ``folder`` when the block ends without an error.
+
+    Its marker is written last; then the folder gets its name. Killed before that, it is nothing that
+    :func:`is_complete` would accept.
+    """
+    partial = folder.with_name(folder.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    mark_complete(partial)
+    remove_folder(folder)
+    os.replace(partial, folder)
+    _flush(folder.parent)
+
+
+def mark_complete(folder: Path) -> None:
+    """Marks a folder as completely written: size and SHA-256 of each of its files go into its marker."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
+    for path in files:
+        _flush(path)
+    listed = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files
+    }
+    write_atomically(folder / MARKER, json.dumps({"files": listed}, indent=2) + "\n")
+
+
+def is_complete(folder: Path, *, checksums: bool = False) -> bool:
+    """Tells whether a folder has its marker and every file that the marker names, at its full size.
+
+    Markers of former versions are accepted: those with sizes only, and the empty one of ctloss.evaluate.
+
+    Args:
+        folder: the folder.
+        checksums: whether to read the files and compare their checksums too, as before anything is loaded from them.
+    """
+    if not (folder / MARKER).exists():
+        return (folder / FORMER_MARKER).is_file()
+    try:
+        listed: dict[str, Any] = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
+        for name, entry in listed.items():
+            size, sha256 = (entry["size"], entry["sha256"]) if isinstance(entry, dict) else (entry, None)
+            if (folder / name).stat().st_size != size:
+                return False
+            if checksums and sha256 is not None and _sha256(folder / name) != sha256:
+                return False
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return True
+
+
+def numbered(parent: Path, name: str) -> list[tuple[int, Path]]:
+    """Returns (number, folder) of the folders NAME-NUMBER in a folder, complete or not, by number."""
+    found = ((re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name), path) for path in parent.glob(f"{name}-*"))
+    return sorted((int(match[1]), path) for match, path in found if match and path.is_dir())
+
+
+def complete(parent: Path, name: str) -> list[tuple[int, Path]]:
+    """Returns (number, folder) of the folders NAME-NUMBER that are complete by their sizes, by number."""
+    return [(number, folder) for number, folder in numbered(parent, name) if is_complete(folder)]
+
+
+def remove_incomplete(parent: Path, name: str) -> list[Path]:
+    """Removes the folders NAME-NUMBER that are not complete, by their checksums, and those half-written.
+
+    Called before a run goes on from one of them: what is left can be loaded.
+
+    Returns:
+        What was removed.
+    """
+    ours = re.compile(rf"{re.escape(name)}-\d+({re.escape(PARTIAL)})?")
+    found = [path for path in parent.glob(f"{name}-*") if ours.fullmatch(path.name) and path.is_dir()]
+    removed = sorted(path for path in found if path.suffix == PARTIAL or not is_complete(path, checksums=True))
+    for path in removed:
+        remove_folder(path)
+    return removed
+
+
+def remove_old(parent: Path, name: str, keep: int) -> None:
+    """Removes all but the last ``keep`` complete folders NAME-NUMBER."""
+    for _, folder in complete(parent, name)[:-keep]:
+        remove_folder(folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder, if it is there, its marker first, so that no half of it ever counts as complete."""
+    for marker in (MARKER, FORMER_MARKER):
+        (folder / marker).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def digest_of_files(paths: Iterable[Path], start: str = "") -> str:
+    """Returns a SHA-256 of a text and of files' names, sizes and contents, in the order given.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    total = hashlib.sha256(start.encode())
+    for path in paths:
+        total.update(f"{path.name} {path.stat().st_size}\n".encode())
+        _update(total, path)
+    return total.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    total = hashlib.sha256()
+    _update(total, path)
+    return total.hexdigest()
+
+
+def _update(total: Any, path: Path) -> None:
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            total.update(chunk)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,255 @@
+"""Groups of options as dataclass fields that check their values, and the command line made from them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, field, fields
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+class OptionError(ValueError):
+    """An option asks for something that cannot be done; the message says what was expected and what was given."""
+
+
+def option(default: Any, help: str, *, flag: str | None = None, shown: str = "none") -> Any:
+    """Returns a dataclass field of a group that is an option of the command line, too.
+
+    A field made without it is not on the command line.
+
+    Args:
+        default: the value unless another is given.
+        help: what the command line says of it.
+        flag: how it is called there; by default ``--learning-rate`` for the field ``learning_rate``.
+        shown: what the help says of a default that is None or an empty tuple.
+    """
+    return field(default=default, metadata={"help": help, "flag": flag, "shown": shown})
+
+
+def require(condition: bool, name: str, expected: str, got: object, hint: str) -> None:
+    """Raises OptionError unless the condition holds, in the one form that every error about an option has."""
+    if not condition:
+        raise OptionError(f"{name}: expected {expected}, got {got!r}; {hint}")
+
+
+class Group:
+    """Base of frozen dataclasses: refuses values of the wrong kind or outside a Literal, and numbers not finite.
+
+    Kinds are text, whole numbers, numbers, booleans, paths, Literals of text, any of them or None, and tuples of any
+    length of one kind; lists are taken as tuples.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Training(Group):
+        ...     batch_size: int = option(32, "items of a step")
+        ...
+        ...     def check(self) -> None:
+        ...         self.at_least(1, "batch_size")
+        >>> Training(batch_size=0)
+        Traceback (most recent call last):
+        ...
+        ctloss.shared.options.OptionError: batch_size: expected at least 1, got 0; raise it
+    """
+
+    def __post_init__(self) -> None:
+        for name, hint in field_types(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(hint) is tuple and isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, name, value)
+            choices = _choices(hint)
+            if choices and value is not None:
+                require(value in choices, name, "one of " + ", ".join(choices), value, "choose one of them")
+            require(_fits(value, hint), name, _kind(hint), value, "give a value of that kind")
+            if isinstance(value, float):
+                require(math.isfinite(value), name, "a finite number", value, "give one")
+        self.check()
+
+    def check(self) -> None:
+        """Raises OptionError for values that make no sense, each by itself or together."""
+
+    def at_least(self, least: float, *names: str) -> None:
+        """Raises OptionError for the first of the named fields that is set and below ``least``."""
+        for name in names:
+            value = getattr(self, name)
+            require(value is None or value >= least, name, f"at least {least}", value, "raise it")
+
+    def positive(self, *names: str) -> None:
+        """Raises OptionError for the first of the named fields that is set and not above zero."""
+        for name in names:
+            value = getattr(self, name)
+            require(value is None or value > 0, name, "a number above 0", value, "raise it")
+
+    def fraction(self, *names: str) -> None:
+        """Raises OptionError for the first of the named fields outside [0, 1)."""
+        for name in names:
+            value = getattr(self, name)
+            require(0 <= value < 1, name, "a number from 0 up to but not including 1", value, "give a share")
+
+
+def field_types(group: type[Group]) -> dict[str, Any]:
+    """Returns the type of each field of a group, by name."""
+    hints = get_type_hints(group)
+    return {item.name: hints[item.name] for item in fields(group)}  # type: ignore[arg-type]
+
+
+def command_line(group: type[Group]) -> dict[str, str]:
+    """Returns the flag of each field of a group that is an option of the command line, by the field's name."""
+    return {item.name: _flag(item) for item in fields(group) if "help" in item.metadata}  # type: ignore[arg-type]
+
+
+def add_options(
+    parser: argparse.ArgumentParser,
+    title: str,
+    groups: Mapping[str, Group],
+    *,
+    description: str | None = None,
+    lists: bool = False,
+) -> None:
+    """Adds a section with an option for each field of a group that has one, unset unless given.
+
+    Args:
+        parser: what to add it to.
+        title: of the section.
+        groups: groups of one class, whose values the help shows as defaults, by the name of what they are the defaults
+            of, such as a recipe or a task; one by any name where there is nothing to tell apart.
+        description: of the section; by default the docstring of the class.
+        lists: whether each option takes several texts, such as ``VALUE TASK=VALUE``, to be chosen from and then read
+            by :func:`read_values`.
+    """
+    group = type(next(iter(groups.values())))
+    section = parser.add_argument_group(title, (group.__doc__ or "").strip() if description is None else description)
+    hints, flags = field_types(group), command_line(group)
+    for item in fields(group):  # type: ignore[arg-type]
+        if item.name in flags:
+            reading = {"nargs": "+", "metavar": "X"} if lists else _reading(hints[item.name])
+            values = {name: getattr(values, item.name) for name, values in groups.items()}
+            help = f"{item.metadata['help']} ({_defaults(values, item.metadata['shown'])})".replace("%", "%%")
+            section.add_argument(flags[item.name], default=None, help=help, **reading)
+
+
+def given_options(parsed: argparse.Namespace, group: type[Group]) -> dict[str, Any]:
+    """Returns the values of a group's options that the command line gave, by the field's name."""
+    values = {name: getattr(parsed, _destination(flag)) for name, flag in command_line(group).items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def read_values(group: type[Group], name: str, texts: Sequence[str], *, of: str = "") -> Any:
+    """Returns the value of a field that texts of the command line spell.
+
+    Args:
+        group: the field's group.
+        name: of the field.
+        texts: one, or several for a tuple.
+        of: what the value is for, such as a task, named in errors.
+
+    Raises:
+        OptionError: several texts where one is wanted, or one that does not spell a value of the field's kind.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Training(Group):
+        ...     seeds: tuple[int, ...] = option((1,), "one run each")
+        >>> read_values(Training, "seeds", ["1", "2"])
+        (1, 2)
+    """
+    hint, place = _not_none(field_types(group)[name]), command_line(group)[name] + (f" of {of}" if of else "")
+    if get_origin(hint) is tuple:
+        return tuple(_read(get_args(hint)[0], text, place) for text in texts)
+    require(len(texts) == 1, place, "one value", " ".join(texts), "give one")
+    return _read(hint, texts[0], place)
+
+
+def _read(hint: Any, text: str, place: str) -> Any:
+    choices = _choices(hint)
+    if choices:
+        require(text in choices, place, "one of " + ", ".join(choices), text, "choose one of them")
+    if hint is bool:
+        require(text in ("on", "off"), place, "on or off", text, "give one of them")
+        return text == "on"
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            raise OptionError(f"{place}: expected {_kind(hint)}, got {text!r}; correct it") from None
+    return text
+
+
+def _not_none(hint: Any) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(kind for kind in get_args(hint) if kind is not type(None))
+    return hint
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    hint = _not_none(hint)
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def _fits(value: object, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, kind) for kind in get_args(hint))
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if origin is Literal:
+        return value in get_args(hint)
+    if hint in (int, float):
+        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _kind(hint: Any, several: bool = False) -> str:
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_kind(kind, several) for kind in get_args(hint))
+    if get_origin(hint) is tuple:
+        return f"a tuple of {_kind(get_args(hint)[0], several=True)}"
+    names = {
+        str: ("text", "texts"),
+        int: ("a whole number", "whole numbers"),
+        float: ("a number", "numbers"),
+        bool: ("True or False", "booleans"),
+        Path: ("a path", "paths"),
+        type(None): ("None", "None"),
+    }
+    return names.get(hint, names[str])[several]
+
+
+def _flag(item: Field[Any]) -> str:
+    return item.metadata["flag"] or "--" + item.name.replace("_", "-")
+
+
+def _destination(flag: str) -> str:
+    return flag.lstrip("-").replace("-", "_")
+
+
+def _reading(hint: Any) -> dict[str, Any]:
+    hint = _not_none(hint)
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(hint) is tuple:
+        kind = get_args(hint)[0]
+        return {"nargs": "+", "metavar": "X", **({"type": kind} if kind in (int, float) else {})}
+    if choices := _choices(hint):
+        return {"choices": choices}
+    if hint in (int, float):
+        return {"type": hint, "metavar": "N" if hint is int else "X"}
+    return {"metavar": "TEXT"}
+
+
+def _defaults(values: Mapping[str, Any], unset: str) -> str:
+    def text(value: Any) -> str:
+        if value is None or value == ():
+            return unset
+        if isinstance(value, tuple):
+            return " ".join(map(str, value))
+        return ("on" if value else "off") if isinstance(value, bool) else str(value)
+
+    if len(set(values.values())) == 1:
+        return f"default: {text(next(iter(values.values())))}"
+    return ", ".join(f"{name}: {text(value)}" for name, value in values.items())

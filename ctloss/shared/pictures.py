@@ -1,0 +1,78 @@
+"""Figures: how one is written, and the t-SNE picture of words in several languages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from .files import writing_file
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+MARKERS = "os^DvP*X<>hp"
+# With fewer points t-SNE shows nothing.
+FEWEST = 10
+
+
+class Point(NamedTuple):
+    """A word somewhere in a text: what it means, its language, and its vector (H,)."""
+
+    meaning: str
+    language: str
+    vector: np.ndarray | Tensor
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG, whole or not at all; the folder is made if missing.
+
+    Made as ``matplotlib.figure.Figure()``, not by pyplot, a figure leaves the backend as the user has chosen it.
+    """
+    with writing_file(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")
+
+
+def draw_words(panels: Mapping[str, Sequence[Point]], path: Path, *, title: str, seed: int) -> bool:
+    """Draws t-SNE pictures of word vectors side by side: colours are meanings, markers are languages.
+
+    After Chen et al. 2022, poster, figure 3.
+
+    Args:
+        panels: the points of each panel, by its title.
+        path: PNG file to write.
+        title: of the whole picture.
+        seed: of t-SNE.
+
+    Returns:
+        Whether every panel had enough points (10) for a picture.
+    """
+    if min(map(len, panels.values()), default=0) < FEWEST:
+        return False
+    import numpy as np
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from sklearn.manifold import TSNE
+
+    points = [point for panel in panels.values() for point in panel]
+    meanings = {meaning: colormaps["tab20"](i % 20) for i, meaning in enumerate(dict.fromkeys(p[0] for p in points))}
+    languages = {code: MARKERS[i % len(MARKERS)] for i, code in enumerate(sorted({p.language for p in points}))}
+    figure = Figure(figsize=(6.5 * len(panels) + 1.5, 6))
+    for axis, (name, panel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        perplexity = min(30.0, (len(panel) - 1) / 3)
+        flat = TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=seed).fit_transform(
+            np.stack([np.asarray(point.vector) for point in panel])
+        )
+        for spot, (meaning, language, _) in zip(flat, panel, strict=True):
+            axis.scatter(*spot, color=meanings[meaning], marker=languages[language], s=22, linewidths=0)
+        axis.set(title=name, xticks=[], yticks=[])
+    handles = [Line2D([], [], color=colour, marker="o", ls="", label=name) for name, colour in meanings.items()]
+    handles += [Line2D([], [], color="black", marker=marker, ls="", label=code) for code, marker in languages.items()]
+    figure.legend(handles=handles, loc="center right", frameon=False, fontsize=8)
+    figure.suptitle(title)
+    figure.tight_layout(rect=(0, 0, 1 - 1.2 / figure.get_figwidth(), 1))
+    write_figure(figure, path)
+    return True

@@ -1,0 +1,81 @@
+"""What pretraining and fine-tuning hand to transformers' Trainer in the same way."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+
+def training_arguments(
+    output: Path,
+    *,
+    seed: int,
+    precision: str,
+    epochs: float,
+    max_steps: int | None,
+    weight_decay: float,
+    clip: float,
+    log_every: int,
+    evaluate_every: int,
+    checkpoint_every: int,
+    **others: Any,
+) -> TrainingArguments:
+    """Returns Trainer's arguments for a run on one device a process, measured and kept every so many steps.
+
+    Args:
+        output: folder of the checkpoints.
+        seed: of all that is random.
+        precision: see :func:`uses_bfloat16`.
+        epochs: passes over the data.
+        max_steps: steps instead of epochs; None for epochs.
+        weight_decay: of the optimiser.
+        clip: largest norm of the gradient; 0 leaves it as it is.
+        log_every, evaluate_every, checkpoint_every: steps between two reports, scores and checkpoints.
+        others: further arguments of ``transformers.TrainingArguments``.
+    """
+    from transformers import TrainingArguments
+
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        seed=seed,
+        bf16=uses_bfloat16(precision),
+        use_cpu=not torch.cuda.is_available(),
+        num_train_epochs=epochs,
+        max_steps=max_steps or -1,
+        weight_decay=weight_decay,
+        max_grad_norm=clip,
+        logging_steps=log_every,
+        eval_strategy="steps",
+        eval_steps=evaluate_every,
+        save_strategy="steps",
+        save_steps=checkpoint_every,
+        report_to="none",
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        disable_tqdm=False,
+        **others,
+    )
+    # Known once the device is. On several GPUs in one process Trainer would split batches with DataParallel.
+    if arguments.device and arguments.n_gpu > 1:
+        print(f"1 of {arguments.n_gpu} GPUs is used; torchrun uses all", file=sys.stderr)
+        arguments._n_gpu = 1
+    return arguments
+
+
+def uses_bfloat16(precision: str) -> bool:
+    """Tells whether a run autocasts to bfloat16.
+
+    Args:
+        precision: ``"bf16"`` or ``"fp32"``, or ``"auto"`` for bfloat16 where the device multiplies it fast.
+    """
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
