@@ -14,7 +14,7 @@ import torch
 from benchmarks import providers
 from benchmarks.cpu import comparisons, family, memory, numerics, plots, report, sweep
 from benchmarks.cpu.sweep import Grid
-from benchmarks.results import Row, read_csv, write_csv
+from benchmarks.results import Row, insert, page_of, read_csv, write_csv
 
 EPILOG = """
 Files: RESULTS/sweep-DEVICE.csv, memory-DEVICE.csv, numerics-DEVICE.csv, family-cpu.csv; FIGURES/speed.png,
@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, help="for each case and pass, shared by the providers (default: 1, quick: 0.2)")
     add("--quick", action="store_true", help="smaller sizes and fewer samples: about a minute")
     add("--output", type=Path, default=Path("benchmarks/results"), metavar="RESULTS", help="default: %(default)s")
-    add("--write", action="store_true", help="put the tables into README.md and the pages of docs/")
+    add("--write", action="store_true", help="put the tables into their page of docs/")
     add("--figures", type=Path, default=Path("docs/figures"), help="default: %(default)s")
     return options
 
@@ -119,6 +119,11 @@ def main(arguments: list[str] | None = None) -> None:
         write_csv(path, [{**row, "device_kind": kind} for row in rows])
         print(f"{len(rows)} rows: {path}")
 
+    def show(command: str, text: str) -> None:
+        print(text)
+        if options.write:
+            insert(page_of(command), command, text)
+
     if options.what in ("all", "numerics"):
         torch.set_num_threads(1)
         keep("numerics", [*numerics.run(
@@ -143,15 +148,10 @@ def main(arguments: list[str] | None = None) -> None:
         for path in plots.draw_all(options.output, options.figures, kind):
             print(path)
     if kind == "cpu" and options.what in ("all", "table"):
-        print(*report.tables(options.output), sep="\n\n")
-        if options.write:
-            report.insert_tables(options.output, Path())
+        show(report.COMMAND, report.tables(options.output))
     of_family = options.output / "family-cpu.csv"
     if kind == "cpu" and options.what in ("all", "family", "table") and of_family.is_file():
-        rows = read_csv(of_family)
-        print(family.table(rows))
-        if options.write:
-            family.insert_table(rows, Path())
+        show(family.COMMAND, family.table(read_csv(of_family)))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.peers import installed_version
+from ctloss.shared.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = (
@@ -52,14 +53,6 @@ def _device_name(device: str) -> str:
     return platform.processor() or platform.machine()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
-
-
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write rows whose columns are the union of their keys, in the order first met.
 
@@ -72,7 +65,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     writer.writerows(
         {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows
     )
-    write_text(path, text.getvalue())
+    write_atomically(path, text.getvalue())
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -122,7 +115,7 @@ def insert(document: Path, command: str, text: str) -> None:
         ValueError: if the document lacks a marker.
     """
     head, _, tail = split_document(document, command)
-    write_text(document, f"{head}\n\n{text.strip()}\n\n{tail}")
+    write_atomically(document, f"{head}\n\n{text.strip()}\n\n{tail}")
 
 
 def page_of(command: str, docs: Path = ROOT / "docs") -> Path:

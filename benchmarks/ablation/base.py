@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from benchmarks.ablation.corpus import sentences
-from benchmarks.results import write_text
+from ctloss.shared.files import write_atomically
 from ctloss.train.tokenizer import train_wordpiece
 
 
@@ -88,7 +88,7 @@ def make(base: Base, data: Path, folder: Path) -> None:
     texts = sentences(data)
     record, digest = folder / "sentences.txt", hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()
     if not record.is_file():
-        write_text(record, digest)
+        write_atomically(record, digest)
     if record.read_text(encoding="utf-8") != digest:
         raise ValueError(
             f"{folder}: expected the sentences that this base was begun on, got others; restore those of --data or "

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.results import write_text
 from ctloss.evaluate import held_out_lines
+from ctloss.shared.files import write_atomically
 
 # The base reads every language of line-aligned files LANGUAGE by LANGUAGE, and both sides of pairs.
 LINES = ("bible/bible.*", "news/news*.*", "tico19/all.*")
@@ -74,11 +74,11 @@ def prepare(data: Path, folder: Path, per_source: int) -> Path:
     made = folder / hashlib.sha256(content.encode()).hexdigest()[:8]
     if not (made / "done").is_file():
         for other, rows in pairs.items():
-            write_text(made / f"{ENGLISH}-{other}.tsv", "".join(f"{a}\t{b}\n" for a, b in rows))
+            write_atomically(made / f"{ENGLISH}-{other}.tsv", "".join(f"{a}\t{b}\n" for a, b in rows))
         for name, part in (("lexicon", kept), ("words", held)):
             for language, lines in part.items():
-                write_text(made / name / f"{language}.txt", "".join(f"{line}\n" for line in lines))
-        write_text(made / "done", "")
+                write_atomically(made / name / f"{language}.txt", "".join(f"{line}\n" for line in lines))
+        write_atomically(made / "done", "")
     return made
 
 

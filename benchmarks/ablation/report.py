@@ -98,8 +98,9 @@ def start_line(starts: Mapping[str, Any]) -> str:
     tagging, retrieval = starts["tagging"], starts["retrieval"]
     return (
         f"**The starts.** After {starts['steps']} steps of fine-tuning on parts of speech, F1 on English dev: base "
-        f"{tagging['base']:.3f}, random weights {tagging['random']:.3f}. After the same number of CZ-snt "
-        f"without head or MLM, retrieval of validation pairs: base {retrieval['base']:.3f}, random weights {retrieval['random']:.3f}."
+        f"{tagging['base']:.3f}, random weights {tagging['random']:.3f}. After the same number of CZ-snt without head "
+        f"or MLM, retrieval of validation pairs: base {retrieval['base']:.3f}, random weights "
+        f"{retrieval['random']:.3f}."
     )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.ablation.plan import Row, Scale
 from ctloss.evaluate import XTREME_OPTIONS, FinetuneOptions, VectorOptions, evaluate_udpos, read_results, run
+from ctloss.shared.training import uses_bfloat16
 from ctloss.train import Recipe, pretrain
-from ctloss.train.trainer import uses_bfloat16
 
 MAX_LENGTH = 64
 FINETUNED = {"xnli": "xnli", "pawsx": "pawsx", "pos": "udpos", "ner": "panx"}

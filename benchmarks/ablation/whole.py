@@ -26,8 +26,8 @@ from benchmarks.ablation.run import (
     train,
 )
 from benchmarks.ablation.statistics import joined
-from benchmarks.results import write_text
 from ctloss.evaluate import Encoder, Results, draw_languages, draw_words, read_results
+from ctloss.shared.files import write_atomically
 
 
 class Ablation:
@@ -69,7 +69,7 @@ class Ablation:
                 "tagging": {start: tags_english(self.starts[start], self.data, steps) for start in STARTS},
                 "retrieval": {start: validation(self._train(rows[start])) for start in STARTS},
             }
-            write_text(self._checked, json.dumps(found, indent=1) + "\n")
+            write_atomically(self._checked, json.dumps(found, indent=1) + "\n")
         tagging = json.loads(self._checked.read_text(encoding="utf-8"))["tagging"]
         if tagging["base"] <= tagging["random"]:
             reached = ", ".join(f"{start} {value:.3f}" for start, value in tagging.items())
@@ -123,7 +123,7 @@ class Ablation:
                 "give the --output that has them"
             )
         text = report(rows, found, starts, self._logged())
-        write_text(self.output / "report.md", text)
+        write_atomically(self.output / "report.md", text)
         if found:
             draw_study(found, self.figures / "ablation-batch.png")
             draw_forces(logs, self.figures / "ablation-forces.png")

@@ -54,7 +54,7 @@ class Device:
         return cls(f"sm_{arch}", arch, GPUTarget("cuda", arch, 32), shared_limit, 1024, 65536, threads)
 
     def blocks(self, registers: int, shared: int, threads: int) -> int:
-        """How many blocks share a multiprocessor, given registers per thread and a block's shared memory and threads."""
+        """How many blocks share a multiprocessor, by registers per thread and a block's shared memory and threads."""
         granted = -(-max(registers, 1) // REGISTER_STEP) * REGISTER_STEP
         return min(
             self.registers // (granted * threads),

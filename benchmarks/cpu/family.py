@@ -11,7 +11,6 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -121,16 +120,11 @@ def _against_goal(
     return f"{ratio:.2f}", met(ratio, goal)
 
 
-def insert_table(rows: Sequence[Mapping[str, str]], root: Path) -> None:
-    """Put the table into its page of the documentation below a folder."""
-    results.insert(results.page_of(COMMAND, root / "docs"), COMMAND, table(rows))
-
-
-def _peak_asked_for(problem: dict[str, object]) -> int:
+def _peak_of(problem: dict[str, object]) -> int:
     n, d = int(str(problem["n"])), int(str(problem["d"]))
     (line,) = (line for line in lines((n,), d) if line.name == problem["line"])
     return peak(line, str(problem["role"]))
 
 
 if __name__ == "__main__":
-    memory.answer(_peak_asked_for)
+    memory.answer(_peak_of)

@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.cpu.report import time_ratios
 from benchmarks.results import read_csv
+from ctloss.shared.files import writing_file
 
 matplotlib.use("Agg")
 
@@ -88,10 +89,8 @@ def _finish(figure: Figure, panels: Panels, title: str, x: str, y: str, path: Pa
 
 def save(figure: Figure, path: Path) -> None:
     """Write a picture in the format of its name, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    figure.savefig(unfinished, dpi=130, format=path.suffix[1:])
-    unfinished.replace(path)
+    with writing_file(path) as partial:
+        figure.savefig(partial, dpi=130, format=path.suffix[1:])
 
 
 def draw_times(rows: Rows, target: Path) -> bool:

@@ -12,7 +12,7 @@ import torch
 
 import ctloss
 from benchmarks.providers import DTYPES, LOSSES
-from benchmarks.results import insert, page_of, read_csv, table
+from benchmarks.results import read_csv, table
 
 COMMAND = "python -m benchmarks table"
 OWN = "ctloss-torch"
@@ -55,8 +55,8 @@ def time_ratios(rows: Rows, which: str = "forward+backward") -> list[dict[str, s
     return [{**row, "ratio": str(seconds(row) / best[_case(row)])} for row in timed]
 
 
-def tables(results: Path) -> tuple[str, str]:
-    """Markdown for the README and for the page of all cases.
+def tables(results: Path) -> str:
+    """The page's tables in Markdown: ours next to others, the goals, every case, memory.
 
     Args:
         results: a folder that holds ``sweep-cpu.csv`` and ``memory-cpu.csv``.
@@ -70,23 +70,19 @@ def tables(results: Path) -> tuple[str, str]:
     main = [row for row in own if all(row[key] == value for key, value in MAIN.items())]
     parts = [
         f"{own[0]['device']}, torch {own[0]['torch']}; one thread, its CPU time. infoNCE, negatives of both languages, "
-        "d = 256, forward and backward.",
+        "d = 256, forward and backward. Below 1, ctloss is faster. Errors are relative, of the gradient, against "
+        "float64.",
+        _next_to_others(main, both),
+        "The same cases against their goals:",
         _goals(main),
-        "Every other case: time over the best eager form, and of the forward pass only, as in evaluation. Share: of "
-        "the pace of a float32 product timed in the same rounds, counting 3N²d flops where logits are kept and 4N²d "
-        "where they are recomputed (across the languages 6n²d and 8n²d). Two threads by the wall clock.",
+        "Every case: time over the best eager form; forward only, as in evaluation. Share: of the pace of a float32 "
+        "product timed in the same rounds, counting 3N²d flops where logits are kept and 4N²d where they are formed "
+        "again (across the languages 6n²d and 8n²d). Two threads by the wall clock.",
         _all_cases(own, forward),
         "Peak memory of forward and backward beyond the inputs, infoNCE over both languages, float32, d = 256, MiB:",
         _memory(read_csv(results / "memory-cpu.csv")),
     ]
-    return _next_to_others(main, both), "\n\n".join(parts)
-
-
-def insert_tables(results: Path, root: Path) -> None:
-    """Put both into the documents below a folder."""
-    readme, page = tables(results)
-    insert(root / "README.md", COMMAND, readme)
-    insert(page_of(COMMAND, root / "docs"), COMMAND, page)
+    return "\n\n".join(parts)
 
 
 def _order(row: Row) -> tuple[object, ...]:
@@ -95,7 +91,7 @@ def _order(row: Row) -> tuple[object, ...]:
 
 
 def _next_to_others(main: Rows, timed: Rows) -> str:
-    """The README's: our time, and over that of others, with both errors."""
+    """Our time, and over that of others, with both errors."""
     by_case: dict[tuple[str, ...], dict[str, Row]] = defaultdict(dict)
     for row in timed:
         by_case[_case(row)][row["provider"]] = row

@@ -25,7 +25,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu import report
-from benchmarks.results import ROOT, describe, write_text
+from benchmarks.results import ROOT, describe
+from ctloss.shared.files import write_atomically
 
 # Tests that run kernels, the least tried first; those of corpora, training and packaging need no GPU.
 TESTS = ("paths/test_triton_path*.py", "core/test_api.py")
@@ -200,8 +201,8 @@ def main() -> None:
                 done[part.name] = run_part(part, left if options.dry else min(part.seconds, left), variables)
             print(f"{part.name}: {done[part.name]['status']}, {done[part.name]['seconds']} s", flush=True)
             result |= {"parts": done, "seconds": round(time.perf_counter() - started, 1)}
-            write_text(options.output / "gpu.json", json.dumps(result, indent=1) + "\n")
-            write_text(options.output / "gpu.md", report.markdown(result))
+            write_atomically(options.output / "gpu.json", json.dumps(result, indent=1) + "\n")
+            write_atomically(options.output / "gpu.md", report.markdown(result))
     print((options.output / "gpu.md").read_text(encoding="utf-8"))
 
 

@@ -26,13 +26,6 @@ COLUMNS = {"provider", "pass", "wall_s", "cpu_s", "gradient_error", "value_error
            "threads", "torch", "triton", "ctloss", "peers"}  # fmt: skip
 
 
-def document(path: Path, name: str) -> Path:
-    """A document that has old results of a command."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("before\n" + "\nold\n".join(markers(name)) + "\nafter\n", encoding="utf-8")
-    return path
-
-
 def run(tmp_path: Path, *arguments: str) -> list[dict[str, str]]:
     threads = torch.get_num_threads()
     try:
@@ -235,21 +228,18 @@ def test_tables_show_ratios_with_their_goals(tmp_path: Path) -> None:
     ]
     write_csv(tmp_path / "sweep-cpu.csv", sweep)
     write_csv(tmp_path / "memory-cpu.csv", [{"provider": "eager", "n": "512", "peak_bytes": 2.0**21}])
-    readme, page = report.tables(tmp_path)
+    page = report.tables(tmp_path)
     assert "| float32 | 512 | 0.50 | 0.65 met | 0.55 met |" in page
     assert "| float32 | 2,048 | 0.50 | 0.45 missed | 0.38 missed |" in page
     # 3 · 4096² · 256 flops in 5 s, of 2e10 a second.
     assert "| info-both | 1 | 256 | float32 | 2,048 | 0.50 | 0.50 | 13% |" in page
     assert "| 512 | 2 |" in page
-    documents = [document(tmp_path / name, report.COMMAND) for name in ("README.md", "docs/lab/page.md")]
-    report.insert_tables(tmp_path, tmp_path)
-    for path, text in zip(documents, (readme, page), strict=True):
-        begin, end = markers(report.COMMAND)
-        assert path.read_text(encoding="utf-8") == f"before\n{begin}\n\n{text}\n\n{end}\nafter\n"
 
 
 def test_results_go_between_the_markers(tmp_path: Path) -> None:
-    path = document(tmp_path / "docs" / "page.md", "a command")
+    path = tmp_path / "docs" / "page.md"
+    path.parent.mkdir()
+    path.write_text("before\n" + "\nold\n".join(markers("a command")) + "\nafter\n")
     for _ in range(2):
         insert(page_of("a command", tmp_path), "a command", "new\n")
         begin, end = markers("a command")
@@ -278,7 +268,7 @@ def test_family_lines_compute_what_they_say(line: comparisons.Line) -> None:
 
 
 @pytest.mark.skipif(not STATUS.is_file(), reason="peak memory on the CPU is read from /proc")
-def test_family_from_measurement_to_document(tmp_path: Path) -> None:
+def test_family_from_measurement_to_table(tmp_path: Path) -> None:
     line = next(comparisons.lines((16,), 8))
     threads = torch.get_num_threads()
     try:
@@ -291,7 +281,5 @@ def test_family_from_measurement_to_document(tmp_path: Path) -> None:
     ours, other = ({**row, "n": "1024"} for row in measured)
     ours |= {"cpu_s": "0.9", "peak_bytes": "40"}
     other |= {"cpu_s": "1.0", "peak_bytes": "100"}
-    page = document(tmp_path / "docs" / "page.md", family.COMMAND)
-    family.insert_table([ours, other], tmp_path)
-    shown = page.read_text(encoding="utf-8")
+    shown = family.table([ours, other])
     assert "| queries to documents | 1,024 | plain PyTorch | 900 | 0.90 | 0.8 missed | 0.40 | 0.5 met |" in shown
