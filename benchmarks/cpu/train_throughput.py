@@ -76,12 +76,21 @@ class Contest:
 
     def our_objective(self) -> Any:
         """ctloss.train's model with its loss."""
-        from ctloss.train.encoder import CCEEncoder, load_backbone
+        from ctloss.shared.models import load_encoder
+        from ctloss.train import CCEEncoder
         from ctloss.train.objective import Objective
 
-        encoder = CCEEncoder(load_backbone(str(self.folder / "encoder"), mlm=False), levels="sentence", head=False)
+        encoder = CCEEncoder(load_encoder(self.folder / "encoder"), levels="sentence", head=False)
         choice = self.recipe.objective
         return Objective(encoder, loss=choice.loss, temperature=choice.temperature, negatives=choice.negatives)
+
+    def our_rows(self) -> tuple[Any, Any]:
+        """ctloss.train's training rows, and what makes batches of them."""
+        from ctloss.train.collator import Collator
+        from ctloss.train.dataset import WPSDataset
+
+        collate = Collator(self.tokenizer, seed=0, words=False, mlm_probability=0.0)
+        return WPSDataset(self.folder / "data" / "train"), collate
 
     def their_loss(self) -> tuple[Any, Any]:
         """sentence-transformers' model, with our pooling, and its loss."""
@@ -108,35 +117,26 @@ class Contest:
     @torch.no_grad()
     def losses(self) -> tuple[float, float]:
         """The loss of the first batch by ctloss.train and by sentence-transformers, without dropout."""
-        from ctloss.train.collator import Collator
-        from ctloss.train.dataset import WPSDataset
-
-        rows = WPSDataset(self.folder / "data" / "train")
-        batch = Collator(self.tokenizer, seed=0, words=False, mlm_probability=0.0)([rows[i] for i in range(self.batch)])
+        rows, collate = self.our_rows()
+        batch = collate([rows[i] for i in range(self.batch)])
         ours = self.our_objective().eval()(**{name: value for name, value in batch.items() if name != "index"})["loss"]
         model, loss = self.their_loss()
         model.eval()
         sides = [[rows.text(i)[side] for i in range(self.batch)] for side in ("source", "target")]
         features = [
-            {
-                name: value.to(model.device) if torch.is_tensor(value) else value
-                for name, value in model.preprocess(side).items()
-            }
-            for side in sides
+            {name: each.to(model.device) if torch.is_tensor(each) else each for name, each in inputs.items()}
+            for inputs in map(model.preprocess, sides)
         ]
-        theirs = loss(features, torch.empty(0))
-        return float(ours), float(theirs)
+        return float(ours), float(loss(features, torch.empty(0)))
 
     def ours(self, steps: int, precision: str) -> float:
         """Pairs per second of ctloss.train."""
-        from ctloss.train.collator import Collator
-        from ctloss.train.dataset import WPSDataset
         from ctloss.train.logs import ProgressLines
         from ctloss.train.sampler import BatchPlan
         from ctloss.train.trainer import PretrainingTrainer
 
         recipe = self.recipe.override(max_steps=steps, precision=precision)
-        rows = WPSDataset(self.folder / "data" / "train")
+        rows, collate = self.our_rows()
         with tempfile.TemporaryDirectory() as output:
             trainer = PretrainingTrainer(
                 self.our_objective(),
@@ -144,7 +144,7 @@ class Contest:
                 Path(output),
                 rows=rows,
                 plan=BatchPlan(rows.lengths, rows.keys, batch_size=self.batch, seed=0),
-                collate=Collator(self.tokenizer, seed=0, words=False, mlm_probability=0.0),
+                collate=collate,
                 tokenizer=self.tokenizer,
                 measure=lambda encoder: {},
             )
