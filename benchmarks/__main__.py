@@ -26,16 +26,8 @@ ids, other options and losses, each compared with what it replaces, with the goa
 Providers:
 """
 EPILOG += "\n".join(f"  {provider.name:22} {provider.about}" for provider in providers.PROVIDERS.values())
-# Options that replace what is swept by default.
-REPLACED = {
-    "n": "n",
-    "d": "d",
-    "dtype": "dtypes",
-    "loss": "losses",
-    "providers": "providers",
-    "threads": "threads",
-    "seconds": "seconds",
-}
+# Fields of a Grid that options replace.
+REPLACED = ("n", "d", "dtypes", "losses", "providers", "threads", "seconds")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,8 +49,8 @@ def parser() -> argparse.ArgumentParser:
         help="pairs in a batch (default, as for everything that is swept: SWEEP in benchmarks/cpu/sweep.py)",
     )
     add("--d", type=int, nargs="+", metavar="D", help="dimensions")
-    add("--dtype", nargs="+", choices=tuple(providers.DTYPES))
-    add("--loss", nargs="+", choices=tuple(providers.LOSSES))
+    add("--dtype", dest="dtypes", nargs="+", choices=tuple(providers.DTYPES))
+    add("--loss", dest="losses", nargs="+", choices=tuple(providers.LOSSES))
     add("--providers", nargs="+", choices=tuple(providers.PROVIDERS), metavar="NAME", help="those listed below")
     add(
         "--device",
@@ -98,7 +90,7 @@ def memory_limit(device: str) -> float:
 
 def grids(options: argparse.Namespace, usual: Sequence[Grid]) -> list[Grid]:
     """What is swept: as usual, or the first of the usual grids with what the options ask for."""
-    given = {field: value for name, field in REPLACED.items() if (value := getattr(options, name))}
+    given = {name: value for name in REPLACED if (value := getattr(options, name))}
     if set(given) - {"seconds"}:
         usual = usual[:1]
     if options.quick:
@@ -127,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.what in ("all", "numerics"):
         torch.set_num_threads(1)
         keep("numerics", [*numerics.run(
-            options.loss or numerics.LOSSES,
+            options.losses or numerics.LOSSES,
             options.providers or numerics.PROVIDERS,
             device=options.device,
             phis=numerics.PHIS[::3] if options.quick else numerics.PHIS,

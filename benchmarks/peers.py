@@ -37,12 +37,9 @@ def installed_version(distribution: str) -> str | None:
         return None
 
 
-def _module(name: str, *, path: Path | None = None, contents: Mapping[str, object] | None = None) -> ModuleType:
+def _module(name: str, contents: Mapping[str, object]) -> ModuleType:
     module = ModuleType(name)
-    if path is not None:
-        module.__path__ = [str(path)]
-    for key, value in (contents or {}).items():
-        setattr(module, key, value)
+    vars(module).update(contents)
     return module
 
 
@@ -96,9 +93,9 @@ def load(
     root = Path(str(importlib.metadata.distribution(distribution).locate_file("")))
     with _apart(module.partition(".")[0]):
         for package in bare:
-            sys.modules[package] = _module(package, path=root.joinpath(*package.split(".")))
+            sys.modules[package] = _module(package, {"__path__": [str(root.joinpath(*package.split(".")))]})
         for replaced, contents in (stand_ins or {}).items():
-            sys.modules[replaced] = _module(replaced, contents=contents)
+            sys.modules[replaced] = _module(replaced, contents)
         try:
             return getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, OSError) as error:

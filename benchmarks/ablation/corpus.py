@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ctloss.evaluate import held_out_lines
 from ctloss.shared.files import write_atomically
+from ctloss.shared.text import require_equal_counts
 
 # The base reads every language of line-aligned files LANGUAGE by LANGUAGE, and both sides of pairs.
 LINES = ("bible/bible.*", "news/news*.*", "tico19/all.*")
@@ -125,24 +126,15 @@ def _pairs(data: Path, other: str, most: int) -> Iterable[tuple[str, str]]:
         _there(sides[0])
         if sides[1].is_file():
             first, second = map(lines_of, sides)
-            _aligned({sides[0]: first, sides[1]: second})
+            require_equal_counts({sides[0]: len(first), sides[1]: len(second)})
             yield from _drawn(list(zip(first, second, strict=True)), most)
 
 
 def _word_lists(folder: Path) -> dict[str, list[str]]:
     files = {language: _there(folder / f"{language}_uni.txt") for language in (ENGLISH, *OTHERS)}
     lists = {language: lines_of(path) for language, path in sorted(files.items())}
-    _aligned({files[language]: lines for language, lines in lists.items()})
+    require_equal_counts({files[language]: len(lines) for language, lines in lists.items()})
     return lists
-
-
-def _aligned(files: Mapping[Path, Sequence[str]]) -> None:
-    (first, lines), *others = files.items()
-    for path, more in others:
-        if len(more) != len(lines):
-            raise ValueError(
-                f"{path}: expected as many lines as {first}, {len(lines)}, got {len(more)}; give line-aligned files"
-            )
 
 
 def _drawn(pairs: Sequence[tuple[str, str]], most: int) -> list[tuple[str, str]]:

@@ -66,17 +66,7 @@ class Inputs:
 
 
 def draw(n: int, d: int, *, hard: int = 0, queue: int = 0) -> Inputs:
-    """A seeded batch in the middle of training.
-
-    Args:
-        n: pairs.
-        d: columns.
-        hard: hard negatives for each pair.
-        queue: queue rows for each pair.
-
-    Returns:
-        The :class:`Inputs`, float32.
-    """
+    """A seeded float32 batch in the middle of training, with hard negatives or rows of a queue for each pair."""
     x, y = batches.untrained(n, d, dtype=torch.float32, device="cpu")
     generator = torch.Generator().manual_seed(1)
     ids = torch.arange(n)
@@ -101,13 +91,7 @@ def draw(n: int, d: int, *, hard: int = 0, queue: int = 0) -> Inputs:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to compute a loss.
-
-    Attributes:
-        name: for the table.
-        call: the loss of a batch.
-        truth: the same of a batch in float64, exact.
-    """
+    """One way to compute a loss: its name, the loss of a batch, and the exact loss of a batch in float64."""
 
     name: str
     call: Callable[[Inputs], Tensor]
@@ -303,22 +287,17 @@ def _others(n: int, d: int) -> Iterator[Line]:
     yield Line("ids, sig_lip", n, d, draw, _ours(sigmoid_with_ids), _ours(sigmoid, "without ids"))
 
 
-GROUPS: tuple[tuple[Callable[[int, int], Iterator[Line]], tuple[int, ...]], ...] = (
-    (_rectangles, (1024,)),
-    (_ids, (1024,)),
-    (_reductions, (128, 512, 1024, 2048)),
-    (_objectives, (512, 1024, 2048)),
-    (_others, (1024,)),
-)
+SIZES = {
+    _rectangles: (1024,),
+    _ids: (1024,),
+    _reductions: (128, 512, 1024, 2048),
+    _objectives: (512, 1024, 2048),
+    _others: (1024,),
+}
 
 
 def lines(n: Sequence[int] | None = None, d: int = 256) -> Iterator[Line]:
-    """Every comparison.
-
-    Args:
-        n: sizes in place of those that the goals are for.
-        d: columns.
-    """
-    for group, sizes in GROUPS:
+    """Every comparison, at the sizes that the goals are for unless ``n`` gives others."""
+    for group, sizes in SIZES.items():
         for size in n or sizes:
             yield from group(size, d)

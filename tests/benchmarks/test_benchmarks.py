@@ -53,18 +53,8 @@ def test_a_provider_without_the_loss_says_so(tmp_path: Path) -> None:
 
 
 def test_numerics_shows_where_cross_entropy_loses_its_gradient(tmp_path: Path) -> None:
-    rows = run(
-        tmp_path,
-        "numerics",
-        "--quick",
-        "--device",
-        "cpu",
-        "--loss",
-        "info-both",
-        "--providers",
-        "ctloss",
-        "cross_entropy",
-    )
+    options = ["--quick", "--device", "cpu", "--loss", "info-both", "--providers", "ctloss", "cross_entropy"]
+    rows = run(tmp_path, "numerics", *options)
     worst = {
         name: max(float(row["gradient_error"]) for row in rows if row["provider"] == name and row["mode"] == "float32")
         for name in ("ctloss", "cross_entropy")
