@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 from unittest.mock import patch
 
@@ -30,18 +32,15 @@ from benchmarks.aot.calls import SHIPPED, TABLED, Shipped
 from benchmarks.aot.devices import Compiled, Device, compile_for
 from benchmarks.aot.table import COMMAND, markdown
 from benchmarks.results import insert
-from ctloss.kernels.triton_path import config, engine, flash, panels, small, tiles
+from ctloss.kernels import triton_path
+from ctloss.kernels.triton_path import config, engine, tiles
 
-# Where the path looks each kernel up.
+MODULES = [
+    importlib.import_module(f"{triton_path.__name__}.{each.name}") for each in iter_modules(triton_path.__path__)
+]
 KERNELS = {
-    **dict.fromkeys(
-        ("pack_pairs", "pack_candidates", "block_lse", "fold_slots", "weigh_rows", "block_weights", "add_weighed",
-         "finish_pairs", "finish_candidates"),
-        panels,
-    ),
-    "flash_gradient": flash,
-    **dict.fromkeys(("small_products", "small_close", "small_gradient"), small),
-}  # fmt: skip
+    name: value for module in MODULES for name, value in vars(module).items() if isinstance(value, triton.JITFunction)
+}
 DEVICES = {
     device.name.removeprefix("sm_"): device
     for device in (
@@ -117,17 +116,19 @@ def recording(arch: int) -> Iterator[list[Launch]]:
     launches: list[Launch] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(patch.object(engine, "_arch", lambda: arch))
-        # What cuBLAS multiplies is not compiled here.
-        stack.enter_context(patch.object(panels, "library_product", lambda *operands: None))
-        for name, module in KERNELS.items():
-            stack.enter_context(patch.object(module, name, Recorder(getattr(module, name), launches)))
+        for module in MODULES:
+            for name in KERNELS.keys() & vars(module).keys():
+                stack.enter_context(patch.object(module, name, Recorder(KERNELS[name], launches)))
+            # What cuBLAS multiplies is not compiled here.
+            if hasattr(module, "library_product"):
+                stack.enter_context(patch.object(module, "library_product", lambda *operands: None))
         yield launches
 
 
 def compile_launch(recorded: Launch, device: Device, case: str) -> Compiled:
     """Compile a launch for a device and read what the compiler reports."""
     source = ASTSource(
-        fn=getattr(KERNELS[recorded.kernel], recorded.kernel),
+        fn=KERNELS[recorded.kernel],
         signature=dict(recorded.signature),
         constexprs=dict(recorded.constants),
         attrs={(position,): [["tt.divisibility", 16]] for position in recorded.aligned},
