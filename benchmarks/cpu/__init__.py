@@ -1,1 +1,1 @@
-"""The parts of ``python -m benchmarks``, and training throughput; CUDA devices are welcome where it says so."""
+"""The parts of ``python -m benchmarks``, which also run on a CUDA device (``--device``), and training throughput."""
