@@ -204,7 +204,9 @@ def test_contradictory_rates_are_refused() -> None:
 
 
 def test_report_covers_one_gpu_and_rings() -> None:
-    rows = [line.split(" | ") for line in ring.report().splitlines() if line.startswith("| 2^")]
+    report = ring.report()
+    assert report.startswith("Predicted")
+    rows = [line.split(" | ") for line in report.splitlines() if line.startswith("| 2^")]
     assert {row[1] for row in rows} == {"1", "8", "64", "256", "1,024"}
     # 2^20 pairs over 8 GPUs, called from Python.
     assert ["| 2^20", "8", "131,072", "from Python", "1.38", "0.000111", "4.01", "5.38", "0%", "2.88 |"] in rows
