@@ -1,4 +1,4 @@
-"""Time, memory and error of the losses beside the implementations in use elsewhere: ``python -m benchmarks --help``."""
+"""Time, memory and error of the losses next to other implementations: ``python -m benchmarks --help``."""
 
 import os
 

@@ -5,47 +5,52 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from benchmarks import family, family_lines, memory, numerics, plan, plots, providers, sweep, tables
-from benchmarks.results import Row, read_csv, write_csv
+from benchmarks import providers
+from benchmarks.cpu import comparisons, family, memory, numerics, plots, report, sweep
+from benchmarks.cpu.sweep import Grid
+from benchmarks.results import Row, insert, page_of, read_csv, write_csv
 
 EPILOG = """
 Files: RESULTS/sweep-DEVICE.csv, memory-DEVICE.csv, numerics-DEVICE.csv, family-cpu.csv; FIGURES/speed.png,
 memory.png, numerics.png (CPU), speed-cuda.png and so on (GPU). Times are medians of interleaved samples in one
-process; cpu_s is the calling thread's CPU time. Errors are against float64 on the same rounded inputs; of a gradient,
-|g - g_ref| / |g_ref|. Peak memory is taken in a fresh process each. family, on the CPU: candidates, ids, other options
-and losses, each beside what it replaces, with the goals.
+process; cpu_s is the calling thread's CPU time. Errors are relative to float64 on the same rounded inputs; those of a
+gradient are |g - g_ref| / |g_ref|. Each peak of memory is measured in a fresh process. family, on the CPU: candidates,
+ids, other options and losses, each compared with what it replaces, with the goals.
 
 Providers:
 """
 EPILOG += "\n".join(f"  {provider.name:22} {provider.about}" for provider in providers.PROVIDERS.values())
+# Fields of a Grid that options replace.
+REPLACED = ("n", "d", "dtypes", "losses", "providers", "threads", "seconds")
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
     options = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Time, memory and error of ctloss beside the implementations in use elsewhere.",
+        description="Time, memory and error of ctloss next to the implementations in use elsewhere.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = options.add_argument
     add("what", nargs="?", default="all", choices=("all", "sweep", "memory", "numerics", "family", "plot", "table"),
-        help="default: all, under an hour on two cores; table and plot show what was measured before")  # fmt: skip
+        help="default: all, under an hour on two cores; plot and table show earlier measurements")  # fmt: skip
     add(
         "--n",
         type=int,
         nargs="+",
         metavar="N",
-        help="pairs in a batch (default: the sizes of benchmarks/plan.py, as of all else that is swept)",
+        help="pairs in a batch (default, as for everything that is swept: SWEEP in benchmarks/cpu/sweep.py)",
     )
     add("--d", type=int, nargs="+", metavar="D", help="dimensions")
-    add("--dtype", nargs="+", choices=tuple(providers.DTYPES))
-    add("--loss", nargs="+", choices=tuple(providers.LOSSES))
+    add("--dtype", dest="dtypes", nargs="+", choices=tuple(providers.DTYPES))
+    add("--loss", dest="losses", nargs="+", choices=tuple(providers.LOSSES))
     add("--providers", nargs="+", choices=tuple(providers.PROVIDERS), metavar="NAME", help="those listed below")
     add(
         "--device",
@@ -55,9 +60,9 @@ def parser() -> argparse.ArgumentParser:
     add("--threads", type=int, nargs="+", help="CPU threads")
     add("--temperature", type=float, default=0.07, help="default: 0.07")
     add("--seconds", type=float, help="for each case and pass, shared by the providers (default: 1, quick: 0.2)")
-    add("--quick", action="store_true", help="smaller sizes and fewer samples: under a minute or so")
+    add("--quick", action="store_true", help="smaller sizes and fewer samples: about a minute")
     add("--output", type=Path, default=Path("benchmarks/results"), metavar="RESULTS", help="default: %(default)s")
-    add("--write", action="store_true", help="put the tables into README.md and docs/performance.md")
+    add("--write", action="store_true", help="put the tables into their page of docs/")
     add("--figures", type=Path, default=Path("docs/figures"), help="default: %(default)s")
     return options
 
@@ -83,25 +88,16 @@ def memory_limit(device: str) -> float:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 2 / 3
 
 
-def grids(options: argparse.Namespace, parts: Sequence[plan.Part]) -> Iterator[sweep.Grid]:
-    """The sweeps of a plan, with what the options ask for in its place; of several parts the first is taken then."""
-    if options.n or options.d or options.dtype or options.loss or options.providers or options.threads:
-        parts = parts[:1]
-    for part in parts:
-        for threads in options.threads or part.threads:
-            yield sweep.Grid(
-                n=options.n or part.n,
-                d=options.d or part.d,
-                dtypes=options.dtype or part.dtypes,
-                losses=options.loss or part.losses,
-                providers=options.providers or part.providers,
-                device=options.device,
-                temperature=options.temperature,
-                threads=threads,
-                seconds=options.seconds or (0.2 if options.quick else 1.0),
-                fewest_rounds=part.fewest_rounds,
-                memory_limit=memory_limit(options.device),
-            )
+def grids(options: argparse.Namespace, usual: Sequence[Grid]) -> list[Grid]:
+    """What is swept: as usual, or the first of the usual grids with what the options ask for."""
+    given = {name: value for name in REPLACED if (value := getattr(options, name))}
+    if set(given) - {"seconds"}:
+        usual = usual[:1]
+    if options.quick:
+        given.setdefault("seconds", 0.2)
+    limit = memory_limit(options.device)
+    about = {"device": options.device, "temperature": options.temperature, "memory_limit": limit}
+    return [replace(grid, **given, **about) for grid in usual]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -115,42 +111,39 @@ def main(arguments: list[str] | None = None) -> None:
         write_csv(path, [{**row, "device_kind": kind} for row in rows])
         print(f"{len(rows)} rows: {path}")
 
+    def show(command: str, text: str) -> None:
+        print(text)
+        if options.write:
+            insert(page_of(command), command, text)
+
     if options.what in ("all", "numerics"):
         torch.set_num_threads(1)
-        phis = numerics.PHIS[::3] if options.quick else numerics.PHIS
         keep("numerics", [*numerics.run(
-            options.loss or ["info-both", "info-cross", "cz-both"],
+            options.losses or numerics.LOSSES,
             options.providers or numerics.PROVIDERS,
             device=options.device,
-            phis=phis,
+            phis=numerics.PHIS[::3] if options.quick else numerics.PHIS,
         )])  # fmt: skip
     if options.what in ("all", "sweep"):
-        parts = (plan.QUICK,) if options.quick else plan.SWEEP[kind]
-        keep("sweep", [row for grid in grids(options, parts) for row in sweep.run(grid)])
+        usual = (sweep.QUICK,) if options.quick else sweep.SWEEP[kind]
+        keep("sweep", [row for grid in grids(options, usual) for row in sweep.run(grid)])
     if options.what in ("all", "memory"):
-        parts = (plan.QUICK_MEMORY if options.quick else plan.MEMORY,)
-        keep("memory", [row for grid in grids(options, parts) for row in memory.run(grid)])
+        usual = (memory.QUICK if options.quick else memory.MEMORY,)
+        keep("memory", [row for grid in grids(options, usual) for row in memory.run(grid)])
     if kind == "cpu" and options.what in ("all", "family"):
-        measured = family.run(
-            family_lines.lines(options.n, options.d[0] if options.d else 256),
+        keep("family", [*family.run(
+            comparisons.lines(options.n, options.d[0] if options.d else 256),
             seconds=options.seconds or (0.2 if options.quick else family.SECONDS),
             fewest_rounds=3 if options.quick else family.FEWEST_ROUNDS,
-        )
-        keep("family", [*measured])
+        )])  # fmt: skip
     if options.what not in ("table", "family"):
         for path in plots.draw_all(options.output, options.figures, kind):
             print(path)
     if kind == "cpu" and options.what in ("all", "table"):
-        shown = tables.of_results(options.output)
-        print(shown.readme, shown.performance, sep="\n\n")
-        if options.write:
-            shown.insert(Path())
+        show(report.COMMAND, report.tables(options.output))
     of_family = options.output / "family-cpu.csv"
     if kind == "cpu" and options.what in ("all", "family", "table") and of_family.is_file():
-        rows = read_csv(of_family)
-        print(family.table(rows))
-        if options.write:
-            family.insert(rows, Path())
+        show(family.COMMAND, family.table(read_csv(of_family)))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ def untrained(n: int, d: int, *, dtype: torch.dtype, device: str, seed: int = 0)
         n: pairs.
         d: dimensions.
         dtype: what the rows are rounded to.
-        device: where they end up; they are drawn on the CPU, so every device gets the same.
-        seed: of the draw.
+        device: where they end up; they are drawn on the CPU, so that every device gets the same.
+        seed: of the generator.
 
     Returns:
         x and y, (n, d) each.
@@ -43,7 +43,7 @@ def trained(n: int, d: int, *, dtype: torch.dtype, device: str, seed: int = 0) -
 
 
 def temperature_for(x: Tensor, y: Tensor, phi: float, negatives: str = "both") -> float:
-    """The temperature at which the batch's geometric mean of φ, the negatives' share over the positive's, is ``phi``.
+    """The temperature at which the batch's geometric mean of φ, negatives' share over the positive's, is ``phi``.
 
     Args:
         x: (n, d) raw rows of a trained batch (positives above all negatives).

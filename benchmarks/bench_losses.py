@@ -5,19 +5,14 @@ One process, a group for each problem; ``python -m benchmarks`` gives the interl
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch import Tensor
 
 from benchmarks import batches, providers
-from benchmarks.peers import PairLoss
+from benchmarks.measure import PASSES
 from benchmarks.providers import DTYPES, LOSSES, Case, NotOffered
-from benchmarks.sweep import forward, forward_backward
 
-Prepare = Callable[[PairLoss, Tensor, Tensor], Callable[[], object]]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = [name for name in providers.DEFAULT if name != "compile"]
 SIZES = [(32, 256), (128, 256), (512, 256)]
@@ -25,21 +20,20 @@ SIZES = [(32, 256), (128, 256), (512, 256)]
 MOST_BYTES = 2**30
 
 
-@pytest.mark.parametrize("prepare", [forward, forward_backward], ids=["forward", "forward+backward"])
+@pytest.mark.parametrize("which", PASSES)
 @pytest.mark.parametrize(("n", "d"), SIZES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", NAMES)
-def test_time(benchmark: BenchmarkFixture, name: str, loss: str, dtype: str, n: int, d: int, prepare: Prepare) -> None:
+def test_time(benchmark: BenchmarkFixture, name: str, loss: str, dtype: str, n: int, d: int, which: str) -> None:
     """One provider on one problem."""
-    benchmark.group = f"{loss} {dtype} n={n} d={d} {getattr(prepare, '__name__', '')}"
+    benchmark.group = f"{loss} {dtype} n={n} d={d} {which}"
     case = Case(loss, n, d, dtype, DEVICE)
     try:
         call = providers.build(name, case, MOST_BYTES)
     except NotOffered as reason:
         pytest.skip(str(reason))
-    x, y = batches.untrained(n, d, dtype=DTYPES[dtype], device=DEVICE)
-    run = prepare(call, x, y)
+    run = PASSES[which](call, *batches.untrained(n, d, dtype=DTYPES[dtype], device=DEVICE))
 
     def finished() -> None:
         run()

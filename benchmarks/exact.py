@@ -1,4 +1,4 @@
-"""Value and gradient in float64, a panel of rows at a time: the truth beside every measured time, at any n."""
+"""Value and gradient in float64, a panel of rows at a time: what every error is measured against, at any n."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from torch import Tensor
 
 from benchmarks.peers import PairLoss
 
+SIGMOID_BIAS = -10.0
+"""The bias of the sigmoid loss wherever it is measured."""
+
 
 @dataclass(frozen=True)
 class Exact:
-    """A float64 loss (mean over the 2n rows), its gradients, and what its error is relative to."""
+    """A float64 loss, its gradients, and what its error is relative to."""
 
     loss: float
     gx: Tensor
@@ -68,31 +71,41 @@ def exact(
 
     With w = 1 (CZ-NCE) or sigmoid(z) (infoNCE) and P the softmax over a row's negatives, a pair's weight is
     w_i P_ij + w_j P_ji; a row's gradient is the weighted sum of the others, less (w_i + w_p) times its partner,
-    through the cosine.
+    through the cosine. The sigmoid loss is -Σ log sigmoid(±(cos/τ + b)) / n with b = SIGMOID_BIAS.
 
     Args:
         x: (n, d) raw rows of any dtype; taken as they are, in float64.
         y: (n, d).
-        loss: "cz_nce" or "info_nce".
-        negatives: "both" or "cross".
+        loss: "cz_nce", "info_nce" or "sig_lip".
+        negatives: "both" or "cross"; "sig_lip" has no others than "cross".
         temperature: τ > 0.
         panel_bytes: memory of one panel of logits.
 
     Returns:
-        The mean loss and its gradients with respect to x and y.
+        The mean loss (over the 2n rows, or the n rows of "sig_lip") and its gradients with respect to x and y.
     """
     raw = torch.cat((x, y)).double()
     norms = torch.linalg.vector_norm(raw, dim=1, keepdim=True)
     rows = raw / norms
+    value, unit_gradient = (
+        _sigmoid(rows, temperature, max(1, panel_bytes // (4 * len(rows))))
+        if loss == "sig_lip"
+        else _softmax(rows, loss, negatives, temperature, max(1, panel_bytes // (8 * len(rows))))
+    )
+    gradient = (unit_gradient - (unit_gradient * rows).sum(1, keepdim=True) * rows) / norms
+    return Exact(value, gradient[: len(x)], gradient[len(x) :], value if loss == "info_nce" else max(1.0, abs(value)))
+
+
+def _softmax(rows: Tensor, loss: str, negatives: str, temperature: float, step: int) -> tuple[float, Tensor]:
+    """Mean and gradient with respect to unit rows of CZ-NCE or infoNCE."""
     count = len(rows)
-    step = max(1, panel_bytes // (8 * count))
     z = log_ratios(rows, negatives=negatives, temperature=temperature, step=step)
     info = loss == "info_nce"
     log_weight = F.logsigmoid(z) if info else torch.zeros_like(z)
     value = torch.logaddexp(z, torch.zeros_like(z)) if info else z
     weight = log_weight.exp()
     pull = (weight + weight.roll(count // 2))[:, None] * rows.roll(count // 2, 0)
-    unit_gradient = -pull
+    gradient = -pull
     # log P_ij = s_ij - s+_i - z_i: the row's own softmax, and by symmetry its column's.
     positives = (rows * rows.roll(count // 2, 0)).sum(1) / temperature
     column = log_weight - z - positives
@@ -102,11 +115,28 @@ def exact(
         pair = torch.exp(logits + (log_weight - z)[start:stop, None])
         logits += positive[:, None] + column[None, :]
         pair += logits.exp_()
-        unit_gradient[start:stop] += pair @ rows
-    unit_gradient /= count * temperature
-    gradient = (unit_gradient - (unit_gradient * rows).sum(1, keepdim=True) * rows) / norms
-    mean = value.mean().item()
-    return Exact(mean, gradient[: len(x)], gradient[len(x) :], mean if info else max(1.0, abs(mean)))
+        gradient[start:stop] += pair @ rows
+    return value.mean().item(), gradient / (count * temperature)
+
+
+def _sigmoid(rows: Tensor, temperature: float, step: int) -> tuple[float, Tensor]:
+    """Mean and gradient with respect to unit rows of the sigmoid loss."""
+    n = len(rows) // 2
+    u, v = rows[:n], rows[n:]
+    gradient = torch.zeros_like(rows)
+    total = 0.0
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        signed = -(u[start:stop] @ v.T / temperature + SIGMOID_BIAS)
+        own = torch.arange(start, stop, device=rows.device)
+        row = own - start
+        signed[row, own] *= -1
+        total -= F.logsigmoid(signed).sum().item() / n
+        slope = torch.sigmoid(-signed) / (n * temperature)
+        slope[row, own] *= -1
+        gradient[start:stop] = slope @ v
+        gradient[n:] += slope.T @ u[start:stop]
+    return total, gradient
 
 
 def errors(call: PairLoss, x: Tensor, y: Tensor, truth: Exact, *, scale: float = 1.0) -> dict[str, float]:
@@ -115,14 +145,13 @@ def errors(call: PairLoss, x: Tensor, y: Tensor, truth: Exact, *, scale: float =
     Args:
         call: the loss.
         x: raw rows; differentiated with respect to.
-        y: likewise.
+        y: as x.
         truth: what :func:`exact` gave for them.
-        scale: the loss is multiplied by it before the backward pass and the gradient divided by it, as a gradient
-            scaler would.
+        scale: multiplies the loss before the backward pass and divides the gradient, as a gradient scaler does.
 
     Returns:
         ``gradient_error`` = ‖g - g_ref‖ / ‖g_ref‖ over both inputs, and ``value_error``: relative to the loss for
-        infoNCE, to max(1, |loss|) for CZ-NCE, which crosses zero.
+        infoNCE, to max(1, |loss|) for CZ-NCE, which crosses zero, and for the sigmoid loss.
     """
     x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
     value = call(x, y)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Correctness, checkers, ceilings and times on a bare CUDA machine: bash benchmarks/gpu.sh [--output FOLDER] [--dry]
-# It stops after 9.5 minutes (--minutes); limits of its parts and their order are in gpu.py, --parts NAME... runs some.
-# WHEELS=FOLDER installs the wheels in it first (the rivals; and FOLDER/fallback if pytest is missing), with no network.
+# It stops after 9.5 minutes (--minutes). gpu/__main__.py has the order and limits of its parts; --parts NAME... runs some.
+# WHEELS=FOLDER first installs the wheels in it (the rivals; FOLDER/fallback if pytest is missing), without a network.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
@@ -9,9 +9,9 @@ python=${PYTHON:-python3}
 if [[ -n ${WHEELS:-} ]]; then
     site=$(mktemp -d)
     install=("$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site")
-    "${install[@]}" "$WHEELS"/*.whl || echo "wheels of $WHEELS could not be installed; going on without them" >&2
+    "${install[@]}" "$WHEELS"/*.whl || echo "wheels of $WHEELS could not be installed; continuing without them" >&2
     if ! "$python" -c 'import pytest, hypothesis' 2>/dev/null; then
-        "${install[@]}" "$WHEELS"/fallback/*.whl || echo "no pytest; its part will be skipped" >&2
+        "${install[@]}" "$WHEELS"/fallback/*.whl || echo "no pytest; its part is skipped" >&2
     fi
     export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 fi

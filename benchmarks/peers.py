@@ -1,8 +1,8 @@
-"""The loss classes of other libraries, taken from their files alone.
+"""The loss classes of other libraries, each loaded from its own file.
 
-The libraries' packages import torchvision, lightning and more when they are imported as a whole. Here the one file a
-loss lives in is run, its package's ``__init__`` is not, and what the file imports but its loss never calls is stood in
-for. ``sys.modules`` is left as it was found.
+As a whole the libraries import torchvision, lightning and more. Here only the file of a loss is run, not its package's
+``__init__``, and modules that the file imports but its loss never calls are replaced by stand-ins. ``sys.modules`` is
+left as it was.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PairLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class PeerMissing(ImportError):
-    """Another library is absent, too old, or laid out otherwise than expected."""
+    """Another library is absent, too old, or not laid out as expected."""
 
 
 def installed_version(distribution: str) -> str | None:
@@ -37,12 +37,9 @@ def installed_version(distribution: str) -> str | None:
         return None
 
 
-def _module(name: str, *, path: Path | None = None, contents: Mapping[str, object] | None = None) -> ModuleType:
+def _module(name: str, contents: Mapping[str, object]) -> ModuleType:
     module = ModuleType(name)
-    if path is not None:
-        module.__path__ = [str(path)]
-    for key, value in (contents or {}).items():
-        setattr(module, key, value)
+    vars(module).update(contents)
     return module
 
 
@@ -77,15 +74,15 @@ def load(
         distribution: name on the package index.
         module: dotted name of the file the class is in.
         name: the class.
-        oldest: the first version that will do.
+        oldest: the first version that works.
         bare: packages whose ``__init__`` is skipped; their other files stay importable.
-        stand_ins: modules replaced by the given names.
+        stand_ins: modules to replace, and the names that their replacements hold.
 
     Returns:
         The class.
 
     Raises:
-        PeerMissing: if it cannot be had, with the reason and what to install.
+        PeerMissing: if it cannot be loaded, with the reason and what to install.
     """
     advice = "install the pinned versions with: pip install --no-deps -r tests/peers.txt"
     found = installed_version(distribution)
@@ -96,9 +93,9 @@ def load(
     root = Path(str(importlib.metadata.distribution(distribution).locate_file("")))
     with _apart(module.partition(".")[0]):
         for package in bare:
-            sys.modules[package] = _module(package, path=root.joinpath(*package.split(".")))
+            sys.modules[package] = _module(package, {"__path__": [str(root.joinpath(*package.split(".")))]})
         for replaced, contents in (stand_ins or {}).items():
-            sys.modules[replaced] = _module(replaced, contents=contents)
+            sys.modules[replaced] = _module(replaced, contents)
         try:
             return getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, OSError) as error:
@@ -119,7 +116,7 @@ def _lightly(module: str, name: str) -> Callable[..., Callable[..., Tensor]]:
         name,
         oldest="1.6",
         bare=("lightly", "lightly.loss", "lightly.utils", "lightly.models", "lightly.models.modules"),
-        # Used by the memory bank of more than one process alone, and it imports torchvision.
+        # Used only by the memory bank of several processes, and it imports torchvision.
         stand_ins={"lightly.models.utils": {}},
     )
 
@@ -135,7 +132,7 @@ def lightly_dcl(temperature: float) -> PairLoss:
 
 
 def lightly_dclw(temperature: float, sigma: float = 0.5) -> PairLoss:
-    """lightly's ``DCLWLoss``: DCL with pairs that are far apart weighted up."""
+    """lightly's ``DCLWLoss``: DCL with higher weights for pairs that are far apart."""
     return _lightly("dcl_loss", "DCLWLoss")(temperature=temperature, sigma=sigma)
 
 
@@ -147,21 +144,13 @@ def _open_clip(name: str) -> Callable[..., Callable[..., Tensor]]:
 def open_clip(temperature: float) -> PairLoss:
     """open_clip's ``ClipLoss`` on normalised rows: infoNCE, negatives of the other language."""
     loss = _open_clip("ClipLoss")()
-
-    def clip(x: Tensor, y: Tensor) -> Tensor:
-        return loss(F.normalize(x, dim=1), F.normalize(y, dim=1), 1 / temperature)
-
-    return clip
+    return lambda x, y: loss(F.normalize(x, dim=1), F.normalize(y, dim=1), 1 / temperature)
 
 
 def open_clip_sig_lip(temperature: float, bias: float) -> PairLoss:
-    """open_clip's ``SigLipLoss`` on normalised rows: a sigmoid for every pair of rows."""
+    """open_clip's ``SigLipLoss`` on normalised rows: the sigmoid loss."""
     loss = _open_clip("SigLipLoss")()
-
-    def sig_lip(x: Tensor, y: Tensor) -> Tensor:
-        return loss(F.normalize(x, dim=1), F.normalize(y, dim=1), 1 / temperature, bias)
-
-    return sig_lip
+    return lambda x, y: loss(F.normalize(x, dim=1), F.normalize(y, dim=1), 1 / temperature, bias)
 
 
 def _cosines(a: Tensor, b: Tensor) -> Tensor:
@@ -188,31 +177,25 @@ def _multiple_negatives() -> Callable[..., Callable[..., Tensor]]:
     )
 
 
+def _ranking(temperature: float, **options: object) -> PairLoss:
+    loss = _multiple_negatives()(None, scale=1 / temperature, **options)
+    return lambda x, y: loss.compute_loss_from_embeddings([x, y], None)  # type: ignore[attr-defined]
+
+
 def sentence_transformers(temperature: float) -> PairLoss:
     """sentence-transformers' ``MultipleNegativesRankingLoss``, symmetric: infoNCE, negatives of the other language."""
-    loss = _multiple_negatives()(
-        None, scale=1 / temperature, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction"
-    )
-
-    def ranking(x: Tensor, y: Tensor) -> Tensor:
-        return loss.compute_loss_from_embeddings([x, y], None)  # type: ignore[attr-defined]
-
-    return ranking
+    return _ranking(temperature, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction")
 
 
 def sentence_transformers_gte(temperature: float) -> PairLoss:
     """The same class with all four directions in one softmax, as GTE trains."""
     directions = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
-    loss = _multiple_negatives()(None, scale=1 / temperature, directions=directions, partition_mode="joint")
-    return lambda x, y: loss.compute_loss_from_embeddings([x, y], None)  # type: ignore[attr-defined]
+    return _ranking(temperature, directions=directions, partition_mode="joint")
 
 
 def sentence_transformers_hardness(temperature: float, alpha: float) -> PairLoss:
     """The same class, queries to documents, negatives raised by α times their cosine."""
-    loss = _multiple_negatives()(
-        None, scale=1 / temperature, hardness_mode="in_batch_negatives", hardness_strength=alpha
-    )
-    return lambda x, y: loss.compute_loss_from_embeddings([x, y], None)  # type: ignore[attr-defined]
+    return _ranking(temperature, hardness_mode="in_batch_negatives", hardness_strength=alpha)
 
 
 @lru_cache
@@ -229,11 +212,7 @@ def _metric_learning(module: str, name: str) -> Callable[..., Callable[..., Tens
 def metric_learning(temperature: float) -> PairLoss:
     """pytorch-metric-learning's ``NTXentLoss``: infoNCE, negatives of both languages; memory grows with n³."""
     loss = _metric_learning("ntxent_loss", "NTXentLoss")(temperature=temperature)
-
-    def ntxent(x: Tensor, y: Tensor) -> Tensor:
-        return loss(torch.cat((x, y)), torch.arange(len(x), device=x.device).repeat(2))
-
-    return ntxent
+    return lambda x, y: loss(torch.cat((x, y)), torch.arange(len(x), device=x.device).repeat(2))
 
 
 def metric_learning_sup_con(temperature: float) -> Callable[[Tensor, Tensor], Tensor]:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import ctloss
-from benchmarks import forms, peers
+from benchmarks import exact, forms, peers
+from benchmarks.exact import SIGMOID_BIAS, Exact
 from benchmarks.peers import PairLoss, PeerMissing
 
-LOSSES: dict[str, tuple[str, Literal["both", "cross"]]] = {
+LOSSES: dict[str, tuple[str, str]] = {
     "cz-both": ("cz_nce", "both"),
     "cz-cross": ("cz_nce", "cross"),
     "info-both": ("info_nce", "both"),
     "info-cross": ("info_nce", "cross"),
+    "siglip": ("sig_lip", "cross"),
 }
+"""A loss and which negatives it has, by the name it goes by in results."""
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -29,6 +32,10 @@ DTYPES = {
 
 class NotOffered(Exception):
     """This provider does not compute this case; the text says why."""
+
+
+class OtherLosses(NotOffered):
+    """This provider computes only other losses."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +50,14 @@ class Case:
     temperature: float = 0.07
 
     @property
-    def parts(self) -> tuple[str, Literal["both", "cross"]]:
+    def parts(self) -> tuple[str, str]:
         """The loss's name and which negatives it has."""
         return LOSSES[self.loss]
+
+    def exact(self, x: Tensor, y: Tensor) -> Exact:
+        """The float64 answer on these rows."""
+        loss, negatives = self.parts
+        return exact.exact(x, y, loss=loss, negatives=negatives, temperature=self.temperature)
 
 
 Build = Callable[[Case], PairLoss]
@@ -55,7 +67,7 @@ Build = Callable[[Case], PairLoss]
 class Provider:
     """An implementation: ``build`` gives the loss for a case, or raises NotOffered.
 
-    ``row_bytes`` estimates the memory of a case, so that one that would exhaust the machine is not started.
+    ``row_bytes`` estimates the memory that n pairs take, so that a case that would exhaust the machine is not started.
     """
 
     name: str
@@ -64,15 +76,14 @@ class Provider:
     row_bytes: Callable[[int], float] = lambda n: 0.0
 
 
-def ours(impl: str, precision: str = "highest") -> Build:
-    """Our own loss by the named path."""
-
+def _ours(impl: str) -> Build:
     def build(case: Case) -> PairLoss:
         name, negatives = case.parts
-        function: Callable[..., Tensor] = ctloss.cz_nce if name == "cz_nce" else ctloss.info_nce
+        function: Callable[..., Tensor] = getattr(ctloss, name)
+        options: dict[str, Any] = {"bias": SIGMOID_BIAS} if name == "sig_lip" else {"negatives": negatives}
 
         def call(x: Tensor, y: Tensor) -> Tensor:
-            return function(x, y, temperature=case.temperature, negatives=negatives, precision=precision, impl=impl)
+            return function(x, y, temperature=case.temperature, precision="highest", impl=impl, **options)
 
         probe = torch.ones(2, 2, dtype=DTYPES[case.dtype], device=case.device)
         try:
@@ -88,27 +99,30 @@ def _form(make: Callable[[str, str, float], PairLoss | None]) -> Build:
     def build(case: Case) -> PairLoss:
         form = make(*case.parts, case.temperature)
         if form is None:
-            raise NotOffered("has no form for this loss")
+            raise OtherLosses("has no form for this loss")
         return form
 
     return build
 
 
-def _peer(make: Callable[[float], PairLoss], *losses: str) -> Build:
+def only(case: Case, *losses: str) -> None:
+    """Raise OtherLosses unless the case's loss is among these."""
+    if case.loss not in losses:
+        raise OtherLosses(f"computes only {' and '.join(losses)}")
+
+
+def _peer(**makers: Callable[[float], PairLoss]) -> Build:
+    """Another library's losses, by the name of ours with an underscore."""
+    by_loss = {name.replace("_", "-"): make for name, make in makers.items()}
+
     def build(case: Case) -> PairLoss:
-        if case.loss not in losses:
-            raise NotOffered(f"computes {' and '.join(losses)} alone")
+        only(case, *by_loss)
         try:
-            return make(case.temperature)
+            return by_loss[case.loss](case.temperature)
         except PeerMissing as error:
             raise NotOffered(str(error)) from error
 
     return build
-
-
-def _lightly(case: Case) -> PairLoss:
-    make = {"info-both": peers.lightly_ntxent, "cz-both": peers.lightly_dcl}.get(case.loss)
-    return _peer(make or peers.lightly_ntxent, "info-both", "cz-both")(case)
 
 
 def _compiled(case: Case) -> PairLoss:
@@ -123,22 +137,25 @@ def _square(matrices: float) -> Callable[[int], float]:
 PROVIDERS = {
     provider.name: provider
     for provider in (
-        Provider("ctloss", "ours, path chosen as for a user", ours("auto")),
-        Provider("ctloss-torch", "ours, torch path", ours("torch")),
-        Provider("ctloss-triton", "ours, Triton path", ours("triton")),
-        Provider("ctloss-reference", "ours, quadratic reference", ours("reference"), _square(8)),
-        Provider("eager", "best eager form: cross_entropy, or logsumexp for CZ-NCE, on one masked matrix",
+        Provider("ctloss", "ours, path chosen as for a user", _ours("auto")),
+        Provider("ctloss-torch", "ours, torch path", _ours("torch")),
+        Provider("ctloss-triton", "ours, Triton path", _ours("triton")),
+        Provider("ctloss-reference", "ours, quadratic reference", _ours("reference"), _square(8)),
+        Provider("eager", "best eager form: cross_entropy, logsumexp for CZ-NCE, on one masked matrix",
                  _form(forms.eager), _square(6)),
         Provider("compile", "torch.compile of eager", _compiled, _square(6)),
         Provider("cross_entropy", "cross_entropy on joined blocks of logits", _form(forms.cross_entropy), _square(6)),
         Provider("logsumexp", "lse - s+ by autograd", _form(forms.logsumexp), _square(6)),
         Provider("naive", "exp, sum, log of the ratio", _form(forms.naive), _square(8)),
-        Provider("lightly", "NTXentLoss, DCLLoss", _lightly, _square(12)),
-        Provider("open_clip", "ClipLoss", _peer(peers.open_clip, "info-cross"), _square(2)),
+        Provider("lightly", "NTXentLoss, DCLLoss",
+                 _peer(info_both=peers.lightly_ntxent, cz_both=peers.lightly_dcl), _square(12)),
+        Provider("open_clip", "ClipLoss, SigLipLoss",
+                 _peer(info_cross=peers.open_clip, siglip=lambda t: peers.open_clip_sig_lip(t, SIGMOID_BIAS)),
+                 _square(2)),
         Provider("sentence-transformers", "MultipleNegativesRankingLoss, symmetric",
-                 _peer(peers.sentence_transformers, "info-cross"), _square(2)),
+                 _peer(info_cross=peers.sentence_transformers), _square(2)),
         Provider("metric-learning", "pytorch-metric-learning's NTXentLoss, cubic in n",
-                 _peer(peers.metric_learning, "info-both"), lambda n: 4 * 4 * (2.0 * n) ** 3),
+                 _peer(info_both=peers.metric_learning), lambda n: 4 * 4 * (2.0 * n) ** 3),
     )
 }  # fmt: skip
 
@@ -166,3 +183,16 @@ def build(name: str, case: Case, memory_limit: float = float("inf")) -> PairLoss
             f"would need about {needed / 2**30:.0f} GiB, more than the {memory_limit / 2**30:.0f} GiB allowed"
         )
     return provider.build(case)
+
+
+def offered(
+    names: Sequence[str], case: Case, memory_limit: float = float("inf")
+) -> tuple[dict[str, PairLoss], dict[str, str]]:
+    """The providers' losses for a case, and the reasons of those that have none."""
+    calls, reasons = {}, {}
+    for name in names:
+        try:
+            calls[name] = build(name, case, memory_limit)
+        except NotOffered as reason:
+            reasons[name] = str(reason)
+    return calls, reasons

@@ -1,1 +1,1 @@
-"""The paper's table in miniature: rows trained side by side from one base, and evaluated alike."""
+"""The paper's table in miniature: rows trained side by side from one base and evaluated in the same way."""

@@ -13,50 +13,54 @@ import torch
 
 from benchmarks.ablation.plan import FULL, METHODS, QUICK
 from benchmarks.ablation.whole import Ablation
-from benchmarks.markdown import around, insert
+from benchmarks.results import insert, split_document
 
-BEGIN, END = "<!-- python -m benchmarks.ablation -->\n", "<!-- end of python -m benchmarks.ablation -->\n"
+COMMAND = "python -m benchmarks.ablation"
 PARTS = ("base", "table", "study", "words")
 EPILOG = """\
 The folder of the corpora holds tatoeba-train, news, tico19, bible and lexicon to train on, and tatoeba, bucc, multi30k,
-ud, ner, xnli, nli-train-en, pawsx and align to evaluate on; docs/results.md tells their formats. A rerun goes on where
-the last one stopped; a run is found again by its configuration, so a changed setting trains what it concerns alone.
-Evaluations by other settings or data than before are refused: remove the folders named evaluation to have them made
-anew. The report is written anew after every row.
+ud, ner, xnli, nli-train-en, pawsx and align to evaluate on; docs/ describes their formats. A rerun continues where the
+last one stopped; a run is found again by its configuration, so a changed setting trains only what it concerns.
+Evaluations with other settings or data than before are refused: remove the folders named evaluation to repeat them.
+The report is rewritten after every row.
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
     options = argparse.ArgumentParser(
-        prog="python -m benchmarks.ablation",
+        prog=COMMAND,
         description="Train and evaluate the rows of the table of Chen et al. 2022 in miniature, side by side.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_argument("--data", required=True, type=Path, help="folder of the corpora")
-    options.add_argument("--output", required=True, type=Path, help="gets everything; report.md is the report")
-    options.add_argument("--quick", action="store_true", help="everything in little, in 20 minutes on two cores")
-    options.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"of {', '.join(METHODS)}")
-    options.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="those of the rows (default: 1 2 3)")
+    options.add_argument("--output", required=True, type=Path, help="folder for everything; report.md is the report")
+    options.add_argument(
+        "--quick", action="store_true", help="a small version of everything, in 20 minutes on two cores"
+    )
+    options.add_argument(
+        "--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"some of {', '.join(METHODS)}"
+    )
+    options.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="of the rows (default: 1 2 3)")
     options.add_argument(
         "--only",
         choices=(*PARTS, "report"),
-        help="do no more than this (default: all); report writes that of what is done",
+        help="do only this (default: all); report writes the report of what is done",
     )
-    options.add_argument("--threads", type=int, help="of PyTorch (default: all cores)")
+    options.add_argument("--threads", type=int, help="PyTorch's CPU threads (default: all cores)")
     options.add_argument(
-        "--write", type=Path, metavar="DOCUMENT", help="put the report between the marks of this document too"
+        "--write", type=Path, metavar="DOCUMENT", help="also put the report between the markers of this document"
     )
     options.add_argument(
-        "--summary", type=Path, metavar="DOCUMENT", help="put the table in short between the same marks of this one"
+        "--summary", type=Path, metavar="DOCUMENT", help="put a short table between the markers of this document"
     )
     options.add_argument("--figures", type=Path, metavar="FOLDER", help="for the pictures (default: the output folder)")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     top = parser()
     given = top.parse_args(arguments)
     scale = QUICK if given.quick else FULL
@@ -71,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if min(scale.seeds) < 1 or len(set(scale.seeds)) < len(scale.seeds):
             raise ValueError(f"expected --seeds from 1 on, each once, got {' '.join(map(str, scale.seeds))}")
         for document in filter(None, (given.write, given.summary)):
-            around(document, BEGIN, END)
+            split_document(document, COMMAND)
         whole = Ablation(given.data, given.output, scale, given.figures or given.output)
         if given.only != "report":
             whole.check_base()
@@ -79,9 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 getattr(whole, part)()
         text = whole.write()
         if given.write:
-            insert(given.write, BEGIN, END, text)
+            insert(given.write, COMMAND, text)
         if given.summary:
-            insert(given.summary, BEGIN, END, whole.summary())
+            insert(given.summary, COMMAND, whole.summary())
     except (ValueError, OSError) as error:
         print(f"{top.prog}: error: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""The base model: a small multilingual BERT, trained by masked language modelling alone, and its untrained twin."""
+"""The base model: a small multilingual BERT, trained only by masked language modelling, and its untrained twin."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from benchmarks.ablation.text import sentences
-from benchmarks.results import write_text
+from benchmarks.ablation.corpus import sentences
+from ctloss.shared.files import write_atomically
 from ctloss.train.tokenizer import train_wordpiece
 
 
@@ -47,12 +47,12 @@ class Base:
 
 
 class MaskedTrainer(Trainer):
-    """A Trainer that computes the vocabulary's logits at masked positions alone, a seventh of them."""
+    """A Trainer that computes the vocabulary's logits only at masked positions, one in seven."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Returns the mean cross entropy of the masked wordpieces."""
+        """The mean cross entropy of the masked wordpieces."""
         labels = inputs.pop("labels")
         masked = labels != -100
         states = model.bert(**inputs).last_hidden_state[masked]
@@ -74,21 +74,21 @@ class Encoded(torch.utils.data.Dataset[dict[str, list[int]]]):
 
 
 def make(base: Base, data: Path, folder: Path) -> None:
-    """Train the base, or go on where it stopped.
+    """Train the base, or continue where it stopped.
 
     Args:
         base: its size and length.
         data: the folder of the corpora.
-        folder: gets ``random`` and ``base``, two Hugging Face folders that differ in their weights alone.
+        folder: gets ``random`` and ``base``, two Hugging Face folders that differ only in their weights.
 
     Raises:
-        ValueError: the folder's base was begun on other sentences.
+        ValueError: the base in the folder was begun on other sentences.
     """
     trained = folder / "base"
     texts = sentences(data)
     record, digest = folder / "sentences.txt", hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()
     if not record.is_file():
-        write_text(record, digest)
+        write_atomically(record, digest)
     if record.read_text(encoding="utf-8") != digest:
         raise ValueError(
             f"{folder}: expected the sentences that this base was begun on, got others; restore those of --data or "
@@ -145,8 +145,8 @@ def _train(
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The last whole checkpoint of a Trainer, if any."""
-    # Its state is written last: a checkpoint without it is what a kill left.
+    """The last complete checkpoint of a Trainer, if any."""
+    # The state is written last: a checkpoint without it was interrupted.
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 

@@ -1,21 +1,56 @@
-"""The parallel text and the word translations that the rows are trained on, cut out of a folder of corpora."""
+"""What is trained on, read from a folder of corpora: the base's sentences, the rows' pairs and word translations."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.ablation.text import lines_of
-from benchmarks.results import write_text
 from ctloss.evaluate import held_out_lines
+from ctloss.shared.files import write_atomically
+from ctloss.shared.text import require_equal_counts
 
-# Of the languages that the lexicon has: Chen et al. 2022 train on the same six.
+# The base reads every language of line-aligned files LANGUAGE by LANGUAGE, and both sides of pairs.
+LINES = ("bible/bible.*", "news/news*.*", "tico19/all.*")
+PAIRS = "tatoeba-train/en-*.tsv"
+FEWEST_CHARACTERS = 8
+# The languages of the lexicon: Chen et al. 2022 train on the same six.
 ENGLISH, OTHERS = "en", ("ar", "es", "fr", "ru", "zh")
 LINE_ALIGNED = ("news/newstest2008-2011", "news/newstest2012-2013", "tico19/all", "bible/bible")
 HELD_OUT, SEED = 0.1, 0
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file, which end with LF: other separators occur inside sentences."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return [line.rstrip("\r\n") for line in file]
+
+
+def sentences(data: Path) -> list[str]:
+    """Every distinct sentence of the corpora bible, news, tico19 and tatoeba-train, in the order of their files.
+
+    Args:
+        data: the folder that holds theirs.
+
+    Returns:
+        Sentences of all languages; without those of fewer than eight characters, of which masking leaves nothing.
+
+    Raises:
+        FileNotFoundError: naming the pattern that matches no file.
+    """
+    found: dict[str, None] = {}
+    for pattern in (*LINES, PAIRS):
+        files = sorted(path for path in data.glob(pattern) if path.suffix not in (".ids", ".md"))
+        if not files:
+            raise FileNotFoundError(f"expected files {pattern} in {data}, found none; name the folder of the corpora")
+        for path in files:
+            for line in lines_of(path):
+                for text in line.split("\t") if pattern == PAIRS else [line]:
+                    if len(text) >= FEWEST_CHARACTERS:
+                        found[text] = None
+    return list(found)
 
 
 def prepare(data: Path, folder: Path, per_source: int) -> Path:
@@ -24,7 +59,7 @@ def prepare(data: Path, folder: Path, per_source: int) -> Path:
     Args:
         data: the folder of tatoeba-train, news, tico19, bible and lexicon.
         folder: gets a folder for this content, whose name changes with it.
-        per_source: most sentence pairs of a language and corpus, drawn by a hash.
+        per_source: at most this many sentence pairs of a language and corpus, drawn by a hash.
 
     Returns:
         That folder.
@@ -40,20 +75,20 @@ def prepare(data: Path, folder: Path, per_source: int) -> Path:
     made = folder / hashlib.sha256(content.encode()).hexdigest()[:8]
     if not (made / "done").is_file():
         for other, rows in pairs.items():
-            write_text(made / f"{ENGLISH}-{other}.tsv", "".join(f"{a}\t{b}\n" for a, b in rows))
+            write_atomically(made / f"{ENGLISH}-{other}.tsv", "".join(f"{a}\t{b}\n" for a, b in rows))
         for name, part in (("lexicon", kept), ("words", held)):
             for language, lines in part.items():
-                write_text(made / name / f"{language}.txt", "".join(f"{line}\n" for line in lines))
-        write_text(made / "done", "")
+                write_atomically(made / name / f"{language}.txt", "".join(f"{line}\n" for line in lines))
+        write_atomically(made / "done", "")
     return made
 
 
 def split_lexicon(lists: dict[str, list[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Part line-aligned word lists in two that share no translation with English.
+    """Split line-aligned word lists into two that share no translation with English.
 
     Returns:
-        The lines to train with, and those to ask for. Each has empty lines in place of the other's; a line that both
-        would share a translation by is in neither.
+        The lines to train with, and those to ask for. Each has empty lines in place of the other's; a line whose
+        translation is in both is in neither.
     """
     count = len(lists[ENGLISH])
     asked = held_out_lines(count, HELD_OUT, SEED)
@@ -91,24 +126,15 @@ def _pairs(data: Path, other: str, most: int) -> Iterable[tuple[str, str]]:
         _there(sides[0])
         if sides[1].is_file():
             first, second = map(lines_of, sides)
-            _aligned({sides[0]: first, sides[1]: second})
+            require_equal_counts({sides[0]: len(first), sides[1]: len(second)})
             yield from _drawn(list(zip(first, second, strict=True)), most)
 
 
 def _word_lists(folder: Path) -> dict[str, list[str]]:
     files = {language: _there(folder / f"{language}_uni.txt") for language in (ENGLISH, *OTHERS)}
     lists = {language: lines_of(path) for language, path in sorted(files.items())}
-    _aligned({files[language]: lines for language, lines in lists.items()})
+    require_equal_counts({files[language]: len(lines) for language, lines in lists.items()})
     return lists
-
-
-def _aligned(files: Mapping[Path, Sequence[str]]) -> None:
-    (first, lines), *others = files.items()
-    for path, more in others:
-        if len(more) != len(lines):
-            raise ValueError(
-                f"{path}: expected as many lines as {first}, {len(lines)}, got {len(more)}; give line-aligned files"
-            )
 
 
 def _drawn(pairs: Sequence[tuple[str, str]], most: int) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Pictures of the study: retrieval against batch size, and pull and push along the runs."""
+"""Figures of the study: retrieval against batch size, and pull and push during the runs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from matplotlib.figure import Figure
 
 from benchmarks.ablation.logs import Study
 from benchmarks.ablation.plan import NOT_CLIPPED, SCALED, USUAL
-from benchmarks.plots import save
+from benchmarks.cpu.plots import save
 
 COLOURS = {"info-snt": "C0", "CZ-snt": "C1"}
-# Of an arm of the study: line and marker.
+# Line and marker of an arm of the study.
 VARIANTS = {USUAL: ("-", "o"), NOT_CLIPPED: ("none", "x"), SCALED: (":", "^")}
 
 
 def draw_study(study: Study, path: Path) -> None:
-    """Draws retrieval on the validation pairs against batch size, a panel a precision; a dot is a seed.
+    """Draw retrieval on the validation pairs against batch size, a panel for each precision; a dot is a seed.
 
     Args:
         study: what the logs say.
@@ -57,16 +57,16 @@ def draw_study(study: Study, path: Path) -> None:
 
 
 def draw_forces(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Draws mean z, pull and push along the runs.
+    """Draw mean z, pull and push during the runs.
 
     Args:
-        logs: lines of the log by the run's label, info-snt's and CZ-snt's.
+        logs: lines of the log by the label of the run.
         path: PNG file to write.
     """
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     axes = figure.subplots(1, 3)
     for label, lines in logs.items():
-        # Runs of smaller batches have more steps of as many pairs.
+        # Runs with smaller batches take more steps for the same number of pairs.
         steps = [line["step"] / lines[-1]["step"] for line in lines if "pull" in line]
         for axis, name, title in zip(
             axes, ("z_mean", "pull", "push"), ("mean z", "norm of the pull", "norm of the push"), strict=True

@@ -1,4 +1,4 @@
-"""What the logs of pretraining say of a run: retrieval on validation pairs, margins, forces, clipping."""
+"""What the logs of pretraining say about a run: retrieval on validation pairs, margins, forces, clipping."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def validation(folder: Path) -> float:
-    """Sentence retrieval on the validation pairs at the end of training, the mean of both ways."""
+    """Sentence retrieval on the validation pairs at the end of training, the mean of both directions."""
     last = [line for line in read_log(folder) if "eval_sentence_forth" in line][-1]
     return fmean((last["eval_sentence_forth"], last["eval_sentence_back"]))
 
 
 def facts(folder: Path, clip: float) -> dict[str, float]:
-    """What the log says of margins and forces.
+    """What the log says about margins and forces.
 
     Args:
         folder: of the row.
         clip: the norm its gradients were clipped to; 0 for none.
 
     Returns:
-        ``validation``; ``z_min`` the least z of all; ``z_mean`` of the last line; ``saturated`` the share of all rows
-        with φ < 6e-8; ``pull`` and ``push``, norms in the last line and, as ``pull_first`` and ``push_first``, in the
-        first; ``clipped`` the share of logged steps whose gradient was longer than ``clip``.
+        ``validation``; ``z_min``, the smallest z of all; ``z_mean`` of the last line; ``saturated``, the share of all
+        rows with φ < 6e-8; ``pull`` and ``push``, norms in the last line and, as ``pull_first`` and ``push_first``, in
+        the first; ``clipped``, the share of logged steps whose gradient norm exceeded ``clip``.
     """
     lines = [line for line in read_log(folder) if "contrastive" in line]
     norms = [line["grad_norm"] for line in lines if "grad_norm" in line]

@@ -1,4 +1,4 @@
-"""What is trained and evaluated: the rows of the table, the study of batch sizes, and how large all of it is."""
+"""What is trained and evaluated: the rows of the table, the study of batch sizes, and how large everything is."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Row:
     """One pretraining run from a start.
 
     Attributes:
-        name: its method's, in tables.
+        name: of its method, in tables.
         start: ``"base"`` or ``"random"``.
         seed: of batches, dropout, masks, the head, and of which sentences are held out.
-        changes: what its recipe changes.
+        changes: to the recipe.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Row:
     changes: dict[str, Any]
 
     def key(self, also: dict[str, Any]) -> str:
-        """A name for its folder that any other configuration changes.
+        """A name for its folder that is different for any other configuration.
 
         Args:
-            also: what else its result depends on.
+            also: whatever else its result depends on.
         """
         text = json.dumps({**asdict(self), **also}, sort_keys=True)
         title = f"{self.name} {self.start}".lower().replace(" ", "-")
@@ -56,7 +56,7 @@ class Scale:
         base: the encoder and its masked language modelling.
         better_after: steps of fine-tuning after which the base must tag English better than random weights, and of
             contrastive training after which both are compared; 0 to take any base.
-        per_source: most sentence pairs of a language and corpus.
+        per_source: at most this many sentence pairs of a language and corpus.
         steps, batch_size: of every row of the table.
         learning_rate: of every contrastive run, at its peak.
         methods: of the table's rows.
@@ -64,7 +64,7 @@ class Scale:
         study_pairs: sentence pairs that each run of the study sees, whatever its batch size.
         batch_sizes: of the study.
         finetuning: changes of the fine-tuned tasks' settings, by task; ``""`` for all.
-        languages: by evaluation, codes; without an entry all that its data have.
+        languages: codes by evaluation; without an entry, all languages of its data.
     """
 
     base: Base = field(default_factory=Base)
@@ -85,7 +85,7 @@ FULL = Scale(
     finetuning={
         "": {"learning_rate": 3e-4, "warmup_steps": 100, "epochs": 2, "precision": "bf16"},
         "xnli": {"epochs": 1},
-        # 1,800 pairs: as many epochs as XTREME, or nothing is learnt.
+        # 1,800 pairs: with fewer epochs than XTREME nothing is learnt.
         "pawsx": {"epochs": 5, "warmup_steps": 20},
     },
 )
@@ -118,12 +118,12 @@ def table_rows(scale: Scale) -> list[Row]:
     ]
 
 
-# Of the study's runs: as at every batch size, and what sets others apart.
+# Variants of the study's runs: the usual one of every batch size, and two others.
 USUAL, NOT_CLIPPED, SCALED = "", "not clipped", "rate by √batch"
 
 
 class Arm(NamedTuple):
-    """What the study's runs differ in, but for their seed.
+    """What the study's runs differ in, apart from their seed.
 
     Attributes:
         batch_size, precision, clip: of the recipe; a clip of 0 is none.
@@ -155,7 +155,7 @@ def study_arms(scale: Scale) -> list[Arm]:
 
 
 def study_row(arm: Arm, seed: int, scale: Scale) -> Row:
-    """A run of the study: from the base, without masked language modelling, as many pairs as any other."""
+    """A run of the study: from the base, without masked language modelling, on as many pairs as every other."""
     changes = {
         **METHODS[arm.name],
         "alpha": 0.0,

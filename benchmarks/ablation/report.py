@@ -1,4 +1,4 @@
-"""The report: the table beside the paper's, its differences and their noise, and the study of batch sizes."""
+"""The report: the table, its differences and their noise, and the study of batch sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.ablation.logs import Facts, Study
 from benchmarks.ablation.plan import METHODS, PAPER_ORDER
 from benchmarks.ablation.statistics import Column, Difference, difference, values
-from benchmarks.markdown import table
+from benchmarks.results import table
 from ctloss.evaluate import Results, table_of_means
 
 TRAINED = ("ara", "cmn", "fra", "rus", "spa")
@@ -37,13 +37,13 @@ DETAILS = (
     Column("centred", "words", "accuracy_centred"),
     Column("not spelled alike", "words", "accuracy_respelled"),
 )
-# The README's; XNLI, PAWS-X and BUCC are near chance here.
+# For the README; XNLI, PAWS-X and BUCC are near chance here.
 SHORT = (*COLUMNS[2:4], COLUMNS[5], DETAILS[0], *COLUMNS[6:])
 NOTHING = "–"
 SPREADS = "Per cent, cosines as they are, means over languages' test sets; ± is the standard deviation over seeds."
 NOISE = (
     "In points, paired by seed; ± is half the width of Student's 95 % interval. Bold: the interval leaves out 0, as "
-    "{by_chance:.0f} of these {intervals} would by chance alone; {bold} do. Where the base has no seeds, its number "
+    "{by_chance:.0f} of these {intervals} would by chance; {bold} do. Where the base has no seeds, its number "
     "is taken as it is."
 )
 LOGGED = {
@@ -69,7 +69,7 @@ def report(
 
     Args:
         rows: of the table, in its order: ``base``, ``random``, the methods, and the methods ``from random``.
-        study: what the logs say.
+        study: what the logs of the study say.
         starts: how the base and random weights compare (see :meth:`benchmarks.ablation.whole.Ablation.check_base`).
         trained: what the logs of the table's rows say, by name.
     """
@@ -98,13 +98,14 @@ def start_line(starts: Mapping[str, Any]) -> str:
     tagging, retrieval = starts["tagging"], starts["retrieval"]
     return (
         f"**The starts.** After {starts['steps']} steps of fine-tuning on parts of speech, F1 on English dev: base "
-        f"{tagging['base']:.3f}, random weights {tagging['random']:.3f}. After as many of CZ-snt without head or MLM, "
-        f"retrieval of validation pairs: base {retrieval['base']:.3f}, random weights {retrieval['random']:.3f}."
+        f"{tagging['base']:.3f}, random weights {tagging['random']:.3f}. After the same number of CZ-snt without head "
+        f"or MLM, retrieval of validation pairs: base {retrieval['base']:.3f}, random weights "
+        f"{retrieval['random']:.3f}."
     )
 
 
 def details(rows: Sequence[Results]) -> str:
-    """Retrieval as it is and centred, in per cent; random-pair cosines as they are."""
+    """Retrieval, plain and centred, in per cent; random-pair cosines as they are."""
     lines = []
     for row in rows:
         cells = []
@@ -117,10 +118,10 @@ def details(rows: Sequence[Results]) -> str:
 
 
 def differences(rows: Sequence[Results]) -> str:
-    """Each row less the one before it in the paper's order, and others of interest, in points; bold beyond noise.
+    """Differences of rows in points; bold if beyond noise.
 
-    Others are the last method less all before it, every row less the random weights that nothing trained, and from the
-    base less from random weights.
+    Each row less the one before it in the paper's order, the last method less all before it, every row less untrained
+    random weights, and each row from the base less the same from random weights.
     """
     by_name = {row.name: row for row in rows}
     *before, last = METHODS
@@ -137,7 +138,7 @@ def differences(rows: Sequence[Results]) -> str:
 
 
 def order(rows: Sequence[Results]) -> str:
-    """Says column by column whether base < info-snt < CZ-snt < ML-CTL-CZ."""
+    """Say column by column whether base < info-snt < CZ-snt < ML-CTL-CZ."""
     by_name = {row.name: row for row in rows}
     if not set(PAPER_ORDER) <= by_name.keys():
         return "The paper's order: some of its rows are not there yet."
@@ -149,18 +150,18 @@ def order(rows: Sequence[Results]) -> str:
             means = [fmean(several.values()) * (-1 if column.lower else 1) for several in found]
             (held if means == sorted(means) and len(set(means)) == len(means) else broken).append(column.title)
     return (
-        f"The paper's order ({' < '.join(PAPER_ORDER)}), by means alone: it holds for "
+        f"The paper's order ({' < '.join(PAPER_ORDER)}), judged by means only: it holds for "
         f"{', '.join(held) or 'no column'}; it does not for {', '.join(broken) or 'none'}."
     )
 
 
 def rows_table(trained: Mapping[str, Facts]) -> str:
-    """One line a row of the table; means over seeds with their standard deviation, the least z of all seeds."""
+    """A line for each row of the table: means over seeds with their standard deviation, the least z of all seeds."""
     return table(["", "seeds", *LOGGED.values()], [[name, len(runs), *_logged(runs)] for name, runs in trained.items()])
 
 
 def study_table(study: Study) -> str:
-    """One line an arm; means over seeds with their standard deviation, the least z of all seeds."""
+    """A line for each arm: means over seeds with their standard deviation, the least z of all seeds."""
     lines = [
         [arm.batch_size, arm.precision, arm.variant, arm.name, len(runs), *_logged(runs)] for arm, runs in study.items()
     ]
@@ -168,7 +169,7 @@ def study_table(study: Study) -> str:
 
 
 def study_differences(study: Study) -> str:
-    """What CZ-snt retrieves more than info-snt of the validation pairs, paired by seed, in points."""
+    """How much more of the validation pairs CZ-snt retrieves than info-snt, paired by seed, in points."""
     lines = []
     for arm, runs in study.items():
         other = study.get(arm._replace(name="info-snt"), {})

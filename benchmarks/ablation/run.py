@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.ablation.plan import Row, Scale
 from ctloss.evaluate import XTREME_OPTIONS, FinetuneOptions, VectorOptions, evaluate_udpos, read_results, run
+from ctloss.shared.training import uses_bfloat16
 from ctloss.train import Recipe, pretrain
-from ctloss.train.trainer import uses_bfloat16
 
 MAX_LENGTH = 64
 FINETUNED = {"xnli": "xnli", "pawsx": "pawsx", "pos": "udpos", "ner": "panx"}
@@ -18,19 +18,19 @@ EVALUATION = "evaluation"
 
 
 def recipe_of(row: Row, start: Path, corpus: Path, learning_rate: float) -> Recipe:
-    """The recipe of a row: everything but its method, seed and size is the same for all."""
+    """The recipe of a row: all rows differ only in method, seed and size."""
     return Recipe(row.name).override(
         **{
             "encoder": str(start),
             "corpus": tuple(str(path) for path in sorted(corpus.glob("en-*.tsv"))),
             "lexicon": str(corpus / "lexicon"),
             "max_length": MAX_LENGTH,
-            # The lexicon lacks the words that are asked for.
+            # The lexicon lacks the words that retrieval is tested with.
             "held_out_words": 0.0,
             "only_with_words": row.changes["levels"] == "sentence",
             "learning_rate": learning_rate,
             "seed": row.seed,
-            # Of this machine: a row is not to go on in another's precision.
+            # Fixed by this machine, so that a row does not continue in another precision elsewhere.
             "precision": "bf16" if uses_bfloat16("auto") else "fp32",
             "log_every": min(10, row.changes["max_steps"]),
             "evaluate_every": min(50, row.changes["max_steps"]),
@@ -43,13 +43,13 @@ def recipe_of(row: Row, start: Path, corpus: Path, learning_rate: float) -> Reci
 
 
 def place_of(row: Row, start: Path, corpus: Path, folder: Path, scale: Scale) -> Path:
-    """The folder of a row among all rows; whatever its result depends on changes its name."""
+    """The folder of a row among all rows; its name changes with whatever the result depends on."""
     also = {"start": f"{start.parent.name}/{start.name}", "corpus": corpus.name, "rate": scale.learning_rate}
     return folder / row.key(also)
 
 
 def train(row: Row, start: Path, corpus: Path, folder: Path, scale: Scale) -> None:
-    """Pretrain a row in its folder, or go on where it stopped, or find it done.
+    """Pretrain a row in its folder, continue where it stopped, or find it done.
 
     Args:
         row: what to train.
@@ -65,12 +65,12 @@ def train(row: Row, start: Path, corpus: Path, folder: Path, scale: Scale) -> No
 
 
 def is_trained(folder: Path) -> bool:
-    """Whether the row in a folder is trained to its end."""
+    """Whether the row in a folder has been trained to its end."""
     return (folder / "results.json").is_file()
 
 
 def is_evaluated(model: Path) -> bool:
-    """Whether a model has results of its evaluation."""
+    """Whether a model has been evaluated."""
     return (model / EVALUATION / "results.json").is_file()
 
 
@@ -81,7 +81,7 @@ def seeds_of(model: Path) -> set[int]:
 
 
 def evaluate(model: Path, name: str, seeds: tuple[int, ...], data: Path, corpus: Path, scale: Scale) -> None:
-    """Evaluate an encoder on everything, or go on with what is missing; fine-tuned models are not kept.
+    """Evaluate an encoder on everything that is still missing; fine-tuned models are not kept.
 
     Args:
         model: its folder; ``evaluation`` inside it gets the results.
@@ -105,7 +105,7 @@ def evaluate(model: Path, name: str, seeds: tuple[int, ...], data: Path, corpus:
 
 
 def tags_english(model: Path, data: Path, steps: int) -> float:
-    """F1 of parts of speech on English dev after so many steps of fine-tuning."""
+    """F1 of parts of speech on English dev after this many steps of fine-tuning."""
     treebank = data / "ud" / "en"
     options = dataclasses.replace(
         XTREME_OPTIONS["udpos"],
@@ -145,17 +145,17 @@ def treebanks(data: Path, corpus: Path) -> Path:
             continue
         link = folder / f"test-{language if name == 'pud' else f'{language}-{name}'}.tsv"
         if link.resolve() != path.resolve():
-            # Of data that lay elsewhere.
+            # A link to data that were elsewhere.
             link.unlink(missing_ok=True)
             link.symlink_to(path.resolve())
     return folder
 
 
 def options_of(task: str, data: Path, seeds: tuple[int, ...], scale: Scale) -> FinetuneOptions:
-    """How a task is fine-tuned: XTREME's settings with the scale's changes, on the English data there are."""
+    """How a task is fine-tuned: XTREME's settings with the scale's changes, on the English data available."""
     own: dict[str, dict[str, Any]] = {
         "xnli": {"train": tuple(sorted((data / "nli-train-en").glob("*.tsv"))), "evaluate_every": 200},
-        # Without English training data: the dev set, less what chooses the best step.
+        # There are no English training data: the dev set, less what chooses the best step.
         "pawsx": {"train": (data / "pawsx" / "dev-en.tsv",), "hold_out": 0.1, "evaluate_every": 50},
         "pos": {
             "train": (data / "ud" / "en" / "en_ewt-ud-train.tsv",),

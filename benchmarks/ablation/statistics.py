@@ -1,4 +1,4 @@
-"""Seeds put together, and which differences between rows are beyond their noise."""
+"""Results of several seeds, and which differences between rows are beyond their noise."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from scipy.stats import t
 
 from ctloss.evaluate import Results, Score, TaskResult
 
-# In what is said about a score of the majority class.
+# In the remark of a score of the majority class.
 MAJORITY = "majority"
-# Under this :func:`values` gives what has no seed.
+# What :func:`values` uses as the seed of a score without one.
 SEEDLESS = 0
 
 
 @dataclass(frozen=True)
 class Column:
-    """A number of a row: the mean of one of an evaluation's metrics.
+    """A number of a row: the mean of a metric of an evaluation.
 
     Attributes:
         title: of the column.
@@ -46,12 +46,12 @@ class Difference:
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the interval leaves out 0; False where one seed gives no interval."""
+        """Whether the interval excludes 0; False where a single seed gives no interval."""
         return self.half_width is not None and abs(self.mean) > self.half_width
 
 
 def joined(name: str, runs: Mapping[int, Results]) -> Results:
-    """Results of several seeds as those of one model, every score under its run's seed but the majority class's."""
+    """Results of several seeds as those of one model; every score gets its run's seed, except the majority class's."""
     tasks: dict[str, TaskResult] = {}
     for seed, results in runs.items():
         for task, result in results.tasks.items():
@@ -66,12 +66,12 @@ def joined(name: str, runs: Mapping[int, Results]) -> Results:
 
 
 def values(results: Results, column: Column, not_about: str = MAJORITY) -> dict[int, float]:
-    """A column's number of every seed; 0 stands for none.
+    """A column's number for every seed; 0 stands for no seed.
 
     Args:
         results: of one row.
         column: the number.
-        not_about: scores whose remark has this are another's.
+        not_about: scores whose remark contains this are ignored.
     """
     found: dict[int, list[float]] = {}
     for score in results.tasks[column.task].scores if column.task in results.tasks else []:
@@ -81,9 +81,9 @@ def values(results: Results, column: Column, not_about: str = MAJORITY) -> dict[
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
-    """What the second row has more than the first, paired by seed: the same seed means the same data in the same order.
+    """The second row less the first, paired by seed: the same seed means the same data in the same order.
 
-    A row without seeds, such as the base where nothing is fine-tuned, is paired with each of the other's.
+    A row without seeds, such as the base where nothing is fine-tuned, is paired with each seed of the other.
 
     Returns:
         The difference with the half width of Student's interval at 95 %; None without a common seed.

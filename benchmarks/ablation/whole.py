@@ -1,4 +1,4 @@
-"""The whole of it, step by step: the base, the rows of the table, the study, the report."""
+"""The whole ablation, step by step: the base, the rows of the table, the study, the report."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from benchmarks.ablation.run import (
     train,
 )
 from benchmarks.ablation.statistics import joined
-from benchmarks.results import write_text
 from ctloss.evaluate import Encoder, Results, draw_languages, draw_words, read_results
+from ctloss.shared.files import write_atomically
 
 
 class Ablation:
-    """All of it, step by step, each found done where it is.
+    """All of it, step by step; steps that are done are found and skipped.
 
     Args:
         data: folder of the corpora.
         output: folder for everything.
-        scale: how large.
-        figures: folder of the pictures.
+        scale: how large it is.
+        figures: folder of the figures.
     """
 
     def __init__(self, data: Path, output: Path, scale: Scale, figures: Path) -> None:
-        # Recipes name files of this folder, and are to be the same however it is given.
+        # Recipes name files of this folder, and must not depend on how it is given.
         self.data, self.output, self.scale, self.figures = data, output.absolute(), scale, figures
         self.corpus = prepare(data, self.output / "corpus", scale.per_source)
         self._made = self.output / f"base-{_digest(scale.base)}"
@@ -49,10 +49,10 @@ class Ablation:
         self._checked = self._made / "starts.json"
 
     def check_base(self) -> None:
-        """Makes the base, and makes sure that it is a better start than random weights, once.
+        """Make the base, and make sure once that it is a better start than random weights.
 
-        What masked language modelling is for, a fine-tuned task, decides; retrieval after contrastive training is
-        measured beside it. Both go into ``starts.json`` and the report.
+        A fine-tuned task, which is what masked language modelling is for, decides; retrieval after contrastive training
+        is measured too. Both go into ``starts.json`` and the report.
 
         Raises:
             ValueError: English is tagged no better from the base.
@@ -69,7 +69,7 @@ class Ablation:
                 "tagging": {start: tags_english(self.starts[start], self.data, steps) for start in STARTS},
                 "retrieval": {start: validation(self._train(rows[start])) for start in STARTS},
             }
-            write_text(self._checked, json.dumps(found, indent=1) + "\n")
+            write_atomically(self._checked, json.dumps(found, indent=1) + "\n")
         tagging = json.loads(self._checked.read_text(encoding="utf-8"))["tagging"]
         if tagging["base"] <= tagging["random"]:
             reached = ", ".join(f"{start} {value:.3f}" for start, value in tagging.items())
@@ -79,30 +79,30 @@ class Ablation:
             )
 
     def base(self) -> None:
-        """Evaluates both starts, with the seeds that they were evaluated with before too."""
+        """Evaluate both starts, also with the seeds of their earlier evaluations."""
         for start in STARTS:
             seeds = {*self.scale.seeds, *seeds_of(self.starts[start])}
             self._evaluate(self.starts[start], start, tuple(sorted(seeds)))
         self.write()
 
     def table(self) -> None:
-        """Trains and evaluates the rows."""
+        """Train and evaluate the rows."""
         for row in table_rows(self.scale):
             self._evaluate(self._train(row), row.name, (row.seed,))
             self.write()
 
     def study(self) -> None:
-        """Trains at every batch size and precision."""
+        """Train at every batch size and precision."""
         for seed in self.scale.seeds:
             for arm in study_arms(self.scale):
                 self._train(study_row(arm, seed, self.scale))
         self.write()
 
     def write(self) -> str:
-        """Writes the report and the pictures of all that is done; returns the report.
+        """Write the report and the figures of everything that is done; return the report.
 
         Raises:
-            FileNotFoundError: nothing is.
+            FileNotFoundError: nothing is done.
         """
         rows = self._rows()
         found: dict[Arm, dict[int, dict[str, float]]] = {}
@@ -120,10 +120,10 @@ class Ablation:
         if not (rows or found or starts):
             raise FileNotFoundError(
                 f"expected finished runs in {self.output}, found none of this size and data; run the parts first, or "
-                "give the --output that they are in"
+                "give the --output that has them"
             )
         text = report(rows, found, starts, self._logged())
-        write_text(self.output / "report.md", text)
+        write_atomically(self.output / "report.md", text)
         if found:
             draw_study(found, self.figures / "ablation-batch.png")
             draw_forces(logs, self.figures / "ablation-forces.png")
@@ -133,11 +133,11 @@ class Ablation:
         return text
 
     def summary(self) -> str:
-        """The table in short."""
+        """The short table."""
         return summary(self._rows())
 
     def words(self) -> None:
-        """Draws the words before and after, of the last method's first seed.
+        """Draw words before and after training with the last method, first seed.
 
         Raises:
             FileNotFoundError: it is not trained yet.
@@ -196,7 +196,7 @@ class Ablation:
 
 
 def say(text: str) -> None:
-    """Tells what was done, and when, apart from the bars."""
+    """Print what was done, and when."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 

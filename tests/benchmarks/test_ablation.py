@@ -1,4 +1,4 @@
-"""benchmarks.ablation: no leak of the words asked for, equal terms for all rows, a run in little."""
+"""benchmarks.ablation: no leak of the words asked for, equal terms for all rows, a small run."""
 
 from __future__ import annotations
 
@@ -107,10 +107,10 @@ def test_corpora_out_of_line_are_refused_by_name(data: Path, tmp_path: Path) -> 
     with pytest.raises(FileNotFoundError, match=r"zh_uni\.txt, got no such file"):
         prepare(copy, tmp_path, 30)
     write_lines(copy / "lexicon" / "zh_uni.txt", ["one"])
-    with pytest.raises(ValueError, match=r"zh_uni\.txt: expected as many lines as .*ar_uni\.txt, \d+, got 1;"):
+    with pytest.raises(ValueError, match=r"zh_uni\.txt, line 2: expected \d+ lines as in ar_uni\.txt, got 1;"):
         prepare(copy, tmp_path, 30)
     write_lines(copy / "bible" / "bible.fr", ["une"])
-    with pytest.raises(ValueError, match=r"bible\.fr: expected as many lines as .*bible\.en, 20, got 1;"):
+    with pytest.raises(ValueError, match=r"bible\.fr, line 2: expected 20 lines as in bible\.en, got 1;"):
         prepare(copy, tmp_path, 30)
 
 
@@ -122,7 +122,7 @@ def test_treebanks_are_those_of_the_data_given(data: Path, tmp_path: Path) -> No
     assert all(link.resolve().is_relative_to(moved.resolve()) for link in links)
 
 
-def test_base_goes_on_from_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_base_continues_from_a_complete_checkpoint(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) is None
     for step in (500, 1000, 1500):
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -142,7 +142,7 @@ def test_base_of_other_sentences_is_refused(tmp_path: Path, monkeypatch: pytest.
         base.make(Base(), tmp_path, tmp_path)
 
 
-def test_rows_of_a_seed_differ_in_their_method_alone(tmp_path: Path) -> None:
+def test_rows_of_a_seed_differ_only_in_their_method(tmp_path: Path) -> None:
     write_lines(tmp_path / "en-fr.tsv", [])
     rows = table_rows(Scale())
     assert len(rows) == len(METHODS) * 2 * 3
@@ -164,7 +164,7 @@ def test_key_changes_with_the_configuration() -> None:
     assert all(key.startswith("cz-snt-base-1-") for key in keys)
 
 
-def test_every_run_of_the_study_sees_as_many_pairs() -> None:
+def test_every_run_of_the_study_sees_the_same_number_of_pairs() -> None:
     rows = [study_row(arm, 1, Scale()) for arm in study_arms(Scale())]
     assert {row.changes["batch_size"] * row.changes["max_steps"] for row in rows} == {12800}
     assert {(row.changes["batch_size"], row.changes["clip"]) for row in rows} == {(8, 1), (8, 0), (32, 1), (64, 1)}
@@ -175,7 +175,7 @@ def test_every_run_of_the_study_sees_as_many_pairs() -> None:
 
 
 @pytest.mark.slow
-def test_a_whole_ablation_in_little(data: Path, tmp_path: Path) -> None:
+def test_a_small_ablation_from_start_to_end(data: Path, tmp_path: Path) -> None:
     def run() -> str:
         ablation = whole.Ablation(data, output, TINY, output / "figures")
         ablation.check_base()

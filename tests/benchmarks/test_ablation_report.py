@@ -1,4 +1,4 @@
-"""benchmarks.ablation: its statistics against scipy and by hand, what the report says, what logs say."""
+"""benchmarks.ablation: its statistics against scipy and by hand, what the report and the logs say."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def test_difference_is_the_paired_t_interval() -> None:
     assert found.half_width is not None
     assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((wanted.low, wanted.high))
     assert found.beyond_noise == (wanted.low > 0)
-    alone = difference({1: 0.5}, {1: 0.9})
-    assert alone is not None
-    assert not alone.beyond_noise
+    single = difference({1: 0.5}, {1: 0.9})
+    assert single is not None
+    assert not single.beyond_noise
 
 
 def test_what_has_no_seed_is_paired_with_every_seed() -> None:
     assert difference({0: 0.5}, {1: 0.6, 2: 0.7}) == difference({1: 0.5, 2: 0.5}, {1: 0.6, 2: 0.7})
-    alone = difference({0: 0.5}, {1: 0.6})
-    assert alone is not None
-    assert alone.mean == pytest.approx(0.1)
-    assert alone.half_width is None
+    single = difference({0: 0.5}, {1: 0.6})
+    assert single is not None
+    assert single.mean == pytest.approx(0.1)
+    assert single.half_width is None
     # One seed of a row that is not done yet stands for no other seed.
     assert difference({1: 0.5}, {1: 0.6, 2: 0.7}) == difference({1: 0.5}, {1: 0.6})
 

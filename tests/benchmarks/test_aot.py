@@ -10,16 +10,15 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
 
-from benchmarks import aot_table
-from benchmarks.aot_devices import Compiled, Device
+from benchmarks.aot import table
+from benchmarks.aot.devices import Compiled, Device
+from benchmarks.results import ROOT, page_of, split_document
 
-ROOT = Path(__file__).resolve().parents[2]
 KERNELS = {
     "pack_pairs",
     "pack_candidates",
@@ -109,7 +108,7 @@ def compiled(kernel: str, case: str, registers: int, arch: str = "sm_90") -> Com
     return Compiled(kernel, arch, case, registers, 0, 2560, 232448, 3, "wgmma:4")
 
 
-def test_table_keeps_the_greediest_launch_and_joins_equal_calls() -> None:
+def test_table_keeps_the_largest_launch_and_joins_equal_calls() -> None:
     found = [
         compiled("lse", "float32 n=50 cosine", 90),
         compiled("fold", "float32 n=50 cosine", 30),
@@ -117,26 +116,13 @@ def test_table_keeps_the_greediest_launch_and_joins_equal_calls() -> None:
         compiled("lse", "float32 n=9 cosine", 70),
         compiled("fold", "float32 n=9 cosine", 30),
     ]
-    assert table_rows(aot_table.markdown(found)) == [
+    assert table_rows(table.markdown(found)) == [
         ["kernel", "call", "sm_90"],
         ["---", "---", "---"],
         ["`lse`", "n=50", "90 / 0 / 2.5 / 3 / wgmma 4"],
         ["`lse`", "n=9", "70 / 0 / 2.5 / 3 / wgmma 4"],
         ["`fold`", "every one", "30 / 0 / 2.5 / 3 / wgmma 4"],
     ]
-
-
-def test_table_goes_between_the_markers(tmp_path: Path) -> None:
-    document = tmp_path / "page.md"
-    document.write_text(f"before\n{aot_table.BEGIN}\nold\n{aot_table.END}\nafter\n")
-    for _ in range(2):
-        aot_table.insert(document, "new")
-        assert document.read_text() == f"before\n{aot_table.BEGIN}\n\nnew\n\n{aot_table.END}\nafter\n"
-    assert list(tmp_path.iterdir()) == [document]
-    document.write_text("no markers")
-    with pytest.raises(ValueError, match=r"expected the lines .* in .*page\.md, found none"):
-        aot_table.insert(document, "new")
-    assert document.read_text() == "no markers"
 
 
 def test_occupancy() -> None:
@@ -153,12 +139,10 @@ def table_rows(text: str) -> list[list[str]]:
 
 
 def test_documented_table_is_complete() -> None:
-    """Figures change with the compiler; what is tabled does not."""
-    _, _, rest = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8").partition(aot_table.BEGIN)
-    table, end, _ = rest.partition(aot_table.END)
-    assert end
-    assert re.search(r"Compiled by triton \d+\.\d+", table)
-    header, _, *rows = table_rows(table)
+    """Figures change with the compiler; the rows and columns do not."""
+    _, shown, _ = split_document(page_of(table.COMMAND), table.COMMAND)
+    assert re.search(r"Compiled by triton \d+\.\d+", shown)
+    header, _, *rows = table_rows(shown)
     assert header == ["kernel", "call", *ARCHITECTURES.values()]
     assert {row[0].strip("`") for row in rows} == KERNELS
     assert {n for row in rows for n in re.findall(r"n=\d+", row[1])} == {"n=1500", "n=300", "n=50"}

@@ -1,4 +1,4 @@
-"""The benchmarks' command line from end to end at tiny sizes, and the arithmetic under their figures."""
+"""The benchmarks' command line from end to end at tiny sizes, and the arithmetic behind their figures."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import batches, family, family_lines, gpu_peers, memory, providers, tables
+from benchmarks import batches, forms, providers
+from benchmarks.cpu import comparisons, family, memory, report
 from benchmarks.exact import errors, exact, log_ratios
+from benchmarks.gpu.checks import SOFTMAX_LOSSES
+from benchmarks.measure import STATUS, Timing, interleaved
 from benchmarks.providers import Case, NotOffered
-from benchmarks.ratios import time_ratios
-from benchmarks.results import read_csv, write_csv
-from benchmarks.timing import Timing, interleaved
+from benchmarks.results import ROOT, insert, markers, page_of, read_csv, write_csv
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--n", "4", "6", "--d", "5", "--dtype", "float32", "--seconds", "0.01", "--device", "cpu"]
 COLUMNS = {"provider", "pass", "wall_s", "cpu_s", "gradient_error", "value_error", "loss", "n", "d", "dtype", "device",
            "threads", "torch", "triton", "ctloss", "peers"}  # fmt: skip
@@ -49,22 +49,12 @@ def test_sweep_measures_every_provider(tmp_path: Path) -> None:
 def test_a_provider_without_the_loss_says_so(tmp_path: Path) -> None:
     rows = run(tmp_path, "sweep", *TINY, "--loss", "cz-both", "--providers", "eager", "open_clip")
     notes = {row["provider"]: row["note"] for row in rows if not row["wall_s"]}
-    assert notes == {"open_clip": "computes info-cross alone"}
+    assert notes == {"open_clip": "computes only info-cross and siglip"}
 
 
 def test_numerics_shows_where_cross_entropy_loses_its_gradient(tmp_path: Path) -> None:
-    rows = run(
-        tmp_path,
-        "numerics",
-        "--quick",
-        "--device",
-        "cpu",
-        "--loss",
-        "info-both",
-        "--providers",
-        "ctloss",
-        "cross_entropy",
-    )
+    options = ["--quick", "--device", "cpu", "--loss", "info-both", "--providers", "ctloss", "cross_entropy"]
+    rows = run(tmp_path, "numerics", *options)
     worst = {
         name: max(float(row["gradient_error"]) for row in rows if row["provider"] == name and row["mode"] == "float32")
         for name in ("ctloss", "cross_entropy")
@@ -74,7 +64,7 @@ def test_numerics_shows_where_cross_entropy_loses_its_gradient(tmp_path: Path) -
     assert (tmp_path / "figures" / "numerics.png").is_file()
 
 
-@pytest.mark.skipif(not memory.STATUS.is_file(), reason="peak memory on the CPU is read from /proc")
+@pytest.mark.skipif(not STATUS.is_file(), reason="peak memory on the CPU is read from /proc")
 def test_memory_in_a_fresh_process(tmp_path: Path) -> None:
     rows = run(
         tmp_path, "memory", "--n", "1024", "--d", "8", "--dtype", "float32", "--device", "cpu",
@@ -86,7 +76,7 @@ def test_memory_in_a_fresh_process(tmp_path: Path) -> None:
 
 def test_memory_of_an_impossible_case_is_a_note() -> None:
     answer = memory.in_fresh_process(Case("info-cross", 4, 4, "float32", "cpu"), "metric-learning", threads=1)
-    assert "alone" in str(answer["note"])
+    assert answer["note"] == "computes only info-both"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +108,7 @@ def test_ratio_is_to_the_fastest_eager_form() -> None:
         {**shared, "provider": name, "cpu_s": seconds}
         for name, seconds in (("ctloss-torch", "1"), ("eager", "4"), ("cross_entropy", "2"))
     ]
-    assert {row["provider"]: float(row["ratio"]) for row in time_ratios(rows)} == {
+    assert {row["provider"]: float(row["ratio"]) for row in report.time_ratios(rows)} == {
         "ctloss-torch": 0.5,
         "eager": 2.0,
         "cross_entropy": 1.0,
@@ -155,18 +145,11 @@ def test_trained_batch_has_the_phi_asked_for() -> None:
     assert torch.exp(z.mean()).item() == pytest.approx(1e-9, rel=1e-6)
 
 
-def test_sigmoid_answer_is_its_formula() -> None:
-    """The siglip rival's error is measured against this."""
-
-    def formula(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        a, b = torch.nn.functional.normalize(a, dim=1), torch.nn.functional.normalize(b, dim=1)
-        sign = 2 * torch.eye(len(a)) - 1
-        return -torch.nn.functional.logsigmoid(sign * (a @ b.T / 0.1 + gpu_peers.SIGLIP_BIAS)).sum() / len(a)
-
+@pytest.mark.parametrize("panel_bytes", [1, 2**20])
+def test_exact_sigmoid_loss_is_its_formula(panel_bytes: int) -> None:
     x, y = batches.untrained(9, 6, dtype=torch.float64, device="cpu")
-    for panel_bytes in (1, 2**20):
-        found = errors(formula, x, y, gpu_peers.siglip_exact(x, y, temperature=0.1, panel_bytes=panel_bytes))
-        assert max(found.values()) < 1e-13
+    truth = exact(x, y, loss="sig_lip", negatives="cross", temperature=0.1, panel_bytes=panel_bytes)
+    assert max(errors(forms.eager("sig_lip", "cross", 0.1), x, y, truth).values()) < 1e-13
 
 
 def test_errors_undo_the_gradient_scale() -> None:
@@ -200,7 +183,7 @@ def test_gpu_run_dry(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "gpu.json").read_text())
     statuses = {name: part["status"] for name, part in result["parts"].items()}
     assert statuses == {"ceilings": "ok", "shapes": "ok", "choices": "ok", "graphs": "ok", "memcheck": "skipped"}
-    assert {row["loss"] for row in result["parts"]["shapes"]["rows"]} == set(providers.LOSSES)
+    assert {row["loss"] for row in result["parts"]["shapes"]["rows"]} == set(SOFTMAX_LOSSES)
     assert all(row["gradient_error"] < 1e-5 for row in result["parts"]["shapes"]["rows"])
     page = (tmp_path / "gpu.md").read_text()
     assert "| memcheck | skipped |" in page
@@ -224,7 +207,7 @@ def test_gpu_run_refuses_a_machine_without_one() -> None:
     assert "expected a CUDA device" in done.stderr
 
 
-def test_tables_set_ratios_beside_their_goals(tmp_path: Path) -> None:
+def test_tables_show_ratios_with_their_goals(tmp_path: Path) -> None:
     shared = {"loss": "info-both", "d": "256", "dtype": "float32", "device": "x", "threads": "1", "device_kind": "cpu",
               "wall_s": "9", "torch": "2", "gradient_error": "1e-7"}  # fmt: skip
     times = {("ctloss-torch", "512"): 5, ("eager", "512"): 10, ("ctloss-torch", "2048"): 5, ("eager", "2048"): 10}
@@ -235,22 +218,38 @@ def test_tables_set_ratios_beside_their_goals(tmp_path: Path) -> None:
     ]
     write_csv(tmp_path / "sweep-cpu.csv", sweep)
     write_csv(tmp_path / "memory-cpu.csv", [{"provider": "eager", "n": "512", "peak_bytes": 2.0**21}])
-    shown = tables.of_results(tmp_path)
-    assert "| float32 | 512 | 0.50 | 0.65 met | 0.55 met |" in shown.performance
-    assert "| float32 | 2,048 | 0.50 | 0.45 missed | 0.38 missed |" in shown.performance
+    page = report.tables(tmp_path)
+    assert "| float32 | 512 | 0.50 | 0.65 met | 0.55 met |" in page
+    assert "| float32 | 2,048 | 0.50 | 0.45 missed | 0.38 missed |" in page
     # 3 · 4096² · 256 flops in 5 s, of 2e10 a second.
-    assert "| info-both | 1 | 256 | float32 | 2,048 | 0.50 | 0.50 | 13% |" in shown.performance
-    assert "| 512 | 2 |" in shown.performance
-    for document in ("README.md", "docs/performance.md"):
-        (tmp_path / document).parent.mkdir(exist_ok=True)
-        (tmp_path / document).write_text("before" + "old".join(tables.MARKERS) + "after", encoding="utf-8")
-    shown.insert(tmp_path)
-    written = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert written == "before" + shown.readme.join(tables.MARKERS) + "after"
+    assert "| info-both | 1 | 256 | float32 | 2,048 | 0.50 | 0.50 | 13% |" in page
+    assert "| 512 | 2 |" in page
 
 
-@pytest.mark.parametrize("line", [*family_lines.lines((10,), 8)], ids=lambda line: line.name)
-def test_family_lines_compute_what_they_say(line: family_lines.Line) -> None:
+def test_results_go_between_the_markers(tmp_path: Path) -> None:
+    path = tmp_path / "docs" / "page.md"
+    path.parent.mkdir()
+    path.write_text("before\n" + "\nold\n".join(markers("a command")) + "\nafter\n")
+    for _ in range(2):
+        insert(page_of("a command", tmp_path), "a command", "new\n")
+        begin, end = markers("a command")
+        assert path.read_text() == f"before\n{begin}\n\nnew\n\n{end}\nafter\n"
+    assert list(path.parent.iterdir()) == [path]
+    with pytest.raises(ValueError, match=r"expected the lines .*another.* in a page below .*, found none; add them"):
+        page_of("another", tmp_path)
+    path.write_text("no markers")
+    with pytest.raises(ValueError, match=r"expected the lines .* in .*page\.md, found none; add them"):
+        insert(path, "a command", "new")
+    assert path.read_text() == "no markers"
+
+
+@pytest.mark.parametrize("name", [report.COMMAND, family.COMMAND])
+def test_documents_have_a_place_for_the_tables(name: str) -> None:
+    assert page_of(name).is_file()
+
+
+@pytest.mark.parametrize("line", [*comparisons.lines((10,), 8)], ids=lambda line: line.name)
+def test_family_lines_compute_what_they_say(line: comparisons.Line) -> None:
     inputs = line.draw(line.n, line.d)
     assert all(family.gradient_error(way, inputs) < 1e-5 for way in line.ways.values())
     if line.other.name == "plain PyTorch":
@@ -258,9 +257,9 @@ def test_family_lines_compute_what_they_say(line: family_lines.Line) -> None:
         assert ours == pytest.approx(other, rel=1e-12)
 
 
-@pytest.mark.skipif(not memory.STATUS.is_file(), reason="peak memory on the CPU is read from /proc")
-def test_family_from_measurement_to_document(tmp_path: Path) -> None:
-    line = next(family_lines.lines((16,), 8))
+@pytest.mark.skipif(not STATUS.is_file(), reason="peak memory on the CPU is read from /proc")
+def test_family_from_measurement_to_table(tmp_path: Path) -> None:
+    line = next(comparisons.lines((16,), 8))
     threads = torch.get_num_threads()
     try:
         write_csv(tmp_path / "family-cpu.csv", family.run([line], seconds=0.01, fewest_rounds=1))
@@ -272,9 +271,5 @@ def test_family_from_measurement_to_document(tmp_path: Path) -> None:
     ours, other = ({**row, "n": "1024"} for row in measured)
     ours |= {"cpu_s": "0.9", "peak_bytes": "40"}
     other |= {"cpu_s": "1.0", "peak_bytes": "100"}
-    document = tmp_path / "docs" / "performance.md"
-    document.parent.mkdir()
-    document.write_text("old".join(family.MARKERS), encoding="utf-8")
-    family.insert([ours, other], tmp_path)
-    shown = document.read_text(encoding="utf-8")
+    shown = family.table([ours, other])
     assert "| queries to documents | 1,024 | plain PyTorch | 900 | 0.90 | 0.8 missed | 0.40 | 0.5 met |" in shown

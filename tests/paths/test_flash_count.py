@@ -1,26 +1,21 @@
-"""What the documentation says of narrow embeddings, and the choice that rests on it."""
+"""What the documentation says about narrow embeddings, and the choice that rests on it."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from benchmarks import flash
+from benchmarks.aot import flash
+from benchmarks.results import page_of, split_document
 from ctloss.kernels.problem import Shape
 from ctloss.kernels.triton_path.config import flash_wins
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
-
 
 def test_documented_count_is_the_count() -> None:
-    _, _, rest = PAGE.read_text(encoding="utf-8").partition(flash.BEGIN)
-    table, end, _ = rest.partition(flash.END)
-    assert end
-    assert table == flash.counted_table() + "\n", "stale: python -m benchmarks.flash --write, then read what follows it"
+    _, shown, _ = split_document(page_of(flash.COMMAND), flash.COMMAND)
+    assert shown == flash.counted_table(), f"stale: {flash.COMMAND} --write, then read what follows it"
 
 
 @pytest.mark.parametrize(
@@ -28,8 +23,8 @@ def test_documented_count_is_the_count() -> None:
 )
 @pytest.mark.parametrize("d", [32, 64, 128])
 @pytest.mark.parametrize("n", [16384, 65536])
-def test_nothing_is_taken_that_the_count_speaks_against(dtype: torch.dtype, normalize: bool, d: int, n: int) -> None:
-    """Midway, on the scale of ratios, between flash handicapped and not."""
+def test_choice_agrees_with_the_count(dtype: torch.dtype, normalize: bool, d: int, n: int) -> None:
+    """Halfway, on the scale of ratios, between flash with the handicap and without."""
     panels, handicapped, hidden = flash.milliseconds(dtype, normalize, n, d)
     if flash_wins(Shape(n, d, dtype=dtype), 90, flash.asked(normalize)):
         assert (handicapped * hidden) ** 0.5 < panels

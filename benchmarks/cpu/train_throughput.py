@@ -1,13 +1,14 @@
-"""Training speed in pairs a second: ctloss.train's trainer beside sentence-transformers', in turns in one process.
+"""Training speed in pairs per second: ctloss.train's trainer and sentence-transformers', in turns in one process.
 
-    python -m benchmarks.train_throughput
+    python -m benchmarks.cpu.train_throughput
 
 Both train the same BERT (4 layers × 256) from the same weights on the same pairs of the embedded corpus: batch 64,
-fused AdamW, clipping at 1, no evaluation, checkpoint or log in between. Pooling and loss are the same too: the mean
-over a sentence's tokens of first plus last layer, and CLIP's symmetric infoNCE, here with negatives="cross", there
-MultipleNegativesRankingLoss in both directions with a softmax each. Before any timing one batch's loss is computed by
-both, without dropout; where they differ by more than 1e-4 of it, the benchmark stops. What differs is what a trainer
-adds: how batches are put together (here from sentences of like lengths, there at random), tokenized and stepped.
+fused AdamW, clipping at 1, no evaluation, checkpoint or log in between, on a CUDA device if there is one. Pooling and
+loss are the same too: the mean over a sentence's tokens of first plus last layer, and CLIP's symmetric infoNCE, here
+with negatives="cross", there MultipleNegativesRankingLoss in both directions with a softmax each. Before any timing
+both compute the loss of one batch without dropout; if they differ by more than a relative 1e-4, the benchmark stops.
+The difference is what a trainer adds: how batches are formed (here from sentences of similar length, there at random),
+tokenized and stepped.
 """
 
 from __future__ import annotations
@@ -17,21 +18,20 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.environment import describe
+from benchmarks.results import describe
 
 # Memory is allocated and kernels are chosen during these.
 WARM_STEPS = 5
-PARTICIPANTS = ("ctloss fp32", "ctloss bf16", "sentence-transformers fp32", "sentence-transformers bf16")
 
 
 def timed_callback() -> Any:
-    """Returns a Trainer callback that notes when each step ended."""
+    """A Trainer callback that notes when each step ended."""
     from transformers import TrainerCallback
 
     class StepTimes(TrainerCallback):
@@ -45,13 +45,6 @@ def timed_callback() -> Any:
             return self.ends[-1] - self.ends[WARM_STEPS - 1]
 
     return StepTimes()
-
-
-def quiet(trainer: Any) -> None:
-    """Takes the progress bar off a trainer."""
-    from ctloss.train.logs import ProgressLines
-
-    trainer.pop_callback(ProgressLines)
 
 
 class Contest:
@@ -82,16 +75,25 @@ class Contest:
         self.tokenizer.save_pretrained(folder / "encoder")
 
     def our_objective(self) -> Any:
-        """Returns ctloss.train's model with its loss."""
-        from ctloss.train.encoder import CCEEncoder, load_backbone
+        """ctloss.train's model with its loss."""
+        from ctloss.shared.models import load_encoder
+        from ctloss.train import CCEEncoder
         from ctloss.train.objective import Objective
 
-        encoder = CCEEncoder(load_backbone(str(self.folder / "encoder"), mlm=False), levels="sentence", head=False)
+        encoder = CCEEncoder(load_encoder(self.folder / "encoder"), levels="sentence", head=False)
         choice = self.recipe.objective
         return Objective(encoder, loss=choice.loss, temperature=choice.temperature, negatives=choice.negatives)
 
+    def our_rows(self) -> tuple[Any, Any]:
+        """ctloss.train's training rows, and what makes batches of them."""
+        from ctloss.train.collator import Collator
+        from ctloss.train.dataset import WPSDataset
+
+        collate = Collator(self.tokenizer, seed=0, words=False, mlm_probability=0.0)
+        return WPSDataset(self.folder / "data" / "train"), collate
+
     def their_loss(self) -> tuple[Any, Any]:
-        """Returns sentence-transformers' model, with our pooling, and its loss."""
+        """sentence-transformers' model, with our pooling, and its loss."""
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
@@ -114,35 +116,27 @@ class Contest:
 
     @torch.no_grad()
     def losses(self) -> tuple[float, float]:
-        """Returns the loss of the first batch by ctloss.train and by sentence-transformers, dropout off."""
-        from ctloss.train.collator import Collator
-        from ctloss.train.dataset import WPSDataset
-
-        rows = WPSDataset(self.folder / "data" / "train")
-        batch = Collator(self.tokenizer, seed=0, words=False, mlm_probability=0.0)([rows[i] for i in range(self.batch)])
+        """The loss of the first batch by ctloss.train and by sentence-transformers, without dropout."""
+        rows, collate = self.our_rows()
+        batch = collate([rows[i] for i in range(self.batch)])
         ours = self.our_objective().eval()(**{name: value for name, value in batch.items() if name != "index"})["loss"]
         model, loss = self.their_loss()
         model.eval()
         sides = [[rows.text(i)[side] for i in range(self.batch)] for side in ("source", "target")]
         features = [
-            {
-                name: value.to(model.device) if torch.is_tensor(value) else value
-                for name, value in model.preprocess(side).items()
-            }
-            for side in sides
+            {name: each.to(model.device) if torch.is_tensor(each) else each for name, each in inputs.items()}
+            for inputs in map(model.preprocess, sides)
         ]
-        theirs = loss(features, torch.empty(0))
-        return float(ours), float(theirs)
+        return float(ours), float(loss(features, torch.empty(0)))
 
     def ours(self, steps: int, precision: str) -> float:
-        """Returns pairs a second of ctloss.train."""
-        from ctloss.train.collator import Collator
-        from ctloss.train.dataset import WPSDataset
+        """Pairs per second of ctloss.train."""
+        from ctloss.train.logs import ProgressLines
         from ctloss.train.sampler import BatchPlan
         from ctloss.train.trainer import PretrainingTrainer
 
         recipe = self.recipe.override(max_steps=steps, precision=precision)
-        rows = WPSDataset(self.folder / "data" / "train")
+        rows, collate = self.our_rows()
         with tempfile.TemporaryDirectory() as output:
             trainer = PretrainingTrainer(
                 self.our_objective(),
@@ -150,21 +144,21 @@ class Contest:
                 Path(output),
                 rows=rows,
                 plan=BatchPlan(rows.lengths, rows.keys, batch_size=self.batch, seed=0),
-                collate=Collator(self.tokenizer, seed=0, words=False, mlm_probability=0.0),
+                collate=collate,
                 tokenizer=self.tokenizer,
                 measure=lambda encoder: {},
             )
             # The last step would save a checkpoint, which the other side does not.
             trainer.args.save_strategy = "no"
             trainer.args.eval_strategy = "no"
-            quiet(trainer)
+            trainer.pop_callback(ProgressLines)
             times = timed_callback()
             trainer.add_callback(times)
             trainer.train()
         return self.batch * (steps - WARM_STEPS) / float(times.seconds())
 
     def theirs(self, steps: int, precision: str) -> float:
-        """Returns pairs a second of sentence-transformers' trainer."""
+        """Pairs per second of sentence-transformers' trainer."""
         import datasets
         from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
@@ -187,10 +181,10 @@ class Contest:
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=30, help="steps a turn, the first five of them not timed")
-    parser.add_argument("--rounds", type=int, default=3, help="turns each takes; the medians are printed")
+    parser.add_argument("--steps", type=int, default=30, help="steps per turn; the first five are not timed")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each; the medians are printed")
     parser.add_argument("--pairs", type=int, default=6400, help="training pairs")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--layers", type=int, default=4)
@@ -205,15 +199,14 @@ def main() -> None:
         ours, theirs = contest.losses()
         if abs(ours - theirs) > 1e-4 * abs(theirs):
             raise SystemExit(
-                f"expected both to compute one loss, got {ours:.6f} by ctloss and {theirs:.6f} by the other"
+                f"expected both to compute the same loss, got {ours:.6f} by ctloss and {theirs:.6f} by the other"
             )
         print(f"loss of the first batch: ctloss {ours:.6f}, sentence-transformers {theirs:.6f}")
-        turns: dict[str, Callable[[], float]] = {
-            name: lambda side=side, precision=precision: side(options.steps, precision)  # type: ignore[misc]
-            for name in PARTICIPANTS
-            for side, precision in [
-                (contest.ours if name.startswith("ctloss") else contest.theirs, name.rpartition(" ")[2])
-            ]
+        sides = {"ctloss": contest.ours, "sentence-transformers": contest.theirs}
+        turns = {
+            f"{name} {precision}": partial(side, options.steps, precision)
+            for name, side in sides.items()
+            for precision in ("fp32", "bf16")
         }
         speeds: dict[str, list[float]] = {name: [] for name in turns}
         for _ in range(options.rounds):

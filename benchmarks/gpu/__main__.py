@@ -1,8 +1,8 @@
 """One command for a bare CUDA machine: correctness, checkers, ceilings, times; one JSON and one Markdown table.
 
-``bash benchmarks/gpu.sh [--output FOLDER]``. Each part runs in a process of its own under a time limit; what one fails
-at is recorded and the next goes on. The results are written after every part. ``--dry`` runs all on the CPU
-under Triton's interpreter at tiny sizes.
+``bash benchmarks/gpu.sh [--output FOLDER]``. Each part runs in a process of its own under a time limit; a failure is
+recorded and the next part starts. The results are written after every part. ``--dry`` runs everything on the CPU under
+Triton's interpreter at tiny sizes.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import environment, gpu_tables
-from benchmarks.results import write_text
+from benchmarks.gpu import report
+from benchmarks.results import ROOT, describe
+from ctloss.shared.files import write_atomically
 
-ROOT = Path(__file__).resolve().parent.parent
 # Tests that run kernels, the least tried first; those of corpora, training and packaging need no GPU.
 TESTS = ("paths/test_triton_path*.py", "core/test_api.py")
 MOST_WORKERS = 14
 LOG_CHARACTERS = 6000
-# Seconds that an interrupted part gets to end by itself.
+# Seconds that an interrupted part gets to end on its own.
 LAST_WORDS = 5
 
 
 @dataclass(frozen=True)
 class Part:
-    """A step of the run: a command (empty: skipped, ``why``), its limit, where its rows land."""
+    """A step of the run: a command (empty: skipped, ``why``), its limit, where its rows go."""
 
     name: str
     command: list[str]
@@ -49,7 +49,7 @@ class Part:
 
 def _measured(name: str, seconds: float, folder: Path, dry: bool) -> Part:
     rows = folder / f"{name}.jsonl"
-    command = [sys.executable, "-m", "benchmarks.gpu_parts", name, str(rows)]
+    command = [sys.executable, "-m", "benchmarks.gpu.parts", name, str(rows)]
     return Part(name, [*command, "--dry"] if dry else command, seconds, rows)
 
 
@@ -78,10 +78,10 @@ def _checker(tool: str, folder: Path, dry: bool) -> Part:
 
 
 def parts(folder: Path, dry: bool) -> list[Part]:
-    """Everything to be run, in order of worth: a run cut short has the first ones.
+    """Everything to run, the most valuable first: a run that is cut short has the first ones.
 
-    A limit, in seconds, is what a part may take at most. Those down to the checkers are expected to take 8 minutes on
-    an H100, two of them the choices; the rest (float32 and float16, torch.compile, other widths) share what they leave.
+    A part takes at most its limit, in seconds. Those down to the checkers are expected to take 8 minutes on an H100,
+    two of them the choices; the others (float32 and float16, torch.compile, other widths) share what is left.
     """
     return [
         _measured("ceilings", 20, folder, dry),
@@ -107,7 +107,7 @@ def run_part(part: Part, seconds: float, variables: dict[str, str]) -> dict[str,
     Args:
         part: what to run.
         seconds: the most it may take.
-        variables: of its environment, beside the present ones.
+        variables: added to its environment.
 
     Returns:
         ``status`` (ok, failed, stopped, skipped), ``seconds``, ``rows`` and the end of its output.
@@ -127,7 +127,7 @@ def run_part(part: Part, seconds: float, variables: dict[str, str]) -> dict[str,
         except subprocess.TimeoutExpired:
             status = f"stopped after {seconds:.0f} s"
         finally:
-            # A part's own children, pytest's workers for one, end with it; pytest first says what has failed.
+            # A part's own children, such as pytest's workers, end with it; pytest gets to print its failures first.
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -152,8 +152,8 @@ def run_part(part: Part, seconds: float, variables: dict[str, str]) -> dict[str,
 
 
 def machine(device: str) -> dict[str, str]:
-    """Device, versions, and what the driver says of clocks and power."""
-    about = dict(environment.describe(device))
+    """Device, versions, and what the driver says about clocks and power."""
+    about = dict(describe(device))
     asked = "driver_version,clocks.sm,clocks.mem,power.limit,temperature.gpu"
     if device != "cpu" and shutil.which("nvidia-smi"):
         answer = subprocess.run(
@@ -195,14 +195,14 @@ def main() -> None:
             else:
                 variables = {"TRITON_INTERPRET": "1"} if options.dry else {}
                 if part.name in ("memcheck", "racecheck"):
-                    # Each allocation its own, or the checker sees one big block.
+                    # Otherwise the checker sees one big block instead of each allocation.
                     variables["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
-                # The parts' limits are a GPU's; how long a dry run takes is up to the CPU and what else it does.
+                # The parts' limits are for a GPU; a dry run takes as long as the CPU and its load need.
                 done[part.name] = run_part(part, left if options.dry else min(part.seconds, left), variables)
             print(f"{part.name}: {done[part.name]['status']}, {done[part.name]['seconds']} s", flush=True)
             result |= {"parts": done, "seconds": round(time.perf_counter() - started, 1)}
-            write_text(options.output / "gpu.json", json.dumps(result, indent=1) + "\n")
-            write_text(options.output / "gpu.md", gpu_tables.markdown(result))
+            write_atomically(options.output / "gpu.json", json.dumps(result, indent=1) + "\n")
+            write_atomically(options.output / "gpu.md", report.markdown(result))
     print((options.output / "gpu.md").read_text(encoding="utf-8"))
 
 

@@ -1,9 +1,9 @@
-"""Which gradient is expected to win on an H100: ``python -m benchmarks.flash`` counts, ``--write`` documents it.
+"""Which gradient is expected to win on an H100: ``python -m benchmarks.aot.flash`` counts, ``--write`` documents it.
 
-Panels write weights to memory once and read them twice; the flash kernel forms each of them twice and keeps them in
-registers. Both are charged their instructions, products, exponentials and memory traffic; nothing here was timed on the
-calls it is about. Instructions a pair are counted in what Triton 3.7.1 compiles for sm_90: those on the way through a
-tile that needs no mask, at a temperature whose logits share a peak, divided by its pairs.
+Panels write weights to memory once and read them twice; the flash kernel computes each of them twice and keeps them in
+registers. Both are charged their instructions, products, exponentials and memory traffic; none of these calls was
+timed. Instructions per pair are counted in what Triton 3.7.1 compiles for sm_90: those on the path through a tile that
+needs no mask, at a temperature whose logits share a peak, divided by the pairs of the tile.
 """
 
 from __future__ import annotations
@@ -11,26 +11,23 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from benchmarks.markdown import insert, table
+from benchmarks.results import insert, page_of, table
 from ctloss.kernels.problem import Problem, Shape
 from ctloss.kernels.triton_path import schedule
 from ctloss.kernels.triton_path.config import WIDTH_PADDING, choose_formats, flash_wins
 from ctloss.kernels.triton_path.stack import stack_of
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
-BEGIN, END = "<!-- python -m benchmarks.flash -->\n\n", "\n<!-- end of python -m benchmarks.flash -->\n"
-
+COMMAND = "python -m benchmarks.aot.flash"
 # Measured: products by cuBLAS, memory. tf32 has half of bfloat16's rate, float32 no tensor core.
 PRODUCTS = {"half": 744e12, "tf32": 372e12, "ieee": 60e12}
 MEMORY = 2.96e12
-# Assumed: memory that an L2 cache of 50 MB serves, launches in a graph.
+# Assumed: an L2 cache of 50 MB, its bandwidth, and a launch in a graph.
 CACHE, CACHED = 50e6, 5.5e12
 LAUNCH = 2e-6
-# 132 multiprocessors at 1.755 GHz issue 128 instructions of a thread a clock, 16 of them exponentials or conversions.
+# 132 multiprocessors at 1.755 GHz issue 128 instructions per clock, at most 16 of them exponentials or conversions.
 ISSUED, SPECIAL = 2.97e13, 3.7e12
 # The measured weights kernel takes 1.5 times what instructions and products one after the other would, at d = 768.
 HANDICAP = 1.5
@@ -38,7 +35,7 @@ HANDICAP = 1.5
 
 @dataclass(frozen=True)
 class Counted:
-    """Instructions for an ordered pair: what does not depend on d, and for every 64 columns.
+    """Instructions for an ordered pair: those that do not depend on d, and those for every 64 columns.
 
     ``special`` are those of the slow unit: exponentials, and conversions that are not made in pairs.
     """
@@ -53,7 +50,7 @@ BY_WEIGHT = {
     "one bfloat16": Counted((12.3, 1.0), 0, (14.6, 3.0), 1),
     "three bfloat16": Counted((15.0, 1.0), 0, (17.0, 8.0), 3),
     "one tf32": Counted((15.8, 1.0), 8.7, (21.1, 5.2), 1),
-    # Beside multiplications, which are charged as products.
+    # Without multiplications, which are charged as products.
     "one float32": Counted((15.0, 0.0), 0, (16.0, 0.0), 1),
 }
 
@@ -64,7 +61,7 @@ def asked(normalize: bool) -> Problem:
 
 
 def pair_seconds(dtype: torch.dtype, normalize: bool, n: int, d: int, handicap: float) -> tuple[float, float]:
-    """Seconds an ordered pair in panels and in flash; ``handicap`` is what a kernel of ours takes longer than counted.
+    """Seconds per ordered pair in panels and in flash; ``handicap`` is how much longer our kernels take than counted.
 
     >>> panels, flash = pair_seconds(torch.bfloat16, True, 65536, 64, 1.0)
     >>> flash < panels
@@ -80,17 +77,12 @@ def pair_seconds(dtype: torch.dtype, normalize: bool, n: int, d: int, handicap: 
     logits, product = 2 * width / logit_rate, 2 * width * formats.weight_terms / rate
     held = (2 * stack_of(shape).padded) ** 2 * formats.weight_bytes
     memory = CACHED if held < CACHE else MEMORY
-    weights = handicap * (sum_of(counted.weights, chunks) / ISSUED + logits / 2)
+    weights = handicap * ((counted.weights[0] + counted.weights[1] * chunks) / ISSUED + logits / 2)
     weights = max(weights, formats.weight_bytes / 2 / memory)
     own = handicap if dtype != torch.bfloat16 else 1.0
     multiplied = max(own * (product + counted.product * chunks / ISSUED), formats.weight_bytes / memory)
-    issued = max(sum_of(counted.flash, chunks) / ISSUED, counted.special / SPECIAL)
+    issued = max((counted.flash[0] + counted.flash[1] * chunks) / ISSUED, counted.special / SPECIAL)
     return weights + multiplied, handicap * (issued + logits + product)
-
-
-def sum_of(counted: tuple[float, float], chunks: int) -> float:
-    """What does not depend on d and what does."""
-    return counted[0] + counted[1] * chunks
 
 
 def milliseconds(dtype: torch.dtype, normalize: bool, n: int, d: int) -> tuple[float, float, float]:
@@ -121,31 +113,30 @@ def _name(dtype: torch.dtype, terms: int) -> str:
 
 
 def counted_table() -> str:
-    """A line for every kind of call and d, a column for every n."""
+    """A row for every kind of call and d, a column for every n."""
     lines = []
     kinds = [(torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, True), (torch.float32, True)]
     for dtype, normalize in kinds:
         for d in (32, 64, 128, 256):
-            cells = []
-            for n in (1024, 4096, 16384, 65536):
-                cells.append(" / ".join(f"{value:.3g}" for value in milliseconds(dtype, normalize, n, d)))
+            cells = [
+                " / ".join(f"{value:.3g}" for value in milliseconds(dtype, normalize, n, d))
+                for n in (1024, 4096, 16384, 65536)
+            ]
             chosen = "flash" if flash_wins(Shape(4096, d, dtype=dtype), 90, asked(normalize)) else "panels"
             name = f"{str(dtype).removeprefix('torch.')}, {'cosines' if normalize else 'dot products'}"
             lines.append([name, str(d), *cells, chosen])
     return table(["call", "d", "n = 1,024", "4,096", "16,384", "65,536", "taken"], lines)
 
 
-def main() -> int:
+def main() -> None:
     """Print the table or put it into the documentation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
-    options = parser.parse_args()
-    if options.write:
-        insert(PAGE, BEGIN, END, counted_table() + "\n")
+    parser.add_argument("--write", action="store_true", help="put the table into its page of docs/")
+    if parser.parse_args().write:
+        insert(page_of(COMMAND), COMMAND, counted_table())
     else:
         print(counted_table())
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

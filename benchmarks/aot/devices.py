@@ -16,7 +16,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-# Registers of a thread are granted in eights, by either vendor.
+# Both vendors grant a thread's registers in eights.
 REGISTER_STEP = 8
 TENSOR_CORE = {
     "wgmma": r"\bwgmma\.mma_async",
@@ -50,11 +50,11 @@ class Device:
 
     @classmethod
     def nvidia(cls, arch: int, shared_limit: int, threads: int = 2048) -> Device:
-        """A compute capability, times ten. One block less its reserve may take all the shared memory there is."""
+        """A compute capability, times ten. A single block may take all shared memory but its reserve."""
         return cls(f"sm_{arch}", arch, GPUTarget("cuda", arch, 32), shared_limit, 1024, 65536, threads)
 
     def blocks(self, registers: int, shared: int, threads: int) -> int:
-        """Blocks that share a multiprocessor; a block's threads, registers a thread and shared memory given."""
+        """How many blocks share a multiprocessor, by registers per thread and a block's shared memory and threads."""
         granted = -(-max(registers, 1) // REGISTER_STEP) * REGISTER_STEP
         return min(
             self.registers // (granted * threads),
@@ -65,7 +65,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What became of a launch on one architecture."""
+    """What a launch takes of one architecture."""
 
     kernel: str
     arch: str
@@ -79,12 +79,12 @@ class Compiled:
 
     @property
     def sound(self) -> bool:
-        """No register was spilled and the device has the shared memory."""
+        """Whether no register is spilled and the device has the shared memory."""
         return self.spilled == 0 and self.shared <= self.shared_limit
 
 
 def compile_for(device: Device, source: ASTSource, options: Mapping[str, int], name: str, case: str) -> Compiled:
-    """Compile a launch of the kernel ``name`` and read what became of it."""
+    """Compile a launch of the kernel ``name`` and read what it takes."""
     log = io.StringIO()
     with knobs.compilation.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(log):
         # A kernel found in the cache would leave no report.
@@ -111,17 +111,15 @@ def compile_for(device: Device, source: ASTSource, options: Mapping[str, int], n
 def _registers(kernel: CompiledKernel, report: str) -> tuple[int, int]:
     """Registers of a thread and bytes that it spills."""
     if "amdgcn" in kernel.asm:
-        # Accumulation registers are among the vector ones here; what is spilled lies in a thread's private segment.
+        # Vector registers include accumulation registers here; spills go to a thread's private segment.
         metadata = kernel.asm["amdgcn"]
-        return int(_found(r"\.vgpr_count:\s+(\d+)", metadata)), int(
-            _found(r"\.private_segment_fixed_size:\s+(\d+)", metadata)
-        )
+        return _found(r"\.vgpr_count:\s+(\d+)", metadata), _found(r"\.private_segment_fixed_size:\s+(\d+)", metadata)
     stores, loads = _found(r"(\d+) bytes spill stores", report), _found(r"(\d+) bytes spill loads", report)
-    return int(_found(r"Used (\d+) registers", report)), int(stores) + int(loads)
+    return _found(r"Used (\d+) registers", report), stores + loads
 
 
-def _found(pattern: str, report: str) -> str:
+def _found(pattern: str, report: str) -> int:
     match = re.search(pattern, report)
     if match is None:
         raise RuntimeError(f"expected {pattern!r} in the compiler's report, got: {report[-2000:]}")
-    return match.group(1)
+    return int(match.group(1))

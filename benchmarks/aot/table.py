@@ -1,23 +1,21 @@
-"""The compiled kernels as a Markdown table, and its place in a document."""
+"""The compiled kernels as a Markdown table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import triton
 
-from benchmarks.aot_devices import Compiled
-from benchmarks.markdown import insert as insert_between
-from benchmarks.markdown import table as format_table
+from benchmarks.aot.devices import Compiled
+from benchmarks.results import table
 
-BEGIN, END = "<!-- benchmarks.aot: begin -->", "<!-- benchmarks.aot: end -->"
+COMMAND = "python -m benchmarks.aot"
 
 
 def markdown(found: Sequence[Compiled]) -> str:
-    """A row for every kernel and call, calls that take the same together, and a column for every architecture.
+    """A row for every kernel and call, and a column for every architecture.
 
-    Of several launches of a kernel in one call the one that takes most registers.
+    Calls that take the same share a row; of several launches of a kernel in a call the one with most registers counts.
     """
     architectures = list(dict.fromkeys(compiled.arch for compiled in found))
     words = [compiled.case.split() for compiled in found]
@@ -42,12 +40,7 @@ def markdown(found: Sequence[Compiled]) -> str:
             if row[0] == kernel:
                 label = "every one" if len(names) == num_calls else ", ".join(names)
                 lines.append([f"`{kernel}`", label, *row[1:]])
-    return caption + "\n\n" + format_table(["kernel", "call", *architectures], lines)
-
-
-def insert(document: Path, table: str) -> None:
-    """Put a table in place of what a document holds between its two markers."""
-    insert_between(document, BEGIN, END, f"\n\n{table}\n\n")
+    return caption + "\n\n" + table(["kernel", "call", *architectures], lines)
 
 
 def _cell(compiled: Compiled) -> str:

@@ -5,18 +5,20 @@
     python -m benchmarks.aot --write docs/performance.md
 
 The launches that the path would make are recorded, with the types and divisibilities that Triton specialises them for,
-and compiled ahead of time by the compiler that Triton ships. Shared memory that a device lacks is no error to the
-compiler, only to a launch, so it is compared with the device's limit here. Must run without TRITON_INTERPRET.
+and compiled ahead of time by the compiler that Triton ships. The compiler does not mind shared memory that a device
+lacks, only a launch does, so it is compared with the device's limit here. Must run without TRITON_INTERPRET.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 from unittest.mock import patch
 
@@ -26,26 +28,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from benchmarks.aot_calls import SHIPPED, TABLED, Shipped
-from benchmarks.aot_devices import Compiled, Device, compile_for
-from benchmarks.aot_table import insert, markdown
-from ctloss.kernels.triton_path import config, engine, flash, panels, small, tiles
+from benchmarks.aot.calls import SHIPPED, TABLED, Shipped
+from benchmarks.aot.devices import Compiled, Device, compile_for
+from benchmarks.aot.table import COMMAND, markdown
+from benchmarks.results import insert
+from ctloss.kernels import triton_path
+from ctloss.kernels.triton_path import config, engine, tiles
 
-# Where the path looks each kernel up.
+MODULES = [
+    importlib.import_module(f"{triton_path.__name__}.{each.name}") for each in iter_modules(triton_path.__path__)
+]
 KERNELS = {
-    "pack_pairs": panels,
-    "pack_candidates": panels,
-    "block_lse": panels,
-    "fold_slots": panels,
-    "weigh_rows": panels,
-    "block_weights": panels,
-    "add_weighed": panels,
-    "finish_pairs": panels,
-    "finish_candidates": panels,
-    "flash_gradient": flash,
-    "small_products": small,
-    "small_close": small,
-    "small_gradient": small,
+    name: value for module in MODULES for name, value in vars(module).items() if isinstance(value, triton.JITFunction)
 }
 DEVICES = {
     device.name.removeprefix("sm_"): device
@@ -54,7 +48,7 @@ DEVICES = {
         Device.nvidia(89, 101376, threads=1536),
         Device.nvidia(90, 232448),
         Device.nvidia(100, 232448),
-        # Four SIMD units of 512 registers by 64 lanes, eight wavefronts each.
+        # Four SIMD units with 512 registers by 64 lanes and eight wavefronts each.
         Device("gfx942", config.CDNA3, GPUTarget("hip", "gfx942", 64), 65536, 0, 131072, 2048),
     )
 }
@@ -80,7 +74,7 @@ class Launch:
 
 
 class Recorder:
-    """Stands in for a kernel: notes its launches and computes nothing."""
+    """Takes a kernel's place: notes its launches and computes nothing."""
 
     def __init__(self, kernel: triton.runtime.JITFunction, launches: list[Launch]) -> None:
         self.kernel, self.launches = kernel, launches
@@ -97,25 +91,19 @@ class Recorder:
         for position, name in enumerate(names):
             value = given[name]
             if name in constexprs or value is None or (isinstance(value, int) and value == 1):
-                signature.append((name, "constexpr"))
                 constants.append((name, value))
-                continue
-            if isinstance(value, torch.Tensor):
-                signature.append((name, "*" + TRITON_TYPES[value.dtype]))
-                divisible = value.data_ptr() % 16 == 0
+                kind, divisible = "constexpr", False
+            elif isinstance(value, torch.Tensor):
+                kind, divisible = "*" + TRITON_TYPES[value.dtype], value.data_ptr() % 16 == 0
             elif isinstance(value, TensorDescriptor):
-                tile = f"{TRITON_TYPES[value.base.dtype]}{value.block_shape}"
-                signature.append((name, f"tensordesc<{tile}>"))
-                continue
+                kind, divisible = f"tensordesc<{TRITON_TYPES[value.base.dtype]}{value.block_shape}>", False
             elif isinstance(value, float):
-                signature.append((name, "fp32"))
-                continue
+                kind, divisible = "fp32", False
             else:
                 assert isinstance(value, int)
-                signature.append((name, "i32" if value < 2**31 else "i64"))
-                divisible = value % 16 == 0
-            if divisible:
-                aligned.append(position)
+                kind, divisible = "i32" if value < 2**31 else "i64", value % 16 == 0
+            signature.append((name, kind))
+            aligned += [position] * divisible
         compile_options = tuple(sorted((k, v) for k, v in options.items() if k not in names))
         self.launches.append(
             Launch(self.kernel.__name__, tuple(signature), tuple(constants), tuple(aligned), compile_options)
@@ -128,17 +116,19 @@ def recording(arch: int) -> Iterator[list[Launch]]:
     launches: list[Launch] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(patch.object(engine, "_arch", lambda: arch))
-        # What cuBLAS multiplies is not compiled here.
-        stack.enter_context(patch.object(panels, "library_product", lambda *operands: None))
-        for name, module in KERNELS.items():
-            stack.enter_context(patch.object(module, name, Recorder(getattr(module, name), launches)))
+        for module in MODULES:
+            for name in KERNELS.keys() & vars(module).keys():
+                stack.enter_context(patch.object(module, name, Recorder(KERNELS[name], launches)))
+            # What cuBLAS multiplies is not compiled here.
+            if hasattr(module, "library_product"):
+                stack.enter_context(patch.object(module, "library_product", lambda *operands: None))
         yield launches
 
 
 def compile_launch(recorded: Launch, device: Device, case: str) -> Compiled:
     """Compile a launch for a device and read what the compiler reports."""
     source = ASTSource(
-        fn=getattr(KERNELS[recorded.kernel], recorded.kernel),
+        fn=KERNELS[recorded.kernel],
         signature=dict(recorded.signature),
         constexprs=dict(recorded.constants),
         attrs={(position,): [["tt.divisibility", 16]] for position in recorded.aligned},
@@ -147,7 +137,7 @@ def compile_launch(recorded: Launch, device: Device, case: str) -> Compiled:
 
 
 def launches_of(arch: int, shipped: Shipped) -> list[Launch]:
-    """The distinct launches of forwards and backwards, logits kept or not, moments asked for or not."""
+    """The distinct launches of forwards and backwards, with logits kept or not and moments requested or not."""
     batch, problem = shipped.batch, shipped.problem
     a = torch.ones(shipped.n * problem.num_directions, dtype=torch.float64)
     with recording(arch) as launches:
@@ -159,7 +149,7 @@ def launches_of(arch: int, shipped: Shipped) -> list[Launch]:
 
 
 def compile_shipped(shipped: Shipped, device: Device, known: dict[tuple[Launch, str], Compiled]) -> Iterator[Compiled]:
-    """What becomes of the launches of a call; those that are not in ``known`` are compiled and added to it."""
+    """The compiled launches of a call; those that are not in ``known`` are compiled and added to it."""
     for recorded in launches_of(device.arch, shipped):
         if (recorded, device.name) not in known:
             known[recorded, device.name] = compile_launch(recorded, device, str(shipped))
@@ -170,7 +160,7 @@ def main() -> int:
     """Print a line for every kernel; the exit status is 1 if one spills or asks for too much shared memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", default=list(DEVICES), choices=list(DEVICES))
-    parser.add_argument("--only", nargs="+", help="compile the calls whose description contains such a text")
+    parser.add_argument("--only", nargs="+", help="compile the calls whose description contains one of these texts")
     parser.add_argument("--markdown", action="store_true", help="end with a Markdown table of the most telling calls")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put that table between the markers in a document")
     options = parser.parse_args()
@@ -192,11 +182,10 @@ def main() -> int:
     for compiled in known.values():
         print("\t".join(str(getattr(compiled, name)) for name in names))
     if tabled:
-        table = markdown(found)
         if options.markdown:
-            print(table)
+            print(markdown(found))
         if options.write is not None:
-            insert(options.write, table)
+            insert(options.write, COMMAND, markdown(found))
     return 0 if all(compiled.sound for compiled in found) else 1
 
 

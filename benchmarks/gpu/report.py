@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.markdown import table
+from benchmarks.results import table
 
 TIMED = ("small", "large", "huge", "precisions", "compiled", "widths")
 
@@ -19,7 +19,7 @@ def _peak(row: Mapping[str, Any]) -> str:
 
 
 def _times(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line a provider and case: forward, forward+backward, the ratio to ours."""
+    """A line for each provider and case: forward, forward+backward, the ratio to ours."""
     cases: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for row in rows:
         key = (row.get("loss"), row.get("dtype"), row.get("d"), row.get("n"))
@@ -55,7 +55,7 @@ def _plain(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _choices(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line a race: what each alternative took and missed, who won, and whether that is what is shipped."""
+    """A line for each race: time and error of each alternative, who won, and whether that is what is shipped."""
 
     def each(row: Mapping[str, Any], key: str, digits: str, unit: float = 1.0) -> str:
         values = row.get(key, {}).items()

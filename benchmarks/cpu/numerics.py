@@ -6,19 +6,20 @@ import contextlib
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
 
-from benchmarks import batches, environment
-from benchmarks.exact import errors, exact
+from benchmarks import batches, providers
+from benchmarks.exact import errors
 from benchmarks.peers import PairLoss
 from benchmarks.providers import DTYPES, Case
-from benchmarks.sweep import offered
+from benchmarks.results import describe
 
 PHIS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12, 1e-16, 1e-20, 1e-28, 1e-36)
 MODES = ("float32", "bfloat16", "autocast", "float16")
+LOSSES = ("info-both", "info-cross", "cz-both")
 SEEDS = 3
 FLOAT16_SCALE = 32768.0
 PROVIDERS = (
@@ -49,27 +50,24 @@ def measure(case: Case, mode: str, phi: float, names: Sequence[str]) -> dict[str
         By provider: gradient_error, value_error, temperature.
     """
     found: dict[str, list[dict[str, float]]] = {}
-    loss, negatives = case.parts
-    dtype = DTYPES["float32" if mode == "autocast" else mode]
+    scale = FLOAT16_SCALE if mode == "float16" else 1.0
     for seed in range(SEEDS):
-        x, y = batches.trained(case.n, case.d, dtype=dtype, device=case.device, seed=seed)
-        temperature = batches.temperature_for(x, y, phi, negatives)
-        here = Case(case.loss, case.n, case.d, case.dtype, case.device, temperature)
-        truth = exact(x, y, loss=loss, negatives=negatives, temperature=temperature)
-        calls, _ = offered(names, here, float("inf"))
+        x, y = batches.trained(case.n, case.d, dtype=DTYPES[case.dtype], device=case.device, seed=seed)
+        temperature = batches.temperature_for(x, y, phi, case.parts[1])
+        here = replace(case, temperature=temperature)
+        truth = here.exact(x, y)
+        calls, _ = providers.offered(names, here)
         for name, call in calls.items():
             used = _under_autocast(call, case.device) if mode == "autocast" else call
-            scale = FLOAT16_SCALE if mode == "float16" else 1.0
             with contextlib.suppress(RuntimeError):
-                found.setdefault(name, []).append(
-                    {**errors(used, x, y, truth, scale=scale), "temperature": temperature}
-                )
+                missed = errors(used, x, y, truth, scale=scale)
+                found.setdefault(name, []).append({**missed, "temperature": temperature})
     return {name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in found.items()}
 
 
 def run(
-    losses: Sequence[str],
-    names: Sequence[str],
+    losses: Sequence[str] = LOSSES,
+    names: Sequence[str] = PROVIDERS,
     *,
     device: str,
     n: int = 32,
@@ -83,8 +81,8 @@ def run(
         for mode in modes:
             case = Case(loss, n, d, "float32" if mode == "autocast" else mode, device)
             for phi in phis:
-                shared = {**asdict(case), "mode": mode, "phi": phi, **environment.describe(device)}
-                for name, errors_found in measure(case, mode, phi, names).items():
-                    rows.append({"provider": name, **shared, **errors_found})
+                shared = {**asdict(case), "mode": mode, "phi": phi, **describe(device)}
+                for name, missed in measure(case, mode, phi, names).items():
+                    rows.append({"provider": name, **shared, **missed})
             print(f"{loss} {mode}: {len(phis)} values of φ", file=sys.stderr, flush=True)
     return rows

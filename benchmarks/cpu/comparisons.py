@@ -12,27 +12,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ctloss
-from benchmarks import batches
+from benchmarks import batches, forms
+from benchmarks.exact import SIGMOID_BIAS
+from ctloss import objectives
 
-TEMPERATURE, MARGIN, SIGMOID_TEMPERATURE, SIGMOID_BIAS = 0.05, 0.1, 0.1, -10.0
+TEMPERATURE, MARGIN, SIGMOID_TEMPERATURE = 0.05, 0.1, 0.1
 QUEUE = 8
 """Rows of the queue for each pair."""
 
 info_nce: Callable[..., Tensor] = ctloss.info_nce
 contrast: Callable[..., ctloss.Contrast] = ctloss.contrast
+sup_con: Callable[..., Tensor] = ctloss.sup_con
+sig_lip: Callable[..., Tensor] = ctloss.sig_lip
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch with everything that some call takes.
+    """A batch with everything that any of the calls takes.
 
     Attributes:
-        x: ``(n, d)``, a leaf that asks for its gradient.
-        y: likewise.
+        x, y: ``(n, d)``, leaves that require a gradient.
         candidates: hard negatives ``(n, k, d)``, a leaf too; a queue ``(m, d)`` without gradient; or ``None``.
         ids: ``(n,)``, one pair in eight a duplicate of the next.
-        candidate_ids: for hard negatives, some of them duplicates of a pair; ``None`` without them.
-        temperatures: ``(n,)`` around the common one.
+        candidate_ids: of hard negatives, some of them duplicates of a pair; ``None`` without them.
+        temperatures: ``(n,)``, around the common one.
         weights: ``(n,)``.
         labels: ``(n,)``, two pairs each.
     """
@@ -48,12 +51,12 @@ class Inputs:
 
     @property
     def embeddings(self) -> tuple[Tensor, ...]:
-        """What is differentiated with respect to."""
+        """What gradients are taken with respect to."""
         learnt = self.candidates is not None and self.candidates.requires_grad
         return (self.x, self.y, self.candidates) if learnt else (self.x, self.y)  # type: ignore[return-value]
 
     def double(self) -> Inputs:
-        """The same numbers in float64, leaves of their own."""
+        """The same numbers in float64, as new leaves."""
         wide = {
             name: value.detach().double().requires_grad_(value.requires_grad)
             for name, value in vars(self).items()
@@ -63,17 +66,7 @@ class Inputs:
 
 
 def draw(n: int, d: int, *, hard: int = 0, queue: int = 0) -> Inputs:
-    """A seeded batch in the middle of training.
-
-    Args:
-        n: pairs.
-        d: columns.
-        hard: hard negatives for each pair.
-        queue: queue rows for each pair.
-
-    Returns:
-        The :class:`Inputs`, float32.
-    """
+    """A seeded float32 batch in the middle of training, with hard negatives or rows of a queue for each pair."""
     x, y = batches.untrained(n, d, dtype=torch.float32, device="cpu")
     generator = torch.Generator().manual_seed(1)
     ids = torch.arange(n)
@@ -98,13 +91,7 @@ def draw(n: int, d: int, *, hard: int = 0, queue: int = 0) -> Inputs:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to compute a loss.
-
-    Attributes:
-        name: for the table.
-        call: the loss of a batch.
-        truth: the same of a batch in float64, exact.
-    """
+    """One way to compute a loss: its name, the loss of a batch, and the exact loss of a batch in float64."""
 
     name: str
     call: Callable[[Inputs], Tensor]
@@ -122,7 +109,7 @@ class Line:
         draw: the batch, from n and d.
         ours: what is measured.
         other: what it is measured against.
-        goal: the most that its time may be over the other's; ``None`` if none was set.
+        goal: the highest ratio of times allowed, ours over the other's; ``None`` if none was set.
         memory_goal: the same for peak memory.
     """
 
@@ -161,7 +148,7 @@ def _pairs(inputs: Inputs, impl: str = "auto", **options: Any) -> Tensor:
 
 
 def _similarities(inputs: Inputs, width: int | None = None) -> Tensor:
-    """The whole rectangle of cosines, as one writes it by hand."""
+    """The whole rectangle of cosines, as people write it by hand."""
     documents = inputs.y
     if inputs.candidates is not None:
         documents = torch.cat((documents, inputs.candidates.flatten(0, -2)))
@@ -250,15 +237,13 @@ def _reductions(n: int, d: int) -> Iterator[Line]:
 
 
 def _objectives(n: int, d: int) -> Iterator[Line]:
-    objectives: Any = getattr(ctloss, "objectives", None)
-    losses: dict[str, Callable[[ctloss.Contrast], Tensor]] = {"softplus(z)": lambda c: F.softplus(c.z, threshold=40)}
-    if objectives is not None:
-        losses |= {
-            "epsilon_nce": lambda c: objectives.epsilon_nce(c, 0.5),
-            "focal_nce": lambda c: objectives.focal_nce(c, 2.0),
-            "debiased_nce": lambda c: objectives.debiased_nce(c, 0.1, len(c.z) - 2, TEMPERATURE),
-            "rince": lambda c: objectives.rince(c, 0.5, 0.01),
-        }
+    losses: dict[str, Callable[[ctloss.Contrast], Tensor]] = {
+        "softplus(z)": lambda c: F.softplus(c.z, threshold=40),
+        "epsilon_nce": lambda c: objectives.epsilon_nce(c, 0.5),
+        "focal_nce": lambda c: objectives.focal_nce(c, 2.0),
+        "debiased_nce": lambda c: objectives.debiased_nce(c, 0.1, len(c.z) - 2, TEMPERATURE),
+        "rince": lambda c: objectives.rince(c, 0.5, 0.01),
+    }
 
     def of(loss: Callable[[ctloss.Contrast], Tensor]) -> Callable[..., Tensor]:
         def call(inputs: Inputs, impl: str = "auto") -> Tensor:
@@ -280,46 +265,39 @@ def _sup_con(inputs: Inputs) -> Tensor:
     return -((shares * positive).sum(1) / positive.sum(1)).mean()
 
 
-def _sig_lip(inputs: Inputs) -> Tensor:
-    logits = F.normalize(inputs.x, dim=1) @ F.normalize(inputs.y, dim=1).T / SIGMOID_TEMPERATURE + SIGMOID_BIAS
-    sign = 2 * torch.eye(len(logits), dtype=logits.dtype) - 1
-    return -F.logsigmoid(sign * logits).sum() / len(logits)
-
-
 def _others(n: int, d: int) -> Iterator[Line]:
-    """Losses that are no function of z."""
-    sup_con, sig_lip = (getattr(ctloss, name, None) for name in ("sup_con", "sig_lip"))
-    if sup_con is not None:
+    """Losses that are not a function of z."""
 
-        def supervised(inputs: Inputs, impl: str = "auto") -> Tensor:
-            rows, labels = torch.cat((inputs.x, inputs.y)), inputs.labels.repeat(2)
-            return sup_con(rows, labels, temperature=TEMPERATURE, impl=impl)
+    def supervised(inputs: Inputs, impl: str = "auto") -> Tensor:
+        rows, labels = torch.cat((inputs.x, inputs.y)), inputs.labels.repeat(2)
+        return sup_con(rows, labels, temperature=TEMPERATURE, impl=impl)
 
-        yield Line("sup_con, 2 n rows, 4 a label", n, d, draw, _ours(supervised), _eager(_sup_con), 0.7)
-    if sig_lip is not None:
+    def sigmoid(inputs: Inputs, impl: str = "auto", ids: Tensor | None = None) -> Tensor:
+        x, y = inputs.x, inputs.y
+        return sig_lip(x, y, temperature=SIGMOID_TEMPERATURE, bias=SIGMOID_BIAS, ids=ids, impl=impl)
 
-        def sigmoid(inputs: Inputs, impl: str = "auto") -> Tensor:
-            return sig_lip(inputs.x, inputs.y, temperature=SIGMOID_TEMPERATURE, bias=SIGMOID_BIAS, impl=impl)
+    def sigmoid_with_ids(inputs: Inputs, impl: str = "auto") -> Tensor:
+        return sigmoid(inputs, impl, inputs.ids)
 
-        yield Line("sig_lip", n, d, draw, _ours(sigmoid), _eager(_sig_lip), 0.7)
+    def by_hand(inputs: Inputs) -> Tensor:
+        return forms.eager("sig_lip", "cross", SIGMOID_TEMPERATURE)(inputs.x, inputs.y)
+
+    yield Line("sup_con, 2 n rows, 4 a label", n, d, draw, _ours(supervised), _eager(_sup_con), 0.7)
+    yield Line("sig_lip", n, d, draw, _ours(sigmoid), _eager(by_hand), 0.7)
+    yield Line("ids, sig_lip", n, d, draw, _ours(sigmoid_with_ids), _ours(sigmoid, "without ids"))
 
 
-GROUPS: tuple[tuple[Callable[[int, int], Iterator[Line]], tuple[int, ...]], ...] = (
-    (_rectangles, (1024,)),
-    (_ids, (1024,)),
-    (_reductions, (128, 512, 1024, 2048)),
-    (_objectives, (512, 1024, 2048)),
-    (_others, (1024,)),
-)
+SIZES = {
+    _rectangles: (1024,),
+    _ids: (1024,),
+    _reductions: (128, 512, 1024, 2048),
+    _objectives: (512, 1024, 2048),
+    _others: (1024,),
+}
 
 
 def lines(n: Sequence[int] | None = None, d: int = 256) -> Iterator[Line]:
-    """Every comparison.
-
-    Args:
-        n: sizes in place of those that the goals are for.
-        d: columns.
-    """
-    for group, sizes in GROUPS:
+    """Every comparison, at the sizes that the goals are for unless ``n`` gives others."""
+    for group, sizes in SIZES.items():
         for size in n or sizes:
             yield from group(size, d)

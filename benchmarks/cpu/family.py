@@ -1,31 +1,30 @@
-"""What an option or a loss of the family costs beside what it replaces: time, peak memory, the gradient's error.
+"""What an option or a loss of the family costs next to what it replaces: time, peak memory, the gradient's error.
 
-Each line of the table sets one call of ours against another: plain PyTorch for the same loss, or our own call without
-the option. Both are timed in turns in one process with one thread, by the thread's CPU time; memory is taken in a fresh
-process each.
+Each line of the table compares one call of ours with another: plain PyTorch for the same loss, or our own call without
+the option. Both are timed in turns in one process with one thread, by the thread's CPU time; memory is measured in a
+fresh process each.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks import environment, markdown, memory
-from benchmarks.family_lines import Inputs, Line, Way, lines
-from benchmarks.timing import Timing, interleaved
+from benchmarks import results
+from benchmarks.cpu import memory
+from benchmarks.cpu.comparisons import Inputs, Line, Way, lines
+from benchmarks.cpu.report import met
+from benchmarks.measure import Timing, interleaved, peak_bytes
 
+COMMAND = "python -m benchmarks family"
 SECONDS, FEWEST_ROUNDS = 3.0, 11
 WARM = 8
-"""Pairs of the call that loads code and libraries before memory is taken."""
-MARKERS = "<!-- python -m benchmarks family -->\n\n", "\n\n<!-- end of python -m benchmarks family -->"
+"""Pairs of the call that loads code and libraries before memory is measured."""
 
 
 def gradients(call: Callable[[Inputs], Tensor], inputs: Inputs) -> tuple[Tensor, ...]:
@@ -34,7 +33,7 @@ def gradients(call: Callable[[Inputs], Tensor], inputs: Inputs) -> tuple[Tensor,
 
 
 def gradient_error(way: Way, inputs: Inputs) -> float:
-    """``‖g − g_ref‖ / ‖g_ref‖`` over all embeddings, the truth taken in float64 on the same inputs."""
+    """``‖g − g_ref‖ / ‖g_ref‖`` over all embeddings, with g_ref computed in float64 on the same inputs."""
     square = reference = 0.0
     for found, wanted in zip(gradients(way.call, inputs), gradients(way.truth, inputs.double()), strict=True):
         square += (found.double() - wanted).square().sum().item()
@@ -47,45 +46,44 @@ def peak(line: Line, role: str) -> int:
     way = line.ways[role]
     gradients(way.call, line.draw(min(line.n, WARM), line.d))
     inputs = line.draw(line.n, line.d)
-    return memory.beyond(lambda: gradients(way.call, inputs), "cpu")
+    return peak_bytes(lambda: gradients(way.call, inputs), "cpu")
 
 
-def measure(line: Line, *, seconds: float, fewest_rounds: int, with_memory: bool) -> list[dict[str, object]]:
+def measure(line: Line, *, seconds: float, fewest_rounds: int) -> list[dict[str, object]]:
     """Both ways of a line: a row each, with what went wrong in ``note``."""
     inputs = line.draw(line.n, line.d)
     steps = {role: partial(gradients, way.call, inputs) for role, way in line.ways.items()}
     timed = interleaved(steps, device="cpu", seconds=seconds, fewest_rounds=fewest_rounds)
     rows = []
     for role, way in line.ways.items():
-        row: dict[str, object] = {"line": line.name, "n": line.n, "d": line.d, "role": role, "way": way.name}
+        about: dict[str, object] = {"line": line.name, "n": line.n, "d": line.d, "role": role}
+        row = {**about, "way": way.name}
         outcome = timed[role]
         if isinstance(outcome, Timing):
             row |= {"cpu_s": outcome.cpu, "wall_s": outcome.wall, "rounds": outcome.rounds}
             row["gradient_error"] = gradient_error(way, inputs)
         else:
             row["note"] = outcome
-        if with_memory:
-            about = {"line": line.name, "n": line.n, "d": line.d, "role": role}
-            row |= memory.answer("benchmarks.family", about)
-        rows.append({**row, **environment.describe("cpu")})
+        row |= memory.ask("benchmarks.cpu.family", {**about, "threads": 1})
+        rows.append({**row, **results.describe("cpu")})
     return rows
 
 
 def run(
-    chosen: Iterable[Line], *, seconds: float = SECONDS, fewest_rounds: int = FEWEST_ROUNDS, with_memory: bool = True
+    chosen: Iterable[Line], *, seconds: float = SECONDS, fewest_rounds: int = FEWEST_ROUNDS
 ) -> list[dict[str, object]]:
     """Measure lines one after the other, on one thread; a line of progress for each on stderr."""
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
     for line in chosen:
-        rows += measure(line, seconds=seconds, fewest_rounds=fewest_rounds, with_memory=with_memory)
+        rows += measure(line, seconds=seconds, fewest_rounds=fewest_rounds)
         ours, other = (float(str(row.get("cpu_s", "nan"))) for row in rows[-2:])
         print(f"{line.name}, n={line.n}: {ours * 1e3:.3g} ms, {ours / other:.2f} x", file=sys.stderr, flush=True)
     return rows
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """The table of a file of results, goals beside what was measured.
+    """The table of a file of results, goals next to what was measured.
 
     Args:
         rows: as :func:`run` gives them, read back from the file.
@@ -100,8 +98,8 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
                 f"{int(ours['n']):,}",
                 other["way"],
                 f"{float(ours['cpu_s']) * 1e3:.3g}" if ours["cpu_s"] else ours["note"],
-                *_beside_goal(ours, other, "cpu_s", goal),
-                *_beside_goal(ours, other, "peak_bytes", memory_goal),
+                *_against_goal(ours, other, "cpu_s", goal),
+                *_against_goal(ours, other, "peak_bytes", memory_goal),
                 *(f"{float(row['gradient_error']):.0e}" if row["gradient_error"] else "" for row in (ours, other)),
             ]
         )
@@ -110,30 +108,23 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
         f"{rows[0]['device']}, torch {rows[0]['torch']}; one thread, its CPU time. float32, d = {rows[0]['d']}, "
         "forward and backward, medians of both in turns. Errors are relative, of the gradient, against float64."
     )
-    return f"{about}\n\n{markdown.table(columns, shown)}"
+    return f"{about}\n\n{results.table(columns, shown)}"
 
 
-def _beside_goal(ours: Mapping[str, str], other: Mapping[str, str], column: str, goal: float | None) -> tuple[str, str]:
+def _against_goal(
+    ours: Mapping[str, str], other: Mapping[str, str], column: str, goal: float | None
+) -> tuple[str, str]:
     if not (ours.get(column) and other.get(column)) or float(other[column]) == 0:
         return "", ""
-    ratio = round(float(ours[column]) / float(other[column]), 2)
-    return f"{ratio:.2f}", "" if goal is None else f"{goal} {'met' if ratio <= goal else 'missed'}"
+    ratio = float(ours[column]) / float(other[column])
+    return f"{ratio:.2f}", met(ratio, goal)
 
 
-def insert(rows: Sequence[Mapping[str, str]], root: Path) -> None:
-    """Put the table in its place in docs/performance.md below a folder."""
-    markdown.insert(root / "docs" / "performance.md", *MARKERS, table(rows))
-
-
-def main() -> None:
-    """The subprocess: which way of which line as JSON in, its peak memory as JSON out."""
-    parser = argparse.ArgumentParser(description="Peak memory of one way of one line, as JSON.")
-    parser.add_argument("problem", help="JSON with line, n, d and role")
-    problem = json.loads(parser.parse_args().problem)
-    torch.set_num_threads(1)
-    (line,) = (line for line in lines((problem["n"],), problem["d"]) if line.name == problem["line"])
-    print(json.dumps({"peak_bytes": peak(line, problem["role"])}))
+def _peak_of(problem: dict[str, object]) -> int:
+    n, d = int(str(problem["n"])), int(str(problem["d"]))
+    (line,) = (line for line in lines((n,), d) if line.name == problem["line"])
+    return peak(line, str(problem["role"]))
 
 
 if __name__ == "__main__":
-    main()
+    memory.answer(_peak_of)

@@ -1,7 +1,7 @@
 """Choices of the kernels that were made by counting, each raced against its alternatives on the GPU.
 
-What is shipped and what could be are patched in around the calls and timed in turns, with the error against float64
-beside each time. Small batches are timed in CUDA graphs, where a launch's cost does not hide the work's.
+What is shipped and what could be are patched in around the calls and timed in turns; every time comes with the error
+against float64. Small batches are timed in CUDA graphs, where the cost of launches does not hide that of the work.
 """
 
 from __future__ import annotations
@@ -20,33 +20,32 @@ from torch import Tensor
 import ctloss
 from benchmarks import batches
 from benchmarks.exact import Exact, errors
-from benchmarks.gpu_case import OURS, Run, build, captured, peak_bytes, truth_of
+from benchmarks.gpu.case import OURS, Run, build, captured
+from benchmarks.measure import Timing, forward, forward_backward, interleaved, peak_bytes
 from benchmarks.peers import PairLoss
 from benchmarks.providers import DTYPES, Case
-from benchmarks.sweep import forward, forward_backward
-from benchmarks.timing import Timing, interleaved
 from ctloss.kernels.triton_path import config, panels
 
-# Attributes of the kernels' modules and what they are while an alternative runs; none: all as it is shipped.
+# Attributes of the kernels' modules and what they are while an alternative runs; none: everything as shipped.
 Changes = tuple[tuple[ModuleType, str, object], ...]
 
 # No batch is small; those of a real run are too large to notice.
 IN_PANELS: Changes = ((config, "SMALL_PAIRS", 0), (config, "FEW_PAIRS", 0))
-# Up to so many pairs Python hardly launches a step faster than a GPU takes it.
+# Up to this many pairs Python hardly launches a step faster than a GPU runs it.
 LAUNCH_BOUND = 4096
-# The largest batch of those that are called from Python as well.
+# The largest batch that is also called from Python.
 SMALL = 512
-# A time so many times the best one's is as good.
+# A time at most this many times the best one counts as equal.
 TIE = 1.02
-# No rounding makes a gradient so wrong: a fast mistake wins no race.
+# No rounding makes a gradient this wrong: a fast mistake wins no race.
 WRONG = 0.05
 
 
 @dataclass(frozen=True)
 class Race:
-    """Alternatives on one case; the first that is configured as ``base`` alone would be is the shipped one.
+    """Alternatives on one case; the first whose configuration is that of ``base`` is the shipped one.
 
-    The ``forward`` is timed on its own where they differ in it.
+    The ``forward`` is also timed on its own where they differ in it.
     """
 
     choice: str
@@ -57,7 +56,7 @@ class Race:
 
     @property
     def ways(self) -> Sequence[str]:
-        """How the calls are launched: graphs need a CUDA device, and small batches are called from Python too."""
+        """How the calls are launched: graphs need a CUDA device; small batches are also called from Python."""
         if not self.case.device.startswith("cuda") or self.case.n > LAUNCH_BOUND:
             return ("python",)
         return ("graph", "python") if self.case.n <= SMALL else ("graph",)
@@ -65,7 +64,7 @@ class Race:
 
 @contextmanager
 def changed(changes: Changes) -> Iterator[None]:
-    """Within it the modules' attributes have the values given."""
+    """Set attributes of modules for a while."""
     before = [(module, name, getattr(module, name)) for module, name, _ in changes]
     try:
         for module, name, value in changes:
@@ -77,13 +76,13 @@ def changed(changes: Changes) -> Iterator[None]:
 
 
 def configured(**fields: Any) -> Changes:
-    """Panels with these fields of their configuration."""
+    """Panels whose configuration has these fields."""
     choose = config.choose
     return ((config, "choose", lambda *about: replace(choose(*about), **fields)),)
 
 
 def gradients_in_triton(**tile: Any) -> Changes:
-    """Weights of one term multiplied by the kernel that float32 ones go to."""
+    """Weights of one term, multiplied by the kernel for float32 ones."""
     add_gradient = panels.add_gradient
 
     def add(block: Tensor, packed: Tensor, sums: Tensor, first: bool, chosen: config.BlockConfig) -> None:
@@ -93,11 +92,11 @@ def gradients_in_triton(**tile: Any) -> Changes:
 
 
 def races(run: Run) -> Iterator[Race]:
-    """All races, what most users' batches wait for first."""
+    """All races; first what decides the time of most users' batches."""
 
     def cases(sizes: Sequence[int], dtypes: Sequence[str], d: int = run.d) -> Iterator[Case]:
         for n, dtype in product(run.sizes(*sizes)[-1:] if run.dry else sizes, run.dtypes(*dtypes)):
-            # The interpreter takes its time: both languages' negatives would be two and a half times the tiles.
+            # The interpreter is slow: both languages' negatives would be two and a half times the tiles.
             yield Case("cz-cross" if run.dry else "cz-both", n, d, dtype, run.device)
 
     both = ("bfloat16", "float16")
@@ -141,8 +140,9 @@ def shipped(race: Race) -> str:
 
     def configuration(changes: Changes) -> dict[str, object]:
         loss, negatives = case.parts
+        options: dict[str, Any] = {"loss": loss, "negatives": negatives, "impl": "triton"}
         with changed(race.base + changes):
-            return ctloss.explain(rows, rows, loss=loss, negatives=negatives, impl="triton").configuration
+            return ctloss.explain(rows, rows, **options).configuration
 
     plain = configuration(())
     return next(name for name, changes in race.options.items() if configuration(changes) == plain)
@@ -152,7 +152,7 @@ def shipped(race: Race) -> str:
 def _batch(case: Case) -> tuple[Tensor, Tensor, Exact]:
     """Inputs and the float64 answer, which several races share."""
     x, y = batches.untrained(case.n, case.d, dtype=DTYPES[case.dtype], device=case.device)
-    return x, y, truth_of(case, x, y)
+    return x, y, case.exact(x, y)
 
 
 def _with(changes: Changes, call: PairLoss, prepare: Callable[..., Callable[[], object]], case: Case) -> Any:
@@ -176,13 +176,13 @@ def raced(race: Race, way: str, run: Run) -> dict[str, object]:
         run: where.
 
     Returns:
-        Milliseconds of a step (``ms``) and, if asked for, of the forward (``forward_ms``), errors and peaks by option;
-        the ``winner`` is the fastest step, ``shipped`` what a user gets, and it ``won`` if no option is more than 2 %
-        faster. What failed is in ``note``.
+        By option milliseconds of a step (``ms``) and, where it is raced, of the forward (``forward_ms``), errors and
+        peaks. The ``winner`` is the fastest step, ``shipped`` is what a user gets, and it ``won`` if no option is more
+        than 2 % faster. Failures are in ``note``.
     """
     case = race.case
     found: dict[str, dict[str, float]] = {name: {} for name in ("ms", "forward_ms", "gradient_error", "value_error")}
-    peaks: dict[str, int | None] = {}
+    peaks: dict[str, int] = {}
     failed: dict[str, str] = {}
     passes: dict[str, dict[str, Callable[[], object]]] = {"ms": {}, "forward_ms": {}}
     call = build(OURS, case)
@@ -196,7 +196,8 @@ def raced(race: Race, way: str, run: Run) -> dict[str, object]:
                     raise ArithmeticError(f"expected a gradient error of at most {WRONG}, got {missed}")
                 for kind, error in missed.items():
                     found[kind][name] = error
-                peaks[name] = peak_bytes(forward_backward(call, x, y), case.device)
+                if not run.dry:
+                    peaks[name] = peak_bytes(forward_backward(call, x, y), case.device)
             timed_passes = (("ms", forward_backward), ("forward_ms", forward))
             for which, prepare in timed_passes if race.forward else timed_passes[:1]:
                 step = _with(changes, call, prepare, case)
@@ -225,8 +226,7 @@ def choices(run: Run) -> None:
     for race in races(run):
         case = race.case
         for way in race.ways:
-            about = {"choice": race.choice, "loss": case.loss, "n": case.n, "d": case.d, "dtype": case.dtype}
-            try:
-                run.emit(**about, how=way, **raced(race, way, run))
-            except Exception as error:  # recorded; the other races are still to be run
-                run.emit(**about, how=way, note=f"{type(error).__name__}: {error}"[:300])
+            shape = {"loss": case.loss, "n": case.n, "d": case.d, "dtype": case.dtype}
+            about: dict[str, object] = {"choice": race.choice, **shape, "how": way}
+            with run.noting(**about):
+                run.emit(**about, **raced(race, way, run))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -17,8 +19,8 @@ class Shipped:
 
     Attributes:
         temperature: "number", or read on the device: a "scalar" or one for each of the "rows".
-        transposed: whether y's columns lie behind one another, not its rows.
-        moment: whether the temperature's gradient is asked for.
+        transposed: whether y is stored column by column.
+        moment: whether the temperature requires a gradient.
         candidates: rows of each candidate side; the last side has ids if any row has.
         ids: whether the pairs have ids.
         margin: whether negatives beyond a margin are left out.
@@ -81,55 +83,45 @@ class Shipped:
         return Batch(x, y, tuple(candidates), temperature, ids, tuple(candidate_ids))
 
 
-# Halves have one precision; 768 columns are aligned and whole tiles, 75 neither.
-SHIPPED = [
-    Shipped(dtype, normalize, precision, d)
-    for dtype in (torch.bfloat16, torch.float16, torch.float32)
-    for normalize in (True, False)
-    for precision in (("highest", "high", "medium") if dtype == torch.float32 else ("highest",))
-    for d in (768, 75)
-]
+HALVES, FLOATS = (torch.bfloat16, torch.float16), (torch.bfloat16, torch.float16, torch.float32)
+BOTH = (True, False)
+# Half-precision rows have one precision, float32 rows three.
+HALF_FORMATS = [(dtype, "highest") for dtype in HALVES]
+SINGLE_FORMATS = [(torch.float32, precision) for precision in ("highest", "high", "medium")]
+FORMATS = SINGLE_FORMATS + HALF_FORMATS
+
+
+def plain(n: int) -> Iterator[Shipped]:
+    """Calls without options; 768 columns are aligned and fill whole tiles, 75 do neither."""
+    for formats in ([HALF_FORMATS[0]], [HALF_FORMATS[1]], SINGLE_FORMATS):
+        for normalize, (dtype, precision), d in product(BOTH, formats, (768, 75)):
+            yield Shipped(dtype, normalize, precision, d, n=n)
+
+
+SHIPPED = [*plain(1500)]
 # Below 1,024 pairs half-precision batches keep more digits of their weights.
-SHIPPED += [Shipped(dtype, True, "highest", 768, n=600) for dtype in (torch.bfloat16, torch.float16)]
-# Small ones take kernels of their own, in tiles that become smaller with them.
-SHIPPED += [
-    Shipped(dtype, normalize, precision, d, n=300)
-    for dtype in (torch.bfloat16, torch.float16, torch.float32)
-    for normalize in (True, False)
-    for precision in (("highest", "high", "medium") if dtype == torch.float32 else ("highest",))
-    for d in (768, 75)
-]
-# The smallest form their products in float64.
-SHIPPED += [
-    Shipped(dtype, normalize, "highest", 768, n=n)
-    for n in (200, 100, 50)
-    for dtype in (torch.bfloat16, torch.float16, torch.float32)
-    for normalize in (True, False)
-]
-# Several panels take kernels that a single one does not.
-SHIPPED += [Shipped(dtype, True, "highest", 512, n=30000) for dtype in (torch.bfloat16, torch.float16, torch.float32)]
-# Narrow rows take weights in registers where that is expected to win, from bfloat16's three terms to one tf32 product.
-SHIPPED += [
-    Shipped(dtype, normalize, "highest", 64, n=n)
-    for n in (1500, 600)
-    for dtype in (torch.bfloat16, torch.float16)
-    for normalize in (True, False)
-]
+SHIPPED += [Shipped(dtype, True, "highest", 768, n=600) for dtype in HALVES]
+# Small batches have kernels of their own, in tiles that become smaller with them.
+SHIPPED += plain(300)
+# The smallest compute their products in float64.
+SHIPPED += [Shipped(*call, "highest", 768, n=n) for n in (200, 100, 50) for call in product(FLOATS, BOTH)]
+# Several panels need kernels that a single one does not.
+SHIPPED += [Shipped(dtype, True, "highest", 512, n=30000) for dtype in FLOATS]
+# Narrow rows keep weights in registers where that is expected to win, from bfloat16's three terms to one tf32 product.
+SHIPPED += [Shipped(*call, "highest", 64, n=n) for n in (1500, 600) for call in product(HALVES, BOTH)]
 SHIPPED += [Shipped(torch.float16, True, "highest", 128)]
-# Each option that kernels are compiled for, away from what the calls above have.
+# Each option that kernels are compiled for, in another way than in the calls above.
 OTHERWISE: dict[str, Any] = {"negatives": "cross", "temperature": "scalar", "transposed": True}
-FORMATS = [(torch.float32, precision) for precision in ("highest", "high", "medium")]
-FORMATS += [(torch.bfloat16, "highest"), (torch.float16, "highest")]
 SHIPPED += [
     Shipped(dtype, True, precision, 75, n=n, **options)
     for n, choices in ((1500, [OTHERWISE]), (300, [OTHERWISE]), (60, [OTHERWISE, {"transposed": True}]))
     for options in choices
     for dtype, precision in FORMATS
 ]
-# A constant temperature asks for no moments.
+# A constant temperature needs no moments.
 SHIPPED += [Shipped(dtype, True, precision, 768, n=300, moment=False) for dtype, precision in FORMATS]
-# What takes panels in any batch: candidates, ids, margins, temperatures for each row, sides of several dtypes.
-BESIDE_PAIRS: list[dict[str, Any]] = [
+# What goes through panels in a batch of any size: candidates, ids, margins, a temperature per row, several dtypes.
+IN_PANELS: list[dict[str, Any]] = [
     {"candidates": (8192,)},
     {"candidates": (1500, 4096), "ids": True, "negatives": "cross", "directions": "x"},
     {"margin": True, "ids": True},
@@ -138,14 +130,12 @@ BESIDE_PAIRS: list[dict[str, Any]] = [
 ]
 SHIPPED += [
     Shipped(dtype, normalize, precision, 768, n=n, **options)
-    for n, options in [*((1500, options) for options in BESIDE_PAIRS), (300, BESIDE_PAIRS[4]), (30, BESIDE_PAIRS[3])]
+    for n, options in [*((1500, options) for options in IN_PANELS), (300, IN_PANELS[4]), (30, IN_PANELS[3])]
     for dtype, precision in FORMATS
-    for normalize in (True, False)
+    for normalize in BOTH
 ]
-SHIPPED += [
-    Shipped(dtype, True, "highest", 64, candidates=(4096,), ids=True) for dtype in (torch.bfloat16, torch.float16)
-]
-# What the documentation tables.
+SHIPPED += [Shipped(dtype, True, "highest", 64, candidates=(4096,), ids=True) for dtype in HALVES]
+# What the documentation shows.
 TABLED = [
     shipped
     for shipped in SHIPPED

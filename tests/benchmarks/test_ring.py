@@ -1,4 +1,4 @@
-"""The simulated ring: what is scheduled and when, and that its numbers agree with what was measured."""
+"""The simulated ring: what is scheduled and when, and that its numbers agree with measurements."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import ring, scale
-from benchmarks.ring import Gpu, Network, Step, backward_blocks, cost, forward_blocks, memory
+from benchmarks.gpu import ring
+from benchmarks.gpu.ring import Gpu, Network, Step, backward_blocks, cost, forward_blocks, memory
 from ctloss.kernels.problem import Shape
 from ctloss.kernels.triton_path import schedule
 from ctloss.kernels.triton_path.stack import stack_of
@@ -39,7 +39,7 @@ def test_backward_gives_each_rank_every_block(ranks: int) -> None:
 
 
 def in_ticks(compute: list[int], hops: list[int]) -> list[list[int]]:
-    """The ring again, one unit of time after another; when every rank finishes every step."""
+    """The ring again, one unit of time after the other: when every rank finishes every step."""
     ranks, steps, now = len(hops), len(compute), 0
     holds = [{0} for _ in hops]  # blocks there or arriving, by the step that works on them
     newest, finished, passed_on = [0] * ranks, [0] * ranks, [0] * ranks  # the last step there, steps done, blocks sent
@@ -137,7 +137,7 @@ def test_a_ring_without_fixed_costs_scales_until_its_links_are_felt() -> None:
 
 def test_rates_are_recovered_from_times_made_of_them(tmp_path: Path) -> None:
     rows = []
-    for n in scale.CALIBRATED_AT:
+    for n in ring.CALIBRATED_AT:
         rectangle = 2 * n * n * 768
         forward = GPU.forward_fixed + rectangle / GPU.logits
         both = forward + GPU.backward_fixed + rectangle / GPU.weights + 2 * rectangle / GPU.product
@@ -152,27 +152,27 @@ def test_rates_are_recovered_from_times_made_of_them(tmp_path: Path) -> None:
     }
     path = tmp_path / "results.json"
     path.write_text(json.dumps({"parts": parts}), encoding="utf-8")
-    found = scale.measured_gpu(path)
+    found = ring.measured_gpu(path)
     assert (found.product, found.logits, found.weights) == pytest.approx((GPU.product, GPU.logits, GPU.weights))
     assert (found.forward_fixed, found.backward_fixed) == pytest.approx((1e-3, 1e-3))
-    assert scale.measured_gpu(path, graph=True).forward_fixed == pytest.approx(32e-6)
+    assert ring.measured_gpu(path, graph=True).forward_fixed == pytest.approx(32e-6)
     with pytest.raises(ValueError, match="expected times of cz-both at n=64, d=768"):
-        scale.measured_seconds(path, "cz-both", 64)
+        ring.measured_seconds(path, "cz-both", 64)
 
 
-@pytest.mark.parametrize("n", scale.CALIBRATED_AT)
-def test_simulated_time_is_the_measured_one(n: int) -> None:
-    """The rates come from rectangles alone; the triangle over both sides was measured beside them."""
-    found = cost(Step(n), scale.measured_gpu(scale.RESULTS), NETWORK)
-    forward, backward = scale.measured_seconds(scale.RESULTS, scale.CHECKED_ON, n)
+@pytest.mark.parametrize("n", ring.CALIBRATED_AT)
+def test_simulated_time_is_the_measured_time(n: int) -> None:
+    """The rates come from rectangles only; the triangle over both sides was measured in the same run."""
+    found = cost(Step(n), ring.measured_gpu(ring.RESULTS), NETWORK)
+    forward, backward = ring.measured_seconds(ring.RESULTS, ring.CHECKED_ON, n)
     assert (found.forward, found.backward) == pytest.approx((forward, backward), rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("n", [4096, 16384, 65536])
-def test_memory_is_the_measured_one(n: int) -> None:
-    parts = json.loads(scale.RESULTS.read_text(encoding="utf-8"))["parts"]
+def test_memory_is_the_measured_memory(n: int) -> None:
+    parts = json.loads(ring.RESULTS.read_text(encoding="utf-8"))["parts"]
     peaks = [row["peak_bytes"] for part in ("large", "huge") for row in parts[part]["rows"]
-             if (row["provider"], row["loss"], row["n"], row["d"]) == ("ctloss-triton", scale.CHECKED_ON, n, 768)
+             if (row["provider"], row["loss"], row["n"], row["d"]) == ("ctloss-triton", ring.CHECKED_ON, n, 768)
              and row["dtype"] == "bfloat16"]  # fmt: skip
     beyond_inputs = memory(Step(n)) - 2 * n * 768 * 2
     assert peaks
@@ -181,7 +181,7 @@ def test_memory_is_the_measured_one(n: int) -> None:
 
 @pytest.mark.parametrize("n", [2**k for k in range(12, 21)])
 @pytest.mark.parametrize("workspace", [2**28, 2**30, 13 * 2**30])
-def test_plan_is_the_kernels(n: int, workspace: int) -> None:
+def test_plan_is_that_of_the_kernels(n: int, workspace: int) -> None:
     plan = schedule.plan_backward(stack_of(Shape(n, 768)), 2, workspace)
     assert Step(n, workspace=workspace).shared == plan.shared
     assert plan.size <= ring.LARGEST_PANEL == schedule.LARGEST_PANEL
@@ -193,7 +193,7 @@ def test_bytes_follow_columns_and_entries() -> None:
 
 
 @pytest.mark.parametrize(("n", "ranks"), [(10, 4), (0, 1), (8, 0)])
-def test_ranks_hold_as_many_pairs_each(n: int, ranks: int) -> None:
+def test_ranks_hold_equal_numbers_of_pairs(n: int, ranks: int) -> None:
     with pytest.raises(ValueError, match=f"expected n a multiple of ranks, got n={n}, ranks={ranks}"):
         Step(n, ranks)
 
@@ -203,15 +203,10 @@ def test_contradictory_rates_are_refused() -> None:
         Gpu(7e14, 3e14, -2e14, 0.0, 0.0)
 
 
-def test_page_shows_what_the_simulator_prints() -> None:
-    page = scale.PAGE.read_text(encoding="utf-8")
-    shown = page.split(scale.BEGIN)[1].split(scale.END)[0]
-    assert shown == scale.report(), (
-        "stale: python -m benchmarks.scale --write, then read the conclusions below it again"
-    )
-
-
-def test_tables_say_that_they_are_predicted() -> None:
-    above = [line for line in scale.report().splitlines() if line.endswith(":")]
-    assert len(above) == 3
-    assert all("predicted" in line for line in above)
+def test_report_covers_one_gpu_and_rings() -> None:
+    report = ring.report()
+    assert report.startswith("Predicted")
+    rows = [line.split(" | ") for line in report.splitlines() if line.startswith("| 2^")]
+    assert {row[1] for row in rows} == {"1", "8", "64", "256", "1,024"}
+    # 2^20 pairs over 8 GPUs, called from Python.
+    assert ["| 2^20", "8", "131,072", "from Python", "1.38", "0.000111", "4.01", "5.38", "0%", "2.88 |"] in rows

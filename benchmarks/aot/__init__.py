@@ -1,0 +1,1 @@
+"""What the Triton kernels take of GPUs that need not be there: compiled ahead of time, or counted."""
