@@ -34,7 +34,7 @@ from .logits import CHUNK, LN2, Logits, base2_scale, gather_ids
 from .products import ExactProducts
 from .rows import BLOCK_ENTRIES, Rows, accumulation_dtype, blocks, prepare, unit_rows
 
-# Bounds on the largest entry of a row's first columns, relative to the row's length if normalised: beyond them, products
+# Bounds on the largest entry of a row's first columns, relative to the row's length if normalised. Beyond them products
 # with it, or their divisors, would leave float32's range.
 LEAST_ENTRY, LARGEST_ENTRY = 2.0**-20, 2.0**40
 

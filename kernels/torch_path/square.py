@@ -155,7 +155,7 @@ def gradients(
 
 
 def excluded(entries: Tensor, n: int) -> Tensor:
-    """A view of the pairs that are not negatives: ``(i, i)`` and ``(i, p(i))`` of a square of 2n rows, else the diagonal.
+    """A view of the pairs that are no negatives: all ``(i, i)`` and ``(i, p(i))`` of 2n rows, else the diagonal.
 
     Example:
         >>> excluded(torch.zeros(4, 4), 2).fill_(1).numel()
