@@ -1,4 +1,4 @@
-"""What a loss call's tensors are refused for, and how it is told: expected, got, what to do.
+"""Checks of a loss call's tensors. Every error says what was expected, what it got and what to do.
 
 Options that are words or numbers are checked by :class:`ctloss.kernels.problem.Problem` itself.
 """
@@ -15,25 +15,25 @@ from torch import Tensor
 
 from .kernels.problem import Batch, Problem
 
-# Cosines over less than this are logits in the millions, whose float32 differences mean nothing.
+# Cosines over a smaller temperature are logits in the millions, whose float32 differences mean nothing.
 SMALLEST_TEMPERATURE = 1e-6
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def must(condition: Any, short: str, message: Callable[[], str]) -> None:
-    """Refuse sizes that do not fit, also ones that a compiler knows only at run time.
+    """Refuse sizes that do not fit, including those that a compiler only knows at run time.
 
     Args:
-        condition: what has to hold.
-        short: what is told where the sizes are not known yet.
-        message: what is told otherwise.
+        condition: what must hold.
+        short: the message where the sizes are not known yet.
+        message: makes the message otherwise.
 
     Raises:
         ValueError: with the message; RuntimeError at run time of a compiled graph.
 
     Example:
-        >>> must(True, "never told", lambda: "never told either")
+        >>> must(True, "never shown", lambda: "never shown either")
     """
     if condition is True:
         return
@@ -44,11 +44,11 @@ def must(condition: Any, short: str, message: Callable[[], str]) -> None:
 
 
 def embeddings(name: str, rows: object) -> Tensor:
-    """Refuse what is no dense matrix of real floating-point rows.
+    """Refuse anything but a dense matrix of real floating-point rows.
 
     Args:
         name: the argument's name, for the message.
-        rows: what was given.
+        rows: the argument.
 
     Returns:
         The same.
@@ -78,7 +78,7 @@ def embeddings(name: str, rows: object) -> Tensor:
         if rows.ndim == 1:
             raise TypeError(
                 f"{name}: expected embeddings of shape (n, d), got a vector of {rows.dtype}, which looks like labels; "
-                "ctloss.sup_con(x, labels) takes labels, and ids=labels leaves out rows of one label as negatives"
+                "ctloss.sup_con(x, labels) takes labels, and ids=labels keeps rows of one label from being negatives"
             )
         raise TypeError(
             f"{name}: expected float32, float64, bfloat16 or float16, got {rows.dtype}; convert it with .float()"
@@ -89,7 +89,7 @@ def embeddings(name: str, rows: object) -> Tensor:
 
 
 def pair(x: object, y: object) -> tuple[Tensor, Tensor]:
-    """Refuse a batch of pairs that has no loss.
+    """Refuse anything but a batch of pairs.
 
     Args:
         x: anchors.
@@ -100,7 +100,7 @@ def pair(x: object, y: object) -> tuple[Tensor, Tensor]:
 
     Raises:
         TypeError: see :func:`embeddings`.
-        ValueError: for two shapes, no rows, or two devices.
+        ValueError: for different shapes or devices, or no rows.
 
     Example:
         >>> pair(torch.zeros(2, 3), torch.zeros(2, 3))[0].shape
@@ -115,8 +115,8 @@ def pair(x: object, y: object) -> tuple[Tensor, Tensor]:
             "row i of y must be the positive of row i of x"
         )
 
-    must(x.shape[0] == y.shape[0], "x and y: expected as many rows in one as in the other", message)
-    must(x.shape[1] == y.shape[1], "x and y: expected as many columns in one as in the other", message)
+    must(x.shape[0] == y.shape[0], "x and y: expected the same number of rows", message)
+    must(x.shape[1] == y.shape[1], "x and y: expected the same number of columns", message)
     must(
         x.shape[0] >= 1,
         "x and y: expected at least 1 row",
@@ -138,12 +138,12 @@ def local(name: str, tensor: Tensor) -> None:
     if hasattr(tensor, "placements") and hasattr(tensor, "to_local"):
         raise TypeError(
             f"{name}: expected a plain tensor, got a DTensor; pass {name}.to_local() for the loss of this rank's rows, "
-            f"or {name}.full_tensor() for that of all"
+            f"or {name}.full_tensor() for that of all rows"
         )
 
 
 def same_device(name: str, tensor: Tensor, x: Tensor) -> None:
-    """Refuse a tensor that is not where x is, or not on one device at all.
+    """Refuse a tensor that is not on x's device, or is spread over ranks.
 
     Raises:
         TypeError: for a DTensor.
@@ -165,10 +165,10 @@ def candidates(x: Tensor, given: object) -> tuple[Tensor, ...]:
 
     Args:
         x: anchors.
-        given: ``None``, ``(m, d)``, ``(n, k, d)``, or a sequence of such.
+        given: ``None``, ``(m, d)``, ``(n, k, d)``, or a sequence of these.
 
     Returns:
-        One matrix a set.
+        One matrix per set.
 
     Raises:
         TypeError: see :func:`embeddings`.
@@ -183,7 +183,7 @@ def candidates(x: Tensor, given: object) -> tuple[Tensor, ...]:
     sets: Sequence[object] = [given] if isinstance(given, Tensor) else given  # type: ignore[assignment]
     if not isinstance(sets, list | tuple):
         raise TypeError(
-            "candidates: expected a tensor of shape (m, d) or (n, k, d), or a list of such, "
+            "candidates: expected a tensor of shape (m, d) or (n, k, d), or a list of these, "
             f"got {type(given).__name__}; torch.as_tensor converts arrays"
         )
     found = []
@@ -192,7 +192,7 @@ def candidates(x: Tensor, given: object) -> tuple[Tensor, ...]:
             if rows.shape[0] != x.shape[0]:
                 raise ValueError(
                     f"candidates: expected (n, k, d) with k rows for each of {x.shape[0]} pairs, got "
-                    f"{tuple(rows.shape)}; flatten(0, 1) makes (m, d) of rows that belong to no pair"
+                    f"{tuple(rows.shape)}; rows that belong to no pair are (m, d), as flatten(0, 1) makes them"
                 )
             rows = rows.flatten(0, 1)
         rows = embeddings("candidates", rows)
@@ -207,12 +207,12 @@ def candidates(x: Tensor, given: object) -> tuple[Tensor, ...]:
 
 
 def ids(name: str, given: object, count: Any, x: Tensor) -> Tensor:
-    """Refuse ids that are not one integer a row.
+    """Refuse ids that are not one integer per row.
 
     Args:
         name: the argument's name, for the message.
         given: a tensor of ``count`` integers, of any shape.
-        count: how many rows they are for.
+        count: the number of rows.
         x: anchors.
 
     Returns:
@@ -220,7 +220,7 @@ def ids(name: str, given: object, count: Any, x: Tensor) -> Tensor:
 
     Raises:
         TypeError: for something other than a tensor of integers.
-        ValueError: for another number of them, or another device.
+        ValueError: for another number of ids, or another device.
 
     Example:
         >>> ids("ids", torch.tensor([3, 4]), 2, torch.zeros(2, 3))
@@ -228,18 +228,20 @@ def ids(name: str, given: object, count: Any, x: Tensor) -> Tensor:
     """
     if not isinstance(given, Tensor) or given.dtype not in INTEGERS:
         got = given.dtype if isinstance(given, Tensor) else type(given).__name__
-        raise TypeError(f"{name}: expected a tensor of integers, one a row, got {got}; torch.as_tensor(list) makes one")
+        raise TypeError(
+            f"{name}: expected a tensor of integers, one per row, got {got}; torch.as_tensor(list) makes one"
+        )
     must(
         given.numel() == count,
-        f"{name}: expected one id a row",
-        lambda: f"{name}: expected one id a row, {count} of them, got shape {tuple(given.shape)}",
+        f"{name}: expected one id per row",
+        lambda: f"{name}: expected one id per row, {count} in all, got shape {tuple(given.shape)}",
     )
     same_device(name, given, x)
     return given.detach().reshape(-1).to(torch.int64)
 
 
 def vector(name: str, given: Tensor, x: Tensor, num_directions: int) -> Tensor:
-    """Refuse what is not one number a pair, or one an anchor; spread the former over both directions.
+    """Refuse anything but one number per pair or per anchor; repeat the former for both directions.
 
     Args:
         name: the argument's name, for the message.
@@ -263,12 +265,15 @@ def vector(name: str, given: Tensor, x: Tensor, num_directions: int) -> Tensor:
         return given.repeat(2)
     wanted = f"({n},)" if num_directions == 1 else f"({n},) or ({2 * n},)"
     if given.ndim != 1 or given.shape[0] != n * num_directions:
-        raise ValueError(f"{name}: expected shape {wanted}, one a pair or one an anchor, got {tuple(given.shape)}")
+        raise ValueError(
+            f"{name}: expected shape {wanted}, one number per pair or per anchor, got {tuple(given.shape)}; "
+            ".flatten() makes a vector of a column"
+        )
     return given
 
 
 def weights(given: object, x: Tensor, num_directions: int) -> Tensor | None:
-    """Refuse weights of rows that are not one number a pair, or one an anchor.
+    """Refuse weights that are not one number per pair or per anchor.
 
     Args:
         given: ``None``, ``(n,)`` or ``(rows,)``.
@@ -290,19 +295,19 @@ def weights(given: object, x: Tensor, num_directions: int) -> Tensor | None:
     if not isinstance(given, Tensor) or given.dtype not in DTYPES:
         got = given.dtype if isinstance(given, Tensor) else type(given).__name__
         raise TypeError(
-            f"weights: expected a floating-point tensor, one number a row, got {got}; convert with .float()"
+            f"weights: expected a floating-point tensor, one number per row, got {got}; convert with .float()"
         )
     return vector("weights", given, x, num_directions)
 
 
 def temperature(value: object, x: Tensor, num_directions: int, *, read: bool) -> float | Tensor:
-    """Refuse a temperature that is not positive, or not on a device that can be used.
+    """Refuse a temperature that is not positive, or on a device that does not fit.
 
     Args:
-        value: a number, a tensor of one element, or of one a pair or an anchor.
+        value: a number, or a tensor of one element, one per pair or one per anchor.
         x: anchors.
         num_directions: 1 or 2.
-        read: look at the values of a tensor on the CPU; one elsewhere is never read on the host.
+        read: look at the values of a tensor on the CPU; a tensor elsewhere is never read on the host.
 
     Returns:
         A float, a 0-d tensor, or ``(rows,)``.
@@ -321,7 +326,7 @@ def temperature(value: object, x: Tensor, num_directions: int, *, read: bool) ->
                 f"temperature: expected a float or a tensor, got {type(value).__name__}; convert it with float()"
             )
         positive(value)
-        # A compiler's number stays what it is, so that it is not compiled in.
+        # A compiler's symbolic number stays symbolic, so that it is not compiled in.
         number: Any = value
         return number if torch.compiler.is_compiling() else float(number)  # type: ignore[no-any-return]
     if value.dtype not in DTYPES:
@@ -344,10 +349,10 @@ def temperature(value: object, x: Tensor, num_directions: int, *, read: bool) ->
 
 
 def positive(value: Any) -> None:
-    """Refuse a temperature that is not a positive, finite number, or so small that logits leave single precision.
+    """Refuse a temperature that is not positive and finite, or so small that logits exceed single precision.
 
     Raises:
-        ValueError: naming what was given.
+        ValueError: naming the value.
 
     Example:
         >>> positive(0.07)
@@ -355,7 +360,7 @@ def positive(value: Any) -> None:
     if not SMALLEST_TEMPERATURE <= value < math.inf:
         raise ValueError(
             f"temperature: expected a positive, finite number of at least {SMALLEST_TEMPERATURE}, got {value}; "
-            "0.07 is usual, and a loss module with learnable_temperature=True keeps a learnt one in its domain"
+            "0.07 is usual, and a loss module with learnable_temperature=True keeps a learnt one positive"
         )
 
 
@@ -384,8 +389,8 @@ def batch(
     x, y = pair(x, y)
     if candidates_given is None and problem.negatives == "none":
         raise ValueError(
-            "candidates: expected some with negatives='none', which compares rows with candidates only, got None; "
-            "pass a queue or hard negatives, or another set of negatives"
+            "candidates: expected some with negatives='none', which only compares rows with candidates, got None; "
+            "pass a queue or hard negatives, or choose other negatives"
         )
     tau = temperature(temperature_given, x, problem.num_directions, read=read)
     if candidates_given is None and ids_given is None and candidate_ids_given is None:
@@ -410,8 +415,8 @@ def _candidate_ids(given: object, candidates_given: object, sets: tuple[Tensor, 
     for own, shape in zip(given, shapes, strict=True):
         if isinstance(own, Tensor) and own.shape != shape:
             raise ValueError(
-                f"candidate_ids: expected one id a candidate, of shape {tuple(shape)}, got {tuple(own.shape)}; "
-                "they follow the candidates' shape without its last dimension"
+                f"candidate_ids: expected one id per candidate, of shape {tuple(shape)}, got {tuple(own.shape)}; "
+                "ids have the candidates' shape without its last dimension"
             )
     return tuple(
         None if own is None else ids("candidate_ids", own, rows.shape[0], x)

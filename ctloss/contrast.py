@@ -1,4 +1,4 @@
-"""What :func:`ctloss.contrast` returns, and the losses in :mod:`ctloss.objectives` are made of."""
+"""The result of :func:`ctloss.contrast`, which the losses in :mod:`ctloss.objectives` are functions of."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 class Contrast(NamedTuple):
     """How every anchor compares with its negatives.
 
-    Indexing it gives its two tensors, as with any tuple; :meth:`rows` takes some of its rows.
+    Indexing gives its two tensors, as with any tuple; :meth:`rows` selects rows.
 
     Attributes:
         z: ``(rows,)`` log φ = lse over the negatives − s⁺; −inf for a row without negatives. With ``dims``,
@@ -31,14 +31,14 @@ class Contrast(NamedTuple):
 
     @property
     def lse(self) -> Tensor:
-        """log Σ exp(s) over the negatives, rounded once: use z where the difference matters."""
+        """log Σ exp(s) over the negatives, with one more rounding: use z where lse − s⁺ matters."""
         return self.z + self.positive
 
     def rows(self, index: slice | list[int] | Tensor) -> Contrast:
-        """Some of the rows, of every width if there are several.
+        """Some of the rows, at every width if there are several.
 
         Args:
-            index: a slice, row numbers, or a mask with an entry a row.
+            index: a slice, row numbers, or a mask with one entry per row.
 
         Returns:
             Their :class:`Contrast`, differentiable.

@@ -1,6 +1,6 @@
-"""What PyTorch's counter of floating-point operations is told of the operators.
+"""Formulas for the operators in PyTorch's counter of floating-point operations.
 
-The counter is not imported here: it imports Triton where that is installed.
+The counter itself is not imported here, because it imports Triton where that is installed.
 """
 
 from __future__ import annotations
@@ -18,45 +18,45 @@ from .plan import holds, plan
 
 
 def products(shape: Shape, problem: Problem) -> int:
-    """Operations of the products that form every pair's logit once, two for a product and its addition.
+    """Operations that form every pair's logit once: a multiplication and an addition per column.
 
     Example:
         >>> products(Shape(4, 8), Problem(negatives="cross"))
         256
     """
     square, directions = shape.n * shape.n, problem.num_directions
-    # A side with itself forms half of its square; x with y, met from either side, one square.
+    # A side with itself forms half of its square; x with y forms one square, which serves both sides.
     own = directions * square // 2 if problem.negatives in ("both", "own") else 0
     cross = square if problem.negatives in ("both", "cross") else 0
     return 2 * shape.d * (own + cross + directions * shape.n * sum(shape.candidates))
 
 
-def _asked(sides: list[Tensor], options: str) -> tuple[Shape, Problem, bool]:
+def _call(sides: list[Tensor], options: str) -> tuple[Shape, Problem, bool]:
     problem = parse(options)
     shape = Batch(sides[0], sides[1], tuple(sides[2:])).shape
     return shape, problem, holds(problem, plan(shape, problem).engine)
 
 
 def _forward(sides: list[Tensor], *rest: Any, **_: Any) -> int:
-    """Of a forward, and of a gradient that it holds: a pair's weight is multiplied by both of its rows."""
+    """A forward, and the gradient if it holds one, where a pair's weight is multiplied by both of its rows."""
     *_others, needs, options = rest
-    shape, problem, held = _asked(sides, options)
+    shape, problem, held = _call(sides, options)
     return products(shape, problem) * (3 if held and any(needs[:-1]) else 1)
 
 
 def _backward(upstream: Any, upstream_positive: Any, sides: list[Tensor], *rest: Any, **_: Any) -> int:
-    """Of a gradient that was not held: logits again, then the weights' products."""
+    """A gradient that was not held: logits again, then the weights' products."""
     *_others, needs, options = rest
-    shape, problem, held = _asked(sides, options)
+    shape, problem, held = _call(sides, options)
     return 0 if held or not any(needs[:-1]) else 3 * products(shape, problem)
 
 
 FORMULAS: dict[str, Callable[..., int]] = {"contrastive": _forward, "contrastive_backward": _backward}
-"""By operator; another module's operators are added where they are defined."""
+"""By operator; other modules add theirs where they define them."""
 
 
 def announce() -> None:
-    """Tell the counter the operators' formulas, also one that is counting already."""
+    """Register the operators' formulas with the counter, and with any that is counting already."""
     counter = sys.modules.get("torch.utils.flop_counter")
     if counter is None or torch.compiler.is_compiling():
         return

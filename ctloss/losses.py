@@ -30,7 +30,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def takes(loss: str) -> Callable[[Function], Function]:
-    """Show a loss's options in a function's signature, with the defaults that :class:`Problem` gives them."""
+    """Show a loss's options in a function's signature, with their defaults from :class:`Problem`."""
 
     def show(function: Function) -> Function:
         signature = inspect.signature(function)
@@ -100,7 +100,7 @@ def _by_definition(batch: Batch, weights: Tensor | None, problem: Problem) -> An
 
 
 def choose(batch: Batch, problem: Problem) -> Plan:
-    """The plan of a call as it is made here: under transforms the reference's.
+    """The plan of a call in its context: under transforms the reference's.
 
     Args:
         batch: the checked tensors.
@@ -110,7 +110,7 @@ def choose(batch: Batch, problem: Problem) -> Plan:
         The :class:`~ctloss.plan.Plan`.
 
     Raises:
-        RuntimeError: if a path named explicitly cannot run, or not under transforms.
+        RuntimeError: if a path named explicitly cannot run, in general or under transforms.
 
     Example:
         >>> choose(Batch(torch.eye(2), torch.eye(2)), Problem()).path
@@ -119,8 +119,8 @@ def choose(batch: Batch, problem: Problem) -> Plan:
     if transformed():
         if problem.impl not in ("auto", "reference"):
             raise RuntimeError(
-                f"impl={problem.impl!r} cannot run here: transforms of torch.func and forward-mode differentiation do "
-                "not go through the fused paths; impl='reference' has them, and impl='auto' takes it by itself"
+                f"impl={problem.impl!r} cannot run here: the fused paths do not support transforms of torch.func and "
+                "forward-mode differentiation; impl='reference' does, and impl='auto' chooses it then"
             )
         problem = replace(problem, impl="reference")
     shape = batch.shape
@@ -129,7 +129,7 @@ def choose(batch: Batch, problem: Problem) -> Plan:
 
 
 def _run(batch: Batch, weights: Tensor | None, problem: Problem) -> Any:
-    """The loss of a checked batch, or (z, positive), on the path that the plan names."""
+    """The loss of a checked batch, or (z, positive), on the planned path."""
     chosen = choose(batch, problem)
     if chosen.path == "reference":
         return _by_definition(batch, weights, problem)
@@ -154,13 +154,13 @@ def prepared(
 
     Args:
         loss: the loss's name.
-        x: as for the loss, as all that follow.
+        x: anchors; this and all other tensors as for the loss.
         y: positives.
         options: the problem's fields.
         temperature: τ.
         candidates: further rows.
-        ids: one a pair.
-        candidate_ids: one a candidate.
+        ids: one per pair.
+        candidate_ids: one per candidate.
 
     Returns:
         The options as a :class:`~ctloss.kernels.problem.Problem`, the tensors as a
@@ -181,7 +181,7 @@ def prepared(
         read=not isinstance(temperature, Tensor) or unwatched(temperature),
     )
     if torch.compiler.is_compiling() and not isinstance(batch.temperature, Tensor):
-        # A number is compiled in, and an annealed one compiled anew at every step; a product with a tensor is not.
+        # A number would be compiled in, so an annealed one would recompile at every step; a tensor does not.
         batch = batch._replace(temperature=torch.ones((), dtype=torch.float64) * batch.temperature)
     if problem.dims is not None:
         width = batch.x.shape[1]
@@ -196,9 +196,9 @@ def prepared(
 
 
 def _at_once(batch: Batch, weights: Tensor | None, problem: Problem) -> bool:
-    """Whether one call serves all of ``dims``: the plan says so, and nothing looks for operators, which know no widths.
+    """Whether one call serves all of ``dims``: the plan says so, and nothing needs operators, which know no widths.
 
-    Where something does, there is one call a width.
+    Otherwise there is one call per width.
     """
     seen = transformed() or not unwatched(*batch.sides, batch.temperature, weights)
     return not seen and choose(batch, problem).nested
@@ -239,28 +239,27 @@ def cz_nce(
     equations (4) and (5) of Chen et al. 2022 (arXiv 2202.13083), averaged over both directions as in equation (2). The
     gradient is the stop-gradient ratio form (6): ∂L_i/∂s_ij is the softmax over the negatives and ∂L_i/∂s_i,p(i) is
     -1, at full size however small φ = e^z becomes. Also known as DCL (Yeh et al. 2022) and FlatNCE (Chen et al. 2021).
-    A row without any negative (a single pair, or all of them left out) costs 0 and has a zero gradient.
+    A row without any negative (a single pair, or all of them left out) has loss 0 and a zero gradient.
 
     Args:
         x: ``(n, d)`` anchors; float32, float64, bfloat16 or float16; any strides; CPU or CUDA.
         y: ``(n, d)``: row i of y is the positive of row i of x. Same device; the dtype may differ.
-        temperature: τ > 0: a float, a tensor of one element, or of one a pair ``(n,)`` or an anchor ``(2n,)``. Tensors
-            receive their gradient. A CUDA tensor is not read on the host: a value ≤ 0 there gives NaN.
+        temperature: τ > 0: a float, or a tensor of one element, one per pair ``(n,)`` or one per anchor ``(2n,)``.
+            Tensors receive a gradient. A CUDA tensor is not read on the host: a value ≤ 0 in it gives NaN.
         candidates: more rows that every row is compared with: ``(m, d)`` such as a queue, ``(n, k, d)`` such as hard
-            negatives, or a list of such. Those that do not require a gradient cost none.
-        ids: ``(n,)`` integers, one a pair: a pair of rows is a negative only where their ids differ, which leaves out
-            duplicates. ``None`` stands for 0 … n − 1.
+            negatives, or a list of these. Only those that require a gradient cost one.
+        ids: ``(n,)`` integers, one per pair: two rows are negatives of each other only if their ids differ, which
+            leaves out duplicates. ``None`` stands for 0 … n − 1.
         candidate_ids: the candidates' ids, in the shape of their rows; without them no candidate is left out.
         weights: ``(n,)`` or ``(2n,)`` weights of the row losses: ``"mean"`` is then Σ w L / Σ w, and 0 if all are 0.
         negatives: ``"both"``: every other row of both sides (the paper, NT-Xent). ``"cross"``: those of the other side
             (CLIP). ``"own"``: those of the row's own side. ``"none"``: the candidates only.
-        directions: ``"both"``, or ``"x"``: the rows of x are the anchors, of which there are n then (queries to
-            documents).
-        normalize: cosine similarity if true (a zero row has cosine 0), the rows' plain dot products otherwise.
+        directions: ``"both"``, or ``"x"``: only the n rows of x are anchors (queries to documents).
+        normalize: cosine similarity if true (a zero row has cosine 0), plain dot products otherwise.
         margin: leave out negatives whose similarity, before the temperature, exceeds the positive's by more than this.
         dims: widths of nested embeddings (Matryoshka), such as ``(768, 256, 64)``: the loss is added up over them. On
-            the torch path on a CPU all widths cost the products of the widest, elsewhere and under compilers and
-            transforms one call each.
+            the torch path on a CPU all widths together cost the products of the widest; elsewhere, and under compilers
+            and transforms, each width is one call.
         dim_weights: what the loss at each width is multiplied by; 1 each by default.
         reduction: ``"mean"`` over the rows, ``"sum"``, or ``"none"``: all rows, x's first.
         form: ``"log"`` returns z; ``"ratio"`` returns φ/sg(φ) of equation (6): 1, with the same gradient, bit for bit.
@@ -269,11 +268,11 @@ def cz_nce(
             an error saying why; :func:`ctloss.explain` tells what would run.
 
     Returns:
-        The loss in float32 (float64 for float64 inputs): a scalar, or one number a row for ``"none"``: ``(2n,)``, or
+        The loss in float32 (float64 for float64 inputs): a scalar, or one number per row for ``"none"``: ``(2n,)``, or
         ``(n,)`` for ``directions="x"``.
 
     Raises:
-        TypeError: for inputs that are no floating-point tensors, or an unknown option.
+        TypeError: for inputs that are not floating-point tensors, or an unknown option.
         ValueError: for shapes or devices that do not fit, a temperature that is not positive, or a wrong option.
         RuntimeError: if a path named explicitly cannot run; or, in the backward of a backward, on a fused path.
 
@@ -322,15 +321,15 @@ def info_nce(
 
     equation (1) of Chen et al. 2022 (arXiv 2202.13083), averaged over both directions as in equation (2). With
     ``negatives="both"`` this is NT-Xent (SimCLR); with ``negatives="cross"`` it is CLIP's loss; with
-    ``negatives="cross", directions="x"`` the ranking loss of queries against documents, hard negatives as candidates.
-    A row without any negative costs 0 and has a zero gradient.
+    ``negatives="cross", directions="x"`` it is the ranking loss of queries against documents, with hard negatives as
+    candidates. A row without any negative has loss 0 and a zero gradient.
 
     Args:
         x: ``(n, d)`` anchors; see :func:`cz_nce` for this and all other arguments.
         y: ``(n, d)``: row i of y is the positive of row i of x.
-        temperature: τ > 0: a float, or a tensor of one element, one a pair, or one an anchor.
-        candidates: more rows that every row is compared with, ``(m, d)``, ``(n, k, d)``, or a list of such.
-        ids: ``(n,)`` integers: a pair of rows is a negative only where their ids differ.
+        temperature: τ > 0: a float, or a tensor of one element, one per pair, or one per anchor.
+        candidates: more rows that every row is compared with, ``(m, d)``, ``(n, k, d)``, or a list of these.
+        ids: ``(n,)`` integers: two rows are negatives of each other only if their ids differ.
         candidate_ids: the candidates' ids.
         weights: ``(n,)`` or ``(2n,)`` weights of the row losses.
         negatives: ``"both"``, ``"cross"``, ``"own"`` or ``"none"``.
@@ -344,7 +343,7 @@ def info_nce(
         impl: ``"auto"``, or a path's name.
 
     Returns:
-        The loss in float32 (float64 for float64 inputs): a scalar, or one number a row for ``"none"``: ``(2n,)``, or
+        The loss in float32 (float64 for float64 inputs): a scalar, or one number per row for ``"none"``: ``(2n,)``, or
         ``(n,)`` for ``directions="x"``.
 
     Raises:
@@ -382,24 +381,24 @@ def contrast(
     candidate_ids: CandidateIds = None,
     **options: Unpack[PairOptions],
 ) -> Contrast:
-    r"""How every row compares with its negatives: what the losses in :mod:`ctloss.objectives` are functions of.
+    r"""How every row compares with its negatives; the losses in :mod:`ctloss.objectives` are functions of this.
 
     For every anchor i, :math:`z_i = \log \sum_{j \text{ negative}} e^{s_{ij}} - s^+_i`, equation (5) of Chen et al.
     2022 (arXiv 2202.13083), and :math:`s^+_i`, the logit of its positive. Both are differentiable in every input, so
-    that a loss of one's own takes a line: ``ctloss.contrast(x, y).z.exp().log1p().mean()`` is infoNCE.
+    your own loss takes one line: ``ctloss.contrast(x, y).z.exp().log1p().mean()`` is infoNCE.
 
     Args:
         x: ``(n, d)`` anchors; see :func:`cz_nce` for this and all other arguments.
         y: ``(n, d)``: row i of y is the positive of row i of x.
-        temperature: τ > 0: a float, or a tensor of one element, one a pair, or one an anchor.
-        candidates: more rows that every row is compared with, ``(m, d)``, ``(n, k, d)``, or a list of such.
-        ids: ``(n,)`` integers: a pair of rows is a negative only where their ids differ.
+        temperature: τ > 0: a float, or a tensor of one element, one per pair, or one per anchor.
+        candidates: more rows that every row is compared with, ``(m, d)``, ``(n, k, d)``, or a list of these.
+        ids: ``(n,)`` integers: two rows are negatives of each other only if their ids differ.
         candidate_ids: the candidates' ids.
         negatives: ``"both"``, ``"cross"``, ``"own"`` or ``"none"``.
         directions: ``"both"`` or ``"x"``.
         normalize: cosine similarity if true.
         margin: leave out negatives whose similarity exceeds the positive's by more than this.
-        dims: widths of nested embeddings: z and the positives' logits then have a row a width.
+        dims: widths of nested embeddings: z and the positives' logits then have one row per width.
         precision: how carefully float32 products are formed on a GPU.
         impl: ``"auto"``, or a path's name.
 
@@ -446,7 +445,7 @@ def explain(
     weights: Tensor | None = None,
     **options: Unpack[CZOptions],
 ) -> Plan:
-    """Tell which path and configuration a loss call with these arguments would run, and why; nothing is computed.
+    """Which path and configuration a loss call with these arguments would run, and why; computes nothing.
 
     Args:
         x: ``(n, d)`` anchors; see :func:`cz_nce` for this and all other arguments.

@@ -1,8 +1,9 @@
-"""The losses as modules, for those who keep their criterion in an object."""
+"""The losses as modules, for code that keeps its criterion in an object."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -21,7 +22,7 @@ LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 0.001, 10.0
 
 
 class _Bounded(torch.autograd.Function):
-    """A clamp whose gradient still leads back inside: only what would lead further outside is zeroed."""
+    """A clamp whose gradient can lead back inside: only gradients that lead further outside become zero."""
 
     generate_vmap_rule = True
 
@@ -44,13 +45,13 @@ class _Bounded(torch.autograd.Function):
 
 
 class LearnableTemperature(nn.Module):
-    """A temperature that an optimiser cannot take out of its domain: kept as its logarithm, bounded when it is used.
+    """A temperature that stays in its domain under any optimiser: stored as its logarithm, clamped when it is used.
 
-    Whatever the parameter becomes, :meth:`forward` returns exp of it brought between 0.001 and 10; beyond a bound only
+    Whatever the parameter becomes, :meth:`forward` returns its exponential clamped to [0.001, 10]; beyond a bound only
     gradients that lead back are passed on.
 
     Args:
-        initial: τ to begin with.
+        initial: the initial τ.
 
     Raises:
         ValueError: for an initial temperature outside the bounds.
@@ -64,14 +65,14 @@ class LearnableTemperature(nn.Module):
         super().__init__()
         if not LEAST_TEMPERATURE <= initial <= LARGEST_TEMPERATURE:
             raise ValueError(
-                f"temperature: expected a learnable one to begin between {LEAST_TEMPERATURE} and "
+                f"temperature: expected a learnable one to start between {LEAST_TEMPERATURE} and "
                 f"{LARGEST_TEMPERATURE}, got {initial}; 0.07 is usual"
             )
         self.log_temperature = nn.Parameter(torch.tensor(math.log(initial), dtype=torch.float32))
 
     def forward(self) -> Tensor:
         """τ, a scalar, differentiable."""
-        # By more than a rounding inside, so that exp of it is not outside.
+        # Inside by more than one rounding, so that the exponential is not outside.
         least, largest = math.log(LEAST_TEMPERATURE) + 1e-6, math.log(LARGEST_TEMPERATURE) - 1e-6
         if forward_mode():
             return self.log_temperature.clamp(least, largest).exp()
@@ -80,9 +81,10 @@ class LearnableTemperature(nn.Module):
 
 
 class _PairLoss(nn.Module):
-    """What the modules share: options, refused when the module is made if they are wrong, and the temperature."""
+    """What the modules share: options, checked when the module is made, the temperature, and the call."""
 
     loss: ClassVar[str]
+    function: ClassVar[Callable[..., Tensor]]
 
     def __init__(self, temperature: float | Tensor, learnable_temperature: bool, options: Any) -> None:
         super().__init__()
@@ -92,7 +94,7 @@ class _PairLoss(nn.Module):
             if isinstance(temperature, Tensor):
                 raise TypeError(
                     "temperature: expected a float with learnable_temperature=True, got a tensor; "
-                    "pass where it begins, such as 0.07"
+                    "pass its initial value, such as 0.07"
                 )
             checks.positive(temperature)
             self.temperature: float | Tensor | LearnableTemperature = LearnableTemperature(float(temperature))
@@ -101,28 +103,50 @@ class _PairLoss(nn.Module):
             if temperature.requires_grad and not temperature.is_leaf:
                 raise ValueError(
                     "temperature: expected a float, an nn.Parameter or a tensor without history, got the result of a "
-                    "computation, which would be differentiated a second time at the second step; "
-                    "learnable_temperature=True learns one safely, or call the function with it at every step"
+                    "computation, whose graph is gone after the first step; learnable_temperature=True learns one "
+                    "safely, or call the function with it at every step"
                 )
             if temperature.numel() != 1:
                 raise ValueError(
                     f"temperature: expected one element, got shape {tuple(temperature.shape)}; "
-                    "call the function for one temperature a row"
+                    "call the function for one temperature per row"
                 )
         device = temperature.device if isinstance(temperature, Tensor) else None
         checks.temperature(temperature, torch.empty((1, 1), device=device), 1, read=True)
-        # A parameter is registered by the assignment itself, a plain tensor has to be named a buffer to move along.
+        # Assigning a parameter registers it; a plain tensor must be made a buffer to move with the module.
         if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
             self.register_buffer("temperature", temperature)
         else:
             self.temperature = temperature
 
     def current_temperature(self) -> float | Tensor:
-        """τ as the next call uses it; a learnt one is differentiable."""
+        """τ as the next call will use it; a learnt one is differentiable."""
         if isinstance(self.temperature, LearnableTemperature):
             learnt: Tensor = self.temperature()
             return learnt
         return self.temperature
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        candidates: Candidates = None,
+        ids: Tensor | None = None,
+        candidate_ids: CandidateIds = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a batch of pairs; arguments as for :func:`ctloss.cz_nce`."""
+        return self.function(
+            x,
+            y,
+            temperature=self.current_temperature(),
+            candidates=candidates,
+            ids=ids,
+            candidate_ids=candidate_ids,
+            weights=weights,
+            **self.options,
+        )
 
     def extra_repr(self) -> str:
         named = [f"{name}={value!r}" for name, value in self.options.items()]
@@ -134,7 +158,7 @@ class CZNCELoss(_PairLoss):
     """:func:`ctloss.cz_nce` as a module: equations (2), (4) and (5) of Chen et al. 2022 (arXiv 2202.13083).
 
     Args:
-        temperature: τ > 0; an ``nn.Parameter`` is learned as it is, and has to be kept positive by who learns it.
+        temperature: τ > 0; an ``nn.Parameter`` is learned as it is, and you have to keep it positive.
         learnable_temperature: learn τ, as its logarithm, between 0.001 and 10, starting from ``temperature``.
         options: those of :func:`ctloss.cz_nce`.
 
@@ -149,6 +173,7 @@ class CZNCELoss(_PairLoss):
     """
 
     loss = "cz_nce"
+    function = staticmethod(cz_nce)
 
     @takes("cz_nce")
     def __init__(
@@ -160,34 +185,12 @@ class CZNCELoss(_PairLoss):
     ) -> None:
         super().__init__(temperature, learnable_temperature, options)
 
-    def forward(
-        self,
-        x: Tensor,
-        y: Tensor,
-        *,
-        candidates: Candidates = None,
-        ids: Tensor | None = None,
-        candidate_ids: CandidateIds = None,
-        weights: Tensor | None = None,
-    ) -> Tensor:
-        """The loss of a batch of pairs; see :func:`ctloss.cz_nce`."""
-        return cz_nce(
-            x,
-            y,
-            temperature=self.current_temperature(),
-            candidates=candidates,
-            ids=ids,
-            candidate_ids=candidate_ids,
-            weights=weights,
-            **self.options,
-        )
-
 
 class InfoNCELoss(_PairLoss):
     """:func:`ctloss.info_nce` as a module: equations (1) and (2) of Chen et al. 2022 (arXiv 2202.13083).
 
     Args:
-        temperature: τ > 0; an ``nn.Parameter`` is learned as it is, and has to be kept positive by who learns it.
+        temperature: τ > 0; an ``nn.Parameter`` is learned as it is, and you have to keep it positive.
         learnable_temperature: learn τ, as its logarithm, between 0.001 and 10, starting from ``temperature``.
         options: those of :func:`ctloss.info_nce`.
 
@@ -202,6 +205,7 @@ class InfoNCELoss(_PairLoss):
     """
 
     loss = "info_nce"
+    function = staticmethod(info_nce)
 
     @takes("info_nce")
     def __init__(
@@ -212,25 +216,3 @@ class InfoNCELoss(_PairLoss):
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(temperature, learnable_temperature, options)
-
-    def forward(
-        self,
-        x: Tensor,
-        y: Tensor,
-        *,
-        candidates: Candidates = None,
-        ids: Tensor | None = None,
-        candidate_ids: CandidateIds = None,
-        weights: Tensor | None = None,
-    ) -> Tensor:
-        """The loss of a batch of pairs; see :func:`ctloss.info_nce`."""
-        return info_nce(
-            x,
-            y,
-            temperature=self.current_temperature(),
-            candidates=candidates,
-            ids=ids,
-            candidate_ids=candidate_ids,
-            weights=weights,
-            **self.options,
-        )

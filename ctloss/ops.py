@@ -1,8 +1,7 @@
 """The fused paths as one differentiable function and as PyTorch operators: schemas, fakes and autograd.
 
-Where nothing watches the dispatcher the work is done without it, which halves what a call costs besides its arithmetic.
-Compilers, transforms, dispatch modes and subclasses of tensors meet the operators instead, which take their options
-as one string.
+Where nothing watches the dispatcher, calls bypass it, which halves their overhead. Compilers, transforms, dispatch
+modes and tensor subclasses get the operators instead, which take their options as one string.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ Ids = tuple[Tensor | None, tuple[Tensor | None, ...]]
 
 
 class Refused(torch.autograd.Function):
-    """A gradient as it is, whose own gradient is an error, reached from whatever tensors it depends on."""
+    """A gradient as it is, whose own gradient is an error; ``sources`` are the tensors it depends on."""
 
     generate_vmap_rule = True
 
@@ -50,12 +49,12 @@ class Found(NamedTuple):
     """What a forward leaves for its backward.
 
     Attributes:
-        unit: ``(rows,)`` float64, the ``a`` of upstream gradients of 1, but for ``share``; 0 without negatives. Or a
-            number for all rows. With ``dims`` this and what follows may have a row a width.
-        share: what all upstream gradients are still to be multiplied by, a number or a 0-d tensor.
-        positive: ``(rows,)`` float64; ``None`` unless the temperature needs a gradient, as the next.
-        moment: ``(rows,)`` float64.
-        state: the path's; or what it holds, if the gradient waits for one number only.
+        unit: ``(rows,)`` float64, the ``a`` of an upstream gradient of 1 apart from ``share``; 0 without negatives. Or
+            one number for all rows. With ``dims`` the tensors may have one row per width.
+        share: what all upstream gradients have yet to be multiplied by, a number or a 0-d tensor.
+        positive: ``(rows,)`` float64; ``None`` unless the temperature needs a gradient.
+        moment: the same.
+        state: the path's state; or the held gradient, if that only waits for one number.
     """
 
     unit: float | Tensor
@@ -66,7 +65,7 @@ class Found(NamedTuple):
 
 
 class _WithoutAutocast:
-    """Leave autocast only if it is on: entering its context costs more than the products of a small batch."""
+    """Disable autocast only if it is on: entering its context costs more than the products of a small batch."""
 
     def __init__(self, device_type: str) -> None:
         self.context = torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else None
@@ -81,7 +80,7 @@ class _WithoutAutocast:
 
 
 def output_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What losses come back in: float64 for float64 embeddings, else float32.
+    """The dtype of losses: float64 for float64 embeddings, else float32.
 
     Example:
         >>> output_dtype(torch.bfloat16)
@@ -93,7 +92,7 @@ def output_dtype(dtype: torch.dtype) -> torch.dtype:
 def _forward(
     batch: Batch, weights: Tensor | None, chosen: Plan, needs: tuple[bool, ...]
 ) -> tuple[Tensor, Tensor | None, Found]:
-    """The loss, or z and the positives' logits; ``needs``: of the sides, then of the temperature."""
+    """The loss, or z and the positives' logits; ``needs`` says which sides and, last, whether τ needs a gradient."""
     *of_sides, of_temperature = needs
     problem, engine = chosen.problem, chosen.engine
     with _WithoutAutocast(batch.x.device.type):
@@ -130,7 +129,7 @@ def _backward(
     upstream: Tensor | None,
     upstream_positive: Tensor | None,
 ) -> list[Tensor | None]:
-    """Gradients of the sides, whose dtypes are given, then of the temperature; ``None`` where not needed."""
+    """Gradients of the sides, in the given dtypes, then of the temperature; ``None`` where not needed."""
     *of_sides, of_temperature = needs
     unit: Any = found.unit
     slope = None
@@ -145,7 +144,7 @@ def _backward(
             gradients = engine.release(found.state, factor * found.share, dtypes)
         if of_temperature or not held:
             if problem.loss == "contrast":
-                # Whatever a loss makes of −inf, a row without negatives has nothing to learn from it.
+                # Whatever a loss makes of −inf, a row without negatives has no gradient.
                 a = torch.zeros_like(unit) if upstream is None else torch.where(unit == 0, 0.0, upstream.double())
             else:
                 a = some.double() * unit * found.share
@@ -161,13 +160,13 @@ def _slope(found: Found, a: Tensor, b: Tensor, temperature: float | Tensor) -> T
     """The temperature's gradient, ``−Σ_i [a_i (Σ_j P_ij s_ij − s⁺_i) + (a_i − b_i) s⁺_i] / τ_i``."""
     assert isinstance(temperature, Tensor)
     assert found.moment is not None
-    # One upstream number stands for all rows.
+    # a may be one number for all rows.
     slopes = a * found.moment
     if b is not a:
         assert found.positive is not None
         slopes = slopes + (a - b) * found.positive
     if found.moment.dim() > 1:
-        # All widths have one temperature a row.
+        # All widths share the rows' temperatures.
         slopes = slopes.sum(0)
     slopes = slopes if temperature.dim() else slopes.sum()
     return -(slopes / temperature.detach().to(slopes.device, torch.float64)).to(temperature.device, temperature.dtype)
@@ -187,7 +186,7 @@ class Contrastive(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.chosen, ctx.needs, ctx.found = chosen, needs, found
         ctx.dtypes = tuple(side.dtype for side in sides)
-        # So that a change of the inputs is noticed, and a second derivative meets them.
+        # So that a change of the inputs is noticed, and a second derivative reaches them.
         ctx.save_for_backward(*sides, *((temperature,) if isinstance(temperature, Tensor) else ()))
         ctx.temperature = temperature if not isinstance(temperature, Tensor) else None
         return first if second is None else (first, second)
@@ -203,12 +202,12 @@ class Contrastive(torch.autograd.Function):
         run = partial(_backward, ctx.found, ctx.dtypes, temperature, problem, engine, ctx.needs)
         plain = unwatched(first, second)
         if torch.is_grad_enabled() and not all(one is None or is_plain(one) for one in upstream):
-            # Batched gradients would lose what refuses to be differentiated.
+            # Batched gradients would lose the refusal of second derivatives.
             raise RuntimeError(NO_SECOND_DERIVATIVE)
         with torch.no_grad():
             gradients = run(first, second) if plain else batched(run, ctx, first, second)
         if not torch._C._autograd._get_current_graph_task_keep_graph():
-            # As saved tensors are: a loss that is kept for its value keeps nothing else.
+            # Freed like saved tensors: a loss that is kept for its value keeps nothing else.
             ctx.found = None
         # Grad mode is on if the gradient is to be differentiated.
         if torch.is_grad_enabled():
@@ -219,7 +218,7 @@ class Contrastive(torch.autograd.Function):
 
 
 def unwatched(*tensors: object) -> bool:
-    """Whether no compiler, transform, batching, dispatch mode or subclass of tensors looks for operators here.
+    """Whether no compiler, transform, batching, dispatch mode or tensor subclass needs operators here.
 
     Example:
         >>> unwatched(torch.zeros(2), None)
@@ -235,7 +234,7 @@ def unwatched(*tensors: object) -> bool:
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func, or forward-mode differentiation, looks at every operation here.
+    """Whether a transform of torch.func, or forward-mode differentiation, is active here.
 
     Example:
         >>> transformed(), torch.vmap(lambda x: x * transformed())(torch.ones(2))
@@ -247,7 +246,7 @@ def transformed() -> bool:
 
 
 def forward_mode() -> bool:
-    """Whether derivatives are taken in forward mode here.
+    """Whether forward-mode differentiation is active here.
 
     Example:
         >>> forward_mode()
@@ -257,7 +256,7 @@ def forward_mode() -> bool:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is neither a batch of them nor of a subclass.
+    """Whether a tensor is neither batched nor of a subclass.
 
     Example:
         >>> is_plain(torch.zeros(2))
@@ -265,7 +264,7 @@ def is_plain(tensor: Tensor) -> bool:
     """
     if type(tensor) not in PLAIN:
         return False
-    # A batched tensor has the type and the device of what it is a batch of, but not the key.
+    # A batched tensor has the type and the device of the tensors in the batch, but not their dispatch key.
     keys = torch._C._dispatch_keys(tensor)
     return any(keys.has(key) for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA))
 
@@ -279,7 +278,7 @@ def fused(batch: Batch, weights: Tensor | None, chosen: Plan) -> Any:
         chosen: the plan, of the torch or the Triton path.
 
     Returns:
-        The loss, or for the problem ``"contrast"`` the pair (z, positive); attached to autograd.
+        The loss, or the pair (z, positive) for the problem ``"contrast"``; attached to autograd.
 
     Example:
         >>> from .kernels.problem import Problem
@@ -311,9 +310,9 @@ _backwards: dict[int, Callable[..., list[Tensor | None]]] = {}
 def batched(
     backward: Callable[..., list[Tensor | None]], ctx: Any, first: Tensor | None, second: Tensor | None
 ) -> list[Tensor | None]:
-    """The backward of several upstream gradients at once, one after the other.
+    """The backward of several upstream gradients at once, run one after the other.
 
-    Batching loops over an operator that takes and returns single tensors, so the rest goes by a number.
+    Batching loops over an operator that takes and returns single tensors, so a handle stands for everything else.
     """
     handle = id(ctx)
     _backwards[handle] = backward
@@ -344,7 +343,7 @@ library.define(
 
 
 def _arguments(batch: Batch, needs: tuple[bool, ...], problem: Problem) -> tuple[Any, ...]:
-    """What both operators take: sides, temperature and all ids in one; and, last, whose ids, τ, needs and options."""
+    """The operators' arguments: sides, temperature, all ids in one tensor; then who has ids, τ, needs and options."""
     temperature = batch.temperature
     given = (batch.ids, *batch.candidate_ids)
     present = [own for own in given if own is not None]

@@ -13,7 +13,7 @@ from .kernels.torch_path import engine as torch_engine
 from .kernels.torch_path import nested as torch_nested
 from .kernels.triton_path import engine as triton_engine
 
-# What each loss takes besides its tensors.
+# The options of each loss.
 OPTIONS: dict[str, frozenset[str]] = {
     "contrast": frozenset(get_type_hints(PairOptions)),
     "info_nce": frozenset(get_type_hints(LossOptions)),
@@ -21,10 +21,10 @@ OPTIONS: dict[str, frozenset[str]] = {
     "sig_lip": frozenset({"normalize", "reduction", "precision", "impl"}),
 }
 ENGINES = {"torch": torch_engine, "triton": triton_engine}
-# Paths that serve all widths of ``dims`` at once.
+# Engines that serve all widths of ``dims`` at once.
 NESTED = {"torch": torch_nested}
 
-# A GPU's arithmetic outruns its memory: there, panels tall enough for it cost more workspace.
+# A GPU computes so fast for its memory that it needs taller panels, and so more workspace.
 DEFAULT_WORKSPACE = {"cuda": 1 << 30}
 OTHER_WORKSPACE = 256 << 20
 
@@ -34,13 +34,13 @@ _workspace_limit: int | None = None
 def set_workspace_limit(num_bytes: int | None) -> None:
     """Bound the temporary memory of every later loss call.
 
-    The limit covers what a fused path holds beyond its inputs, its outputs and vectors with an entry a row: blocks
-    of logits and weights, and the torch path's two working copies of all sides' rows, without which that path
-    cannot run at all: where the copies by themselves exceed the limit, blocks shrink to their smallest and the
-    copies stand. The Triton path holds one packed copy of all sides on top of the limit. A larger limit lets either
-    path keep logits for the gradient; a smaller one makes it form them again. Where the gradient waits for its
-    backward (``reduction="none"``, :func:`ctloss.contrast`, and the Triton path), they are kept until then. It does
-    not bound ``impl="reference"``, which forms matrices of all anchors by all rows in float64.
+    The limit covers what a fused path holds beyond its inputs, its outputs and vectors with one entry per row: blocks
+    of logits and weights, and the torch path's two working copies of all sides' rows. That path cannot run without
+    the copies: if they alone exceed the limit, blocks shrink to their smallest size and the copies remain. The Triton
+    path holds one packed copy of all sides on top of the limit. With a larger limit either path keeps logits for the
+    gradient; with a smaller one it forms them again. Where the gradient is formed in the backward
+    (``reduction="none"``, :func:`ctloss.contrast`, and the Triton path), they are kept until then. The limit does not
+    apply to ``impl="reference"``, which forms matrices of all anchors by all rows in float64.
 
     Args:
         num_bytes: at least 1 MiB; or None for the default, 1 GiB on CUDA and 256 MiB elsewhere.
@@ -110,12 +110,12 @@ class Plan:
 
     @property
     def nested(self) -> bool:
-        """Whether one call serves all of ``dims``; where not, there is one call a width."""
+        """Whether one call serves all of ``dims``; otherwise there is one call per width."""
         return self.problem.dims is not None and self.path in NESTED and self.shape.device_type == "cpu"
 
     @property
     def configuration(self) -> dict[str, object]:
-        """What the path chooses for this shape, dtype, device and problem."""
+        """The path's choices for this shape, dtype, device and problem."""
         if self.path == "reference":
             rows = self.problem.num_directions * self.shape.n
             columns = 2 * self.shape.n + sum(self.shape.candidates)
@@ -145,7 +145,7 @@ def plan(shape: Shape, problem: Problem) -> Plan:
         The :class:`Plan`.
 
     Raises:
-        RuntimeError: if the path that was named cannot run.
+        RuntimeError: if the named path cannot run.
 
     Example:
         >>> plan(Shape(4, 8), Problem()).reason
@@ -167,7 +167,7 @@ def plan(shape: Shape, problem: Problem) -> Plan:
 
 
 def holds(problem: Problem, engine: Any) -> bool:
-    """Whether a path forms the gradient in its forward, to be multiplied by the one upstream number afterwards.
+    """Whether a path forms the gradient in its forward, to be multiplied by the single upstream number later.
 
     Example:
         >>> holds(Problem(loss="cz_nce"), torch_engine), holds(Problem(loss="contrast"), torch_engine)
@@ -176,17 +176,17 @@ def holds(problem: Problem, engine: Any) -> bool:
     return not problem.by_row and hasattr(engine, "hold")
 
 
-# Sizes that a compiler has not settled yet cannot be looked up, and go through the function itself.
+# Symbolic sizes under a compiler cannot be looked up, and go through the function itself.
 cached_plan = lru_cache(maxsize=4096)(plan)
 
 
 def problem_for(loss: str, device_type: str, options: dict[str, Any]) -> Problem:
-    """The checked problem of a loss's options, made once for each set of them.
+    """The checked problem of a loss's options, made once per set of options.
 
     Args:
         loss: the loss's name.
         device_type: decides the workspace.
-        options: the rest of the problem's fields.
+        options: the problem's other fields.
 
     Returns:
         The :class:`~ctloss.kernels.problem.Problem`.
@@ -204,7 +204,7 @@ def problem_for(loss: str, device_type: str, options: dict[str, Any]) -> Problem
     try:
         return _problem(loss, limit, tuple(options.items()), tuple(map(type, options.values())))
     except TypeError:
-        # A list, say, cannot be looked up: the problem's own checks say what is expected.
+        # A list, for example, cannot be looked up; the problem's own checks say what is expected.
         return _problem.__wrapped__(loss, limit, tuple(options.items()), ())
 
 

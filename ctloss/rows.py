@@ -1,4 +1,4 @@
-"""What a loss makes of its rows' z: values, derivatives, reductions. The kernels know z only."""
+"""From the rows' z to a loss: values, derivatives, reductions. The kernels only know z."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .kernels.sigmoid import softplus
 
 def values(problem: Problem, z: Tensor, *, filled: bool = False) -> Tensor:
     """Row losses from ``z_i = lse_i − s⁺_i``: z for CZ-NCE, softplus(z) for infoNCE; equations (5) and (1) of
-    Chen et al. 2022 (arXiv 2202.13083). A row without negatives, whose z is −inf, costs 0.
+    Chen et al. 2022 (arXiv 2202.13083). A row without negatives, whose z is −inf, has loss 0.
 
     Args:
         problem: its loss and form.
@@ -29,7 +29,7 @@ def values(problem: Problem, z: Tensor, *, filled: bool = False) -> Tensor:
         return softplus(z)
     losses = z if filled else torch.where(z == -torch.inf, 0.0, z)
     if problem.form == "ratio":
-        # φ/sg(φ), equation (6): the ratio of a number to itself, and NaN where that is undefined.
+        # φ/sg(φ), equation (6): the ratio of a number to itself; NaN where that is undefined.
         losses = losses - losses.detach() + (z != -torch.inf).to(z.dtype)
     return losses
 
@@ -57,7 +57,7 @@ def derivatives(problem: Problem, z: Tensor, *, filled: bool = False) -> float |
 
 
 def shares(problem: Problem, num_rows: int, weights: Tensor | None) -> float | Tensor:
-    """What each row's loss is multiplied by before they are added up.
+    """The factors of the row losses in their sum.
 
     Args:
         problem: its reduction.
@@ -65,8 +65,8 @@ def shares(problem: Problem, num_rows: int, weights: Tensor | None) -> float | T
         weights: ``(rows,)``, or ``None`` for equal ones.
 
     Returns:
-        A number for all rows, or ``(rows,)`` float64: weights over their sum for a mean. With ``dim_weights`` these
-        times each width's, ``(K, 1)`` or ``(K, rows)``.
+        A number for all rows, or ``(rows,)`` float64: weights over their sum for a mean. With ``dim_weights`` they are
+        multiplied by each width's weight, ``(K, 1)`` or ``(K, rows)``.
 
     Example:
         >>> shares(Problem(reduction="mean"), 4, None)
@@ -85,13 +85,13 @@ def shares(problem: Problem, num_rows: int, weights: Tensor | None) -> float | T
 
 
 def _sum(weights: Tensor) -> Tensor:
-    """What a weighted mean is divided by: nothing is left of rows that all weigh nothing, and 0 of it is 0."""
+    """The divisor of a weighted mean; 1 if all weights are 0, so that their mean is 0."""
     total = weights.sum()
     return torch.where(total == 0, 1.0, total)
 
 
 def over_widths(problem: Problem, losses: Tensor) -> Tensor:
-    """The sum over ``dims`` of row losses times the widths' weights; row losses of one width as they are.
+    """The sum over ``dims`` of row losses times the widths' weights; without ``dims``, the row losses as they are.
 
     Args:
         problem: its dims and their weights.
@@ -112,7 +112,7 @@ def over_widths(problem: Problem, losses: Tensor) -> Tensor:
 
 
 def reduce(problem: Problem, losses: Tensor, weights: Tensor | None) -> Tensor:
-    """The mean or sum of row losses, weighted if asked, or the rows themselves.
+    """The mean or sum of the row losses times their weights, if any; or the row losses themselves.
 
     Args:
         problem: its reduction.

@@ -1,20 +1,33 @@
-"""The sigmoid loss, ``ctloss.sig_lip``: every pair of rows told apart on its own, no pair's logit kept."""
+"""The sigmoid loss, ``ctloss.sig_lip``: classifies every pair of rows on its own and keeps no pair's logit.
+
+First the public function, then the operator of its fused paths: schema, fakes and autograd.
+"""
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from numbers import Real
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import checks, rows
-from .kernels.problem import Impl, Precision, Reduction
+from . import checks, flops, ops, rows
+from .kernels.problem import Batch, Impl, Precision, Problem, Reduction, Shape, parse
+from .kernels.sigmoid import SCALE, SCALE_BITS, Solved
+from .kernels.torch_path.engine import Held, release
+from .kernels.torch_path.sig_lip import solve as torch_solve
 from .losses import choose
 from .ops import output_dtype, unwatched
-from .plan import problem_for
+from .plan import cached_plan, problem_for
 from .reference.sig_lip import row_losses
-from .sig_lip_operator import fused
+
+ONLY_FIRST_DERIVATIVES = (
+    "ctloss: the fused paths of sig_lip have no second derivative; impl='reference' can be differentiated any number "
+    "of times, in any mode"
+)
+Needs = tuple[bool, bool, bool, bool]
 
 
 def sig_lip(
@@ -29,7 +42,7 @@ def sig_lip(
     precision: Precision = "highest",
     impl: Impl = "auto",
 ) -> Tensor:
-    r"""The sigmoid loss of pairs: is y_j the partner of x_i, asked of all n² pairs.
+    r"""The sigmoid loss of pairs: for each of all n² pairs, is y_j the partner of x_i?
 
     .. math:: L = -\frac{1}{n} \sum_{ij} \log \sigma(\pm_{ij} (s_{ij} + b)), \qquad
               s_{ij} = \frac{\cos(x_i, y_j)}{\tau}
@@ -37,22 +50,22 @@ def sig_lip(
     with + for i = j and − for all others. Source: SigLIP, arXiv 2303.15343, algorithm 1, whose t is 1/τ.
 
     Value and gradient come from one pass over the logits, a panel of rows at a time: memory grows with n, not n².
-    Logits, losses and weights are float32 or better whatever the rows are; a positive's logit is formed in float64, and
-    no weight is one minus a probability, so that a pair which is nearly certain still pulls by what is left. With S the
+    Logits, losses and weights are float32 or better whatever the rows' dtype. A positive's logit is formed in float64,
+    and no weight is one minus a probability, so the gradient of a nearly certain pair does not vanish. With S the
     largest |s| + |b| and A_i = Σ_j |W_ij| ‖u_j‖ / (n τ ‖x_i‖), W being the pairs' weights and u the unit rows (without
-    ``normalize`` the raw ones, and ‖x_i‖ = 1), the gradient's error is at most ‖A‖ (5e-7 + 1e-7 S) and one rounding to
+    ``normalize`` the raw ones, and ‖x_i‖ = 1), the gradient's error is at most ‖A‖ (5e-7 + 1e-7 S) plus one rounding to
     the rows' dtype; that of a row loss is at most L (5e-7 + 1e-7 S).
 
     Args:
         x: ``(n, d)`` float32, float64, bfloat16 or float16.
         y: ``(n, d)``; row i is the partner of row i of x.
-        temperature: τ, a positive number or a tensor of one element, which may ask for its gradient.
-        bias: b, likewise.
-        ids: ``(n,)`` integers; pairs i ≠ j whose ids are equal are left out, neither partners nor strangers.
+        temperature: τ, a positive number or a tensor of one element, which may require a gradient.
+        bias: b, a number or a tensor of one element, which may require a gradient.
+        ids: ``(n,)`` integers; pairs i ≠ j whose ids are equal are left out, neither positive nor negative.
         normalize: cosines if true, else dot products.
         reduction: ``"mean"`` over the n rows of x, ``"sum"``, or ``"none"`` for ``(n,)`` row losses, whose
-            gradient needs a second pass over the logits: only then is it known how much each row's is worth.
-        precision: as for :func:`ctloss.info_nce`; ``"highest"`` is what the bounds above hold for.
+            gradient needs a second pass over the logits, because each row's upstream gradient is only known then.
+        precision: as for :func:`ctloss.info_nce`; the bounds above hold for ``"highest"``.
         impl: ``"auto"``, or the path to take: ``"torch"``, ``"triton"`` or ``"reference"``. Under transforms of
             ``torch.func`` and forward-mode differentiation ``"auto"`` takes the reference.
 
@@ -61,8 +74,7 @@ def sig_lip(
 
     Raises:
         TypeError, ValueError: for arguments of another type, shape, device or value.
-        RuntimeError: if the path named by ``impl`` cannot run; in the backward of a backward, on a fused
-            path.
+        RuntimeError: if the path named by ``impl`` cannot run; in the backward of a backward, on a fused path.
 
     Example:
         >>> import torch, ctloss
@@ -103,3 +115,229 @@ def _check_scalar(name: str, value: object, x: Tensor) -> None:
         raise TypeError(f"{name}: expected a float or a tensor, got {type(value).__name__}; convert it with float()")
     elif not -math.inf < value < math.inf:  # type: ignore[operator]
         raise ValueError(f"{name}: expected a finite number, got {value}")
+
+
+class Call(NamedTuple):
+    """What the operator takes besides its tensors, passed as one string."""
+
+    problem: Problem
+    needs: Needs
+
+    @property
+    def holds_gradient(self) -> bool:
+        """Whether the forward forms the gradient; a single upstream number for all rows can be multiplied in later."""
+        return self.problem.reduction != "none" and any(self.needs)
+
+
+class Inputs(NamedTuple):
+    """The operator's tensors."""
+
+    x: Tensor
+    y: Tensor
+    temperature: Tensor
+    bias: Tensor
+    ids: Tensor | None
+
+
+def _loss_dtype(inputs: Inputs) -> torch.dtype:
+    return output_dtype(torch.promote_types(inputs.x.dtype, inputs.y.dtype))
+
+
+def fused(batch: Batch, bias: float | Tensor, problem: Problem) -> Tensor:
+    """Call the operator for checked arguments.
+
+    Args:
+        batch: x, y, temperature and ids.
+        bias: b, a number or a tensor of one element.
+        problem: the call's options.
+
+    Returns:
+        The loss, attached to autograd.
+
+    Example:
+        >>> fused(Batch(torch.eye(2), torch.eye(2), temperature=1.0), -1.0, Problem())
+        tensor(1.0064)
+    """
+    inputs = Inputs(batch.x, batch.y, _as_tensor(batch.temperature), _as_tensor(bias), batch.ids)
+    recording = torch.is_grad_enabled()
+    needs = "".join(str(int(recording and tensor.requires_grad)) for tensor in inputs[:4])  # type: ignore[union-attr]
+    if not unwatched(*inputs):
+        flops.announce()
+    loss: Tensor = torch.ops.ctloss.sig_lip(*inputs, f"{problem.spell()}|{needs}")[0]
+    return loss
+
+
+def _as_tensor(number: float | Tensor) -> Tensor:
+    if isinstance(number, Tensor):
+        return number
+    # A number would be compiled in, so an annealed one would recompile at every step; a product with a tensor does not.
+    return torch.ones((), dtype=torch.float64) * number
+
+
+@lru_cache(maxsize=1024)
+def _parse(options: str) -> Call:
+    spelled, needs = options.rsplit("|", 1)
+    need_x, need_y, need_temperature, need_bias = (need == "1" for need in needs)
+    return Call(parse(spelled), (need_x, need_y, need_temperature, need_bias))
+
+
+def _number(tensor: Tensor) -> float | Tensor:
+    """A number where the host can read it, else a 0-d tensor."""
+    return float(tensor) if tensor.device.type == "cpu" else tensor.detach().reshape(())
+
+
+def _solve(inputs: Inputs, call: Call, *, needs: Needs, weights: Tensor | None = None) -> Solved:
+    tau = _number(inputs.temperature)
+    if isinstance(tau, float):
+        checks.positive(tau)
+    batch, solve = Batch(inputs.x, inputs.y, (), tau, inputs.ids), torch_solve
+    if cached_plan(batch.shape, call.problem).path == "triton":
+        # Imported only where Triton is known to be installed.
+        from .kernels.triton_path.sig_lip import solve
+    with torch.autocast(inputs.x.device.type, enabled=False):
+        return solve(batch, _number(inputs.bias), call.problem, weights=weights, needs=needs)
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
+    *tensors, options = arguments
+    inputs, call = Inputs(*tensors), _parse(options)
+    x, dtype = inputs.x, _loss_dtype(inputs)
+    solved = _solve(inputs, call, needs=call.needs if call.holds_gradient else (False,) * 4)
+    loss = rows.reduce(call.problem, solved.rows, None).to(dtype)
+    if not call.holds_gradient:
+        return loss, []
+    exponents = x.new_zeros((2 * x.shape[0], 1), dtype=dtype) if solved.exponents is None else solved.exponents
+    held = (*solved.gradients, exponents.to(dtype), solved.slope, solved.offset)
+    return loss, [x.new_empty(0) if tensor is None else tensor for tensor in held]
+
+
+def _forward_fake(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
+    *tensors, options = arguments
+    inputs, call = Inputs(*tensors), _parse(options)
+    x, dtype = inputs.x, _loss_dtype(inputs)
+    n, d = x.shape
+    loss = x.new_empty((n,) if call.problem.reduction == "none" else (), dtype=dtype)
+    if not call.holds_gradient:
+        return loss, []
+    shapes = ((n, d), (n, d), (2 * n, 1), (), ())
+    dtypes = (dtype, dtype, dtype, torch.float64, torch.float64)
+    needs = (*call.needs[:2], True, *call.needs[2:])
+    return loss, [
+        x.new_empty(shape, dtype=dtype) if need else x.new_empty(0)
+        for shape, dtype, need in zip(shapes, dtypes, needs, strict=True)
+    ]
+
+
+def _backward(upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *tensors, held, options = arguments
+    inputs, call = Inputs(*tensors), _parse(options)
+    if call.holds_gradient:
+        grad_x, grad_y, exponents, slope, offset = held
+        solved = Solved(upstream, (grad_x, grad_y), exponents, slope, offset)
+        factor = upstream.double() / (inputs.x.shape[0] if call.problem.reduction == "mean" else 1)
+    else:
+        factor = _power_of_two(upstream.double())
+        weights = (upstream.double() / factor).to(_loss_dtype(inputs))
+        solved = _solve(inputs, call, needs=call.needs, weights=weights)
+    return _unscaled(solved, factor, inputs, call)
+
+
+def _power_of_two(weights: Tensor) -> Tensor:
+    """The divisor that brings the largest weight between 1 and 2, whatever the upstream gradient's scale."""
+    largest = torch.cat((weights.abs(), weights.new_zeros(1))).amax()
+    ordinary = (largest > 0) & torch.isfinite(largest)
+    return torch.exp2(torch.floor(torch.log2(torch.where(ordinary, largest, 1.0))))
+
+
+def _unscaled(solved: Solved, factor: Tensor, inputs: Inputs, call: Call) -> tuple[Tensor, ...]:
+    """The final gradients of x, y, the temperature and the bias; empty where not needed."""
+    n, exponents = inputs.x.shape[0], solved.exponents
+    over_tau: Any = factor / inputs.temperature.double().reshape(()).to(factor.device)
+    if factor.device.type == "cpu":
+        over_tau = over_tau.item()
+        if exponents is not None and not exponents.any():
+            exponents = None
+    gradients = [one if need else None for one, need in zip(solved.gradients, call.needs, strict=False)]
+    powers = None if exponents is None else [exponents[:n], exponents[n:]]
+    of_sides = release(Held(gradients, powers, -SCALE_BITS), over_tau, (inputs.x.dtype, inputs.y.dtype))
+    results = [inputs.x.new_empty(0) if one is None else one for one in of_sides]
+    for scalar, gradient, need in zip(inputs[2:4], (solved.slope, solved.offset), call.needs[2:], strict=True):
+        assert scalar is not None
+        done = (gradient * (factor / SCALE)).to(scalar.device, scalar.dtype) if need and gradient is not None else None
+        results.append(inputs.x.new_empty(0) if done is None else done.reshape(scalar.shape))
+    return tuple(results)
+
+
+def _backward_fake(upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *tensors, _, options = arguments
+    inputs, call = Inputs(*tensors), _parse(options)
+    return tuple(
+        tensor.new_empty(tensor.shape) if need else inputs.x.new_empty(0)  # type: ignore[union-attr]
+        for tensor, need in zip(inputs[:4], call.needs, strict=True)
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
+    *tensors, ctx.options = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *output[1])
+
+
+def _differentiate(ctx: Any, upstream: Tensor | None, held: object) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return (None,) * 6
+    inputs, held_tensors = ctx.saved_tensors[:5], list(ctx.saved_tensors[5:])
+    needs = _parse(ctx.options).needs
+
+    def run(weights: Tensor, _: object) -> list[Tensor | None]:
+        gradients = torch.ops.ctloss.sig_lip_backward(weights, *inputs, held_tensors, ctx.options)
+        return [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
+
+    # A batched tensor has the type of the tensors in the batch, but not their dispatch key.
+    if upstream.is_meta or type(upstream) not in ops.PLAIN or ops.is_plain(upstream):
+        return *run(upstream, None), None, None
+    # Several upstream gradients at once: there is no batching rule for an operator that takes a list.
+    if torch.is_grad_enabled():
+        # Batching drops the graph of results of plain tensors, and with it the refusal later on.
+        raise RuntimeError(f"{ONLY_FIRST_DERIVATIVES}; or leave out create_graph=True")
+    ctx.needs = needs
+    return *ops.batched(run, ctx, upstream, None), None, None
+
+
+def _refuse(ctx: Any, *upstream: Tensor) -> None:
+    raise RuntimeError(ONLY_FIRST_DERIVATIVES)
+
+
+def _count_forward(x: Tensor, y: Tensor, *rest: Any, **_: Any) -> int:
+    call = _parse(rest[-1])
+    return _operations(x, call, weighs=call.holds_gradient)
+
+
+def _count_backward(upstream: Tensor, x: Tensor, *rest: Any, **_: Any) -> int:
+    call = _parse(rest[-1])
+    return 0 if call.holds_gradient else _operations(x, call, weighs=True)
+
+
+def _operations(x: Tensor, call: Call, *, weighs: bool) -> int:
+    """Operations that form every logit once and, where they become weights, multiply these by the rows of each side."""
+    of_x, of_y, of_temperature, _ = call.needs
+    times = 1 + (of_x or of_temperature) + of_y if weighs else 1
+    return times * flops.products(Shape(*x.shape), Problem(negatives="cross", directions="x"))
+
+
+flops.FORMULAS.update(sig_lip=_count_forward, sig_lip_backward=_count_backward)
+library = torch.library.Library("ctloss", "FRAGMENT")
+library.define(
+    "sig_lip(Tensor x, Tensor y, Tensor temperature, Tensor bias, Tensor? ids, str options) -> "
+    "(Tensor loss, Tensor[] held)"
+)
+library.define(
+    "sig_lip_backward(Tensor upstream, Tensor x, Tensor y, Tensor temperature, Tensor bias, Tensor? ids, "
+    "Tensor[] held, str options) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+library.impl("sig_lip", _forward, "CompositeExplicitAutograd")
+library.impl("sig_lip_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("ctloss::sig_lip", _forward_fake, lib=library)
+torch.library.register_fake("ctloss::sig_lip_backward", _backward_fake, lib=library)
+torch.library.register_autograd("ctloss::sig_lip", _differentiate, setup_context=_save, lib=library)
+torch.library.register_autograd("ctloss::sig_lip_backward", _refuse, lib=library)

@@ -1,4 +1,4 @@
-"""The supervised contrastive loss, ``ctloss.sup_con``: several positives a row, told by labels."""
+"""The supervised contrastive loss, ``ctloss.sup_con``: several positives per row, given by labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .rows import reduce
 from .units import unit_rows
 
 SMALL_CLASS = 32
-"""Rows of classes up to this size meet each other in one small float64 product, those of larger ones in the core."""
+"""Classes up to this size are compared with themselves in one small float64 product, larger ones in the core."""
 
 
 def sup_con(
@@ -39,26 +39,26 @@ def sup_con(
 
     with P_i the other rows of i's label. Source: SupCon, arXiv 2004.11362, eq. (2), L_out.
 
-    The positives stand in the sum too, and subtracting them from it would lose what the negatives weigh. So the sum is
-    formed apart, over the negatives by the core, relative to a positive, and over each class's own rows:
+    The sum contains the positives, and subtracting them from it would lose the digits of the negatives. So it is split:
+    the core sums over the negatives, relative to a positive, and each class sums over its own rows:
 
     .. math:: L_i = \mathrm{softplus}(\mathrm{lse}_{N_i} - \mathrm{lse}_{P_i})
               + (\mathrm{lse}_{P_i} - \textstyle\frac{1}{|P_i|} \sum_p s_{ip})
 
-    The negatives' term has the bounds of :func:`ctloss.info_nce`, however little they weigh. With one positive a row
-    the second term is exactly 0, and the loss is infoNCE. Otherwise a row's loss is at least log |P_i|, and the second
-    term's gradient, a difference of weights that sum to 1, is formed in float64 in classes of up to 32 rows, and within
-    the bounds of :func:`ctloss.cz_nce` in larger ones. No n × n matrix is formed: memory is what
-    :func:`ctloss.contrast` takes, rows in float64, and 32 n logits.
+    The negatives' term has the error bounds of :func:`ctloss.info_nce`, however little they weigh. With one positive
+    per row the second term is exactly 0, and the loss is infoNCE. Otherwise a row's loss is at least log |P_i|, and the
+    second term's gradient, a difference of weights that sum to 1, is formed in float64 in classes of up to 32 rows, and
+    within the bounds of :func:`ctloss.cz_nce` in larger ones. No n × n matrix is formed: memory is that of
+    :func:`ctloss.contrast` plus the rows in float64 and 32 n logits.
 
-    A row without another of its label has loss 0 and gradient 0, and is left out of the mean, as
-    pytorch-metric-learning does; the authors' code counts it as a 0. Without any positive at all the mean is 0. Which
-    rows meet is read from the labels on the host: ``torch.compile`` breaks its graph here.
+    A row whose label no other row has gets loss 0 and gradient 0 and is left out of the mean, as in
+    pytorch-metric-learning; the authors' code counts it as a 0. Without any positive the mean is 0. The labels are read
+    on the host, because they decide which rows are compared, so ``torch.compile`` breaks its graph here.
 
     Args:
-        x: ``(n, d)`` float32, float64, bfloat16 or float16; several views of one sample are rows of one label.
+        x: ``(n, d)`` float32, float64, bfloat16 or float16; several views of one sample are rows with one label.
         labels: ``(n,)`` integers.
-        temperature: τ > 0: a number, or a tensor of one element or of one a row, which may ask for its gradient.
+        temperature: τ > 0: a number, or a tensor of one element or one per row, which may require a gradient.
         normalize: cosines if true, else dot products.
         reduction: ``"mean"`` over the rows with a positive, ``"sum"``, or ``"none"`` for ``(n,)`` row losses.
         precision: as for :func:`ctloss.info_nce`.
@@ -86,15 +86,15 @@ def sup_con(
 
 
 def _readable(labels: Tensor) -> Tensor:
-    """Refuse labels that have no values on the host, which decide what is computed."""
+    """Refuse labels whose values, which decide what is computed, cannot be read on the host."""
     if torch.compiler.is_compiling():
         return labels
     batched = torch._C._functorch.is_batchedtensor(labels)
     if batched or labels.is_meta or is_fake(labels):
         got = "a batch of them under torch.vmap" if batched else "a tensor that has none (a meta or fake one)"
         raise ValueError(
-            f"labels: expected a tensor whose values can be read, got {got}; they decide which rows meet: call sup_con "
-            "once for each vector of labels, and with real ones"
+            f"labels: expected a tensor whose values can be read, got {got}; they decide which rows are compared: call "
+            "sup_con once for each vector of labels, with real tensors"
         )
     return labels
 
@@ -104,9 +104,9 @@ class Classes:
     """Rows by their label.
 
     Attributes:
-        ids: ``(n,)``, one number a class.
-        next: ``(n,)``, for each row another of its class, in a ring; itself if there is none.
-        small: for each class size from 2 on that is small, the rows of all classes of that size, ``(classes, size)``.
+        ids: ``(n,)``, one number per class.
+        next: ``(n,)``, for each row the next one of its class, in a ring; itself if it is alone.
+        small: for each small class size from 2 on, the rows of all classes of that size, ``(classes, size)``.
         large: the rows of each larger class.
         paired: ``(n,)`` whether a row has a positive.
     """
@@ -164,7 +164,7 @@ def _row_losses(x: Tensor, classes: Classes, tau: float | Tensor, problem: Probl
 def _own_classes(
     x: Tensor, wide: Tensor, classes: Classes, tau: float | Tensor, options: dict[str, Any]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For groups of rows: which, their positives' lse less the logit of the next one, and less the mean of all."""
+    """For groups of rows: the rows, and their positives' lse less the next one's logit, and less the mean logit."""
     for members in classes.small:
         rows, size = members.flatten(), members.shape[1]
         units = wide[members]
@@ -185,7 +185,7 @@ def _own_classes(
 
 
 def _of_rows(tau: float | Tensor, rows: Tensor) -> Any:
-    """The temperatures of some rows, with one more dimension for what they divide if the rows are a matrix."""
+    """The temperatures of some rows; if the rows are a matrix, with one more dimension for the logits they divide."""
     if not isinstance(tau, Tensor) or not tau.dim():
         return tau
     return tau[rows] if rows.dim() == 1 else tau[rows][:, :, None]

@@ -1,4 +1,4 @@
-"""Rows of unit length by plain operations, for what is formed of rows outside the kernels."""
+"""Rows of unit length by plain operations, for what is computed outside the kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a loss call asks for: every option, spelled and checked here, and the tensors that go with them."""
+"""The options of a loss call, defined and checked here, and the tensors that go with them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WORDS: dict[str, tuple[str, ...]] = {
 
 
 class PairOptions(TypedDict, total=False):
-    """The options of :func:`ctloss.contrast`, for type checkers; :class:`Problem` has meanings and defaults."""
+    """The options of :func:`ctloss.contrast`, for type checkers; :class:`Problem` has their meanings and defaults."""
 
     negatives: Negatives
     directions: Directions
@@ -59,11 +59,11 @@ class Problem:
     """Every option of one loss call, checked; its tensors are a :class:`Batch`.
 
     Attributes:
-        loss: ``"cz_nce"`` (row loss z), ``"info_nce"`` (row loss softplus(z)), ``"contrast"``: the rows' z itself; or
-            ``"sig_lip"``, which is no function of z and has kernels of its own.
-        negatives: which rows a row is compared with besides the candidates: ``"both"`` sides' other rows, those of the
-            other side (``"cross"``), those of its ``"own"`` side, or ``"none"``.
-        directions: ``"both"``: the rows of x and of y are anchors, 2n of them; ``"x"``: the rows of x only.
+        loss: ``"cz_nce"`` (row loss z), ``"info_nce"`` (row loss softplus(z)), ``"contrast"`` (z itself), or
+            ``"sig_lip"``, which is not a function of z and has its own kernels.
+        negatives: which rows a row is compared with in addition to the candidates: the other rows of ``"both"`` sides,
+            those of the other side (``"cross"``), those of its ``"own"`` side, or ``"none"``.
+        directions: ``"both"``: the 2n rows of x and of y are anchors; ``"x"``: only the rows of x.
         normalize: cosine similarity of the rows if true, else their plain dot products.
         margin: leave out negatives whose similarity exceeds the positive's by more than this; ``None``: none.
         dims: widths of nested embeddings (Matryoshka), each at most the embeddings' width; ``None``: the full width.
@@ -72,7 +72,7 @@ class Problem:
         form: ``"log"``, or for CZ-NCE ``"ratio"``.
         precision: how carefully float32 products are formed on a GPU.
         impl: ``"auto"``, or the path to take.
-        workspace: bytes of temporary memory allowed beyond inputs, outputs and vectors with an entry a row.
+        workspace: bytes of temporary memory allowed beyond inputs, outputs and vectors with one entry per row.
 
     Raises:
         TypeError: for an option of the wrong type.
@@ -112,7 +112,7 @@ class Problem:
             raise ValueError(f"form: expected 'log' for {self.loss}, got 'ratio'; the ratio form belongs to cz_nce")
         _check_margin(self.margin)
         _check_dims(self.dims, self.dim_weights)
-        # Looked up at every call.
+        # Computed once, because it is looked up at every call.
         object.__setattr__(self, "_hash", hash(tuple(getattr(self, field.name) for field in fields(self))))
 
     def __hash__(self) -> int:
@@ -120,17 +120,17 @@ class Problem:
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Hashes of words are not those of another process.
+        # Hashes of strings differ from process to process, so the problem is made anew.
         return parse, (self.spell(),)
 
     @property
     def num_directions(self) -> int:
-        """How many rows each pair has among the anchors."""
+        """How many anchors each pair has."""
         return 2 if self.directions == "both" else 1
 
     @property
     def by_row(self) -> bool:
-        """Whether the caller is given one number a row, whose error no mean averages away."""
+        """Whether the caller gets one number per row, whose error no mean averages out."""
         return self.loss == "contrast" or self.reduction == "none"
 
     def spell(self) -> str:
@@ -181,7 +181,7 @@ def parse(spelled: str) -> Problem:
 
 
 class Shape(NamedTuple):
-    """What a path's choices rest on besides the problem: sizes, dtypes and device, and which tensors are there.
+    """What a path's choices depend on, together with the problem: sizes, dtypes, device, and which tensors are given.
 
     Attributes:
         n: pairs.
@@ -190,7 +190,7 @@ class Shape(NamedTuple):
         dtype: the dtype that all sides promote to.
         device_type: ``"cpu"``, ``"cuda"``, …
         masked: whether ids are given.
-        per_row: whether each row has a temperature of its own.
+        per_row: whether each row has its own temperature.
     """
 
     n: int
@@ -202,7 +202,7 @@ class Shape(NamedTuple):
     per_row: bool = False
 
     def fills(self, problem: Problem) -> bool:
-        """Whether every anchor surely has a negative: whatever the tensors hold, no z is −inf.
+        """Whether every anchor is certain to have a negative: whatever the tensors hold, no z is −inf.
 
         Example:
             >>> Shape(1, 8).fills(Problem()), Shape(2, 8).fills(Problem())
@@ -220,9 +220,9 @@ class Batch(NamedTuple):
         x: ``(n, d)``.
         y: ``(n, d)``; row i is the positive of row i of x.
         candidates: ``(m, d)`` each: more rows that every row is compared with.
-        temperature: a positive float, a 0-d tensor, or one a row of the anchors, ``(n,)`` or ``(2n,)``, x's first.
-        ids: ``(n,)`` int64, one a pair; ``None`` stands for 0 … n − 1.
-        candidate_ids: ``(m,)`` int64 for each candidate side, or ``None``: ids that no other row has.
+        temperature: a positive float, a 0-d tensor, or one per anchor, ``(n,)`` or ``(2n,)``, x's first.
+        ids: ``(n,)`` int64, one per pair; ``None`` stands for 0 … n − 1.
+        candidate_ids: ``(m,)`` int64 for each candidate side, or ``None`` for ids that no other row has.
     """
 
     x: Tensor
@@ -244,7 +244,7 @@ class Batch(NamedTuple):
 
     @property
     def shape(self) -> Shape:
-        """What a path's choices rest on."""
+        """What a path's choices depend on."""
         dtype = self.x.dtype
         for side in (self.y, *self.candidates):
             if side.dtype != dtype:
@@ -261,7 +261,7 @@ class Batch(NamedTuple):
 
 
 def narrowed(batch: Batch, width: int) -> Batch:
-    """A batch of the sides' first columns.
+    """The batch with only the first columns of every side.
 
     Example:
         >>> narrowed(Batch(torch.eye(2), torch.eye(2)), 1).x
@@ -277,9 +277,10 @@ class Forward(NamedTuple):
 
     Attributes:
         z: ``(rows,)`` float64, lse over a row's negatives minus the positive's logit; −inf for a row without negatives.
-        positive: ``(rows,)`` float64, the positives' logits; may be ``None`` if neither z nor the moment is asked for.
-        moment: ``(rows,)`` float64, Σ_j P_ij s_ij − s⁺_i, 0 for a row without negatives; ``None`` unless asked for.
-        state: whatever the path's ``backward`` needs of its ``forward``.
+        positive: ``(rows,)`` float64, the positives' logits; may be ``None`` if neither single rows nor the moment are
+            requested.
+        moment: ``(rows,)`` float64, Σ_j P_ij s_ij − s⁺_i, 0 for a row without negatives; ``None`` unless requested.
+        state: whatever the path's ``backward`` needs from its ``forward``.
     """
 
     z: Tensor

@@ -1,7 +1,7 @@
-"""The plain definitions every fused path is held to: Chen et al. 2022, arXiv 2202.13083, over any set of negatives.
+"""The plain definitions that every fused path is tested against: Chen et al. 2022, arXiv 2202.13083, for any negatives.
 
 * :mod:`ctloss.reference.loops` transcribes the equations entry by entry in 60-digit arithmetic.
-* :mod:`ctloss.reference.eager` writes them with differentiable tensor operations, in float64 unless told otherwise.
+* :mod:`ctloss.reference.eager` writes them as differentiable tensor operations, in float64 by default.
 * :mod:`ctloss.reference.gradients` writes their gradients in closed form.
 """
 

@@ -1,4 +1,4 @@
-"""z and s⁺ of every row as differentiable tensor operations: short, quadratic in memory, the truth for every path."""
+"""z and s⁺ of every row as differentiable tensor operations: short, quadratic in memory, the ground truth."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch import Tensor
 def unit_rows(rows: Tensor) -> Tensor:
     """Rows divided by their Euclidean norms; a zero row stays zero and receives no gradient.
 
-    Each row is first brought near 1 by an exact power of two, so that no representable row overflows or
-    underflows when it is squared.
+    Each row is first brought near 1 by an exact power of two, so that squaring cannot overflow or underflow.
 
     Args:
         rows: ``(n, d)``, any floating dtype.
@@ -34,9 +33,9 @@ def unit_rows(rows: Tensor) -> Tensor:
 
 
 def near_one_by_powers_of_two(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows brought near 1 by exact powers of two, and those powers as two factors.
+    """Rows brought near 1 by exact powers of two, and those powers.
 
-    A single factor would overflow for the smallest representable rows.
+    The powers come as two factors, because a single one would overflow for the smallest representable rows.
 
     Args:
         rows: ``(n, d)``, any floating dtype.
@@ -72,21 +71,21 @@ def contrast(
 ) -> tuple[Tensor, Tensor]:
     """z_i = log Σ_negatives exp(s_ij − s⁺_i), equation (5) of Chen et al. 2022, and the positives' logits s⁺_i.
 
-    Plain operations without a branch on data: any number of derivatives and every transform of ``torch.func`` apply.
+    Plain operations without branches on data, so derivatives of any order and every transform of ``torch.func`` work.
 
     Args:
         x: ``(n, d)`` anchors, any floating dtype.
         y: ``(n, d)`` their positives.
         candidates: ``(m, d)`` each: more rows that every row is compared with.
-        temperature: τ > 0, a float, a tensor of one element, or one a row; a tensor's entry ≤ 0 gives NaN.
-        negatives: the other rows a row is compared with: those of ``"both"`` sides, of the other side (``"cross"``),
-            of its ``"own"`` side, or ``"none"``.
-        directions: rows of ``"both"`` sides, or of ``"x"`` only.
+        temperature: τ > 0, a float, or a tensor of one element or one per row; a tensor's entry ≤ 0 gives NaN.
+        negatives: the other rows that a row is compared with: those of ``"both"`` sides, of the other side
+            (``"cross"``), of its ``"own"`` side, or ``"none"``.
+        directions: rows of ``"both"`` sides, or only of ``"x"``.
         normalize: cosine similarity if true, dot products otherwise.
-        ids: ``(n,)`` integers; a pair whose ids are equal is no negative; ``None`` stands for 0 … n − 1.
-        candidate_ids: ``(m,)`` for each side of candidates, or ``None``: such rows are negatives of every row.
+        ids: ``(n,)`` integers; rows with equal ids are not negatives of each other; ``None`` stands for 0 … n − 1.
+        candidate_ids: ``(m,)`` for each side of candidates, or ``None`` if they are negatives of every row.
         margin: leave out negatives whose similarity, cosine or dot product, exceeds the positive's by more than this.
-        dtype: what to compute in; float64 makes this the truth for half and single precision inputs.
+        dtype: what to compute in; in float64 this is the ground truth for half and single precision inputs.
 
     Returns:
         z and s⁺, each ``(2n,)``, or ``(n,)`` with ``directions="x"``, in ``dtype``, x's rows first. A row without
@@ -101,7 +100,7 @@ def contrast(
     if negatives not in ("both", "cross", "own", "none") or directions not in ("both", "x"):
         raise ValueError(
             "expected negatives 'both', 'cross', 'own' or 'none' and directions 'both' or 'x', "
-            f"got {negatives!r} and {directions!r}; correct the spelling"
+            f"got {negatives!r} and {directions!r}; choose among those"
         )
     n = x.shape[0]
     x, y, *candidates = (_poisoned(side.to(dtype)) for side in (x, y, *candidates))
@@ -120,9 +119,9 @@ def contrast(
         positive = similarity_of_pairs / tau
         logits = (similarity - similarity_of_pairs[:, None]) / tau[:, None]
         empty = excluded.all(1)
-        # A row of nothing but minus infinities has no derivative; any numbers do in its place.
+        # A row of only minus infinities has no derivative; any other numbers do.
         logits = logits.masked_fill(excluded, -torch.inf).masked_fill(empty[:, None], 0.0)
-        # Zero, unless a NaN is to show in a row without negatives too.
+        # Zero, or NaN where a NaN must show even without negatives.
         nothing = 0 * positive.detach()
         log_ratios.append(torch.where(empty, nothing - torch.inf, torch.logsumexp(logits, dim=1)))
         positives.append(positive)
@@ -130,12 +129,12 @@ def contrast(
 
 
 def _poisoned(side: Tensor) -> Tensor:
-    """Rows with an infinite entry as NaN, which a logit of minus infinity by itself would not become."""
+    """Make rows with an infinite entry NaN, because a logit of minus infinity alone would not show."""
     return side + 0 * side.detach().abs().amax(dim=1, keepdim=True)
 
 
 def _temperatures(temperature: float | Tensor, x: Tensor, directions: int) -> tuple[Tensor, ...]:
-    """The temperature of every row, ``(n,)`` for each direction; NaN where a tensor's is not positive."""
+    """The temperature of every row, ``(n,)`` per direction; NaN where a tensor's entry is not positive."""
     if isinstance(temperature, Tensor):
         temperature = temperature.to(device=x.device, dtype=x.dtype).reshape(-1)
         # A product, so that the gradient is NaN as well.
@@ -146,7 +145,7 @@ def _temperatures(temperature: float | Tensor, x: Tensor, directions: int) -> tu
 
 
 def _compared(own: Tensor, ids: Tensor, sides: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
-    """Similarities of rows to the rows of all sides, and where ids are equal; a side without ids equals nothing."""
+    """Similarities of rows to the rows of all sides, and where ids are equal; rows without ids equal none."""
     similarity, same = [own @ own[:0].T], [ids[:, None] == ids[:0]]
     for side, its_ids in sides:
         product = own @ side.T

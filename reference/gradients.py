@@ -21,7 +21,7 @@ class Gradients(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """What the closed form is made of: every row against every row of all M it could be compared with.
+    """What the closed form is made of: every anchor against all M rows that it could be compared with.
 
     Attributes:
         sides: ``(M, d)``: the rows of x, y and the candidates, of length 1 when normalising.
@@ -42,15 +42,15 @@ class Pairs(NamedTuple):
     positive: Tensor
 
     def gather(self, a: Tensor, b: Tensor, vectors: Tensor) -> Tensor:
-        """Σ_j W_ij v_j − c_i v_p(i) for every row i of all sides: a vector of what each is paired with.
+        """Σ_j W_ij v_j − c_i v_p(i) for every row i of all sides: the weighted sum of the rows it is paired with.
 
-        W_ij = a_i P_ij / τ_i + a_j P_ji / τ_j, each part where its row is an anchor, and likewise
-        c_i = b_i / τ_i + b_p(i) / τ_p(i).
+        W_ij = a_i P_ij / τ_i + a_j P_ji / τ_j and c_i = b_i / τ_i + b_p(i) / τ_p(i), where each term only exists if its
+        row is an anchor.
 
         Args:
             a: ``(rows,)``.
             b: ``(rows,)``.
-            vectors: ``(M, k)``, one for each row of all sides.
+            vectors: ``(M, k)``, one per row of all sides.
 
         Returns:
             ``(M, k)``.
@@ -78,7 +78,7 @@ def pairs(
     candidate_ids: Sequence[Tensor | None] | None = None,
     margin: float | None = None,
 ) -> Pairs:
-    """Every pair of a call, options as in :func:`ctloss.reference.contrast`.
+    """Every pair of a call; options as in :func:`ctloss.reference.contrast`.
 
     Returns:
         The :class:`Pairs` in float64.
@@ -143,22 +143,22 @@ def closed_form(
     """Gradients of ``Σ_i a_i lse_i − b_i s⁺_i``, from ∂lse_i/∂s_ij = P_ij, the softmax over a row's negatives.
 
     For a row loss L(z_i, s⁺_i), a_i = ∂L/∂z_i and b_i = ∂L/∂z_i − ∂L/∂s⁺_i. Equation (6) of Chen et al. 2022,
-    ∇log φ = ∇φ / φ, is a = b = 1. Through the cosine: the radial part of each unit row's gradient is projected out and
-    the rest divided by the row's norm.
+    ∇log φ = ∇φ / φ, is a = b = 1. For cosines, the radial part of each unit row's gradient is projected out, and the
+    rest divided by the row's norm.
 
     Args:
         x: ``(n, d)`` anchors.
         y: ``(n, d)`` their positives.
-        a: ``(2n,)``, or ``(n,)`` with ``directions="x"``; what it is where a row has no negatives does not matter.
-        b: the like.
-        candidates: as for :func:`ctloss.reference.contrast`, and so are all other options.
+        a: ``(2n,)``, or ``(n,)`` with ``directions="x"``; its value does not matter where a row has no negatives.
+        b: of the same shape.
+        candidates: this and all other options as for :func:`ctloss.reference.contrast`.
         temperature: τ > 0.
         negatives: which other rows a row is compared with.
         directions: which rows are anchors.
         normalize: cosine similarity if true.
         ids: of the pairs.
         candidate_ids: of the candidates.
-        margin: beyond which negatives are left out.
+        margin: the margin beyond which negatives are left out.
 
     Returns:
         :class:`Gradients` in float64.

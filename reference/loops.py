@@ -1,7 +1,7 @@
 """The definition of a row's z, one scalar at a time, in 60-digit decimal arithmetic.
 
-Slow on purpose: nothing here is vectorised, shifted by a maximum or otherwise rearranged, so that it can be read
-against Chen et al. 2022 line by line. It is the oracle that the eager definitions are themselves tested against.
+Slow on purpose: nothing here is vectorised, shifted by a maximum or otherwise rearranged, so that it can be compared
+with Chen et al. 2022 line by line. The eager definitions are tested against it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _dot(a: Row, b: Row) -> Decimal:
 
 
 def _similarity(a: Row, b: Row, normalize: bool) -> Decimal:
-    """The cosine (zero where a row is zero) or the dot product."""
+    """The cosine (0 for a zero row) or the dot product."""
     if not normalize:
         return _dot(a, b)
     norms = _dot(a, a).sqrt() * _dot(b, b).sqrt()
@@ -31,7 +31,7 @@ def _similarity(a: Row, b: Row, normalize: bool) -> Decimal:
 
 
 def _rows(side: Tensor, ids: Tensor | Sequence[int] | None) -> list[tuple[Row, int | None]]:
-    """Each row of a side with its id; without ids, with ``None``, which is no row's id."""
+    """Each row of a side with its id, or with ``None``, which equals no row's id."""
     numbers = [None] * len(side) if ids is None else [int(number) for number in ids]
     return [
         ([Decimal(float(v)) for v in row], number) for row, number in zip(side.detach().cpu(), numbers, strict=True)
@@ -51,18 +51,18 @@ def log_ratios(
     candidate_ids: Sequence[Tensor | None] | None = None,
     margin: float | None = None,
 ) -> list[tuple[Decimal | None, Decimal]]:
-    """z_i, the log of equation (4)'s ratio with its sign turned, and s⁺_i of every row, x's rows first.
+    """z_i, the negative log of the ratio in equation (4), and s⁺_i of every row, x's rows first.
 
     Args:
         x: anchors, ``(n, d)``.
         y: their positives, ``(n, d)``.
         candidates: ``(m, d)`` each: more rows that every row is compared with.
-        temperature: τ > 0, one for all or one a row.
+        temperature: τ > 0, one for all or one per row.
         negatives: the other rows a row is compared with: of both sides, of the other side, of its own side, or none.
-        directions: rows of both sides, or of x only.
+        directions: rows of both sides, or only of x.
         normalize: cosine similarity if true, dot product otherwise.
-        ids: ``(n,)``; a pair whose ids are equal is no negative; ``None`` stands for 0 … n − 1.
-        candidate_ids: ``(m,)`` for each side of candidates, or ``None``: such rows are negatives of every row.
+        ids: ``(n,)``; rows with equal ids are not negatives of each other; ``None`` stands for 0 … n − 1.
+        candidate_ids: ``(m,)`` for each side of candidates, or ``None`` if they are negatives of every row.
         margin: leave out negatives whose similarity exceeds the positive's by more than this.
 
     Returns:

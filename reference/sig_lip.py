@@ -1,7 +1,7 @@
 """The sigmoid loss of Zhai et al. 2023, arXiv 2303.15343, written plainly: in 60-digit decimals, and in float64.
 
-Each pair of rows has a logit s_ij = sim(x_i, y_j) / τ + b and is told apart on its own: positives, i = j, from all
-others. Row i loses softplus(−s_ii) + Σ_j≠i softplus(s_ij).
+Each pair of rows has a logit s_ij = sim(x_i, y_j) / τ + b and is classified on its own, as positive (i = j) or not. The
+loss of row i is softplus(−s_ii) + Σ_j≠i softplus(s_ij).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def row_losses(
     normalize: bool = True,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """The n row losses by plain operations, differentiable any number of times.
+    """The n row losses by plain operations, with derivatives of any order.
 
     Args:
         x: ``(n, d)``.
@@ -96,7 +96,7 @@ def row_losses(
     )
     if isinstance(temperature, Tensor):
         temperature = torch.where(temperature > 0, temperature, torch.nan)
-    # An infinite entry poisons its row, which a logit of minus infinity by itself would not.
+    # An infinite entry makes its whole row NaN, because a logit of minus infinity alone would not show.
     x, y = (side.to(dtype) + 0 * side.detach().to(dtype).abs().amax(dim=1, keepdim=True) for side in (x, y))
     if normalize:
         x, y = unit_rows(x), unit_rows(y)

@@ -1,7 +1,7 @@
 """Published row losses as functions of a :class:`~ctloss.contrast.Contrast`, each a formula and its source.
 
 ``ctloss.contrast`` forms z_i = log Σ_j exp(s_ij) − s⁺_i over a row's negatives, and s⁺_i, its positive's logit. A loss
-of pairs is arithmetic on those two vectors, and autograd carries it back through them. So a new loss is one function:
+of pairs is arithmetic on those two vectors, and autograd differentiates through them. So a new loss is one function:
 
     >>> import torch
     >>> from ctloss.contrast import Contrast
@@ -10,12 +10,13 @@ of pairs is arithmetic on those two vectors, and autograd carries it back throug
     >>> squared_hinge(Contrast(torch.tensor([-3.0, 1.0]), torch.tensor([5.0, 1.0])), 2.0)
     tensor([0., 9.])
 
-Nothing here subtracts a probability from one: σ(z) and softplus(z) keep their digits at both ends, so that a row whose
-negatives weigh 1e-36 of its positive still pulls. All of it is done in float64, of which two vectors cost nothing, and
-returned in the dtype of z. A row without any negative (z = −inf) has loss 0 and gradient 0 in every objective.
+Nothing here subtracts a probability from one: σ(z) and softplus(z) keep their digits at both ends, so even a row whose
+negatives weigh 1e-36 of its positive has an exact gradient. Everything is computed in float64, which costs nothing for
+two vectors, and returned in the dtype of z. A row without any negative (z = −inf) has loss 0 and gradient 0 in every
+objective.
 
-Objectives take one z a row: of a contrast with ``dims`` they are called once a width, with
-``Contrast(c.z[k], c.positive[k])``. ``c.rows(index)`` takes some of the rows.
+Objectives take one z per row: with ``dims`` they are called once per width, with ``Contrast(c.z[k], c.positive[k])``.
+``c.rows(index)`` selects rows.
 """
 
 from . import batch, formula, hardness, moving, smoothing

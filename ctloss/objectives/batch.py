@@ -1,4 +1,4 @@
-"""Losses of one batch's rows: infoNCE, its decoupled form, and what was made of them."""
+"""Losses of one batch's rows: infoNCE, its decoupled form, and their variants."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["dclw", "debiased_nce", "epsilon_nce", "focal_nce", "gte_nce", "margi
 
 
 def epsilon_nce(c: Contrast, epsilon: float) -> Tensor:
-    r"""How much of the positive stays in the denominator: 0 is CZ-NCE, 1 is infoNCE.
+    r"""A share of the positive stays in the denominator: 0 is CZ-NCE, 1 is infoNCE.
 
     .. math:: L_i = \log(\varepsilon + e^{z_i})
 
     Source: arXiv 2201.12680; ε = 0 is eq. (4) of 2202.13083, ε = 1 infoNCE (1807.03748).
 
     Args:
-        c: from ``ctloss.contrast``, vectors of length rows.
-        epsilon: at least 0.
+        c: from ``ctloss.contrast``.
+        epsilon: ε, at least 0.
 
     Returns:
         ``(rows,)`` losses.
@@ -46,7 +46,7 @@ def epsilon_nce(c: Contrast, epsilon: float) -> Tensor:
 
 
 def margin_nce(c: Contrast, margin: float, temperature: float | Tensor) -> Tensor:
-    r"""Additive margin: the positive must win although its similarity is lowered by a margin (LaBSE).
+    r"""Additive margin: the positive must win even with its similarity lowered by a margin (LaBSE).
 
     .. math:: L_i = \mathrm{softplus}(z_i + m / \tau)
 
@@ -55,7 +55,7 @@ def margin_nce(c: Contrast, margin: float, temperature: float | Tensor) -> Tenso
     Args:
         c: from ``ctloss.contrast``.
         margin: m, in units of the similarity; LaBSE's is 0.3.
-        temperature: τ that ``c`` was formed with, a number, ``()``, ``(n,)`` or ``(rows,)``; may ask for its gradient.
+        temperature: τ that ``c`` was formed with, a number, ``()``, ``(n,)`` or ``(rows,)``; may require a gradient.
 
     Returns:
         ``(rows,)`` losses.
@@ -74,7 +74,7 @@ def margin_nce(c: Contrast, margin: float, temperature: float | Tensor) -> Tenso
 
 
 def focal_nce(c: Contrast, gamma: float) -> Tensor:
-    r"""infoNCE with easy rows weighted down by their error probability to the power of γ.
+    r"""infoNCE with easy rows down-weighted by their error probability to the power of γ.
 
     .. math:: L_i = \sigma(z_i)^\gamma \, \mathrm{softplus}(z_i)
 
@@ -101,24 +101,24 @@ def focal_nce(c: Contrast, gamma: float) -> Tensor:
 
 
 def debiased_nce(c: Contrast, tau_plus: float, num_negatives: int | Tensor, temperature: float | Tensor) -> Tensor:
-    r"""infoNCE with the negatives' sum freed of the positives expected among them.
+    r"""infoNCE with the negatives' sum corrected for the positives expected among them.
 
     .. math:: L_i = \log\left(1 + \max\left(\frac{e^{z_i} - M \tau^+}{1 - \tau^+},
               M e^{-1/\tau - s^+_i}\right)\right)
 
-    The floor is the least that M cosines can come to, −1 over the temperature. Source: arXiv 2007.00224, eqs. (7), (8).
+    The floor is what M negatives of cosine −1 would add up to. Source: arXiv 2007.00224, eqs. (7), (8).
 
     Args:
         c: from ``ctloss.contrast`` with ``normalize=True``.
-        tau_plus: τ⁺, the share of a row's negatives that are its positives in truth, in [0, 1).
-        num_negatives: M, the number of a row's negatives: a number, or one a row.
+        tau_plus: τ⁺, the share of a row's negatives that are really positives, in [0, 1).
+        num_negatives: M, the number of a row's negatives: one for all rows, or one per row.
         temperature: τ that ``c`` was formed with.
 
     Returns:
         ``(rows,)`` losses.
 
     Raises:
-        TypeError, ValueError: for a tau_plus outside [0, 1), or numbers of rows that are none.
+        TypeError, ValueError: for a tau_plus outside [0, 1), an M below 0, or a temperature that is not positive.
 
     Example:
         >>> debiased_nce(Contrast(torch.tensor([2.0]), torch.tensor([5.0])), 0.1, 6, 0.2)
@@ -146,8 +146,8 @@ def rince(c: Contrast, q: float, lam: float) -> Tensor:
     .. math:: L_i = \frac{-e^{q s^+_i} + (\lambda (e^{s^+_i} + \sum_j e^{s_{ij}}))^q}{q}
                   = e^{q s^+_i} \, \frac{\mathrm{expm1}(q (\log \lambda + \mathrm{softplus}(z_i)))}{q}
 
-    Source: arXiv 2201.04309, eq. (4). The second form keeps the difference's digits. The loss is as large as e^(q s⁺):
-    where q s⁺ exceeds 88 (float64: 709) it is −inf and its gradient means nothing. Cosines over τ keep below that with
+    Source: arXiv 2201.04309, eq. (4). The second form keeps the digits of the difference. The loss is as large as
+    e^(q s⁺): where q s⁺ exceeds 88 (float64: 709) it is −inf and its gradient meaningless. Cosines stay below that with
     τ > q / 88, which is 0.0114 for q = 1.
 
     Args:
@@ -166,14 +166,14 @@ def rince(c: Contrast, q: float, lam: float) -> Tensor:
         tensor([-3.4259])
     """
     q = number("q", q, lambda v: 0 < v <= 1, "a number in (0, 1]", "epsilon_nce(c, 1.0) is the limit of q → 0")
-    lam = number("lam", lam, lambda v: 0 < v <= 1, "a number in (0, 1]", "0.01 is one to begin with")
+    lam = number("lam", lam, lambda v: 0 < v <= 1, "a number in (0, 1]", "start with 0.01")
     return row_losses(
         c, lambda z, positive: torch.exp(q * positive) * torch.expm1(q * (math.log(lam) + softplus(z))) / q
     )
 
 
 def dclw(c: Contrast, temperature: float | Tensor, sigma: float = 0.5) -> Tensor:
-    r"""Decoupled contrastive loss, pairs that are still far apart pulled more strongly.
+    r"""Decoupled contrastive loss that pulls pairs more strongly the farther apart they still are.
 
     .. math:: L_i = \mathrm{lse}_i - w_i s^+_i, \qquad
               w_i = 2 - n \, \mathrm{softmax}_i(\cos^+_i / \sigma)
@@ -197,24 +197,24 @@ def dclw(c: Contrast, temperature: float | Tensor, sigma: float = 0.5) -> Tensor
     """
     sigma = number("sigma", sigma, lambda v: 0 < v < math.inf, "a positive number", "the paper's is 0.5")
     cosine = checked(c).positive.double() * checked_temperature(temperature, c)
-    # Over 2n rows: each pair is there twice, and so is n.
+    # Over 2n rows each pair occurs twice, so its softmax is halved and the count doubled.
     excess = len(c.z) * torch.softmax(cosine / sigma, 0).detach() - 1
     return row_losses(c, lambda z, positive: z + excess * positive)
 
 
 def gte_nce(c: Contrast) -> Tensor:
-    r"""Four directions in one softmax: queries and documents against both sides, a pair a row.
+    r"""Four directions in one softmax: queries and documents against both sides, one loss per pair.
 
     .. math:: L_i = \log(2 + e^{z_{q,i}} + e^{z_{d,i}})
 
-    The positive stands in the sum twice, as query to document and as document to query. Source: GTE, arXiv 2308.03281,
+    The positive is in the sum twice, as query to document and as document to query. Source: GTE, arXiv 2308.03281,
     eq. (2).
 
     Args:
         c: from ``ctloss.contrast`` with ``directions="both"`` and ``negatives="both"``.
 
     Returns:
-        ``(n,)`` losses, one a pair; 0 where neither row of a pair has negatives.
+        ``(n,)`` losses, one per pair; 0 where neither row of a pair has negatives.
 
     Raises:
         TypeError, ValueError: for another kind of contrast, or an odd number of rows.
@@ -225,11 +225,10 @@ def gte_nce(c: Contrast) -> Tensor:
     """
     if len(checked(c).z) % 2:
         raise ValueError(
-            f"c: expected both directions' rows, twice as many as pairs, got {len(c.z)}; form the contrast with "
-            "directions='both'"
+            f"c: expected both directions' rows, two per pair, got {len(c.z)}; form the contrast with directions='both'"
         )
     empty = c.z == -math.inf
-    # Far below any logit, yet without the NaN that a difference of two infinities gives.
+    # Far below any logit, but finite: a difference of two infinities would be NaN.
     queries, documents = c.z.double().masked_fill(empty, -1e300).chunk(2)
     pairs = math.log(2) + softplus(torch.logaddexp(queries, documents) - math.log(2))
     return pairs.masked_fill(empty.view(2, -1).all(0), 0.0).to(c.z.dtype)

@@ -1,4 +1,4 @@
-"""What every objective is made with: a formula applied to all rows of a contrast that has been checked."""
+"""What every objective is built on: a formula applied to all rows of a checked contrast."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["row_losses", "softplus"]
 
 
 def row_losses(c: Contrast, formula: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Apply a formula in z and s⁺ to all rows: in float64, and 0 for rows without negatives, whose gradient is 0 too.
+    """Apply a formula in z and s⁺ to all rows, in float64; rows without negatives have loss 0 and gradient 0.
 
     Args:
         c: from ``ctloss.contrast``.
-        formula: takes z and s⁺, float64 and finite unless a row has a NaN; returns a loss for each row.
+        formula: takes z and s⁺, float64 and finite unless a row has a NaN; returns one loss per row.
 
     Returns:
         ``(rows,)`` losses in the dtype of z.
 
     Raises:
         TypeError: for something other than a contrast.
-        ValueError: for one that has not one z a row, as with ``dims``.
+        ValueError: for one without exactly one z per row, as with ``dims``.
 
     Example:
         >>> import torch

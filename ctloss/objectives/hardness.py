@@ -19,13 +19,13 @@ def hardness_alpha(c: Contrast, alpha: float, temperature: float | Tensor) -> Te
 
     .. math:: L_i = \log\Big(1 + \sum_j e^{s_{ij} - s^+_i + \alpha \, \mathrm{sg}(\cos_{ij})}\Big)
 
-    Negatives at τ' = τ / (1 + ατ) are those logits, so one contrast at τ' serves; its gradient is 1 + ατ times too
-    large. Source: LLaVE, arXiv 2503.04812, eq. (5).
+    Those logits are the ones at τ' = τ / (1 + ατ), so a single contrast at τ' is enough; its gradient, 1 + ατ times too
+    large, is scaled back. Source: LLaVE, arXiv 2503.04812, eq. (5).
 
     Args:
         c: from ``ctloss.contrast`` at the temperature ``τ / (1 + alpha · τ)``.
         alpha: α, at least 0; 9 in the paper.
-        temperature: τ, the loss's own; no gradient reaches it.
+        temperature: τ of the loss; it receives no gradient.
 
     Returns:
         ``(rows,)`` losses.
@@ -46,7 +46,7 @@ def hardness_alpha(c: Contrast, alpha: float, temperature: float | Tensor) -> Te
     factor = factor.detach() if isinstance(factor, Tensor) else factor
 
     def formula(z: Tensor, positive: Tensor) -> Tensor:
-        # The positive's logit is raised in c too: what it gained is added again.
+        # In c the positive's logit is raised too, so its gain is added back.
         raised = z.detach() + (1 - 1 / factor) * positive.detach()
         return softplus(raised + (z - z.detach()) / factor)
 
@@ -59,12 +59,12 @@ def hardness_beta(sharper: Contrast, sharp: Contrast, num_negatives: int | Tenso
     .. math:: z_i = \log\Big(M \frac{\sum_j e^{(1 + \beta) s_{ij}}}{\sum_j e^{\beta s_{ij}}}\Big) - s^+_i
                   = z_i(\tau / (1 + \beta)) - z_i(\tau / \beta) + \log M
 
-    Source: arXiv 2010.04592, eq. (4); the paper's loss is :func:`debiased_nce` of it.
+    Source: arXiv 2010.04592, eq. (4); the paper's loss is :func:`debiased_nce` of this contrast.
 
     Args:
         sharper: from ``ctloss.contrast`` at the temperature ``τ / (1 + beta)``.
         sharp: the same at ``τ / beta``.
-        num_negatives: M, the number of a row's negatives: a number, or one a row.
+        num_negatives: M, the number of a row's negatives: one for all rows, or one per row.
 
     Returns:
         A :class:`Contrast` at τ.

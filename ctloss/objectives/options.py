@@ -1,4 +1,4 @@
-"""What objectives refuse, and how it is told: expected, got, what to do."""
+"""Checks of the objectives' arguments. Every error says what was expected, what it got and what to do."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ __all__: list[str] = []
 
 
 def checked(c: object, name: str = "c") -> Contrast:
-    """Refuse what is no contrast with one z a row.
+    """Refuse anything but a contrast with one z per row.
 
     Args:
-        c: what was given.
-        name: the argument's name, for the message.
+        c: the argument.
+        name: its name, for the message.
 
     Returns:
         The same.
 
     Raises:
-        TypeError: for another type, as what slicing a contrast leaves.
+        TypeError: for another type, such as the tuple that slicing a contrast gives.
         ValueError: for several widths, or z and positives of different shapes.
 
     Example:
@@ -37,7 +37,7 @@ def checked(c: object, name: str = "c") -> Contrast:
     if not isinstance(c, Contrast):
         raise TypeError(
             f"{name}: expected a ctloss.Contrast, got {type(c).__name__}; ctloss.contrast(x, y) returns one, and its "
-            "method rows(index) one of some of its rows"
+            "method rows(index) one with some of its rows"
         )
     for part, rows in zip(("z", "positive"), c, strict=True):
         if not isinstance(rows, Tensor) or not rows.is_floating_point():
@@ -45,8 +45,8 @@ def checked(c: object, name: str = "c") -> Contrast:
             raise TypeError(f"{name}.{part}: expected a floating-point tensor, got {got}; convert it with .float()")
     if c.z.ndim != 1:
         raise ValueError(
-            f"{name}: expected a contrast of shape (rows,), got {tuple(c.z.shape)}; of one with dims, call it once a "
-            "width, with ctloss.Contrast(c.z[k], c.positive[k])"
+            f"{name}: expected a contrast of shape (rows,), got {tuple(c.z.shape)}; with dims, call it once per width, "
+            "with ctloss.Contrast(c.z[k], c.positive[k])"
         )
     if c.positive.shape != c.z.shape:
         raise ValueError(
@@ -57,14 +57,14 @@ def checked(c: object, name: str = "c") -> Contrast:
 
 
 def number(name: str, value: object, holds: Callable[[float], bool], wanted: str, advice: str) -> float:
-    """Refuse an option that is not a number, or not such a one.
+    """Refuse an option that is not a number, or not an allowed one.
 
     Args:
         name: the option's name.
-        value: what was given.
-        holds: whether a number will do.
-        wanted: what the number should be.
-        advice: what to do.
+        value: the option.
+        holds: whether a number is allowed.
+        wanted: what the number should be, for the message.
+        advice: what to do, for the message.
 
     Returns:
         The number.
@@ -78,9 +78,9 @@ def number(name: str, value: object, holds: Callable[[float], bool], wanted: str
         2
     """
     if isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected {wanted}, got a tensor; pass a number, as {name}.item(): it has no gradient")
+        raise TypeError(f"{name}: expected {wanted}, got a tensor; pass a number, {name}.item(): it has no gradient")
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected {wanted}, got {value!r}; pass a number, as float() makes of it")
+        raise TypeError(f"{name}: expected {wanted}, got {value!r}; pass a number, for example float() of it")
     given: float = value  # type: ignore[assignment]
     if not holds(given):
         raise ValueError(f"{name}: expected {wanted}, got {value!r}; {advice}")
@@ -88,19 +88,19 @@ def number(name: str, value: object, holds: Callable[[float], bool], wanted: str
 
 
 def per_row(name: str, values: object, c: Contrast) -> float | Tensor:
-    """A number as it is; a tensor of one element or one a row in float64, one of a pair's repeated for its other row.
+    """A number as it is; a tensor in float64, with one element or one per row. Entries per pair serve both its rows.
 
     Args:
         name: the argument's name, for the message.
         values: a number; or a tensor ``()``, ``(1,)``, ``(rows,)`` or ``(rows / 2,)``.
-        c: whose rows they are for.
+        c: the contrast with these rows.
 
     Returns:
         A number, or a tensor ``()`` or ``(rows,)`` float64.
 
     Raises:
         TypeError: for other types.
-        ValueError: for other shapes, or one a row on another device.
+        ValueError: for other shapes, or several elements on another device.
 
     Example:
         >>> per_row("weight", torch.tensor([1.0, 2.0]), Contrast(torch.zeros(4), torch.zeros(4)))
@@ -120,8 +120,8 @@ def per_row(name: str, values: object, c: Contrast) -> float | Tensor:
         return values.double().reshape(())
     if values.ndim != 1 or (values.shape[0] != rows and 2 * values.shape[0] != rows):
         raise ValueError(
-            f"{name}: expected one element, or a tensor of shape ({rows},), one a row, or half as many, one a pair, "
-            f"got shape {tuple(values.shape)}; .flatten() makes a vector of a column"
+            f"{name}: expected one element, or a tensor of shape ({rows},), one per row, or half as many, one per "
+            f"pair, got shape {tuple(values.shape)}; .flatten() makes a vector of a column"
         )
     checks.same_device(name, values, c.z)
     wide = values.double()
@@ -129,12 +129,12 @@ def per_row(name: str, values: object, c: Contrast) -> float | Tensor:
 
 
 def vector(name: str, values: object, c: Contrast) -> Tensor:
-    """Refuse what is not one number a row.
+    """Refuse anything but one number per row.
 
     Args:
         name: the argument's name, for the message.
         values: ``(rows,)``.
-        c: whose rows they are for.
+        c: the contrast with these rows.
 
     Returns:
         ``(rows,)`` float64, differentiable.
@@ -150,10 +150,12 @@ def vector(name: str, values: object, c: Contrast) -> Tensor:
     rows = checked(c).z.shape[0]
     if not isinstance(values, Tensor) or not values.is_floating_point():
         got = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"{name}: expected a floating-point tensor, one number a row, got {got}; convert with .float()")
+        raise TypeError(
+            f"{name}: expected a floating-point tensor, one number per row, got {got}; convert with .float()"
+        )
     if values.shape != (rows,):
         raise ValueError(
-            f"{name}: expected shape ({rows},), one number a row, got {tuple(values.shape)}; "
+            f"{name}: expected shape ({rows},), one number per row, got {tuple(values.shape)}; "
             ".flatten() makes a vector of a column, .expand(rows) one of a single number"
         )
     checks.same_device(name, values, c.z)
@@ -161,7 +163,7 @@ def vector(name: str, values: object, c: Contrast) -> Tensor:
 
 
 def temperature(value: object, c: Contrast) -> float | Tensor:
-    """The temperature that a contrast was formed with: refused where it is known not to be positive.
+    """The temperature that a contrast was formed with; refused if it is known not to be positive.
 
     Args:
         value: as for :func:`per_row`.
@@ -187,7 +189,7 @@ def temperature(value: object, c: Contrast) -> float | Tensor:
 
 
 def log_count(value: object, c: Contrast) -> Tensor:
-    """The logarithm of the number M of a row's negatives, on the device of ``c``, in float64; 0 for a row without any.
+    """The logarithm of the number M of a row's negatives, in float64 on the device of ``c``; 0 for a row without any.
 
     Args:
         value: ``num_negatives``, as for :func:`per_row`.
@@ -209,7 +211,7 @@ def log_count(value: object, c: Contrast) -> Tensor:
         for extreme in (given, given) if not isinstance(given, Tensor) else given.detach().aminmax():
             if not 0 <= float(extreme) < math.inf:
                 raise ValueError(
-                    f"num_negatives: expected how many negatives a row has, got {float(extreme):g}; with "
-                    "negatives='both' it is 2 (n - 1), with 'cross' n - 1, and candidates come on top"
+                    f"num_negatives: expected the number of a row's negatives, got {float(extreme):g}; with "
+                    "negatives='both' it is 2 (n - 1), with 'cross' n - 1, plus the candidates"
                 )
     return count.masked_fill(count == 0, 1.0).log()

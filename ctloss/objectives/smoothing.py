@@ -1,4 +1,4 @@
-"""Label smoothing, whose uniform part needs sums of embeddings and no logits."""
+"""Label smoothing, whose uniform part needs only sums of embeddings and no logits."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["label_smoothing", "mean_logits"]
 
 
 def label_smoothing(c: Contrast, mean_logit: Tensor, smoothing: float) -> Tensor:
-    r"""infoNCE towards a distribution that leaves a share ε to all of a row's candidates alike.
+    r"""infoNCE towards a target that spreads a share ε evenly over all of a row's candidates.
 
     .. math:: L_i = \mathrm{softplus}(z_i) + \varepsilon s^+_i - \frac{\varepsilon}{C} \sum_j s_{ij}
 
-    the sum being over all C candidates, the positive among them: cross-entropy with ``label_smoothing=ε``
+    The sum is over all C candidates, including the positive. This is cross-entropy with ``label_smoothing=ε``
     (arXiv 1512.00567).
 
     Args:
@@ -35,7 +35,7 @@ def label_smoothing(c: Contrast, mean_logit: Tensor, smoothing: float) -> Tensor
         ``(rows,)`` losses.
 
     Raises:
-        TypeError, ValueError: for a smoothing outside [0, 1], or means that are not one number a row.
+        TypeError, ValueError: for a smoothing outside [0, 1], or means that are not one number per row.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
@@ -58,16 +58,16 @@ def mean_logits(
     directions: Directions = "both",
     normalize: bool = True,
 ) -> Tensor:
-    r"""Every row's logit to its candidates on average, its positive among them, from sums of embeddings in O(nd).
+    r"""Every row's mean logit over its candidates, including its positive, from sums of embeddings in O(nd).
 
     .. math:: \frac{1}{C} \sum_j s_{ij} = \frac{1}{C \tau_i} \Big\langle u_i, \sum_j u_j \Big\rangle
 
-    Pairs left out by ids or by a margin are not known here: leave those options at their defaults.
+    This does not know of pairs left out by ids or by a margin: leave those options at their defaults.
 
     Args:
         x: ``(n, d)``.
         y: ``(n, d)``; row i is the positive of row i of x.
-        candidates: as for ``ctloss.contrast``: ``(m, d)``, ``(n, k, d)``, or a list of such.
+        candidates: as for ``ctloss.contrast``: ``(m, d)``, ``(n, k, d)``, or a list of these.
         temperature: a number, ``()``, ``(n,)`` or ``(rows,)``.
         negatives: as for ``ctloss.contrast``.
         directions: as for ``ctloss.contrast``.

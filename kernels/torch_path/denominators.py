@@ -1,9 +1,9 @@
 """Sums over the negatives of every anchor, from panels of logits: ``lse_i = log Σ_j exp(s_ij)`` in base 2.
 
-The optimistic pass takes exponentials as they are, shifted by one constant a row: no maximum, sums that simply add up,
-and panels of exponentials that the gradient can reuse. It is right exactly if every sum is a normal number, which one
-reading of their range tells. Otherwise, and wherever reading back would stall a device, the running pass keeps every
-row's own maximum.
+The optimistic pass takes exponentials as they are, shifted by one constant per row: it needs no maximum, its sums
+simply add up, and the gradient can reuse its panels of exponentials. It is right if and only if every sum is a normal
+number, which a single read of their range tells. Otherwise, and wherever reading back would stall a device, the running
+pass tracks every row's own maximum.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Denominators:
     Attributes:
         lse: ``(rows,)`` float64, base-2 log-sum-exp over the negatives; −inf for a row without any.
         total: ``(rows,)`` sums of the plain exponentials of logits less ``shift``; ``None`` after the running pass.
-        shift: what was subtracted from the base-2 logits before exponentials were taken: a number, or one an anchor.
-        mean: ``(rows,)`` Σ_j P_ij s_ij in natural units, if asked for.
-        largest: ``(rows,)`` the largest share of a negative in its row's sum, if asked for.
+        shift: what was subtracted from the base-2 logits before exponentials were taken: a number, or one per anchor.
+        mean: ``(rows,)`` Σ_j P_ij s_ij in natural units, if requested.
+        largest: ``(rows,)`` the largest share of a negative in its row's sum, if requested.
         kept: the panels: exponentials after the optimistic pass, logits after the running one; ``None`` if not kept.
     """
 
@@ -42,10 +42,10 @@ class Denominators:
 
 
 def optimistic_shift(scale: float | Tensor, normalize: bool) -> float | Tensor:
-    """What keeps exponentials of cosines below 2^100, 0 if nothing is needed.
+    """The shift that keeps exponentials of cosines below 2^100; 0 if none is needed.
 
     Args:
-        scale: base-2 logits per unit of similarity, a number or one an anchor.
+        scale: base-2 logits per unit of similarity, a number or one per anchor.
         normalize: whether similarities are cosines.
 
     Returns:
@@ -90,15 +90,15 @@ def running(logits: Logits, layout: Layout, *, keep: bool, moment: bool) -> Deno
 
 
 class OptimisticSums:
-    """The optimistic pass's sums, to which panels are added one at a time.
+    """The sums of the optimistic pass; panels are added one at a time.
 
     Args:
         like: a tensor of the dtype and device to sum in.
-        layout: which panels will come.
+        layout: the panels to come.
         shift: what is subtracted from logits.
         moment: sum the logits too, each times its exponential.
         shares: find every anchor's largest term.
-        second: scratch for a panel, if there is some already.
+        second: scratch for a panel, if it exists already.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class OptimisticSums:
             raise_to_largest(self.largest, entries, panel)
 
     def result(self, kept: list[Tensor] | None) -> Denominators | None:
-        """The sums of all panels, ``None`` if one left the range of normal numbers."""
+        """The sums of all panels; ``None`` if one left the range of normal numbers."""
         if not is_normal(self.total):
             return None
         wide = self.total.double()
@@ -145,7 +145,7 @@ class OptimisticSums:
 
 
 class RunningSums:
-    """The running pass's sums; arguments as for :class:`OptimisticSums`."""
+    """The sums of the running pass; arguments as for :class:`OptimisticSums`."""
 
     def __init__(self, like: Tensor, layout: Layout, *, moment: bool, second: Tensor | None = None) -> None:
         self.total = like.new_zeros(layout.num_anchors)
@@ -161,7 +161,7 @@ class RunningSums:
             maximum[rows] = torch.maximum(former, part.amax(dim))
             second = self.second[: part.numel()].view(part.shape)
             exponentials = torch.sub(part, maximum[rows].unsqueeze(dim), out=second).exp2_()
-            # Where all were excluded, they are no larger than the maximum that stands for none.
+            # If all are excluded, the maximum is that of an excluded pair, and their exponentials would be 1.
             exponentials.masked_fill_(part == EXCLUDED, 0.0)
             shrink = torch.exp2(former - maximum[rows])
             total[rows] = total[rows] * shrink + exponentials.sum(dim)
@@ -182,9 +182,9 @@ class RunningSums:
 
 
 def served(entries: Tensor, panel: Panel) -> list[tuple[Tensor, slice, int]]:
-    """The anchors that a panel serves: its entries, the stacked rows, and the dimension that their negatives run along.
+    """The anchors that a panel serves: its entries, the stacked rows, and the dimension along which negatives run.
 
-    A panel serves its own rows and, by its transposed entries, the anchors among its columns.
+    A panel serves its own rows and, with its transposed entries, the anchors among its columns.
     """
     parts = [(entries, slice(panel.start, panel.stop), 1)]
     if panel.mirror > panel.outside:
@@ -194,7 +194,7 @@ def served(entries: Tensor, panel: Panel) -> list[tuple[Tensor, slice, int]]:
 
 
 def add_sums(total: Tensor, entries: Tensor, panel: Panel) -> None:
-    """Add a panel's sums to those of the anchors that it serves."""
+    """Add a panel's entries to the sums of the anchors that it serves."""
     for part, rows, dim in served(entries, panel):
         total[rows] += part.sum(dim)
 
@@ -213,10 +213,10 @@ def subtract_shift(entries: Tensor, shift: float | Tensor, panel: Panel) -> Tens
 
 
 class _Scratch:
-    """Memory for one panel at a time, or for each its own if panels are kept.
+    """Memory for one panel at a time or, if panels are kept, for all of them.
 
-    All of it is one tensor: what an allocator gives back to the system and takes again, a page at a time, it does for
-    many small ones, and that costs as much as a tenth of the products.
+    It is a single tensor: an allocator returns many small ones to the system and takes them back page by page, which
+    costs as much as a tenth of the products.
     """
 
     def __init__(self, logits: Logits, layout: Layout, keep: bool) -> None:

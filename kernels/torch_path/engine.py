@@ -1,4 +1,4 @@
-"""The torch path behind the protocol of all paths: what can run, what would run, forward and backward."""
+"""The torch path's entry points: what can run, what would run, forward and backward."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .rows import accumulation_dtype, prepare, times_power_of_two
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SCALE_BITS = 30
-"""The largest weight is brought to 2^30, so that ones as small as infoNCE's of φ = 1e-36 stay normal in float32."""
+"""The largest weight is scaled to 2^30, so that even infoNCE's weights at φ = 1e-36 stay normal numbers in float32."""
 LEAST_BITS = -900
 
 
@@ -76,9 +76,9 @@ class Held(NamedTuple):
     """Gradients that wait for a factor.
 
     Attributes:
-        gradients: one a side in the accumulation dtype, ``None`` where not needed.
-        exponents: powers of two each row is still to be multiplied by, one tensor a side; ``None`` if none is.
-        bits: the power of two that all are still to be multiplied by.
+        gradients: one per side in the accumulation dtype; ``None`` where not needed.
+        exponents: the powers of two that the rows have yet to be multiplied by, one tensor per side; ``None`` if none.
+        bits: the power of two that everything has yet to be multiplied by.
     """
 
     gradients: list[Tensor | None]
@@ -92,7 +92,7 @@ def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> 
     Args:
         batch: the sides, their temperature and ids.
         problem: the loss call's options.
-        moment: find Σ_j P_ij s_ij − s⁺_i too.
+        moment: also find Σ_j P_ij s_ij − s⁺_i.
         gradient: whether :func:`backward` may follow.
 
     Returns:
@@ -114,38 +114,32 @@ def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> 
             if problem.by_row and not plan.few and accumulation_dtype(shape.dtype) == torch.float32:
                 _refine(found, batch, problem, scale)
             state = State(batch, problem, plan, found.lse, None, None, found)
-            base2_z = (found.lse.view(2, -1) - found.rows.positive * scale).view(-1)
+            base2_positive = found.rows.positive * scale
             lse, mean = found.lse, found.mean
         else:
             logits = _logits(batch, problem, plan, scale)
             sums = _sum(logits, batch, problem, plan, moment=moment, gradient=gradient)
             state = State(batch, problem, plan, sums.lse, logits, sums, None)
-            base2_z = sums.lse - logits.positive(problem.num_directions)
+            base2_positive = logits.positive(problem.num_directions)
             lse, mean = sums.lse, sums.mean
-    z, positive = base2_z.mul_(LN2), None
+    z, positive = (lse.view(-1, len(base2_positive)) - base2_positive).view(-1).mul_(LN2), None
     if mean is not None or problem.by_row:
-        similarities = (found.rows if found is not None else logits.rows).positive
-        positive = natural(similarities, scale, problem.num_directions)
+        positive = base2_positive.repeat(len(z) // len(base2_positive)).mul_(LN2)
     if mean is not None and positive is not None:
         mean = torch.where(lse == -torch.inf, 0.0, mean - positive)
     return Forward(z, positive, mean, state)
 
 
 def _refine(found: square.Square, batch: Batch, problem: Problem, scale: float | Tensor) -> None:
-    """Sum the rows that one negative dominates again."""
+    """Sum the rows that one negative dominates again, in float64."""
     logits = Logits(found.rows, batch.x.shape[0], scale, None, None)
     if exact.may_be_dominated(found.lse, logits):
         rows = (square.largest(found.entries, logits.n) > exact.DOMINANT * found.total).nonzero().flatten()
         found.lse[rows] = exact.lse_of(rows, batch, logits, problem)
 
 
-def natural(similarities: Tensor, scale: float | Tensor, num_directions: int) -> Tensor:
-    """The positives' logits, in natural units."""
-    return similarities.repeat(num_directions) * scale * LN2
-
-
 def _logits(batch: Batch, problem: Problem, plan: Layout, scale: float | Tensor) -> Logits:
-    # Off the CPU nothing is read back that could tell which rows need it.
+    # Off the CPU nothing is read back, so nothing tells which rows need it.
     precise = plan.count <= FEW_ROWS or (problem.by_row and batch.x.device.type != "cpu")
     rows = prepare(batch.sides, problem.normalize, batch.shape.dtype, precise=precise)
     limits = None
@@ -156,7 +150,7 @@ def _logits(batch: Batch, problem: Problem, plan: Layout, scale: float | Tensor)
 
 
 def _sum(logits: Logits, batch: Batch, problem: Problem, plan: Layout, *, moment: bool, gradient: bool) -> Denominators:
-    """The sums over the negatives: optimistically, else carefully, and where rows count one by one exactly."""
+    """The sums over the negatives: optimistic if possible, else running, and exact where single rows matter."""
     on_cpu = batch.x.device.type == "cpu"
     by_row = problem.by_row and on_cpu and logits.rows.precise is None and logits.rows.stacked.dtype == torch.float32
     keep = plan.keep and gradient
@@ -179,11 +173,11 @@ def sum_dominated_again(found: Denominators, batch: Batch, logits: Logits, probl
 
 
 def choose_shift(logits: Logits, problem: Problem) -> float | Tensor | None:
-    """The optimistic pass's shift; ``None`` where it must not be tried."""
+    """The shift of the optimistic pass; ``None`` where that pass must not be tried."""
     if logits.rows.stacked.device.type != "cpu":
         return None
     shift = optimistic_shift(logits.scale, problem.normalize)
-    # Exponentials that a shift pushes below the normal numbers count after all if zero rows zero every other term.
+    # Exponentials that a shift pushes below the normal numbers matter if zero rows make every other term vanish.
     shifted = bool(shift.any()) if isinstance(shift, Tensor) else shift > 0
     return None if shifted and logits.rows.exponents is not None else shift
 
@@ -192,13 +186,13 @@ def backward(state: State, a: float | Tensor, b: float | Tensor, needs: tuple[bo
     """Gradients of ``Σ_i a_i lse_i − b_i s⁺_i`` with respect to the sides' rows.
 
     Args:
-        state: of the forward; may be used again.
+        state: from the forward; may be used again.
         a: ``(rows,)`` float64, 0 for rows without negatives; or a number for all rows.
         b: the same for the positives; may be ``a``.
         needs: which sides need a gradient.
 
     Returns:
-        One tensor a side, in its dtype; ``None`` where not needed.
+        One tensor per side, in its dtype; ``None`` where not needed.
     """
     return release(hold(state, a, b, needs), 1.0, tuple(side.dtype for side in state.batch.sides))
 
@@ -206,9 +200,9 @@ def backward(state: State, a: float | Tensor, b: float | Tensor, needs: tuple[bo
 def hold(
     state: State, a: float | Tensor, b: float | Tensor, needs: tuple[bool, ...], largest: float | None = None
 ) -> Held:
-    """What :func:`backward` returns, before a factor that is known only later.
+    """What :func:`backward` returns, before a factor that is only known later.
 
-    ``largest``, if given, is known to bound a and b.
+    ``largest``, if given, is a known bound on a and b.
 
     Example:
         >>> eye = torch.eye(2)
@@ -253,7 +247,7 @@ def release(held: Held, factor: float | Tensor, dtypes: tuple[torch.dtype, ...])
         dtypes: the sides'.
 
     Returns:
-        One tensor a side; ``None`` where not needed.
+        One tensor per side; ``None`` where not needed.
     """
     mantissa: float | Tensor
     power: int | Tensor
@@ -276,7 +270,7 @@ def release(held: Held, factor: float | Tensor, dtypes: tuple[torch.dtype, ...])
             exponents = power if held.exponents is None else held.exponents[index] + power
             if isinstance(exponents, Tensor):
                 exponents = exponents.to(gradient.dtype)
-            # The power last: a subnormal number's rounding would be multiplied too.
+            # The power of two comes last, or it would amplify the rounding of subnormal numbers.
             gradients.append(times_power_of_two(gradient * mantissa, exponents).to(dtype))
     return gradients
 
@@ -284,7 +278,7 @@ def release(held: Held, factor: float | Tensor, dtypes: tuple[torch.dtype, ...])
 def scaled(
     a: float | Tensor, b: float | Tensor, temperature: float | Tensor, bound: float | None
 ) -> tuple[float | Tensor, float | Tensor, int | Tensor]:
-    """``a / τ`` and ``b / τ`` over the power of two that brings the largest to 2^30; the same tensor if they are."""
+    """``a / τ`` and ``b / τ``, scaled by a power of two so that the largest is 2^30; one tensor if a and b are one."""
     same = b is a
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         assert not isinstance(a, Tensor)
@@ -324,7 +318,7 @@ def _from_panels(
     logits: Logits, sums: Denominators, plan: Layout, a: Tensor, b: Tensor, sizes: list[int], needs: tuple[bool, ...]
 ) -> list[Tensor | None]:
     dtype = logits.rows.stacked.dtype
-    # What is kept is consumed: another call forms it again.
+    # Kept panels are consumed; another call forms them again.
     kept, sums.kept = sums.kept, None
     weights = weigh(sums, a, plan, dtype)
     if sums.total is not None and weights.per_sum is None:
@@ -337,7 +331,7 @@ def _from_panels(
 
 
 def weigh(sums: Denominators, a: Tensor, plan: Layout, dtype: torch.dtype) -> Weights:
-    """What turns logits into weights; from sums of exponentials if those and their quotients are normal numbers."""
+    """What turns logits into weights: the sums of exponentials, if these and their quotients are normal numbers."""
     per_sum = None
     if sums.total is not None:
         quotient = (a / sums.total).to(dtype)
@@ -352,12 +346,12 @@ def weigh(sums: Denominators, a: Tensor, plan: Layout, dtype: torch.dtype) -> We
 
 
 def of_pairs(b: Tensor, plan: Layout) -> Tensor:
-    """The ``b`` of each pair, of both its anchors together."""
+    """The ``b`` of each pair: the sum over its anchors."""
     return b if plan.num_anchors == plan.n else b[..., : plan.n] + b[..., plan.n :]
 
 
 def of_sides(wanted: list[Run], sizes: list[int], needs: tuple[bool, ...]) -> list[Tensor | None]:
-    """The part of each side in the runs' gradients, ``None`` where not needed."""
+    """Each side's part of the runs' gradients; ``None`` where not needed."""
     found: list[Tensor | None] = []
     offset = 0
     for size, need in zip(sizes, needs, strict=True):
@@ -368,7 +362,7 @@ def of_sides(wanted: list[Run], sizes: list[int], needs: tuple[bool, ...]) -> li
 
 
 def stacked(of_anchors: Tensor, plan: Layout) -> Tensor:
-    """A vector over all stacked rows, 0 for those that are no anchors."""
+    """A vector over all stacked rows, 0 for those that are not anchors."""
     if plan.count == plan.num_anchors:
         return of_anchors
     whole = of_anchors.new_zeros(plan.count)
@@ -417,7 +411,7 @@ def saved_shapes(shape: Shape, problem: Problem, *, gradient: bool) -> list[tupl
 
 
 def pack(held: Held, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Held gradients as an operator returns them: each side's, each side's exponents, the power of two of all.
+    """Held gradients as an operator returns them: every side's gradient, every side's exponents, the common power.
 
     Args:
         held: from :func:`hold`.
@@ -442,7 +436,7 @@ def pack(held: Held, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
 
 
 def unpack(tensors: list[Tensor]) -> Held:
-    """What :func:`pack` was called on."""
+    """The held gradients that :func:`pack` was called on."""
     *both, bits = tensors
     count = len(both) // 2
     gradients = [one if one.numel() else None for one in both[:count]]

@@ -1,7 +1,7 @@
-"""Rows that few of their negatives dominate, summed again in float64.
+"""Rows whose sum is dominated by few negatives, summed again in float64.
 
-Where z is returned row by row, no mean averages the rounding of float32 logits away. Over many comparable negatives the
-sum does; a row whose sum is mostly one pair of high cosine keeps that pair's error whole, up to 3e-7 / τ.
+Where z is returned row by row, no mean averages out the rounding of float32 logits. A sum over many comparable
+negatives does, but where one pair of high cosine makes up most of a row's sum, its whole error stays: up to 3e-7 / τ.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from .layout import Layout, columns
 from .logits import Logits
 from .rows import unit_rows
 
-# A share of a sum below which its rounding, weighed by that share, is within what the sum's own rounding may be.
+# With a smaller share of the sum, a negative's rounding, weighed by that share, is within the sum's own rounding.
 DOMINANT = 0.1
-# Products of rows err with their partial sums: below this cosine by less than half of what is allowed.
+# The error of a product grows with its partial sums; below this cosine it is less than half of what is allowed.
 HIGH_COSINE = 0.5
 # Stacked rows of a tile, and anchors summed at a time.
 COLUMNS, ANCHORS = 256, 64
 
 
 def may_be_dominated(lse: Tensor, logits: Logits) -> bool:
-    """Whether any anchor may have a negative of high cosine that matters: no lse below it holds one at all.
+    """Whether any anchor may have a negative of high cosine; one whose lse is below that logit has none.
 
     Args:
         lse: ``(rows,)`` base-2.
@@ -34,12 +34,12 @@ def may_be_dominated(lse: Tensor, logits: Logits) -> bool:
 
 
 def dominated(found: Denominators, logits: Logits, plan: Layout) -> Tensor:
-    """The anchors of which one negative makes up more than a tenth of the sum, by their place in the stack.
+    """The anchors with a negative that makes up more than a tenth of the sum, by their place in the stack.
 
     Args:
         found: the sums, with panels or shares kept.
-        logits: where they came from.
-        plan: which panels.
+        logits: what they were summed from.
+        plan: the panels.
 
     Returns:
         Indices, ``(k,)``.

@@ -5,9 +5,8 @@ With P the softmax over each anchor's negatives and u the (unit) rows, a pair (i
 
     dL/du_i ∝ Σ_j W_ij u_j − (b_i + b_p(i)) u_p(i).
 
-W's rows nearly sum to the positive's weight, so in a collapsed batch almost all of the sum cancels, and its rounding
-with it stays. The rows are therefore centred where they lie close together: ``W Z = W (Z − 1 cᵀ) + (W 1) cᵀ`` with c
-their mean.
+Each row of W nearly sums to the positive's weight, so in a collapsed batch almost the whole sum cancels and only its
+rounding stays. Rows that lie close together are therefore centred: ``W Z = W (Z − 1 cᵀ) + (W 1) cᵀ`` with c their mean.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ SCRATCH_ENTRIES = 1 << 17
 
 @dataclass
 class Weights:
-    """What turns logits into weights, for all stacked rows, 0 for those that are no anchors.
+    """What turns logits into weights, for all stacked rows; 0 for those that are not anchors.
 
     Attributes:
         weight: ``(m,)`` the anchors' ``a``.
@@ -44,7 +43,7 @@ class Weights:
     lse: Tensor
 
     def factors(self) -> Tensor | None:
-        """``per_sum``, if a row times it is as far from the ends of the range as the row's exponentials are."""
+        """``per_sum``, if rows times it are as far from over- and underflow as the rows' exponentials are."""
         if self.per_sum is None:
             return None
         size = self.per_sum.abs()
@@ -56,12 +55,12 @@ class Weights:
         Args:
             panel: which rows and columns.
             entries: exponentials, or logits, excluded pairs far below all others.
-            scratch: a row's elements or more: as many rows are worked on at a time as it holds.
+            scratch: at least one row's elements; as many rows as fit are worked on at a time.
 
         Returns:
             ``entries``.
         """
-        # The panel serves the anchors among these columns too.
+        # These columns are anchors that the panel serves too.
         both = panel.mirror - panel.first if panel.both_ways else 0
         step = max(1, scratch.numel() // panel.width)
         for start in range(0, panel.height, step):
@@ -89,7 +88,7 @@ class Weights:
 
 @dataclass
 class Run:
-    """Adjacent stacked rows whose gradient is wanted, and their sums."""
+    """Adjacent stacked rows whose gradient is wanted, and the sums that become it."""
 
     start: int
     stop: int
@@ -122,14 +121,14 @@ def runs(rows: Rows, sizes: list[int], needs: tuple[bool, ...]) -> list[Run]:
 def accumulate(
     wanted: list[Run], logits: Logits, layout: Layout, weights: Weights, pull: Tensor, kept: list[Tensor] | None
 ) -> None:
-    """Add ``W Z`` and the positives' pull to the runs that are wanted, in the scale of the weights.
+    """Add ``W Z`` and the positives' pull to the wanted runs, in the scale of the weights.
 
     Args:
         wanted: runs of stacked rows, modified.
-        logits: where panels come from.
-        layout: which panels.
-        weights: what turns them into weights.
-        pull: ``(n,)`` the ``b`` of each pair, of both its anchors together.
+        logits: what panels are formed from.
+        layout: the panels.
+        weights: what turns panels into weights.
+        pull: ``(n,)`` the ``b`` of each pair, summed over its anchors.
         kept: panels from the forward, consumed; ``None`` forms them again.
     """
     n, rows = logits.n, logits.rows.stacked
@@ -168,12 +167,12 @@ def add_pull(run: Run, sums: Tensor | None, pull: Tensor, rows: Tensor, n: int) 
     Args:
         run: modified.
         sums: ``(m,)``, modified; ``None`` if they are not wanted.
-        pull: ``(n,)``, one a pair.
+        pull: ``(n,)``, one per pair.
         rows: the stacked rows.
         n: pairs.
     """
     for side in range(2):
-        # The positives of a side are the rows of the other.
+        # The positives of one side are the rows of the other.
         first, last = max(run.start, side * n), min(run.stop, (side + 1) * n)
         if first < last:
             other = slice(first + (1 - 2 * side) * n, last + (1 - 2 * side) * n)
@@ -184,7 +183,7 @@ def add_pull(run: Run, sums: Tensor | None, pull: Tensor, rows: Tensor, n: int) 
 
 
 def touches(run: Run, panel: Panel) -> bool:
-    """Whether a panel adds to a run: as one of its rows, or as a column outside its own square."""
+    """Whether a panel contributes to a run: with its rows, or with columns outside its own square."""
     of_rows = run.start < panel.stop and panel.start < run.stop
     return of_rows or (run.start < panel.last and panel.outside < run.stop)
 
@@ -199,7 +198,7 @@ def add_products(
 ) -> None:
     """Add a panel of weights times rows to the runs that it touches, and its own sums to the weights' sums.
 
-    Runs wider than the weights have 64 terms at a time multiplied, and those sums added up in their own dtype.
+    For runs in a wider dtype than the weights, 64 terms are multiplied at a time and added up in the runs' dtype.
 
     Args:
         wanted: runs of stacked rows, modified.
@@ -207,7 +206,7 @@ def add_products(
         entries: the panel's weights.
         rows: the stacked rows, centred or not.
         panel: which rows and columns.
-        factors: ``(height,)`` what the entries' rows are still to be multiplied by; ``None`` if nothing.
+        factors: ``(height,)`` what the entries' rows have yet to be multiplied by; ``None`` if nothing.
     """
     source = rows[panel.start : panel.stop]
     if factors is not None:

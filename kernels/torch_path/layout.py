@@ -1,9 +1,9 @@
-"""Which panels of logits are formed, how high they are, and whether they outlive the forward.
+"""Which panels of logits are formed, how high they are, and whether they are kept after the forward.
 
-All sides are stacked, ``Z = [x; y; candidates]``. A panel is a run of anchors against a run of columns of Z, so that
-every set of negatives is a list of panels. Where x and y are both anchors, or a side meets itself, one panel can serve
-the anchors among its columns as well: its transposed entries are their logits. That needs a logit that is the same
-either way, hence one temperature for all rows and no margin; otherwise every anchor has panels of its own.
+All sides are stacked, ``Z = [x; y; candidates]``. A panel is a run of anchors against a run of columns of Z, so every
+set of negatives is a list of panels. Where x and y are both anchors, or a side is compared with itself, one panel can
+also serve the anchors among its columns: its transposed entries are their logits. That requires a logit that is the
+same both ways, hence one temperature for all rows and no margin; otherwise every anchor has panels of its own.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from functools import lru_cache
 from ..problem import Problem, Shape
 from .rows import accumulation_dtype
 
-# Anchors and columns of a square formed at once, by whether it is symmetric: if so, panels would form but half of it.
+# The largest square formed at once, by whether it is symmetric: if so, panels would form only half of it.
 DENSE_ROWS = {True: 256, False: 512}
 TALLEST = 256
 SHORTEST = 16
 TILE = 256
-# Up to this many stacked rows everything is formed in float64: rounding has little to average out over.
+# Up to this many stacked rows everything is formed in float64: over so few, rounding hardly averages out.
 FEW_ROWS = 64
 
 
@@ -34,7 +34,7 @@ class Panel:
         first: first column.
         last: one past the last column.
         own: whether the first ``stop - start`` columns are the anchors themselves, and serve them both ways.
-        mirror: one past the last of the columns that the panel serves as anchors too; they begin after the panel's
+        mirror: one past the last of the columns that are anchors the panel serves too; they begin after the panel's
             own columns. Equal to where they begin if there are none.
     """
 
@@ -57,12 +57,12 @@ class Panel:
 
     @property
     def both_ways(self) -> bool:
-        """Whether any entry serves two anchors, the one of its row and the one of its column."""
+        """Whether any entry serves two anchors: that of its row and that of its column."""
         return self.own or self.mirror > self.first
 
     @property
     def outside(self) -> int:
-        """The first column that is no anchor of the panel's own square."""
+        """The first column outside the panel's own square."""
         return self.stop if self.own else self.first
 
 
@@ -76,9 +76,9 @@ class Layout:
         num_anchors: stacked rows that are anchors, the first ones.
         panels: every panel.
         height: most anchors of a panel.
-        keep: hold every panel from the forward until the gradient is formed, instead of forming it twice.
+        keep: keep every panel from the forward until the gradient is formed, instead of forming it twice.
         few: try everything at once, in float64, before any panels.
-        dense: try all logits at once, square, before any panels.
+        dense: try all logits at once, as a square, before any panels.
     """
 
     n: int
@@ -92,7 +92,7 @@ class Layout:
 
     @property
     def entries(self) -> int:
-        """Logits in all panels together."""
+        """Number of logits in all panels."""
         return sum(panel.height * panel.width for panel in self.panels)
 
     @property
@@ -137,7 +137,7 @@ def _panels(n: int, count: int, height: int, mirrored: bool, problem: Problem) -
                 if not mirrored or first >= num_anchors:
                     yield Panel(start, stop, first, last, own=False, mirror=first)
                 elif first <= side * n < last:
-                    # Anchors before these have met them already.
+                    # Earlier anchors have been compared with these already.
                     yield Panel(start, stop, start, last, own=True, mirror=max(stop, min(last, num_anchors)))
                 elif side == 0:
                     yield Panel(start, stop, first, last, own=False, mirror=min(last, num_anchors))
@@ -147,9 +147,9 @@ def _panels(n: int, count: int, height: int, mirrored: bool, problem: Problem) -
 def layout(shape: Shape, problem: Problem) -> Layout:
     """Choose the panels: a pure function of sizes, dtype, device type and options.
 
-    The workspace holds two copies of the rows in the accumulation dtype, one centred, two panels of scratch and, if
-    they fit next to those, all panels. Where even the shortest panels do not fit, they are used all the same. Of nested
-    embeddings every width has panels of its own, and all those of one place are worked on at a time.
+    The workspace holds two copies of the rows in the accumulation dtype, one of them centred, two panels of scratch
+    and, if there is room for them, all panels. If even the shortest panels do not fit, they are used nevertheless. With
+    nested embeddings every width has panels of its own; those at the same place are worked on together.
 
     Args:
         shape: sizes, dtype and device of the sides.
@@ -172,13 +172,13 @@ def layout(shape: Shape, problem: Problem) -> Layout:
     widest = max((last - first for first, last in columns(0, n, count, problem.negatives)), default=1)
     tallest = TALLEST if n >= 512 else 128
     if problem.dims is not None and len(problem.dims) > 1:
-        # Of all widths but the widest, gradients and a copy of the rows in float64.
+        # Gradients and a copy of the rows in float64, for all widths except the widest.
         spare -= 4 * count * sorted(problem.dims)[-2]
     widths = 1 if problem.dims is None else len(problem.dims)
     scratch = 2 if problem.dims is None else widths + 2
     height = max(SHORTEST, min(tallest, n, spare // (scratch * widest)))
     panels = tuple(_panels(n, count, height, mirrored, problem))
-    # Both sides' rows against one another, everything else plain: what the short ways are written for.
+    # Only x and y, with no other options: the calls that the shortcuts are written for.
     plain = (
         mirrored
         and problem.dims is None

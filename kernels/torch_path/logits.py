@@ -1,4 +1,4 @@
-"""Panels of base-2 logits ``log2(e) · s_ij``, the pairs that are no negatives taken out."""
+"""Panels of base-2 logits ``log2(e) · s_ij``, without the pairs that are not negatives."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LOG2E = math.log2(math.e)
 LN2 = math.log(2.0)
 
 EXCLUDED = -(2.0**125)
-"""The logit of a pair that is no negative: below all others, and finite, so that its exponential times it is zero. A
-row that has met no negative yet may have it for its maximum; the first negative multiplies such a sum by zero."""
+"""The logit of a pair that is not a negative: below all others, and finite, so that its exponential times it is zero. A
+row may have it as its maximum until its first negative, which multiplies the sum up to then by zero."""
 
 
 class Logits(NamedTuple):
@@ -30,9 +30,9 @@ class Logits(NamedTuple):
     Attributes:
         rows: the prepared rows.
         n: pairs.
-        scale: ``log2(e) / τ``: a number; a 0-d tensor where τ lives on the device; or ``(rows,)`` float64, one an
+        scale: ``log2(e) / τ``: a number; a 0-d tensor where τ lives on the device; or ``(rows,)`` float64, one per
             anchor.
-        ids: for runs of stacked rows, their ids; ``None`` where a row's place in its side is its id.
+        ids: the ids of runs of stacked rows; ``None`` if a row's place in its side is its id.
         limits: ``(rows,)`` logits above which a negative is left out; ``None`` if none is.
     """
 
@@ -50,7 +50,7 @@ class Logits(NamedTuple):
     def form(self, left: slice, right: slice, out: Tensor) -> Tensor:
         """Write the logits of some anchors against other rows.
 
-        In float64 if the rows are at hand in it, else as :func:`products`.
+        In float64 if the rows are available in it, else like :func:`products`.
 
         Args:
             left: stacked rows.
@@ -73,7 +73,7 @@ class Logits(NamedTuple):
         return products(rows[left], rows[right], scale, out)
 
     def fill(self, panel: Panel, scratch: Tensor) -> Tensor:
-        """Write a panel's logits, :data:`EXCLUDED` where a pair is no negative.
+        """Write a panel's logits, with :data:`EXCLUDED` where a pair is not a negative.
 
         Args:
             panel: which anchors and columns.
@@ -86,7 +86,7 @@ class Logits(NamedTuple):
         return self.exclude(panel, self.form(slice(panel.start, panel.stop), slice(panel.first, panel.last), out))
 
     def exclude(self, panel: Panel, out: Tensor) -> Tensor:
-        """Write :data:`EXCLUDED` over a panel's logits where a pair is no negative.
+        """Write :data:`EXCLUDED` over a panel's logits where a pair is not a negative.
 
         Args:
             panel: which anchors and columns.
@@ -104,7 +104,7 @@ class Logits(NamedTuple):
         return out
 
     def _exclude_places(self, panel: Panel, entries: Tensor) -> None:
-        """An anchor and its positive are those of its place in either side."""
+        """Exclude an anchor and its positive: the rows at its place in either side."""
         place = panel.start % self.n
         for column in (place, self.n + place):
             if panel.first <= column and column + panel.height <= panel.last:
@@ -124,7 +124,7 @@ class Logits(NamedTuple):
 def products(left: Tensor, right: Tensor, scale: float | Tensor, out: Tensor) -> Tensor:
     """Write all products of rows times a scale.
 
-    In one sum, products of unit rows with cosine near 1 err by up to 6e-7; summed 64 columns at a time, by a third.
+    Summed in one go, products of unit rows with cosine near 1 err by up to 6e-7; in chunks of 64 columns, by a third.
 
     Args:
         left: ``(m, d)``.
@@ -142,7 +142,7 @@ def products(left: Tensor, right: Tensor, scale: float | Tensor, out: Tensor) ->
     """
     wide, alpha = right.t(), 1.0 if isinstance(scale, Tensor) else scale
     for first in range(0, out.shape[1], BREADTH):
-        # What is added to again and again stays in a cache.
+        # The tile stays in a cache while chunks are added to it.
         tile, across = out[:, first : first + BREADTH], wide[:, first : first + BREADTH]
         for start in range(0, left.shape[1], CHUNK):
             part = slice(start, start + CHUNK)
@@ -175,7 +175,7 @@ def base2_scale(temperature: float | Tensor) -> float | Tensor:
     """``log2(e) / τ``; NaN for an entry of a tensor that is not positive.
 
     Args:
-        temperature: a float, a 0-d tensor, or one an anchor.
+        temperature: a float, a 0-d tensor, or one per anchor.
 
     Returns:
         A float for floats and 0-d CPU tensors, else a tensor, float64.

@@ -4,15 +4,16 @@ With u the rows over their lengths and ``r_l,i = |u_i[:d_l]|`` the lengths of th
 
     P_l(i, j) = Σ_{c < d_l} u_ic u_jc,        cos_l(i, j) = P_l(i, j) / (r_l,i r_l,j),
 
-of a width go on from those of the next narrower one, so that all of them together cost what the widest one costs;
-logits, exclusions and sums are each width's own. The gradient is formed the other way round. With ``W_l`` the weights
-of the pairs at width l (:mod:`.gradient`), column c of it is
+of one width continue those of the next narrower one, so all of them together cost what the widest costs. Logits,
+exclusions and sums are separate for each width. The gradient goes from the widest to the narrowest. With ``W_l`` the
+weights of the pairs at width l (:mod:`.gradient`), its column c is
 
     Σ_j V_ij u_jc − R_i u_ic,    V = Σ_{l: d_l > c} W_l / (r_l,i r_l,j),    R = Σ_{l: d_l > c} Σ_j W_l,ij cos_l / r_l,i²
 
-over the row's length, positives among the pairs with the weight ``−b``. R, a row's radial part at each width, is summed
-from the panels themselves, but for the widest width, where it is what the gradient has along u. At the others both sums
-cancel without having met one rounding, so both are added up in float64. Without normalisation there is neither r nor R.
+over the row's length, where positives are pairs with the weight ``−b``. R, a row's radial part at each width, is summed
+from the panels, except at the widest width, where it is the gradient's component along u. At the other widths the two
+sums cancel but have been rounded separately, so both are added up in float64. Without normalisation there is neither r
+nor R.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from .logits import CHUNK, LN2, Logits, base2_scale, gather_ids
 from .products import ExactProducts
 from .rows import BLOCK_ENTRIES, Rows, accumulation_dtype, blocks, prepare, unit_rows
 
-# Of a row's first columns the largest entry, as a part of the row's length or as it is if not normalised: beyond these
-# products with it, or what they are divided by, would leave float32's range.
+# Bounds on the largest entry of a row's first columns, relative to the row's length if normalised. Beyond them products
+# with it, or their divisors, would leave float32's range.
 LEAST_ENTRY, LARGEST_ENTRY = 2.0**-20, 2.0**40
 
 
@@ -44,7 +45,7 @@ class Width:
 
     Attributes:
         columns: those that the next narrower width lacks.
-        logits: what its logits are formed from besides products: positives, limits, scale, ids.
+        logits: what its logits are formed from apart from products: positives, limits, scale, ids.
         inverse: ``(m,)`` 1/r of the stacked rows, 0 for rows of zeros; ``None`` where every r is 1.
     """
 
@@ -57,7 +58,7 @@ class Width:
 
         Args:
             panel: which anchors and columns.
-            products: those of the next narrower width times the scale if it is a number; this width's afterwards.
+            products: those of the next narrower width, times the scale if it is a number; replaced by this width's.
             out: matrix to write.
 
         Returns:
@@ -87,7 +88,7 @@ class State:
         batch: the tensors.
         plan: which panels.
         widths: narrowest first.
-        places: for each of the widths where it stands among ``dims``.
+        places: the place of each width in ``dims``.
         lengths: ``(K, m)`` float64, r of every row at every width.
         sums: of every width.
         kept: logits of every panel at every width; ``None`` if not kept.
@@ -104,7 +105,7 @@ class State:
 
 @dataclass
 class Apart:
-    """One state a width, of calls of their own, in the order of ``dims``."""
+    """The states of one call per width, in the order of ``dims``."""
 
     states: list[engine.State]
 
@@ -122,7 +123,7 @@ def describe(shape: Shape, problem: Problem) -> dict[str, object]:
 
 
 def _worked_in(shape: Shape, problem: Problem) -> Shape:
-    """The shape as it is worked on: no wider than the widest width, few rows in float64."""
+    """The shape as computed: no wider than the widest width, and few rows in float64."""
     assert problem.dims is not None
     few = 2 * shape.n + sum(shape.candidates) <= FEW_ROWS
     return shape._replace(d=max(problem.dims), dtype=torch.float64 if few else shape.dtype)
@@ -138,7 +139,7 @@ def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> 
         gradient: whether :func:`backward` may follow.
 
     Returns:
-        The :class:`~..problem.Forward`, every tensor with a row a width, in the order of ``dims``.
+        The :class:`~..problem.Forward`; every tensor has one row per width, in the order of ``dims``.
 
     Example:
         >>> eye = torch.eye(2)
@@ -175,7 +176,7 @@ def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> 
 
 
 def _one_by_one(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> Forward:
-    """The forward as a call of its own for every width."""
+    """The forward as one call per width."""
     assert problem.dims is not None
     flat = replace(problem, dims=None, dim_weights=None)
     found = [engine.forward(narrowed(batch, width), flat, moment=moment, gradient=gradient) for width in problem.dims]
@@ -190,7 +191,7 @@ def _one_by_one(batch: Batch, problem: Problem, *, moment: bool, gradient: bool)
 
 
 def _prefixes(batch: Batch, ends: list[int], normalize: bool) -> tuple[Tensor, Tensor, bool]:
-    """Lengths of the rows' first columns and products of the pairs' at every width, in float64.
+    """Lengths of the rows' first columns, and products of the pairs' first columns, at every width in float64.
 
     Args:
         batch: the sides.
@@ -198,8 +199,8 @@ def _prefixes(batch: Batch, ends: list[int], normalize: bool) -> tuple[Tensor, T
         normalize: take the rows over their lengths.
 
     Returns:
-        ``(K, m)`` lengths, ``(K, n)`` products, and whether all rows are finite and either zero or of an ordinary size
-        at every width.
+        ``(K, m)`` lengths, ``(K, n)`` products, and whether all rows are finite and, at every width, zero or of
+        ordinary size.
     """
     n, count = batch.x.shape[0], sum(batch.sizes)
     lengths = torch.zeros((len(ends), count), dtype=torch.float64)
@@ -233,7 +234,7 @@ def _widths(
             both = lengths[place, :n] * lengths[place, n : 2 * n]
             positive = torch.where(both > 0, positive / both, 0.0)
             if place < len(ends) - 1:
-                # Of the rows as they were rounded: their errors then have no radial part.
+                # From the rounded rows, so that rounding has no radial part.
                 exact = torch.linalg.vector_norm(stacked, dim=1, dtype=torch.float64)
                 inverse = torch.where(exact > 0, 1 / exact, 0.0).to(stacked.dtype)
         limits = None
@@ -247,14 +248,14 @@ def _widths(
 def _sums(
     widths: list[Width], problem: Problem, plan: Layout, kept: list[list[Tensor]] | None, *, moment: bool
 ) -> list[Denominators]:
-    """The sums over the negatives at every width: optimistically, else all of them carefully."""
+    """The sums over the negatives at every width: optimistic if that works for all, else running."""
     like = widths[-1].logits.rows.stacked
     shares = problem.by_row and like.dtype == torch.float32
     second = like.new_empty(plan.largest)
     shift = engine.choose_shift(widths[-1].logits, problem)
     shifted = bool(shift.any()) if isinstance(shift, Tensor) else bool(shift)
     if shifted and any(width.inverse is not None and (width.inverse == 0).any() for width in widths):
-        # As for rows of zeros.
+        # The same as for rows of zeros.
         shift = None
     if shift is not None:
         optimistic = [OptimisticSums(like, plan, shift, moment=moment, shares=shares, second=second) for _ in widths]
@@ -300,13 +301,13 @@ def backward(
     """Gradients of ``Σ_l Σ_i a_li lse_li − b_li s⁺_li`` with respect to the sides' rows.
 
     Args:
-        state: of the forward; may be used again.
+        state: from the forward; may be used again.
         a: ``(K, rows)`` float64 in the order of ``dims``, or what broadcasts to it; 0 for rows without negatives.
         b: the same for the positives; may be ``a``.
         needs: which sides need a gradient.
 
     Returns:
-        One tensor a side, in its dtype; ``None`` where not needed.
+        One tensor per side, in its dtype; ``None`` where not needed.
     """
     batch = state.batch if isinstance(state, State) else state.states[0].batch
     return release(hold(state, a, b, needs), 1.0, tuple(side.dtype for side in batch.sides))
@@ -319,7 +320,7 @@ def hold(
     needs: tuple[bool, ...],
     largest: float | None = None,
 ) -> Held | list[Held]:
-    """What :func:`backward` returns, before a factor that is known only later; ``largest`` as for the engine's."""
+    """What :func:`backward` returns, before a factor that is only known later; ``largest`` as in :mod:`.engine`."""
     if isinstance(state, Apart):
         shape = len(state.states), len(state.states[0].lse)
         wide_a, wide_b = (torch.as_tensor(one, dtype=torch.float64).expand(shape) for one in (a, b))
@@ -333,7 +334,7 @@ def hold(
     wide = torch.as_tensor(a, dtype=torch.float64).expand(shape)
     pulls = wide if b is a else torch.as_tensor(b, dtype=torch.float64).expand(shape)
     if state.widths[-1].logits.rows.norms is not None and state.widths[0].columns.stop == 1:
-        # A column over its length is ±1 whatever it is, and many such terms do not cancel to the last place.
+        # A single column over its length is ±1 whatever its value, and many such terms do not cancel exactly.
         constant = torch.arange(len(state.widths)).unsqueeze(1) == state.places[0]
         wide, same = wide.masked_fill(constant, 0.0), pulls is wide
         pulls = wide if same else pulls.masked_fill(constant, 0.0)
@@ -347,7 +348,7 @@ def hold(
 
 
 def release(held: Held | list[Held], factor: float | Tensor, dtypes: tuple[torch.dtype, ...]) -> list[Tensor | None]:
-    """Held gradients times a factor; arguments and result as for the engine's."""
+    """Held gradients times a factor; arguments and result as in :mod:`.engine`."""
     if isinstance(held, Held):
         return engine.release(held, factor, dtypes)
     wide = tuple(accumulation_dtype(dtype) for dtype in dtypes)
@@ -371,7 +372,7 @@ def _gradients(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> l
     plan, widths, sizes = state.plan, state.widths, state.batch.sizes
     rows = widths[-1].logits.rows
     dtype = rows.stacked.dtype
-    # By a centre a row that is short at some width would gain a size of its own.
+    # Subtracting a centre would lengthen a row that is short at some width.
     least, most = torch.aminmax(state.lengths, dim=1)
     centre = rows.stacked.mean(0).mul_(bool((2 * least > most).all()))
     centred = rows.stacked - centre
@@ -393,7 +394,7 @@ def _gradients(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> l
                 entries.mul_(inverse[panel.start : panel.stop, None]).mul_(inverse[panel.first : panel.last])
             total = entries if total is None else total.add_(entries)
             add_products(segments[place], sums[place], total, centred[:, widths[place].columns], panel)
-    # What a kept panel held is consumed: another call forms it again.
+    # Kept panels are consumed; another call forms them again.
     state.kept = None
     pull, total_radial = torch.zeros(plan.n, dtype=torch.float64), torch.zeros(plan.count, dtype=torch.float64)
     for place in reversed(range(len(widths))):
@@ -413,7 +414,7 @@ def _gradients(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> l
             kind = run.gradient.dtype
             others = centred[:, columns].to(kind)
             add_pull(run, sums[place], pull.to(kind), others, n)
-            # u is the centre and what is left of u: where all rows are alike, the one's coefficients cancel.
+            # u is the centre plus a rest; where all rows are alike, the coefficients of the centre cancel.
             along = (sums[place, here] - total_radial[here]).to(kind)
             run.gradient.addcmul_(along[:, None], centre[columns].to(kind))
             run.gradient.addcmul_(total_radial[here, None].to(kind), others[here], value=-1)
@@ -425,25 +426,25 @@ def _gradients(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> l
 
 
 class _Panels:
-    """Panels of weights at every width, from logits that were kept or are formed again."""
+    """Panels of weights at every width, from logits that are kept or formed again."""
 
     def __init__(self, state: State, weights: list[Weights]) -> None:
         self.widths, self.of_widths, self.kept = state.widths, weights, state.kept
         like = state.widths[-1].logits.rows.stacked
         largest, widest = state.plan.largest, max((panel.width for panel in state.plan.panels), default=1)
         self.scratch = like.new_empty(max(widest, min(SCRATCH_ENTRIES, largest)))
-        # Products while logits are formed, and then logits while weights are.
+        # Holds products while logits are formed, then logits while weights are formed.
         self.other = like.new_empty(largest)
         self.memory = [like.new_empty(largest) for _ in state.widths] if self.kept is None else []
         scale = state.widths[-1].logits.scale
         self.per_logit = (1 / scale).to(like.dtype) if isinstance(scale, Tensor) else 1 / scale
 
     def weights(self, index: int, panel: Panel, radial: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Every width's weights, the widest's first; their radial parts are added up on the way.
+        """Every width's weights, the widest first; their radial parts are added up on the way.
 
         Args:
-            index: the panel's.
-            panel: which one.
+            index: of the panel.
+            panel: the panel.
             radial: ``(K, m)``, modified.
 
         Yields:
@@ -470,7 +471,7 @@ class _Panels:
             yield place, entries
 
     def _add_radial(self, radial: Tensor, products: Tensor, panel: Panel) -> None:
-        """Add a panel's weights times logits, each over its logits per unit of cosine."""
+        """Add a panel's weights times cosines, given the weights times logits."""
         per_logit = self.per_logit
         if isinstance(per_logit, Tensor):
             products.mul_(per_logit[panel.start : panel.stop, None])

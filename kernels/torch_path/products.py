@@ -1,7 +1,7 @@
 """Float32 products in float32, whatever the process allows elsewhere.
 
-``torch.set_float32_matmul_precision("medium")`` and the tf32 switches let float32 products be formed from bfloat16 or
-tf32 factors, on a CPU through oneDNN. Logits rounded that way are off by up to 1e-2 / temperature.
+``torch.set_float32_matmul_precision("medium")`` and the tf32 switches allow float32 products to be formed from bfloat16
+or tf32 factors, on a CPU through oneDNN. Logits rounded that way are off by up to 1e-2 / temperature.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _EXACT = ("highest", "ieee", "none")
 
 
 class ExactProducts:
-    """A context in which float32 products on the device are exact to float32; the settings are touched only if needed.
+    """A context in which float32 products on the device are exact to float32; it only touches settings that need it.
 
-    The settings belong to the process: the first thread to enter sets them, the last to leave gives them back.
+    The settings belong to the process: the first thread to enter changes them, the last to leave restores them.
 
     Args:
         device_type: ``"cpu"`` or ``"cuda"``; elsewhere the context does nothing.
@@ -42,7 +42,7 @@ class ExactProducts:
 
     def __enter__(self) -> None:
         name = self._name
-        # While nobody has changed the settings, an exact one needs neither lock nor count.
+        # While no thread has changed the settings, an exact one needs neither lock nor count.
         if name is None or (name not in self._inside and _read(name) in _EXACT):
             return
         with self._lock:
@@ -65,7 +65,7 @@ class ExactProducts:
             del self._inside[name]
             former = self._former.pop(name)
             if _matmul(name) is not None:
-                # "none" inherits a wider setting; prefer it where it gives back what was read.
+                # "none" inherits a wider setting; prefer it where that restores what was read.
                 _write(name, "none")
             if _read(name) != former:
                 _write(name, former)
@@ -73,7 +73,7 @@ class ExactProducts:
 
 @cache
 def _matmul(name: str) -> Any:
-    """A backend's settings for its products; ``None`` where one setting governs every backend, before torch 2.9."""
+    """A backend's settings for its products; ``None`` before torch 2.9, where one setting governs every backend."""
     found = getattr(getattr(torch.backends, name), "matmul", None)
     return found if hasattr(found, "fp32_precision") else None
 

@@ -1,8 +1,8 @@
-"""The batch's rows as the products need them: stacked, in the accumulation dtype, of unit length if asked.
+"""The batch's rows as the products need them: stacked, in the accumulation dtype, and of unit length if normalised.
 
 A row is divided by its norm in the accumulation dtype, so half-precision rows are never rounded after normalising.
-Squares of entries beyond 2^±60 leave float32's range: a row whose largest entry lies outside 2^±30 is first multiplied
-by an exact power of two, and its gradient afterwards by the same power.
+Squares of entries beyond 2^±60 leave float32's range, so a row whose largest entry lies outside 2^±30 is first
+multiplied by an exact power of two, and its gradient later by the same power.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 LARGEST_EXPONENT = 30
 BLOCK_ENTRIES = 1 << 16
-# By how much centring has to shorten squares of unit rows: sums of half of it err by as much but for a factor of √2.
+# How much centring must take off the squares of unit rows to pay; halving them reduces errors by a factor of √2 only.
 GAIN = 0.5
 
 
@@ -26,10 +26,10 @@ class Rows(NamedTuple):
 
     Attributes:
         stacked: ``(m, d)`` in the accumulation dtype; unit or zero rows if normalised.
-        precise: the same in float64 if logits are to be formed in it and the accumulation dtype is narrower.
+        precise: the same in float64, if logits are formed in float64 and the accumulation dtype is narrower.
         positive: ``(n,)`` similarities of the pairs, float64.
         norms: ``(m, 1)`` lengths of the rescaled rows, infinite for a zero row; ``None`` if not normalised.
-        exponents: ``(m, 1)`` powers of two the raw rows were multiplied by; ``None`` if none was.
+        exponents: ``(m, 1)`` powers of two that the raw rows were multiplied by; ``None`` if none was.
     """
 
     stacked: Tensor
@@ -39,14 +39,14 @@ class Rows(NamedTuple):
     exponents: Tensor | None
 
     def centre(self) -> Tensor | None:
-        """The mean row, where rows relative to it are shorter on average; ``None`` where that is known not to pay.
+        """The mean row, if rows relative to it are shorter on average; ``None`` where that is known not to pay.
 
-        Rows have to be about as long as one another: by a centre a zero row would gain a size of its own.
+        Rows must be of similar length: subtracting a centre would lengthen a zero row.
         """
         mean = self.stacked.mean(0)
         if self.norms is not None and self.exponents is None:
-            # The squares of unit rows' distances from their mean average to one less its own square.
-            # Off the CPU reading back would stall the device.
+            # The squared distances of unit rows from their mean average to 1 − |mean|².
+            # Off the CPU, reading back would stall the device.
             return mean if mean.device.type != "cpu" or mean.square().sum().item() > GAIN else None
         least, most = torch.aminmax(torch.linalg.vector_norm(self.stacked, dim=1))
         return mean.mul_(2 * least > most)
@@ -69,18 +69,18 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def prepare(sides: Sequence[Tensor], normalize: bool, dtype: torch.dtype, *, precise: bool = False) -> Rows:
-    """Stack the rows of all sides, normalise them if asked, and multiply the pairs of the first two.
+    """Stack the rows of all sides, normalise them if requested, and multiply the pairs of the first two.
 
-    All of it is done in float64, some ten thousand entries of a side at a time, because errors here do not average out:
-    a norm's error shifts a whole row of logits, and a positive's stands by itself against the sum over negatives.
+    Everything is done in float64, some ten thousand entries of a side at a time, because errors do not average out
+    here: a norm's error shifts a whole row of logits, and a positive's is weighed against the whole sum of negatives.
 
-    On the CPU one read of the norms' range tells whether any row needs rescaling; elsewhere nothing is read back and
-    every row goes through the rescaling, most with the power 0. A row with a NaN or an infinity becomes a row of NaN.
+    On the CPU one read of the norms' range tells whether any row needs rescaling. Elsewhere nothing is read back, and
+    every row is rescaled, mostly by the power 0. A row with a NaN or an infinity becomes a row of NaN.
 
     Args:
         sides: x and y, ``(n, d)``, then any candidates, ``(m, d)`` each.
         normalize: divide each row by its norm.
-        dtype: what all sides promote to; decides what the rows are accumulated in.
+        dtype: what all sides promote to; decides the accumulation dtype.
         precise: keep the rows in float64 too.
 
     Returns:
@@ -150,7 +150,7 @@ def blocks(sides: Sequence[Tensor], block: int) -> Iterator[tuple[list[Tensor], 
 def _prepare_block(
     sides: Sequence[Tensor], normalize: bool, memory: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Stacked rows, in the memory given if any, norms and exponents, all float64."""
+    """Stacked rows (in the given memory, if any), norms and exponents, all float64."""
     if memory is None:
         rows = torch.cat(tuple(sides)).double()
     else:
@@ -161,7 +161,7 @@ def _prepare_block(
     norms = exponents = None
     if normalize:
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        # Norms between these have their largest entry where row_exponents leaves it.
+        # With norms between these, row_exponents leaves every row's largest entry as it is.
         least, most = math.sqrt(rows.shape[1]) * 2.0 ** (1 - LARGEST_EXPONENT), 2.0 ** (LARGEST_EXPONENT - 1)
         if not (on_cpu and within(norms, least, most)):
             exponents = row_exponents(rows)
@@ -175,7 +175,7 @@ def _prepare_block(
 
 
 def unit_rows(rows: Tensor, normalize: bool) -> Tensor:
-    """Some raw rows in float64, of unit length if asked, as :func:`prepare` forms them.
+    """Some raw rows in float64, of unit length if normalised, as :func:`prepare` forms them.
 
     Example:
         >>> unit_rows(torch.tensor([[3.0, 4.0]]), True)
@@ -196,10 +196,10 @@ def within(tensor: Tensor, low: float, high: float) -> bool:
 
 
 def row_exponents(rows: Tensor) -> Tensor:
-    """The powers of two that raw rows are multiplied by when they are rescaled.
+    """The powers of two that rescale raw rows.
 
     Args:
-        rows: ``(n, d)`` raw rows, in the dtype they are worked on in.
+        rows: ``(n, d)`` raw rows, in the dtype to work in.
 
     Returns:
         ``(n, 1)`` whole numbers; NaN for a row that is not finite.
@@ -218,7 +218,7 @@ def row_exponents(rows: Tensor) -> Tensor:
 def times_power_of_two(tensor: Tensor, exponents: Tensor | float) -> Tensor:
     """``tensor · 2^exponents`` in place, exact wherever the result is a normal number.
 
-    The power is applied in two halves: 2^150, say, is no float32 although it may bring one into range.
+    The power is applied in two halves, because 2^150, say, is not a float32 although multiplying by it may give one.
 
     Args:
         tensor: modified in place.
@@ -239,9 +239,9 @@ def times_power_of_two(tensor: Tensor, exponents: Tensor | float) -> Tensor:
 
 
 def remove_radial(gradient: Tensor, units: Tensor) -> Tensor:
-    """``g − ⟨g, u⟩ u`` row by row, in place; the coefficient is taken from the very accumulator it is removed from.
+    """``g − ⟨g, u⟩ u`` row by row, in place; the coefficient is computed from the very accumulator it is removed from.
 
-    With the division by the row's norm that is the derivative of ``u = row / |row|``.
+    Together with the division by the row's norm this is the derivative of ``u = row / |row|``.
 
     Args:
         gradient: ``(n, d)`` with respect to unit rows, modified in place.

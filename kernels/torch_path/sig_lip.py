@@ -1,10 +1,10 @@
-"""The sigmoid loss of all pairs of rows, panel by panel: value and gradient from one look at every logit.
+"""The sigmoid loss of all pairs of rows, panel by panel: value and gradient from one pass over the logits.
 
-Zhai et al. 2023 (arXiv 2303.15343): row i of x loses softplus(−s_ii) + Σ_j≠i softplus(s_ij) with s = sim/τ + b. With
-e = exp(s) a pair's loss is log1p(e) and its derivative, its weight in the gradient, e / (1 + e); the positive's is
-−σ(−s_ii), from a logit formed in float64. So a panel of logits becomes losses, then weights W, then its shares of
-``W y`` and ``Wᵀ x``, and is overwritten by the next. Weights are held times 2^30: those of a batch that has learnt all
-it can stay normal numbers.
+Zhai et al. 2023 (arXiv 2303.15343): the loss of row i of x is softplus(−s_ii) + Σ_j≠i softplus(s_ij) with
+s = sim/τ + b. With e = exp(s) a pair's loss is log1p(e), and its derivative, its weight in the gradient, is
+e / (1 + e); the positive's weight is −σ(−s_ii), from a logit formed in float64. So a panel of logits becomes losses,
+then weights W, then its shares of ``W y`` and ``Wᵀ x``, and is overwritten by the next. Weights are held times 2^30, so
+that even the tiny ones of a fully trained batch stay normal numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .products import ExactProducts
 from .rows import Rows, accumulation_dtype, prepare
 
 LARGEST_LOGIT = 80.0
-"""exp of it, and one more, is a float32."""
+"""exp of this, plus 1, is a float32."""
 
 
 def solve(
@@ -35,11 +35,11 @@ def solve(
     """Row losses and the gradient of Σ_i weights_i · rows_i.
 
     Args:
-        batch: x, y, temperature, and ids, pairs of equal ones being left out.
+        batch: x, y, temperature, and ids; pairs with equal ids are left out.
         bias: b, a number, or a 0-d tensor where it lives on the device.
-        problem: ``normalize`` and ``workspace`` are read.
-        weights: ``(n,)`` in the accumulation dtype, of size 1 at most; ``None`` stands for ones.
-        needs: form the gradient of x, y, the temperature, the bias.
+        problem: only ``normalize`` and ``workspace`` matter.
+        weights: ``(n,)`` in the accumulation dtype, at most 1 in size; ``None`` stands for ones.
+        needs: whether to form the gradient of x, y, the temperature, the bias.
 
     Returns:
         The :class:`Solved`.
@@ -118,19 +118,19 @@ def _solve(
 
 
 def _height(n: int, d: int, dtype: torch.dtype, problem: Problem) -> int:
-    """Rows of a panel: what the workspace leaves besides two copies of the rows, never below the shortest."""
+    """Rows of a panel: what fits the workspace next to two copies of the rows, but at least the shortest."""
     spare = problem.workspace // dtype.itemsize - 4 * n * d - SCRATCH_ENTRIES
     return min(n, max(SHORTEST, min(TALLEST, spare // n)))
 
 
 def _tame(inverse: float | Tensor, bias: float | Tensor, problem: Problem) -> bool:
-    """Whether no logit can leave the range of exponentials; tensors are not read."""
+    """Whether no logit can leave the range of exponentials, without reading tensors."""
     known = problem.normalize and not isinstance(inverse, Tensor) and not isinstance(bias, Tensor)
     return known and float(inverse) + float(bias) <= LARGEST_LOGIT
 
 
 def _stays_tame(logits: Tensor) -> bool:
-    """Whether no logit has left that range: one reading on the CPU; elsewhere it would stall the device."""
+    """Whether no logit has left that range: read on the CPU only, elsewhere it would stall the device."""
     return logits.device.type == "cpu" and bool(logits.amax().item() <= LARGEST_LOGIT)
 
 
@@ -153,7 +153,7 @@ def _to_weights(
         first: the first row's position, which is its positive's column.
         left_out: pairs that do not count, or ``None``.
         unit: 2^-30, 0-d; ``None`` if no weights are wanted.
-        tame: exponentials of the logits, and one more, are finite.
+        tame: exponentials of the logits, plus 1, are finite.
     """
     if tame:
         part.exp_()

@@ -1,12 +1,12 @@
 """Small plain batches: all logits at once, square, because calls into PyTorch cost more there than arithmetic.
 
-The formulas are the panels', written for few calls. Negatives of both sides make a square of all 2n stacked rows, those
-of the other side one of x's rows against y's, which is read both ways. One strided view reaches every pair that is left
-out and another every positive, whose term of the gradient is an entry of the weights.
+The formulas are those of the panels, written for few calls. Negatives of both sides make a square of all 2n stacked
+rows; those of the other side make one of x's rows against y's, which is read both ways. One strided view covers every
+pair that is left out and another every positive, whose term of the gradient is an entry of the weights.
 
-Few rows are worked on in float64 up to the weights, whose range holds every exponential of a cosine over τ; only the
-product that forms the gradient goes back to the accumulation dtype. More rows take the accumulation dtype throughout.
-A batch out of the ordinary is left to the panels.
+For few rows everything up to the weights is in float64, whose range holds every exponential of a cosine over τ; only
+the product that forms the gradient uses the accumulation dtype. More rows use the accumulation dtype throughout. A
+batch out of the ordinary is left to the panels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .layout import Layout
 from .logits import LN2, Logits
 from .rows import Rows, accumulation_dtype, prepare, remove_radial, within
 
-# The gradient's size is a row's weight over its norm: beyond these a tiny weight's would be subnormal, or too large.
+# The gradient is about a row's weight over its norm: beyond these it would be subnormal for tiny weights, or too large.
 LEAST_NORM, LARGEST_NORM = 2.0**-60, 2.0**29
 # Base-2 logits whose exponentials, and the quotients of two of them, are normal float64 numbers.
 LARGEST_LOGIT = 500.0
@@ -33,11 +33,11 @@ class Square(NamedTuple):
 
     Attributes:
         rows: the stacked rows.
-        entries: exponentials of the logits less the shift, 0 where a pair is no negative.
+        entries: exponentials of the logits less the shift; 0 where a pair is not a negative.
         total: ``(2n,)`` their sums over each row's negatives.
         lse: ``(2n,)`` float64, base-2.
-        mean: ``(2n,)`` Σ_j P_ij s_ij in natural units, if asked for.
-        centred: whether the gradient's product takes its rows relative to their mean.
+        mean: ``(2n,)`` Σ_j P_ij s_ij in natural units, if requested.
+        centred: whether the gradient's product uses rows relative to their mean.
     """
 
     rows: Rows
@@ -56,7 +56,7 @@ def solve(batch: Batch, normalize: bool, plan: Layout, scale: float, *, moment: 
         normalize: cosines rather than dot products.
         plan: few or dense.
         scale: ``log2(e) / τ``.
-        moment: find the means of the logits too.
+        moment: also find the means of the logits.
 
     Returns:
         The :class:`Square`.
@@ -131,7 +131,7 @@ def gradients(
         centre = rows.centre()
         units = units if centre is None else units - centre
     if symmetric and all(needs) and rows.norms is not None:
-        # Both sides at once, parted by the division.
+        # Both sides at once, split after the division.
         both = torch.mm(weights, units)
         if centre is not None:
             both.addcmul_(weights.sum(1, keepdim=True), centre)
@@ -155,7 +155,7 @@ def gradients(
 
 
 def excluded(entries: Tensor, n: int) -> Tensor:
-    """Every pair that is no negative, a view: ``(i, i)`` and ``(i, p(i))`` of a square of 2n rows, else the diagonal.
+    """A view of the pairs that are no negatives: all ``(i, i)`` and ``(i, p(i))`` of 2n rows, else the diagonal.
 
     Example:
         >>> excluded(torch.zeros(4, 4), 2).fill_(1).numel()
@@ -167,7 +167,7 @@ def excluded(entries: Tensor, n: int) -> Tensor:
 
 
 def positives(entries: Tensor, n: int) -> Tensor:
-    """Every positive pair, x's first, as a view: ``(2, n)`` of a square of 2n rows, else the diagonal.
+    """A view of the positive pairs, x's first: ``(2, n)`` of a square of 2n rows, else the diagonal.
 
     Example:
         >>> positives(torch.arange(16).view(4, 4), 2)
@@ -200,7 +200,7 @@ def largest(entries: Tensor, n: int) -> Tensor:
 
 
 def weigh(entries: Tensor, n: int, per_sum: Tensor, b: float | Tensor) -> Tensor:
-    """The weights W of the gradient from exponentials, the positives' among them.
+    """The weights W of the gradient, from exponentials; the positives are included.
 
     Args:
         entries: exponentials, 0 where excluded.

@@ -1,4 +1,4 @@
-"""Tile shapes and number formats of the block kernels: a pure function of what is computed and where."""
+"""Tile shapes and number formats of the kernels: pure functions of the problem, its shape and the device."""
 
 from __future__ import annotations
 
@@ -12,38 +12,37 @@ from ..problem import Problem, Shape
 Products = Literal["double", "ieee", "tf32x3", "tf32"]
 
 HALF_PRECISION = (torch.bfloat16, torch.float16)
-# Embeddings whose weights may be rounded so far that cosines in 16 bits cost little next to it.
+# Embeddings whose weights may be rounded so coarsely that keeping cosines in 16 bits adds little.
 COARSE = (torch.bfloat16,)
 
-# Each side's rows are padded to a multiple of this, or in small batches of that; tiles divide it.
+# Each side's rows are padded to a multiple of the first, or in small batches of the second; tiles divide it.
 ROW_PADDING, SMALL_PADDING = 128, 64
 # Packed rows are padded with zeros to a multiple of this many columns, so that products load them without masks.
 WIDTH_PADDING = 64
-# What stands for a compute capability where there is none: the interpreter, and AMD's gfx942 (MI300).
+# Stand-ins for a compute capability: the interpreter, and AMD's gfx942 (MI300).
 INTERPRETER, CDNA3 = 0, 942
-# From this many pairs on, large tiles fill a device, and weights are rounded as the embeddings are. In smaller batches
-# their product costs next to nothing, and one negative whose push balances the positive's pull can make a rounded
-# weight's error the gradient's.
+# From this many pairs on, large tiles fill a device, and weights are rounded like the embeddings. In smaller batches
+# the weights' product costs next to nothing, and where one negative's push balances the positive's pull, the error of
+# a rounded weight can become the gradient's.
 MANY_PAIRS = 1024
-# Up to twice this many rows, whose rounding hardly averages out, products are formed in float64: it takes no time to
-# speak of.
+# Up to twice this many rows, whose rounding hardly averages out, products are formed in float64 in negligible time.
 FEW_PAIRS = 64
 # Up to this many pairs launches cost more than work: all products are kept, and three kernels do everything.
 SMALL_PAIRS = 512
-# Columns of two rows that are multiplied, on tensor cores and without, while a byte goes to memory and back.
+# Columns of two rows that are multiplied, with and without tensor cores, while a byte goes to memory and back.
 TENSOR_COLUMNS, PLAIN_COLUMNS = 100, 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Formats:
-    """What numbers are multiplied in.
+    """The number formats of products.
 
     Attributes:
-        products: how logits' operands are multiplied: "double" in float64, else float32 ones as named
+        products: how the operands of logits are multiplied: "double" in float64, otherwise float32 operands as named
             (half-precision operands are multiplied exactly).
-        rescale: whether the inputs' exponents can leave the range that products of raw rows are safe in.
-        weight_dtype: what weights are multiplied by the embeddings as; large batches leave bfloat16 ones to cuBLAS.
-        weight_terms: how many numbers of that dtype add up to a weight; three bfloat16 ones hold all of a float32.
+        rescale: whether the inputs' exponents can leave the range in which products of raw rows are safe.
+        weight_dtype: the dtype in which weights multiply embeddings; large batches leave bfloat16 to cuBLAS.
+        weight_terms: how many numbers of that dtype add up to a weight; three bfloat16 numbers hold a whole float32.
         weight_products: how a kernel multiplies float32 weights and embeddings.
     """
 
@@ -55,7 +54,7 @@ class Formats:
 
     @property
     def weight_bytes(self) -> int:
-        """What a weight takes in memory."""
+        """The bytes that a weight takes."""
         return self.weight_terms * self.weight_dtype.itemsize
 
     @property
@@ -65,11 +64,11 @@ class Formats:
 
 
 class RowConfig(Protocol):
-    """What the row-wise kernels need to know."""
+    """What the row-wise kernels need of a configuration."""
 
     @property
     def row_block(self) -> int:
-        """Rows that a program of theirs takes."""
+        """Rows per program."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +79,12 @@ class BlockConfig(Formats):
         block: side of the square tiles of logits and weights.
         depth: columns of the embeddings multiplied at a time.
         num_warps: warps of a program that computes logits or weights.
-        num_stages: loads in flight in those kernels' loops.
-        group: rows of tiles swept together, for their operands to meet in the L2 cache.
-        gemm_rows, gemm_columns, gemm_depth, gemm_warps, gemm_stages: the tile of that kernel.
-        row_block: rows that a program of the row-wise kernels (norms, positives, projection) takes.
-        kept_dtype: what a logit that the forward keeps takes the form of: float32, or int16 for a cosine's.
-        keeps: whether it is read back sooner than it is formed again.
+        num_stages: loads in flight in the loops of those programs.
+        group: rows of tiles swept together, so that they share the L2 cache.
+        gemm_rows, gemm_columns, gemm_depth, gemm_warps, gemm_stages: the tile of the kernel that multiplies weights.
+        row_block: rows per program of the row-wise kernels (norms, positives, projection).
+        kept_dtype: how the forward keeps a logit: as float32, or a cosine as int16.
+        keeps: whether reading a kept logit is faster than forming it again.
     """
 
     block: int
@@ -103,7 +102,7 @@ class BlockConfig(Formats):
     keeps: bool
 
     def __post_init__(self) -> None:
-        """Hold the relations that the kernels rely on when they load without masks."""
+        """Check the relations that the kernels rely on when they load without masks."""
         if any(ROW_PADDING % extent for extent in (self.block, self.gemm_rows, self.gemm_depth)):
             raise ValueError(f"expected block, gemm_rows and gemm_depth to divide {ROW_PADDING}, got {self}")
         if any(WIDTH_PADDING % extent for extent in (self.depth, self.gemm_columns)):
@@ -118,7 +117,7 @@ class SmallConfig(Formats):
         block: side of the square tiles of products.
         depth: columns of the embeddings multiplied at a time.
         num_stages: loads in flight in that loop.
-        row_block: pairs whose norms, and rows whose loss, one program finds.
+        row_block: pairs whose norms, or rows whose loss, one program finds.
         gradient_rows, gradient_columns: the tile of the gradient that one program computes.
         gradient_depth: weights of a row formed and multiplied at a time.
         gradient_warps: warps of such a program; all others have 4.
@@ -136,7 +135,7 @@ class SmallConfig(Formats):
     gradient_stages: int
 
     def __post_init__(self) -> None:
-        """Hold the relations that keep every tile and every step within one side's rows, of whole tiles."""
+        """Check the relations that keep every tile and every step within the rows of one side, in whole tiles."""
         extents = self.block, self.row_block, self.gradient_rows, self.gradient_depth
         if any(SMALL_PADDING % extent for extent in extents):
             names = "block, row_block, gradient_rows and gradient_depth"
@@ -149,10 +148,10 @@ class FlashConfig(Formats):
 
     Attributes:
         block: rows that a program owns, and rows that it multiplies them with at a time.
-        depth: columns of the embeddings multiplied at a time; rows have one or two times as many.
+        depth: columns of the embeddings multiplied at a time; rows have once or twice this many.
         num_warps: warps of a program.
         num_stages: loads in flight in its loop.
-        row_block: rows that a program of the projection takes.
+        row_block: rows per program of the projection.
     """
 
     block: int
@@ -163,17 +162,17 @@ class FlashConfig(Formats):
 
 
 def are_few(n: int, m: int) -> bool:
-    """Whether n pairs and m candidates are so few rows that rounding hardly averages out."""
+    """Whether the rows of n pairs and m candidates are too few for rounding to average out."""
     return 2 * n + m <= 2 * FEW_PAIRS
 
 
 def are_many(shape: Shape, problem: Problem) -> bool:
-    """Whether there are enough pairs, and negatives of each row, for the rounding of weights to average out."""
+    """Whether there are enough pairs, and enough negatives per row, for the rounding of weights to average out."""
     return shape.n >= MANY_PAIRS and (problem.negatives != "none" or sum(shape.candidates) >= MANY_PAIRS)
 
 
 def choose(shape: Shape, arch: int, problem: Problem) -> BlockConfig:
-    """The configuration for such a batch on compute capability ``arch``: 90 for 9.0, INTERPRETER or CDNA3.
+    """The configuration for such a batch on ``arch``: 90 for compute capability 9.0, or INTERPRETER or CDNA3.
 
     >>> choose(Shape(4096, 768, dtype=torch.bfloat16), 90, Problem()).block
     128
@@ -183,7 +182,7 @@ def choose(shape: Shape, arch: int, problem: Problem) -> BlockConfig:
     coarse = shape.dtype in COARSE and problem.normalize and are_many(shape, problem)
     kept = torch.int16 if coarse else torch.float32
     columns = PLAIN_COLUMNS if formats.products == "ieee" and not half else TENSOR_COLUMNS
-    # Three tf32 products of registers leave none for the store.
+    # The registers of three tf32 products leave none for the store.
     crowded = formats.products == "tf32x3" and not half and INTERPRETER < arch < 90
     tile: dict[str, Any]
     gemm: dict[str, Any]
@@ -191,8 +190,8 @@ def choose(shape: Shape, arch: int, problem: Problem) -> BlockConfig:
         tile = {"block": 64, "depth": 64, "num_warps": 4, "num_stages": 1}
         gemm = {"gemm_rows": 64, "gemm_columns": 64, "gemm_depth": 64, "gemm_warps": 4, "gemm_stages": 1}
     else:
-        # Larger tiles spill but on compute capability 9.0, whose tensor cores read their operands in shared memory, and
-        # there as well where rows and columns need numbers of their own.
+        # Larger tiles spill, except on compute capability 9.0, whose tensor cores read their operands from shared
+        # memory; and even there where rows and columns need two sets of numbers.
         if formats.products == "double":
             tile = {"block": 16, "depth": 16, "num_warps": 4, "num_stages": 2}
         elif arch == CDNA3:
@@ -207,7 +206,7 @@ def choose(shape: Shape, arch: int, problem: Problem) -> BlockConfig:
         # Without tensor cores both operands pass through registers: a larger tile spills.
         rows = 32 if formats.weight_products == "ieee" and arch != CDNA3 else 64
         gemm = {"gemm_rows": rows, "gemm_columns": 64, "gemm_depth": 32, "gemm_warps": 4, "gemm_stages": 2}
-        # Before 9.0 tensor cores read registers, and float16 rows are widened in more of them.
+        # Before 9.0 tensor cores read registers, and widening float16 rows takes more of them.
         if formats.weight_products == "ieee" or (half and arch < 90):
             gemm["gemm_depth"] = 16
     return BlockConfig(
@@ -217,7 +216,7 @@ def choose(shape: Shape, arch: int, problem: Problem) -> BlockConfig:
         group=8,
         row_block=_row_block(shape, arch),
         kept_dtype=kept,
-        # A logit of two temperatures is two logits.
+        # With a temperature for each row, one product gives two logits.
         keeps=shape.d >= kept.itemsize * columns and not crowded and not shape.per_row,
     )
 
@@ -240,9 +239,9 @@ def choose_small(shape: Shape, arch: int, problem: Problem) -> SmallConfig:
         if formats.products == "double":
             tile = {"block": 8, "depth": 64, "num_stages": 4}
         else:
-            # Of transposed rows, more columns would take more registers than there are.
+            # With transposed rows, more columns would take more registers than there are.
             narrow = (formats.products == "ieee" and arch < 90) or (formats.products == "tf32x3" and arch >= 100)
-            # Without tensor cores the work itself is felt, and is shared out evenly in smaller tiles.
+            # Without tensor cores the work itself matters, and smaller tiles share it more evenly.
             tile = {"block": 64 if tall else 32, "depth": 64 if half else 16 if narrow else 32, "num_stages": 3}
         rows = 16 if n <= 128 else 64 if tall else 32
         warps = 8 if tall else 4
@@ -268,11 +267,11 @@ def choose_flash(shape: Shape, arch: int, problem: Problem) -> FlashConfig:
 def flash_wins(shape: Shape, arch: int, problem: Problem) -> bool:
     """Whether forming every weight twice is expected to take less time than writing it once and reading it twice.
 
-    By the count in docs/performance.md that is so for half precision where rows fill one tile of 64 columns, and where
-    a device computes fast for its memory: not in float32 without tensor cores, nor before compute capability 8.9, nor
-    from 10.0 on. float16's panels take four bytes a weight and a slower product: there two tiles win as well. On 8.9
-    all but one bfloat16 term would spill. A margin has to leave out the very pairs that it left out of the sums, and a
-    temperature for each row makes two logits of one: such weights are formed in the tiles of the forward.
+    By the count in docs/performance.md that holds for half precision where rows fill one tile of 64 columns and the
+    device computes fast for its memory: not in float32 without tensor cores, nor before compute capability 8.9, nor
+    from 10.0 on. float16's panels take four bytes per weight and a slower product, so two tiles win there as well. On
+    8.9 anything but a single bfloat16 term would spill. A margin must leave out exactly the pairs that it left out of
+    the sums, and with a temperature for each row a pair has two logits; such weights use the tiles of the forward.
 
     >>> [flash_wins(Shape(4096, d, dtype=torch.bfloat16), 90, Problem()) for d in (64, 128)]
     [True, False]
@@ -288,15 +287,15 @@ def flash_wins(shape: Shape, arch: int, problem: Problem) -> bool:
 
 
 def choose_formats(shape: Shape, arch: int, problem: Problem) -> Formats:
-    """What such embeddings are multiplied in.
+    """The number formats for such embeddings.
 
-    Products of few rows are summed in float64. Half-precision embeddings go to the tensor cores as they are. Beside
-    many normalised bfloat16 rows W is bfloat16: the projection removes what its rounding does along the row, and the
+    Products of few rows are summed in float64. Half-precision embeddings go to the tensor cores as they are. With many
+    normalised bfloat16 rows W is bfloat16: the projection removes the error of its rounding along the row, and the
     rest averages out. Without the projection, or where a few weights may make up the gradient, W is the sum of three
-    bfloat16 matrices. float16 rows have 11 significant bits and W a range of exponents that float16 lacks: with many
-    normalised ones W is float32 rounded to tf32's 11 bits, a product exact in tf32, else float32 in three tf32
-    products. float32 embeddings keep float32 weights, and both products follow ``precision``. CDNA3's matrix cores
-    multiply float32 itself, and there that takes the place of three tf32 products.
+    bfloat16 matrices. float16 rows have 11 significant bits, and W needs a range of exponents that float16 lacks: with
+    many normalised rows W is float32 rounded to tf32's 11 bits, whose product is exact in tf32; otherwise it is float32
+    in three tf32 products. float32 embeddings keep float32 weights, and both products follow ``precision``. CDNA3's
+    matrix cores multiply float32 itself, which replaces three tf32 products there.
     """
     precise: Products = "ieee" if arch == CDNA3 else "tf32x3"
     by_precision: dict[str, Products] = {"highest": "ieee", "high": precise, "medium": "tf32"}
@@ -319,12 +318,12 @@ def choose_formats(shape: Shape, arch: int, problem: Problem) -> Formats:
 
 
 def has_two_sets(shape: Shape, problem: Problem) -> bool:
-    """Whether a pair's logit, or whether it counts, depends on which of the two is the anchor."""
+    """Whether a pair's logit, or whether it counts, depends on which of its rows is the anchor."""
     return shape.per_row or problem.margin is not None
 
 
 def _row_block(shape: Shape, arch: int) -> int:
     if arch == INTERPRETER:
         return 64
-    # The assembler for 10.0 and later gives four bfloat16 rows too few registers, others four rows with temperatures.
+    # For four bfloat16 rows the assembler for 10.0 and later has too few registers, with temperatures per row all have.
     return 2 if shape.per_row or 100 <= arch < CDNA3 else 4

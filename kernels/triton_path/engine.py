@@ -1,9 +1,9 @@
 """The Triton path's entry points: z and the positives' logits forward, the gradients of Σ a·lse − b·s⁺ backward.
 
-Small plain batches keep all their dot products and take three kernels. Others work in tiles of logits, kept for the
-backward where they fit the workspace and are read back sooner than formed again, and in panels of weights or, where
-embeddings are narrow, weights in registers. Nothing is read back to the host, so that calls can be captured in a CUDA
-graph, and every sum has a fixed order, so that results repeat.
+Small plain batches take three kernels and keep all their dot products. Other batches work in tiles of logits, which are
+kept for the backward where they fit the workspace and reading them is faster than forming them again. Their gradient
+uses panels of weights or, for narrow embeddings, weights in registers. Nothing is read back to the host, so calls can
+be captured in a CUDA graph, and every sum has a fixed order, so results repeat.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ..problem import Batch, Forward, Problem, Shape
-from . import config, schedule
-from .stack import identities, stack_of, wanted_spans
+from . import config, layout
+from .layout import identities, stack_of, wanted_spans
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST_ARCH = 80
@@ -32,8 +32,8 @@ class State(NamedTuple):
     """What the backward needs of the forward.
 
     Attributes:
-        saved: what is kept of all rows, and logits or products, float32.
-        ids: what tells stacked rows apart, or None.
+        saved: the statistics of all rows, then logits or products, float32.
+        ids: the identity of each stacked row, or None.
         batch: the inputs.
         problem: the options.
     """
@@ -61,7 +61,7 @@ def unsupported(shape: Shape, problem: Problem) -> str | None:
         needed = "CUDA tensors (or TRITON_INTERPRET=1 in the environment before Triton is imported)"
         return f"the Triton path needs {needed}, got {shape.device_type} ones"
     if torch.version.hip is not None:
-        return "the Triton path compiles for AMD's gfx942 but was never run there, and this is a ROCm build of torch"
+        return "the Triton path compiles for AMD's gfx942 but has never run there, and this is a ROCm build of torch"
     if _arch() < OLDEST_ARCH:
         return f"the Triton path needs compute capability 8.0 or later, got {_arch() / 10}"
     return None
@@ -69,7 +69,7 @@ def unsupported(shape: Shape, problem: Problem) -> str | None:
 
 @cache
 def _software() -> str | None:
-    """What is missing or too old among the packages; asked before the kernels are imported, which need it."""
+    """What is missing or too old among the packages; checked before the kernels, which need them, are imported."""
     if find_spec("triton") is None:
         return "triton is not installed (pip install 'ctloss[triton]')"
     for name, oldest in (("torch", OLDEST_TORCH), ("triton", OLDEST_TRITON)):
@@ -80,7 +80,7 @@ def _software() -> str | None:
 
 
 def _interpreted() -> bool:
-    """Whether the kernels run under Triton's interpreter, which is settled when Triton is imported."""
+    """Whether the kernels run under Triton's interpreter, which is decided when Triton is imported."""
     from .tiles import INTERPRETED
 
     return bool(INTERPRETED.value)
@@ -95,33 +95,33 @@ def _arch() -> int:
 
 def describe(shape: Shape, problem: Problem) -> dict[str, object]:
     """The configuration that would run: kernels, tiles, number formats; with panels, how many tiles are kept."""
-    if schedule.keeps_products(shape, problem):
+    if layout.keeps_products(shape, problem):
         return {"kernels": "three, products kept", **asdict(config.choose_small(shape, _arch(), problem))}
     stack, chosen = stack_of(shape), config.choose(shape, _arch(), problem)
-    kept = schedule.kept_tiles(shape, chosen, problem)
-    workspace = problem.workspace - kept * schedule.tile_bytes(chosen)
-    every = schedule.num_tiles(schedule.blocks(stack, problem, chosen.block), chosen.block)
+    kept = layout.kept_tiles(shape, chosen, problem)
+    workspace = problem.workspace - kept * layout.tile_bytes(chosen)
+    every = layout.num_tiles(layout.blocks(stack, problem, chosen.block), chosen.block)
     in_panels = {
         "kernels": "panels",
         **asdict(chosen),
         "kept_tiles": f"{kept} of {every}",
-        "forward_panel": schedule.forward_panel(stack, chosen.block, 2, workspace),
+        "forward_panel": layout.forward_panel(stack, chosen.block, 2, workspace),
     }
     if config.flash_wins(shape, _arch(), problem):
         flash = config.choose_flash(shape, _arch(), problem)
-        runs = schedule.flash_runs(wanted_spans((True,) * (2 + len(shape.candidates)), stack), stack, problem)
+        runs = layout.flash_runs(wanted_spans((True,) * (2 + len(shape.candidates)), stack), stack, problem)
         span, swept = runs[0]
-        num_columns = sum(map(schedule.length, swept))
-        plan = schedule.plan_flash(schedule.length(span), num_columns, stack.width, flash.block, problem.workspace)
+        num_columns = sum(map(layout.length, swept))
+        plan = layout.plan_flash(layout.length(span), num_columns, stack.width, flash.block, problem.workspace)
         return {**in_panels, "kernels": "panels, flash gradient", "flash": asdict(flash) | asdict(plan)}
-    plan_of_panels = schedule.plan_backward(stack, chosen.weight_bytes, workspace)
+    plan_of_panels = layout.plan_backward(stack, chosen.weight_bytes, workspace)
     return {**in_panels, "backward_panel": plan_of_panels.size, "backward_shared": plan_of_panels.shared}
 
 
 def saved_shapes(shape: Shape, problem: Problem, *, gradient: bool) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """Shapes of the tensors that :func:`save` lists.
+    """Shapes and dtypes of the tensors that :func:`save` returns.
 
-    Kept logits are among them only if a ``gradient`` of embeddings will be asked for: evaluation keeps none.
+    They include kept logits only if embeddings need a ``gradient``; evaluation keeps none.
     """
     stack = stack_of(shape)
     shapes: list[tuple[tuple[int, ...], torch.dtype]] = [((_saved_floats(shape, problem, gradient),), torch.float32)]
@@ -129,54 +129,54 @@ def saved_shapes(shape: Shape, problem: Problem, *, gradient: bool) -> list[tupl
 
 
 def _saved_floats(shape: Shape, problem: Problem, gradient: bool) -> int:
-    """float32 numbers that are kept: of every row, and all products of a small batch or a larger one's logits."""
+    """float32 numbers that are kept: the rows' statistics, and a small batch's products or a larger one's logits."""
     stack = stack_of(shape)
-    if schedule.keeps_products(shape, problem):
-        return stack.saved_floats + schedule.product_floats(stack, problem)
+    if layout.keeps_products(shape, problem):
+        return stack.saved_floats + layout.product_floats(stack, problem)
     if not gradient:
         return stack.saved_floats
     chosen = config.choose(shape, _arch(), problem)
-    return stack.saved_floats + schedule.kept_tiles(shape, chosen, problem) * schedule.tile_bytes(chosen) // 4
+    return stack.saved_floats + layout.kept_tiles(shape, chosen, problem) * layout.tile_bytes(chosen) // 4
 
 
 def save(state: State) -> list[Tensor]:
-    """What has to survive until the backward."""
+    """The tensors that must survive until the backward."""
     return [state.saved] if state.ids is None else [state.saved, state.ids]
 
 
 def restore(tensors: list[Tensor], batch: Batch, problem: Problem) -> State:
-    """The state that :func:`save` listed the tensors of."""
+    """The state whose tensors :func:`save` returned."""
     saved, *ids = tensors
     return State(saved, ids[0] if ids else None, batch, problem)
 
 
 def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> Forward:
     """z, the positives' logits and the moments (rows,), and what :func:`backward` needs."""
-    from . import panels, small
+    from . import lse, pack, small
 
     shape = batch.shape
     stack = stack_of(shape)
     rows = shape.n * problem.num_directions
-    with _on(batch.x):
+    with on(batch.x):
         device = batch.x.device
         saved = torch.empty(_saved_floats(shape, problem, gradient), dtype=torch.float32, device=device)
         similarity = torch.empty(stack.padded, dtype=torch.float64, device=device)
         z, positive = (torch.empty(rows, dtype=torch.float64, device=device) for _ in range(2))
         moments = torch.empty(rows, dtype=torch.float64, device=device) if moment else None
         ids = identities(batch, stack)
-        if schedule.keeps_products(shape, problem):
+        if layout.keeps_products(shape, problem):
             chosen = config.choose_small(shape, _arch(), problem)
             small.forward(batch, saved, similarity, (z, positive, moments), problem, chosen)
         else:
             blocks = config.choose(shape, _arch(), problem)
-            packed = panels.pack(batch, saved, ids, similarity, stack, problem, blocks)
-            panels.forward(packed, similarity, (z, positive, moments), problem, blocks)
+            packed = pack.pack(batch, saved, ids, similarity, stack, problem, blocks)
+            lse.forward(packed, similarity, (z, positive, moments), problem, blocks)
     return Forward(z, positive, moments, State(saved, ids, batch, problem))
 
 
 def backward(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
-    """Gradients of Σ a·lse − b·s⁺ with respect to the sides that need one, None of the others."""
-    from . import flash, panels, small
+    """Gradients of Σ a·lse − b·s⁺ with respect to the sides that need one, None for the others."""
+    from . import flash, gradient, pack, small, weights
 
     saved, ids, batch, problem = state
     shape = batch.shape
@@ -184,24 +184,24 @@ def backward(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> lis
         torch.empty(side.shape, dtype=side.dtype, device=side.device) if need else None
         for side, need in zip(batch.sides, needs, strict=True)
     ]
-    with _on(batch.x):
-        if schedule.keeps_products(shape, problem):
+    with on(batch.x):
+        if layout.keeps_products(shape, problem):
             small.backward(batch, saved, a, b, gradients, problem, config.choose_small(shape, _arch(), problem))
             return gradients
         stack = stack_of(shape)
         wanted = wanted_spans(needs, stack)
         if wanted:
             blocks = config.choose(shape, _arch(), problem)
-            rows = panels.pack(batch, saved, ids, None, stack, problem, blocks)
-            asked = panels.weigh(rows, a, b)
+            rows = pack.pack(batch, saved, ids, None, stack, problem, blocks)
+            factors = weights.weigh(rows, a, b)
             if config.flash_wins(shape, _arch(), problem):
                 chosen = config.choose_flash(shape, _arch(), problem)
-                flash.backward(rows, asked, gradients, wanted, problem, chosen)
+                flash.backward(rows, factors, gradients, wanted, problem, chosen)
             else:
-                panels.backward(rows, asked, gradients, wanted, problem, blocks)
+                gradient.backward(rows, factors, gradients, wanted, problem, blocks)
     return gradients
 
 
-def _on(tensor: Tensor) -> AbstractContextManager[object]:
-    """Launches go to the current device: make it the tensor's."""
+def on(tensor: Tensor) -> AbstractContextManager[object]:
+    """Make the tensor's device the current one, where launches go."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -1,7 +1,7 @@
-"""Gradients of narrow embeddings with the weights kept in registers: no memory that grows with the pairs.
+"""Gradients of narrow embeddings with the weights in registers, so that no memory grows with the number of pairs.
 
-A program owns some rows. It sweeps the rows that they are multiplied with, forms a tile of logits and from it the
-weights, multiplies those by the tile that the logits came of, and adds the products to sums that only it holds.
+A program owns some rows and sweeps the rows that they are compared with. For each tile it forms the logits and from
+them the weights, multiplies the weights by the tile's rows, and adds the products to sums that only it holds.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..problem import Problem
-from . import schedule
+from . import layout
 from .config import FlashConfig
-from .panels import Asked, Rows, finish
-from .schedule import length
-from .stack import Span
+from .gradient import finish
+from .layout import Span, length
+from .pack import Rows
 from .tiles import add_products, counted_pairs, logits, needs_mask
-from .weights import pair_weights, round_to_tf32, weighed_sum
+from .weights import Factors, pair_weights, round_to_tf32, weighed_sum
 
 
 @triton.jit
@@ -53,9 +53,9 @@ def flash_gradient(
     PRODUCTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Σ_j W_ij u_j of BLOCK stacked rows over ``sweep`` of the rows j that they meet, W as in the panels.
+    """Σ_j W_ij u_j of BLOCK stacked rows over ``sweep`` of the rows j that they are compared with, W as in the panels.
 
-    Those are ``num_columns`` from ``begin`` on, of which all after the first ``before_gap`` lie ``gap`` rows further.
+    Those are ``num_columns`` rows from ``begin`` on; all after the first ``before_gap`` lie ``gap`` rows further on.
     Rows have PARTS times DEPTH columns. Share s of the sums of stacked rows from ``first_row`` on goes to plane s.
     """
     program = tl.program_id(0)
@@ -85,7 +85,7 @@ def flash_gradient(
             weight = tl.where(counted, weight, 0.0)
         if ROUND:
             weight = round_to_tf32(weight)
-        # Apart from the total, for the reason that logits' products are.
+        # Summed separately from the total, for the same reason as in add_products.
         total = tl.fma(weighed_sum(weight, other, TERMS, BFLOAT16, PRECISION), 1.0, total)
         if PARTS == 2:
             more_total = tl.fma(weighed_sum(weight, more_other, TERMS, BFLOAT16, PRECISION), 1.0, more_total)
@@ -98,18 +98,18 @@ def flash_gradient(
 
 def backward(
     rows: Rows,
-    asked: Asked,
+    factors: Factors,
     gradients: Sequence[Tensor | None],
     wanted: list[Span],
     problem: Problem,
     chosen: FlashConfig,
 ) -> None:
-    """Fill the gradients that there are tensors for, whose stacked rows are ``wanted``."""
+    """Fill the gradients that are not None, whose stacked rows are ``wanted``."""
     stack, device = rows.stack, rows.packed.device
     tiles = TensorDescriptor.from_tensor(rows.packed, [chosen.block, chosen.depth])
-    for span, swept in schedule.flash_runs(wanted, stack, problem):
+    for span, swept in layout.flash_runs(wanted, stack, problem):
         num_columns = sum(map(length, swept))
-        plan = schedule.plan_flash(length(span), num_columns, stack.width, chosen.block, problem.workspace)
+        plan = layout.plan_flash(length(span), num_columns, stack.width, chosen.block, problem.workspace)
         (begin, end), *others = swept or [(0, 0)]
         gap = others[0][0] - end if others else 0
         size = min(plan.run, length(span))
@@ -122,7 +122,7 @@ def backward(
                 tiles,
                 rows.stats,
                 rows.ids,
-                asked.coefficient,
+                factors.coefficient,
                 sums,
                 sums.stride(0),
                 stack.n,
@@ -148,4 +148,4 @@ def backward(
                 num_warps=chosen.num_warps,
                 num_stages=chosen.num_stages,
             )
-            finish(sums, rows, run, asked, gradients, chosen)
+            finish(sums, rows, run, factors, gradients, chosen)

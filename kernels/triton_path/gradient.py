@@ -1,14 +1,23 @@
-"""The end of the backward: weights times the rows they weigh, the positive's share, the projection."""
+"""The backward: panels of weights times the rows they weigh, the positives' share, and the projection."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from . import stack
+from ..problem import Problem
+from . import layout
+from .config import BlockConfig, RowConfig
+from .layout import CANDIDATES, Panel, Span, length
+from .pack import PACK_DEPTH, Rows
 from .tiles import tile_at
+from .weights import Factors, panel_weights, weight_memory
 
-SCALE, INVERSE = tl.constexpr(stack.SCALE), tl.constexpr(stack.INVERSE)
+SCALE, INVERSE = tl.constexpr(layout.SCALE), tl.constexpr(layout.INVERSE)
 
 
 @triton.jit
@@ -29,9 +38,9 @@ def add_weighed(
     FIRST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """sums += W rows (or W^T rows) over ``count`` rows, a float32 tile that only this program touches.
+    """sums += W rows (or W^T rows) over ``count`` rows; only this program touches its float32 tile of the sums.
 
-    FIRST: there is nothing to add to. All extents are whole tiles; the padding weighs 0.
+    FIRST: there is nothing to add to yet. All extents are whole tiles; the padding weighs 0.
     """
     m, n = tile_at(tl.program_id(0), tiles_m, tiles_n, False, GROUP)
     index = m * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -45,7 +54,7 @@ def add_weighed(
         else:
             weight = tl.load(weights_ptr + index.to(tl.int64)[:, None] * weights_pitch + inner[None, :])
         rows = tl.load(packed_ptr + inner[:, None] * pitch + columns[None, :]).to(weight.dtype)
-        # Apart from the total, for the reason that logits' products are.
+        # Summed separately from the total, for the same reason as in add_products.
         total = tl.fma(tl.dot(weight, rows, input_precision=PRECISION), 1.0, total)
     target = sums_ptr + index.to(tl.int64)[:, None] * pitch + columns[None, :]
     if not FIRST:
@@ -62,7 +71,7 @@ def load_chunk(base, row, columns, pitch):
 
 @triton.jit
 def load_sums(sums_ptr, plane, planes, row, columns, pitch):
-    """Some columns of rows' sums, the planes that they are shared out over added in order."""
+    """Some columns of rows' sums; the planes that hold parts of them are added in order."""
     value = load_chunk(sums_ptr, row, columns, pitch)
     for _ in range(1, planes):
         sums_ptr += plane
@@ -72,12 +81,12 @@ def load_sums(sums_ptr, plane, planes, row, columns, pitch):
 
 @triton.jit
 def norms_shared_out(pull, gain, stats_ptr, plane, own, other, ROWS: tl.constexpr, NORMALIZE: tl.constexpr):
-    """What stacked rows ``own`` are pulled to ``other`` with, 1/|row|, and what a finished row is multiplied by."""
+    """The pull of stacked rows ``own`` towards ``other``, 1/|row|, and the factor of a finished row."""
     factor = tl.full((ROWS,), 1.0, tl.float64) * gain
     inverse = tl.full((ROWS,), 1.0, tl.float32)
     if NORMALIZE:
         inverse = tl.load(stats_ptr + INVERSE * plane + own)
-        # The sums hold 1/|row| already, the positive does not.
+        # The sums already contain 1/|row|, the positive does not.
         pull = pull * inverse * tl.load(stats_ptr + INVERSE * plane + other)
         factor = factor * tl.load(stats_ptr + SCALE * plane + own).to(tl.float64)
     return pull, inverse, factor
@@ -85,14 +94,14 @@ def norms_shared_out(pull, gain, stats_ptr, plane, own, other, ROWS: tl.constexp
 
 @triton.jit
 def projected(value, own, radial, inverse):
-    """Columns of rows without their radial part, of which ``own`` are those of the row projected off."""
+    """Columns of a gradient without its radial part; ``own`` are the same columns of the rows themselves."""
     return value - radial[:, None] * (own * inverse[:, None])
 
 
 @triton.jit
 def store_gradient(gradient_ptr, value, factor, position, columns, num_rows, width):
-    """Rows of a side's gradient, each times its factor."""
-    # In float64: a tiny gain and a large 1/|row| may each leave float32's range where their product does not.
+    """Write rows of a side's gradient, each times its factor."""
+    # In float64: a tiny gain and a large 1/|row| may each leave float32's range even where their product does not.
     value = (value.to(tl.float64) * factor[:, None]).to(tl.float32)
     target = gradient_ptr + position.to(tl.int64)[:, None] * width + columns[None, :]
     mask = (position < num_rows)[:, None] & (columns < width)[None, :]
@@ -122,9 +131,9 @@ def finish_pairs(
 ):
     """gradient_i = gain [Σ_j W_ij u_j - pull u_p(i)], for cosines projected off u_i and divided by |row i|.
 
-    ``sums`` holds the stacked rows of x and y from ``first`` on, added up over its planes; ``pull`` is what both rows
-    of a pair ask of their positive. The radial part is taken from the very sums that it is subtracted from: what
-    rounded weights do to it cancels.
+    ``sums`` holds the stacked rows of x and y from ``first`` on, split over planes that add up; ``pull`` is that of
+    both rows of a pair together. The radial part is computed from the very sums that it is subtracted from, so the
+    rounding of the weights cancels in it.
     """
     local = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     # A program's rows lie within one side.
@@ -174,7 +183,7 @@ def finish_candidates(
     DEPTH: tl.constexpr,
     NORMALIZE: tl.constexpr,
 ):
-    """The same of ``num_rows`` candidates, which nothing pulls; ``sums`` and the gradient begin at row ``first``."""
+    """The same for ``num_rows`` candidates, which have no positive; sums and gradient begin at row ``first``."""
     index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     local = tl.minimum(index, num_rows - 1)
     own_row = first + local
@@ -192,3 +201,199 @@ def finish_candidates(
         if NORMALIZE:
             value = projected(value, load_chunk(packed_ptr, own_row, columns, pitch), radial, inverse)
         store_gradient(gradient_ptr, value, factor, index, columns, num_rows, width)
+
+
+def backward(
+    rows: Rows,
+    factors: Factors,
+    gradients: Sequence[Tensor | None],
+    wanted: list[Span],
+    problem: Problem,
+    config: BlockConfig,
+) -> None:
+    """Fill the gradients that are not None, whose stacked rows are ``wanted``.
+
+    Either each panel of weights serves both of its sides, or one run of rows is finished after the other.
+    """
+    stack = rows.stack
+    workspace = problem.workspace - (0 if rows.kept is None else rows.kept.nbytes)
+    plan = layout.plan_backward(stack, config.weight_bytes, workspace)
+    assert rows.kept is None or plan.shared, "kept tiles are only found by their place above the diagonal"
+    if plan.shared:
+        _in_shared_panels(rows, factors, gradients, wanted, plan.size, problem, config)
+    else:
+        _run_by_run(rows, factors, gradients, wanted, plan.size, problem, config)
+
+
+def _in_shared_panels(
+    rows: Rows,
+    factors: Factors,
+    gradients: Sequence[Tensor | None],
+    wanted: list[Span],
+    size: int,
+    problem: Problem,
+    config: BlockConfig,
+) -> None:
+    """Add each panel of weights to the sums of both of its sides, as far as they are wanted."""
+    packed, stack = rows.packed, rows.stack
+    origin = wanted[0][0]
+    sums = torch.empty((wanted[-1][1] - origin, stack.width), dtype=torch.float32, device=packed.device)
+
+    def sums_of(span: Span) -> Tensor:
+        return sums[span[0] - origin : span[1] - origin]
+
+    panels = list(layout.panels(layout.blocks(stack, problem, config.block), size, stack))
+    panels = [panel for panel in panels if _common(panel.rows, wanted) or _common(panel.columns, wanted)]
+    for span in wanted:
+        if not any(_common(run, [span]) for panel in panels for run in (panel.rows, panel.columns)):
+            # Compared with nothing.
+            sums_of(span).zero_()
+    memory = weight_memory(rows, panels, config)
+    begun: set[Span] = set()
+    for panel in panels:
+        block = panel_weights(rows, panel, factors, memory, config)
+        served = [(block, panel.rows, panel.columns)]
+        if not panel.diagonal:
+            served.append((block.mT, panel.columns, panel.rows))
+        for weights, run, others in served:
+            for span in _common(run, wanted):
+                part = weights[:, span[0] - run[0] : span[1] - run[0]]
+                add_gradient(part, packed[slice(*others)], sums_of(span), span not in begun, config)
+                begun.add(span)
+    for span in _common((0, stack.num_rows), wanted):
+        finish(sums_of(span)[None], rows, span, factors, gradients, config)
+
+
+def _run_by_run(
+    rows: Rows,
+    factors: Factors,
+    gradients: Sequence[Tensor | None],
+    wanted: list[Span],
+    size: int,
+    problem: Problem,
+    config: BlockConfig,
+) -> None:
+    """Finish one run of rows before the next begins."""
+    packed, stack = rows.packed, rows.stack
+    sums_of_run = torch.empty((size, stack.width), dtype=torch.float32, device=packed.device)
+    for span in wanted:
+        partners = layout.partners(stack.side(span[0]), stack, problem)
+        columns = [part for partner in partners for part in layout.cut(partner, size, stack)]
+        for run in layout.cut(span, size, stack):
+            sums = sums_of_run[: length(run)]
+            panels = [Panel(run, part) for part in columns]
+            memory = weight_memory(rows, panels, config)
+            if not panels:
+                sums.zero_()
+            for position, panel in enumerate(panels):
+                block = panel_weights(rows, panel, factors, memory, config)
+                add_gradient(block, packed[slice(*panel.columns)], sums, position == 0, config)
+            finish(sums[None], rows, run, factors, gradients, config)
+
+
+def _common(run: Span, wanted: Iterable[Span]) -> list[Span]:
+    """The parts of the spans that lie in a run, in order; adjacent parts are joined."""
+    found: list[Span] = []
+    for span in wanted:
+        first, last = max(run[0], span[0]), min(run[1], span[1])
+        if first < last:
+            if found and found[-1][1] == first:
+                first = found.pop()[0]
+            found.append((first, last))
+    return found
+
+
+def add_gradient(block: Tensor, packed: Tensor, sums: Tensor, first: bool, config: BlockConfig) -> None:
+    """sums += weights @ packed, or = with ``first``; sums are float32, ``block`` is (terms, rows, columns).
+
+    The block may be a transpose.
+    """
+    if config.weight_dtype == torch.bfloat16:
+        # The smallest terms first, for the same reason as in weighed_sum.
+        for position, term in enumerate(reversed(block.unbind())):
+            library_product(term, packed, sums, first and position == 0)
+        return
+    weights = block[0]
+    transposed = weights.stride(1) != 1
+    tiles_m, tiles_n = sums.shape[0] // config.gemm_rows, sums.shape[1] // config.gemm_columns
+    add_weighed[(tiles_m * tiles_n,)](
+        weights,
+        packed,
+        sums,
+        packed.shape[0],
+        weights.stride(1) if transposed else weights.stride(0),
+        packed.stride(0),
+        tiles_m,
+        tiles_n,
+        BLOCK_M=config.gemm_rows,
+        BLOCK_N=config.gemm_columns,
+        DEPTH=config.gemm_depth,
+        GROUP=config.group,
+        TRANSPOSED=transposed,
+        FIRST=first,
+        PRECISION=config.weight_products,
+        num_warps=config.gemm_warps,
+        num_stages=config.gemm_stages,
+    )
+
+
+def library_product(weights: Tensor, packed: Tensor, sums: Tensor, first: bool) -> None:
+    """The same by cuBLAS: products of bfloat16 are exact, and global precision switches do not affect float32 sums."""
+    if first:
+        torch.mm(weights, packed, out_dtype=torch.float32, out=sums)
+    else:
+        torch.addmm(sums, weights, packed, out_dtype=torch.float32, out=sums)
+
+
+def finish(
+    sums: Tensor, rows: Rows, span: Span, factors: Factors, gradients: Sequence[Tensor | None], config: RowConfig
+) -> None:
+    """Turn the sums (planes that add up, rows, columns) of a span of stacked rows into their sides' gradients."""
+    stack = rows.stack
+    shared = {
+        "ROWS": config.row_block,
+        "DEPTH": min(PACK_DEPTH, triton.next_power_of_2(stack.width)),
+        "NORMALIZE": rows.normalize,
+        "num_warps": 4,
+    }
+    start, stop = span[0], min(span[1], 2 * stack.padded)
+    if start < stop:
+        some = next(gradient for gradient in gradients[:CANDIDATES] if gradient is not None)
+        x_gradient, y_gradient = (some if gradient is None else gradient for gradient in gradients[:CANDIDATES])
+        finish_pairs[((stop - start) // config.row_block,)](
+            sums,
+            sums.stride(0),
+            sums.shape[0],
+            rows.packed,
+            rows.stats,
+            factors.pull,
+            factors.gain,
+            x_gradient,
+            y_gradient,
+            start,
+            stack.n,
+            stack.padded,
+            stack.num_rows,
+            x_gradient.shape[1],
+            stack.width,
+            **shared,
+        )
+    for (first, last), gradient in zip(stack.candidate_spans(), gradients[CANDIDATES:], strict=True):
+        start, stop = max(span[0], first), min(span[1], last)
+        if gradient is not None and start < stop:
+            part = sums[:, start - span[0] : stop - span[0]]
+            finish_candidates[(triton.cdiv(stop - start, config.row_block),)](
+                part,
+                sums.stride(0),
+                sums.shape[0],
+                rows.packed,
+                rows.stats,
+                factors.gain,
+                gradient[start - first :],
+                start,
+                stop - start,
+                stack.num_rows,
+                gradient.shape[1],
+                stack.width,
+                **shared,
+            )

@@ -1,18 +1,25 @@
 """The forward: log-sum-exp of blocks of logits along rows and columns, from one pass over their products.
 
-Logits are carried in units of log 2, t = s log2(e). Every tile writes, for each of its rows and each of its columns,
-a peak, the sum of 2^(t - peak) and (for the temperature's gradient) the sum of 2^(t - peak) (t - peak) into a slot
-that no other tile writes; the slots are then folded in a fixed order, so that results repeat bit for bit.
+Logits are carried in units of log 2, t = s log2(e). For each of its rows and each of its columns, a tile writes a peak,
+the sum of 2^(t - peak) and (for the temperature's gradient) the sum of 2^(t - peak) (t - peak) into a slot that no
+other tile writes. The slots are then folded in a fixed order, so that results repeat bit for bit.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from . import stack
+from ..problem import Problem
+from . import layout
+from .config import BlockConfig
+from .layout import Panel, Span, X, Y, length
+from .pack import Rows
 from .tiles import (
     common_rate,
     counted_pairs,
@@ -26,22 +33,23 @@ from .tiles import (
     tile_products,
 )
 
-RATE, PEAK = tl.constexpr(stack.RATE), tl.constexpr(stack.PEAK)
-TOTAL, MOMENT_PLANE = tl.constexpr(stack.TOTAL), tl.constexpr(stack.MOMENT)
-LOWEST, HIGHEST = tl.constexpr(stack.LOWEST), tl.constexpr(stack.HIGHEST)
+RATE, PEAK = tl.constexpr(layout.RATE), tl.constexpr(layout.PEAK)
+TOTAL, MOMENT_PLANE = tl.constexpr(layout.TOTAL), tl.constexpr(layout.MOMENT)
+LOWEST, HIGHEST = tl.constexpr(layout.LOWEST), tl.constexpr(layout.HIGHEST)
 LN2 = tl.constexpr(math.log(2))
+FOLD_ROWS, FOLD_SLOTS = 32, 16
 
 
 @triton.jit
 def first_moment(distance, weight, axis: tl.constexpr):
     """Σ weight distance along an axis, the weight being 2^distance."""
-    # A weight of 0 has distance -inf; their product is meant to be 0.
+    # A weight of 0 has distance -inf; their product must be 0.
     return tl.sum(tl.where(weight > 0, weight * distance, 0.0), axis)
 
 
 @triton.jit
 def store_slot(slots_ptr, plane, peak, distance, weight, index, axis: tl.constexpr, MOMENT: tl.constexpr):
-    """Peak, sum and first moment of a tile along an axis, into one slot."""
+    """Write a tile's peak, sum and first moment along an axis to one slot."""
     tl.store(slots_ptr + index, peak)
     tl.store(slots_ptr + plane + index, tl.sum(weight, axis))
     if MOMENT:
@@ -50,7 +58,7 @@ def store_slot(slots_ptr, plane, peak, distance, weight, index, axis: tl.constex
 
 @triton.jit
 def store_own_peak(slots_ptr, plane, logit, index, axis: tl.constexpr, MOMENT: tl.constexpr):
-    """The slot of logits whose own maximum is their peak."""
+    """Write the slot of logits whose peak is their own maximum."""
     peak = tl.maximum(tl.max(logit, axis), LOWEST)
     distance = logit - (peak[:, None] if axis == 1 else peak[None, :])
     store_slot(slots_ptr, plane, peak, distance, tl.exp2(distance), index, axis, MOMENT)
@@ -96,9 +104,9 @@ def block_lse(
     """One tile of the stacked rows from ``a_start`` on against those from ``b_start`` on.
 
     Row i's share goes to slot (tile of j) of ``row_slots`` and, if MIRRORED, column j's to slot (tile of i) of
-    ``column_slots``. TRIANGLE: b is a and both slot arrays are one; a tile below the diagonal is the mirror of one
-    above it, whose column sums are its row sums. ``kept_ptr``, unless None: where whole tiles of logits are kept for
-    the backward, as many as there is room for.
+    ``column_slots``. TRIANGLE: b is a and both slot arrays are the same; a tile below the diagonal mirrors one above
+    it, whose column sums are its row sums. ``kept_ptr``, unless None: where tiles of logits are kept for the backward,
+    as many as there is room for.
     """
     a, b = tile_at(tl.program_id(0), tiles_a, tiles_b, TRIANGLE, GROUP)
     first_a = a_start + a * BLOCK
@@ -169,10 +177,10 @@ def close_rows(
     PER_ROW: tl.constexpr,
     MOMENT: tl.constexpr,
 ):
-    """z, the positives' logits and with MOMENT Σ_j P_ij s_ij - s_i,p(i) of anchors all of whose negatives were summed.
+    """z, the positives' logits and with MOMENT Σ_j P_ij s_ij - s_i,p(i) of anchors whose negatives are all summed.
 
-    In float64, which costs nothing here. z = lse - positive is -inf for a row without negatives, whose peak becomes one
-    that makes all its weights 0, and NaN where a logit is not finite. ``z_ptr`` has room for the anchors, no padding.
+    In float64, which costs nothing here. z = lse - positive is NaN where a logit is not finite, and -inf for a row
+    without negatives, whose peak is set so that all its weights are 0. ``z_ptr`` has room for the anchors, no padding.
     """
     side = (index >= padded).to(tl.int32)
     position = index - side * padded
@@ -218,7 +226,7 @@ def fold_slots(
 ):
     """Fold the slots of stacked rows from ``start`` on into their running (peak, sum, first moment).
 
-    CLOSE: these were the rows' last slots.
+    CLOSE: these are the rows' last slots.
     """
     local = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     index = start + local
@@ -251,3 +259,92 @@ def fold_slots(
         tl.store(stats_ptr + TOTAL * plane + index, total)
         if MOMENT:
             tl.store(stats_ptr + MOMENT_PLANE * plane + index, moment)
+
+
+def forward(
+    rows: Rows, similarity: Tensor, results: tuple[Tensor, Tensor, Tensor | None], problem: Problem, config: BlockConfig
+) -> None:
+    """Sum all rows' negatives; fill z, the positives' logits and, unless None, the moments (rows) with float64."""
+    stack = rows.stack
+    planes = 2 if results[2] is None else 3
+    workspace = problem.workspace - (0 if rows.kept is None else rows.kept.nbytes)
+    size = layout.forward_panel(stack, config.block, planes, workspace)
+    panels = list(layout.panels(layout.blocks(stack, problem, config.block), size, stack))
+    if not panels:
+        # Nothing to compare with.
+        last = stack.span(Y if problem.directions == "both" else X)[1]
+        _fold(rows, similarity.new_empty((planes, 0, last), dtype=torch.float32), 0, similarity, results, True)
+        return
+    most = max(planes * panel.pairs // config.block * len(_served(panel)) for panel in panels)
+    slots = torch.empty(most, dtype=torch.float32, device=rows.packed.device)
+    left = Counter(span for panel in panels for span in _served(panel))
+    for panel in panels:
+        for span, filled in zip(_served(panel), _panel_lse(rows, panel, slots, planes, config), strict=True):
+            left[span] -= 1
+            _fold(rows, filled, span[0], similarity, results, left[span] == 0)
+
+
+def _served(panel: Panel) -> list[Span]:
+    """The rows that a panel's logits belong to."""
+    return [panel.rows, panel.columns] if panel.serves_columns else [panel.rows]
+
+
+def _panel_lse(rows: Rows, panel: Panel, memory: Tensor, planes: int, config: BlockConfig) -> list[Tensor]:
+    """The slots (planes, tiles, rows) of the rows that the panel serves, in the temporary ``memory``."""
+    num_a, num_b = length(panel.rows), length(panel.columns)
+    tiles_a, tiles_b = num_a // config.block, num_b // config.block
+    row_slots = memory[: planes * tiles_b * num_a].view(planes, tiles_b, num_a)
+    column_slots = row_slots
+    if panel.serves_columns:
+        column_slots = memory[row_slots.numel() :][: planes * tiles_a * num_b].view(planes, tiles_a, num_b)
+    block_lse[(panel.tiles(config.block),)](
+        *rows.operands(config),
+        row_slots,
+        column_slots,
+        row_slots.stride(0),
+        column_slots.stride(0),
+        num_a,
+        num_b,
+        *rows.extents(panel, config),
+        MIRRORED=panel.serves_columns,
+        MOMENT=planes == 3,
+        **rows.options(panel, config),
+    )
+    return [row_slots, column_slots] if panel.serves_columns else [row_slots]
+
+
+def _fold(
+    rows: Rows,
+    slots: Tensor,
+    start: int,
+    similarity: Tensor,
+    results: tuple[Tensor, Tensor, Tensor | None],
+    close: bool,
+) -> None:
+    """Fold slots (planes, tiles, rows) into the statistics of the stacked rows from ``start`` on.
+
+    ``close``: no other slots follow for these rows, so fill their results.
+    """
+    planes, num_slots, num_rows = slots.shape
+    z, positive, moment = results
+    fold_slots[(num_rows // FOLD_ROWS,)](
+        slots,
+        slots.stride(0),
+        num_rows,
+        num_slots,
+        rows.stats,
+        similarity,
+        z,
+        positive,
+        z if moment is None else moment,
+        rows.stack.n,
+        rows.stack.padded,
+        rows.stack.num_rows,
+        start,
+        ROWS=FOLD_ROWS,
+        SLOTS=FOLD_SLOTS,
+        PER_ROW=rows.per_row,
+        MOMENT=planes == 3,
+        CLOSE=close,
+        num_warps=4,
+    )

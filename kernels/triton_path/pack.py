@@ -1,19 +1,28 @@
-"""The first pass over the embeddings: norms, the positives' similarities, all sides packed as one matrix."""
+"""The first pass over the embeddings: norms, the positives' similarities, and all sides packed as one matrix."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import stack
+from ..problem import Batch, Problem
+from . import layout
+from .config import BlockConfig
+from .layout import CANDIDATES, Panel, Stack, length, table
 
-SCALE, INVERSE, REST = tl.constexpr(stack.SCALE), tl.constexpr(stack.INVERSE), tl.constexpr(stack.REST)
-FACTOR, RESIDUE = tl.constexpr(stack.FACTOR), tl.constexpr(stack.RESIDUE)
-RATE, LIMIT = tl.constexpr(stack.RATE), tl.constexpr(stack.LIMIT)
-PEAK, TOTAL, MOMENT = tl.constexpr(stack.PEAK), tl.constexpr(stack.TOTAL), tl.constexpr(stack.MOMENT)
-LOWEST, HIGHEST = tl.constexpr(stack.LOWEST), tl.constexpr(stack.HIGHEST)
+PACK_DEPTH = 512
+
+SCALE, INVERSE, REST = tl.constexpr(layout.SCALE), tl.constexpr(layout.INVERSE), tl.constexpr(layout.REST)
+FACTOR, RESIDUE = tl.constexpr(layout.FACTOR), tl.constexpr(layout.RESIDUE)
+RATE, LIMIT = tl.constexpr(layout.RATE), tl.constexpr(layout.LIMIT)
+PEAK, TOTAL, MOMENT = tl.constexpr(layout.PEAK), tl.constexpr(layout.TOTAL), tl.constexpr(layout.MOMENT)
+LOWEST, HIGHEST = tl.constexpr(layout.LOWEST), tl.constexpr(layout.HIGHEST)
 LOG2_E = tl.constexpr(1 / math.log(2))
 # Squares and products of entries within 2^±30 are far from float32's ends, whatever the width.
 ORDINARY = tl.constexpr(30)
@@ -21,9 +30,9 @@ ORDINARY = tl.constexpr(30)
 
 @triton.jit
 def read_rates(tau_ptr, tau_stride, rate, first, live, ROWS: tl.constexpr, TAU: tl.constexpr):
-    """log2(e)/τ of some anchors in float32, τ a "number", or on the device: a "scalar" or one for each of the "rows".
+    """log2(e)/τ of some anchors in float32; τ is a "number" or, on the device, a "scalar" or one for each row, "rows".
 
-    A value that cannot be read on the host cannot be refused there: it shows as NaN.
+    A bad value on the device cannot be refused on the host, so it becomes NaN.
     """
     if TAU == "number":
         rates = tl.full((ROWS,), rate, tl.float32)
@@ -48,7 +57,7 @@ def load_entries(rows, columns, live, width, stride):
 def stacked_rows(
     x_ptr, y_ptr, stride_xr, stride_xc, stride_yr, stride_yc, first, num_pairs, padded, ROWS: tl.constexpr
 ):
-    """Where ROWS stacked rows from ``first`` on lie, all of one side: pointers, which are no padding, column stride."""
+    """Pointers to ROWS stacked rows of one side from ``first`` on, which are no padding, and the column stride."""
     of_y = first >= padded
     position = tl.where(of_y, first - padded, first) + tl.arange(0, ROWS)
     inside = tl.minimum(position, num_pairs - 1).to(tl.int64)
@@ -58,7 +67,7 @@ def stacked_rows(
 
 @triton.jit
 def rescaled(entries, scale, RESCALE: tl.constexpr):
-    """Entries of rows times their rows' powers of two, exactly."""
+    """Entries times their rows' powers of two, exactly."""
     if RESCALE:
         entries = (entries.to(tl.float32) * scale[:, None]).to(entries.dtype)
     return entries
@@ -66,21 +75,21 @@ def rescaled(entries, scale, RESCALE: tl.constexpr):
 
 @triton.jit
 def binary_exponent(value):
-    """The exponent of a float32's leading bit, within those of normal numbers whose inverse is normal too."""
-    # Subnormal numbers have exponent field 0, one more than they deserve.
+    """The exponent of a float32's leading bit, clamped to normal numbers whose inverse is normal too."""
+    # Subnormal numbers have exponent field 0, one too many.
     exponent = ((value.to(tl.int32, bitcast=True) >> 23) & 255) - 127
     return tl.minimum(tl.maximum(exponent, -126), 126)
 
 
 @triton.jit
 def power_of_two(exponent):
-    """2^exponent in float32, of a normal number's exponent."""
+    """2^exponent in float32, for the exponent of a normal number."""
     return ((127 + exponent) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def scale_of(largest):
-    """The exact power of two a row is multiplied by, from its largest entry's size: 1 for ordinary rows."""
+    """The exact power of two that a row is multiplied by, from the size of its largest entry: 1 for ordinary rows."""
     exponent = binary_exponent(largest)
     far = (tl.abs(exponent) > ORDINARY) & (largest > 0)
     return tl.where(far, power_of_two(-exponent), 1.0)
@@ -88,7 +97,7 @@ def scale_of(largest):
 
 @triton.jit
 def row_scale(rows, live, width, stride, ROWS: tl.constexpr, DEPTH: tl.constexpr):
-    """:func:`scale_of` some rows."""
+    """:func:`scale_of` for some rows."""
     offsets = tl.arange(0, DEPTH)
     largest = tl.zeros((ROWS,), tl.float32)
     for start in range(0, width, DEPTH):
@@ -99,7 +108,7 @@ def row_scale(rows, live, width, stride, ROWS: tl.constexpr, DEPTH: tl.constexpr
 
 @triton.jit
 def inverse_norm(square):
-    """1/|row|, and 0 for a row of zeros, which makes its cosines and its gradient 0."""
+    """1/|row|, or 0 for a row of zeros, so that its cosines and its gradient are 0."""
     return tl.where(square != 0, 1.0 / tl.sqrt(square), 0.0)
 
 
@@ -107,9 +116,9 @@ def inverse_norm(square):
 def store_row(
     stats_ptr, plane, index, stored, scale, inverse, rate, limit, anchor, NORMALIZE: tl.constexpr, TAU: tl.constexpr
 ):
-    """What is kept of rows before any logit is seen, where ``stored``; ``inverse`` and ``rate`` in float64.
+    """Write the statistics of rows, where ``stored``, before any logit is seen; ``inverse`` and ``rate`` are float64.
 
-    What a cosine's logit takes of the row is kept in two float32 parts. Rows that are no anchors have no temperature of
+    A row's factor in a cosine's logit is stored as two float32 parts. Rows that are not anchors have no temperature of
     their own.
     """
     zero = tl.zeros_like(scale)
@@ -166,8 +175,8 @@ def sweep_pairs(
 ):
     """One pass over the ``program``-th ROWS pairs.
 
-    FRESH: fill what is kept of them, and the positives' similarities in float64. Otherwise the powers of two are those
-    that a fresh pass left. PACK: copy the rows into the packed matrix, rescaled, with zeros for padding.
+    FRESH: fill their statistics, and the positives' similarities in float64. Otherwise use the powers of two that a
+    fresh pass left. PACK: copy the rows into the packed matrix, rescaled, with zeros for padding.
     """
     first = program * ROWS
     index = first + tl.arange(0, ROWS)
@@ -224,7 +233,7 @@ def sweep_pairs(
 
 @triton.jit
 def store_packed(packed_ptr, entries, index, columns, pitch, stored):
-    """Some columns of rows, in the packed matrix."""
+    """Write some columns of rows to the packed matrix."""
     target = packed_ptr + index.to(tl.int64)[:, None] * pitch + columns[None, :]
     tl.store(target, entries.to(packed_ptr.dtype.element_ty), mask=stored[:, None] & (columns < pitch)[None, :])
 
@@ -257,7 +266,7 @@ def pack_pairs(
     TAU: tl.constexpr,
     FRESH: tl.constexpr,
 ):
-    """Pack the rows of x and y, with FRESH after finding what there is to know of them."""
+    """Pack the rows of x and y; with FRESH, find their statistics first."""
     sweep_pairs(
         tl.program_id(0), x_ptr, y_ptr, tau_ptr, tau_stride, rate, margin, packed_ptr, stats_ptr, similarity_ptr,
         num_pairs, padded, plane, width, pitch, stride_xr, stride_xc, stride_yr, stride_yc, y_anchors,
@@ -287,7 +296,7 @@ def pack_candidates(
     TAU: tl.constexpr,
     FRESH: tl.constexpr,
 ):
-    """Pack the rows of one candidate side at stacked row ``first``, and with them the padding up to ``num_stored``."""
+    """Pack the rows of one candidate side at stacked row ``first``, and the padding after them up to ``num_stored``."""
     index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live, stored = index < num_rows, index < num_stored
     rows = rows_ptr + tl.minimum(index, num_rows - 1).to(tl.int64) * stride_r
@@ -315,3 +324,141 @@ def pack_candidates(
             stats_ptr, plane, first + index, stored, scale, inverse_norm(square), shared, shared * 0.0, index < 0,
             NORMALIZE, TAU,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The embeddings as the kernels see them.
+
+    Attributes:
+        packed: all rows stacked, contiguous, rescaled by powers of two.
+        stats: the statistics of each row, see :mod:`.layout`.
+        ids: the identity of each row, or None.
+        kept: tiles of logits, one after the other, or None.
+        stack: where the rows lie.
+        normalize: cosines rather than dot products.
+        per_row: each anchor has its own temperature.
+        limited: a margin leaves out some pairs.
+    """
+
+    packed: Tensor
+    stats: Tensor
+    ids: Tensor | None
+    kept: Tensor | None
+    stack: Stack
+    normalize: bool
+    per_row: bool
+    limited: bool
+
+    def operands(self, config: BlockConfig) -> tuple[object, ...]:
+        """The first arguments of a kernel that works on tiles: the rows, their statistics and identities."""
+        return TensorDescriptor.from_tensor(self.packed, [config.block, config.depth]), self.stats, self.ids
+
+    def extents(self, panel: Panel, config: BlockConfig) -> tuple[object, ...]:
+        """Further arguments of such a kernel: which kept tiles are the panel's, sizes, and the panel's place."""
+        stack, block = self.stack, panel.block
+        kept: tuple[object, ...] = None, 0, 0, 0, 0, 0
+        if self.kept is not None and block is not None:
+            tiles_high = 0 if block.square else length(block.rows) // config.block
+            num_kept = self.kept.numel() // config.block**2
+            kept = self.kept, num_kept, block.rows[0], block.columns[0], block.tiles_before, tiles_high
+        place = panel.rows[0], panel.columns[0]
+        tiles = length(panel.rows) // config.block, length(panel.columns) // config.block
+        return *kept, stack.n, stack.m, stack.padded, stack.num_rows, stack.width, *place, *tiles
+
+    def options(self, panel: Panel, config: BlockConfig) -> dict[str, object]:
+        """The compile-time arguments of such a kernel."""
+        return {
+            "BLOCK": config.block,
+            "DEPTH": config.depth,
+            "GROUP": config.group,
+            "TRIANGLE": panel.diagonal,
+            "NORMALIZE": self.normalize,
+            "PER_ROW": self.per_row,
+            "LIMITED": self.limited,
+            "PRECISION": config.products,
+            "num_warps": config.num_warps,
+            "num_stages": config.num_stages,
+        }
+
+
+def temperature_arguments(batch: Batch, placeholder: Tensor) -> tuple[Tensor, int, float, str]:
+    """The arguments of a kernel that reads the temperature: τ on the device, its stride, log2(e)/τ, and its kind."""
+    tau = batch.temperature
+    if not isinstance(tau, Tensor):
+        return placeholder, 0, LOG2_E.value / tau, "number"
+    return (tau, 0, 0.0, "scalar") if tau.dim() == 0 else (tau, tau.stride(0), 0.0, "rows")
+
+
+def pack(
+    batch: Batch,
+    saved: Tensor,
+    ids: Tensor | None,
+    similarity: Tensor | None,
+    stack: Stack,
+    problem: Problem,
+    config: BlockConfig,
+) -> Rows:
+    """Stack all sides' rows, rescaled by the powers of two in ``saved``.
+
+    With ``similarity`` (padded rows, float64) the rows' statistics are found first, and ``saved`` and ``similarity``
+    are filled. ``saved`` has the statistics at its front, and kept logits after them.
+    """
+    shape = batch.shape
+    packed = torch.empty((stack.num_rows, stack.width), dtype=shape.dtype, device=batch.x.device)
+    stats = table(saved, stack)
+    tau, tau_stride, rate, tau_kind = temperature_arguments(batch, saved)
+    shared = {
+        "ROWS": config.row_block,
+        "DEPTH": min(PACK_DEPTH, triton.next_power_of_2(stack.width)),
+        "NORMALIZE": problem.normalize,
+        "RESCALE": config.rescale,
+        "TAU": tau_kind,
+        "FRESH": similarity is not None,
+        "num_warps": 4,
+    }
+    pack_pairs[(stack.padded // config.row_block,)](
+        batch.x,
+        batch.y,
+        tau,
+        tau_stride,
+        rate,
+        float(problem.margin or 0.0),
+        packed,
+        stats,
+        saved if similarity is None else similarity,
+        stack.n,
+        stack.padded,
+        stack.num_rows,
+        shape.d,
+        stack.width,
+        *batch.x.stride(),
+        *batch.y.stride(),
+        int(problem.directions == "both"),
+        **shared,
+    )
+    first, last = stack.span(CANDIDATES)
+    sides = [side for side in batch.candidates if side.shape[0]]
+    for position, side in enumerate(sides):
+        count = side.shape[0]
+        stored = last - first if position + 1 == len(sides) else count
+        pack_candidates[(triton.cdiv(stored, config.row_block),)](
+            side,
+            tau,
+            rate,
+            packed,
+            stats,
+            first,
+            count,
+            stored,
+            stack.num_rows,
+            shape.d,
+            stack.width,
+            *side.stride(),
+            **shared,
+        )
+        first += count
+    rest = saved[stack.saved_floats :]
+    kept = rest.view(config.kept_dtype) if rest.numel() else None
+    limited = problem.margin is not None
+    return Rows(packed, stats, ids, kept, stack, problem.normalize, shape.per_row, limited)

@@ -1,7 +1,8 @@
-"""The three kernels that small plain batches take: products, z, gradients; and their launches.
+"""Small plain batches in three kernels: products, z, gradients; and their launches.
 
-Up to some hundred pairs launches cost more than what they compute. So nothing is packed, all dot products are kept for
-the backward, in memory that stays in the L2 cache, and each kernel does all that needs no other program's results.
+Up to a few hundred pairs, launches cost more than what they compute. So nothing is packed, all dot products are kept
+for the backward in memory that stays in the L2 cache, and each kernel does everything that needs no other program's
+results.
 """
 
 from __future__ import annotations
@@ -15,24 +16,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..problem import Batch, Problem
-from . import stack
+from . import layout
 from .config import SmallConfig
 from .gradient import norms_shared_out, projected, store_gradient
+from .layout import X, product_columns, product_parts, stack_of
 from .lse import close_rows, first_moment
-from .pack import load_entries, rescaled, scale_of, stacked_rows, sweep_pairs
-from .panels import PACK_DEPTH, WEIGH_SWEEP, temperature_arguments
-from .schedule import product_columns, product_parts
-from .stack import X, stack_of
-from .tiles import (
-    add_products,
-    common_rate,
-    has_common_peak,
-    logits,
-    no_products,
-    tile_at,
-    whole_products,
-)
+from .pack import PACK_DEPTH, load_entries, rescaled, scale_of, stacked_rows, sweep_pairs, temperature_arguments
+from .tiles import add_products, common_rate, has_common_peak, logits, no_products, tile_at, whole_products
 from .weights import (
+    WEIGH_SWEEP,
     common_exponent,
     double_power_of_two,
     over_total,
@@ -43,9 +35,9 @@ from .weights import (
 
 NUM_WARPS = 4
 GROUP = 8
-# Given no limit the assembler spills registers of four warps for more blocks on a multiprocessor than there will be.
+# Without a limit the assembler spills registers of four warps to fit more blocks on a multiprocessor than there are.
 MOST_REGISTERS = 255
-SCALE, LOWEST = tl.constexpr(stack.SCALE), tl.constexpr(stack.LOWEST)
+SCALE, LOWEST = tl.constexpr(layout.SCALE), tl.constexpr(layout.LOWEST)
 LN2 = tl.constexpr(math.log(2))
 
 
@@ -53,19 +45,19 @@ LN2 = tl.constexpr(math.log(2))
 def store_products(products_ptr, plane, offsets, product, PARTS: tl.constexpr):
     """Store products, each as one float32 number or as two that add up to it, ``plane`` numbers apart.
 
-    Two hold 48 of float64's 53 bits, and are numbers like any others to whoever is handed what they are part of.
+    Two parts hold 48 of float64's 53 bits, and are ordinary numbers to whoever inspects the saved tensor.
     """
     part = product.to(tl.float32)
     tl.store(products_ptr + offsets, part)
     if PARTS == 2:
-        # Nothing is left of what float32 cannot hold.
+        # What float32 cannot hold leaves no rest.
         rest = tl.where(part - part == 0, product.to(tl.float64) - part.to(tl.float64), 0.0)
         tl.store(products_ptr + plane + offsets, rest.to(tl.float32))
 
 
 @triton.jit
 def load_products(products_ptr, plane, offsets, PARTS: tl.constexpr):
-    """Products that :func:`store_products` stored, of two parts in float64."""
+    """Products that :func:`store_products` stored; in float64 if there are two parts."""
     product = tl.load(products_ptr + offsets)
     if PARTS == 2:
         product = product.to(tl.float64) + tl.load(products_ptr + plane + offsets).to(tl.float64)
@@ -90,12 +82,12 @@ def raw_products(
     RESCALE: tl.constexpr,
     MEASURE: tl.constexpr,
 ):
-    """The dot products of some rows with others, each rescaled; with MEASURE also the rows' largest entries' sizes."""
+    """The dot products of some rows with others, all rescaled; with MEASURE also the size of rows' largest entries."""
     offsets = tl.arange(0, DEPTH)
     total = no_products(BLOCK, BLOCK, DEPTH, PRECISION)
     a_largest = tl.zeros((BLOCK,), tl.float32)
     b_largest = tl.zeros((BLOCK,), tl.float32)
-    # Named here, stages serve the loads of float64 products too, which no tensor core waits for.
+    # Stages named here also serve the loads of float64 products, which do not use tensor cores.
     for start in tl.range(0, width, DEPTH, num_stages=STAGES):
         a = rescaled(load_entries(a_rows, start + offsets, a_live, width, a_stride), a_scale, RESCALE)
         b = rescaled(load_entries(b_rows, start + offsets, b_live, width, b_stride), b_scale, RESCALE)
@@ -103,7 +95,7 @@ def raw_products(
             a_largest = tl.maximum(a_largest, tl.max(tl.abs(a.to(tl.float32)), 1))
             b_largest = tl.maximum(b_largest, tl.max(tl.abs(b.to(tl.float32)), 1))
         if PRECISION == "tf32" and a.dtype == tl.float32:
-            # As the gradient rounds them: its radial part is taken from these products.
+            # Rounded as in the gradient, whose radial part is computed from these products.
             a = round_to_tf32(a)
             b = round_to_tf32(b)
         total = add_products(total, a, b, PRECISION)
@@ -142,11 +134,11 @@ def small_products(
     TAU: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The first programs find norms and positives as packing does, each of the others one tile of products.
+    """The first programs find norms and positives as packing does; each of the others finds one tile of products.
 
-    A row of ``products`` holds its products with all stacked rows or, with CROSS, with those of the other side; a tile
-    is written a second time as its mirror. Padding has products of 0. Rows are taken for ordinary ones, and a tile in
-    which any is far from 1 is computed a second time, rescaled.
+    A row of ``products`` holds its products with all stacked rows or, with CROSS, with those of the other side; each
+    tile is also written as its mirror. Padding has products of 0. Rows are assumed to be of ordinary size, and a tile
+    with a row that is not is computed again, rescaled.
     """
     row_programs = padded // ROWS
     program = tl.program_id(0)
@@ -202,7 +194,7 @@ def place_in_side(index, num_pairs, padded):
 
 @triton.jit
 def differ(index_a, index_b, num_pairs, padded):
-    """The stacked rows of different pairs, neither of them padding."""
+    """Which stacked rows belong to different pairs and are not padding."""
     a = place_in_side(index_a, num_pairs, padded)
     b = place_in_side(index_b, num_pairs, padded)
     return (a[:, None] != b[None, :]) & (a >= 0)[:, None] & (b >= 0)[None, :]
@@ -226,7 +218,7 @@ def small_close(
     PARTS: tl.constexpr,
     MOMENT: tl.constexpr,
 ):
-    """Sum the negatives of ROWS stacked rows, COLUMNS being at least all products of a row."""
+    """Sum the negatives of ROWS stacked rows; COLUMNS is at least the number of a row's products."""
     plane = 2 * padded
     first = tl.program_id(0) * ROWS
     index = first + tl.arange(0, ROWS)
@@ -291,7 +283,7 @@ def small_gradient(
     """ROWS stacked rows and COLUMNS columns of the gradient from ``first_row`` on.
 
     gradient_i = gain [Σ_j W_ij u_j - pull u_p(i)], for cosines projected off u_i and divided by |row i|. The radial
-    part, which takes all columns, is taken from the products and from the very weights that are multiplied.
+    part needs all columns, so it is computed from the products and the very weights that are multiplied.
     """
     plane = 2 * padded
     exponent = common_exponent(a_ptr, b_ptr, stats_ptr, num_pairs, num_anchors, padded, plane, SWEEP, False)
@@ -302,12 +294,12 @@ def small_gradient(
     position = index - of_y * padded
     partner = position + (1 - of_y) * padded
     columns = program % column_tiles * COLUMNS + tl.arange(0, COLUMNS)
-    # One factor for all rows, which float64 holds: what is not in the loop takes no registers there.
+    # One factor for all rows, which float64 holds; outside the loop it takes no registers there.
     scale = common_rate(stats_ptr, plane).to(tl.float64) * tl.full((), LN2, tl.float64) * double_power_of_two(-exponent)
     row = over_total(stats_ptr, scaled_values(a_ptr, scale, index, num_pairs, num_anchors, padded), index, plane)
     pull = scaled_values(b_ptr, scale, index, num_pairs, num_anchors, padded)
     pull += scaled_values(b_ptr, scale, partner, num_pairs, num_anchors, padded)
-    # Stacked rows that these are multiplied with begin here.
+    # The first of the stacked rows that these are multiplied with.
     begin = 0
     if CROSS:
         begin += (1 - of_y) * padded
@@ -336,7 +328,7 @@ def small_gradient(
             entries = rescaled(entries, tl.load(stats_ptr + SCALE * plane + other), RESCALE)
         if ROUND:
             entries = round_to_tf32(entries.to(tl.float32))
-        # Apart from the total, for the reason that logits' products are.
+        # Summed separately from the total, for the same reason as in add_products.
         total = tl.fma(weighed_sum(weights, entries, TERMS, BFLOAT16, PRECISION), 1.0, total)
     first_partner = first + (1 - 2 * of_y) * padded
     rows, live, stride = stacked_rows(
@@ -367,7 +359,7 @@ def small_gradient(
 
 @triton.jit
 def scaled_values(values_ptr, scale, index, num_pairs, num_anchors, padded):
-    """a or b of stacked rows times what all have in common, in float32; 0 of rows that are no anchors."""
+    """a or b of stacked rows times their common scale, in float32; 0 for rows that are not anchors."""
     side = (index >= padded).to(tl.int32)
     position = index - side * padded
     row = side * num_pairs + position
@@ -383,7 +375,7 @@ def forward(
     problem: Problem,
     chosen: SmallConfig,
 ) -> None:
-    """Fill z, the positives' logits and, unless None, the moments (rows), and what :func:`backward` needs."""
+    """Fill z, the positives' logits, the moments (rows) unless None, and what :func:`backward` needs."""
     shape, where = batch.shape, stack_of(batch.shape)
     x, y = (side.to(shape.dtype) for side in batch.sides)
     columns, cross = product_columns(where, problem), problem.negatives == "cross"
@@ -451,10 +443,10 @@ def backward(
     problem: Problem,
     chosen: SmallConfig,
 ) -> None:
-    """Fill the gradients that there are tensors for."""
+    """Fill the gradients that are not None."""
     shape, where = batch.shape, stack_of(batch.shape)
     x, y = (side.to(shape.dtype) for side in batch.sides)
-    # The kernel writes both sides as they were multiplied.
+    # The kernel writes both sides in the dtype that it multiplies.
     filled = [None if gradient is None else gradient.to(shape.dtype) for gradient in gradients]
     some = next((gradient for gradient in filled if gradient is not None), None)
     if some is None:

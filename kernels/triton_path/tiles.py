@@ -1,4 +1,4 @@
-"""What kernels do with a tile of rows against rows: products, logits, the pairs that count, what is kept of them."""
+"""A tile of rows against rows in the kernels: its products, logits, the pairs that count, and what is kept of them."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import math
 import triton
 import triton.language as tl
 
-from . import stack
+from . import layout
 
-INVERSE, FACTOR = tl.constexpr(stack.INVERSE), tl.constexpr(stack.FACTOR)
-RATE, LIMIT = tl.constexpr(stack.RATE), tl.constexpr(stack.LIMIT)
+INVERSE, FACTOR = tl.constexpr(layout.INVERSE), tl.constexpr(layout.FACTOR)
+RATE, LIMIT = tl.constexpr(layout.RATE), tl.constexpr(layout.LIMIT)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-# Up to this log2(e)/τ cosines' logits lie within ±40, and 0 serves every row as its peak.
+# Up to this log2(e)/τ the logits of cosines lie within ±40, and 0 can be every row's peak.
 COMMON_PEAK_RATE = tl.constexpr(40.0)
 # Cosines kept in 16 bits are multiples of 1/32767.
 STEPS = tl.constexpr(32767.0)
-# Added to a smaller number, it leaves that number's nearest integer in the lowest bits, without a slow conversion.
+# Added to a smaller number, this leaves its nearest integer in the lowest bits, without a slow conversion.
 SHIFT = tl.constexpr(1.5 * 2.0**23)
-# Half a step changes an exponential by rate log(2) 2^-16 of itself: up to this log2(e)/τ by no more than an eighth of
-# what rounding the weight to bfloat16 may (2^-8). Among equal cosines neither error averages out.
+# Half a step changes an exponential by rate log(2) 2^-16 of itself. Up to this log2(e)/τ that is at most an eighth of
+# the error of rounding the weight to bfloat16 (2^-8). Among equal cosines neither error averages out.
 COARSEST_RATE = tl.constexpr(2.0**5 / math.log(2))
 
 
 @triton.jit
 def tile_at(program, tiles_m, tiles_n, TRIANGLE: tl.constexpr, GROUP: tl.constexpr):
-    """The tile (a, b) a program computes.
+    """The tile (a, b) that a program computes.
 
-    The whole ``tiles_m x tiles_n`` rectangle, or with TRIANGLE the tiles a <= b of a square, folded without a gap onto
-    a rectangle half as high: row i of the fold holds row i of the triangle and, in what is left, row T - 1 - i
-    (T - i when T is odd). Either way GROUP rows of the rectangle are swept together so that their operands meet in L2.
+    Programs cover the whole ``tiles_m x tiles_n`` rectangle or, with TRIANGLE, the tiles a <= b of a square, folded
+    without a gap onto a rectangle half as high: row i of the fold holds row i of the triangle and, in the space left,
+    row T - 1 - i (T - i when T is odd). GROUP rows of the rectangle are swept together, so that they share L2.
     """
     if TRIANGLE:
         odd = tiles_m % 2
@@ -57,9 +57,9 @@ def tile_at(program, tiles_m, tiles_n, TRIANGLE: tl.constexpr, GROUP: tl.constex
 
 @triton.jit
 def no_products(BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr):
-    """What products of BLOCK_A rows with BLOCK_B rows, DEPTH columns at a time, are added to."""
+    """The zero that products of BLOCK_A rows with BLOCK_B rows, DEPTH columns at a time, are added to."""
     if PRECISION == "double":
-        # Term by term: float64 products of tiles do not compile for every device.
+        # Term by term, because float64 products of tiles do not compile for every device.
         total = tl.zeros((BLOCK_A, BLOCK_B, DEPTH), tl.float64)
     else:
         total = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
@@ -68,18 +68,18 @@ def no_products(BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, DEPTH: tl.constexp
 
 @triton.jit
 def add_products(total, a, b, PRECISION: tl.constexpr):
-    """Add the products of some columns, which are summed apart: tensor cores round a chain's sums towards zero."""
+    """Add the products of some columns, summed separately: tensor cores round the sums of a long chain towards zero."""
     if PRECISION == "double":
         total += a.to(tl.float64)[:, None, :] * b.to(tl.float64)[None, :, :]
     else:
-        # Written as a sum, the compiler would fold it into one long chain.
+        # The compiler would fold a plain sum into one long chain.
         total = tl.fma(tl.dot(a, b.T, input_precision=PRECISION), 1.0, total)
     return total
 
 
 @triton.jit
 def whole_products(total, PRECISION: tl.constexpr):
-    """The dot products, float64 for "double", once all columns were added."""
+    """The dot products once all columns are added; float64 for "double"."""
     if PRECISION == "double":
         total = tl.sum(total, 2)
     return total
@@ -89,8 +89,7 @@ def whole_products(total, PRECISION: tl.constexpr):
 def tile_products(packed, pitch, first_a, first_b, BLOCK: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr):
     """The dot products of BLOCK packed rows from ``first_a`` on with those from ``first_b`` on.
 
-    ``packed`` describes the packed rows in tiles of BLOCK x DEPTH: on Hopper they are copied without passing through
-    registers.
+    ``packed`` is a descriptor of the packed rows in tiles of BLOCK x DEPTH, which Hopper copies without registers.
     """
     total = no_products(BLOCK, BLOCK, DEPTH, PRECISION)
     for start in range(0, pitch, DEPTH):
@@ -109,7 +108,7 @@ def multiply_add(x, y, z):
 
 @triton.jit
 def along(values, axis: tl.constexpr):
-    """A number for each row (axis 1) or for each column (axis 0) of a tile."""
+    """One number for each row (axis 1) or each column (axis 0), shaped to broadcast over a tile."""
     return values[:, None] if axis == 1 else values[None, :]
 
 
@@ -124,11 +123,11 @@ def logits(
     NORMALIZE: tl.constexpr,
     PER_ROW: tl.constexpr,
 ):
-    """Dot products to logits, in units of log 2, of the rows a (axis 1) or, with PER_ROW, of the columns b (axis 0).
+    """Dot products as logits in units of log 2, of the anchors a (axis 1) or, with PER_ROW, of the columns b (axis 0).
 
-    At small τ every rounding on the way to a cosine would weigh 1/τ in logits near it. So each row's share of them
-    comes in two parts and the first product's error is kept: what is left is one rounding of the logit, which is small
-    where the logit is, and none at all for rows of zeros.
+    At small τ every rounding on the way to a cosine weighs 1/τ in the logit. So each row's factor comes in two parts,
+    and the error of the first product is kept. What remains is one rounding of the logit, which is small where the
+    logit is small, and no error at all for rows of zeros.
     """
     if NORMALIZE:
         row_factor = stats_ptr + FACTOR * plane + index_a
@@ -161,7 +160,7 @@ def common_rate(stats_ptr, plane):
 
 @triton.jit
 def has_common_peak(rate, NORMALIZE: tl.constexpr, PER_ROW: tl.constexpr):
-    """Whether 0 serves every row as its peak."""
+    """Whether 0 can be every row's peak."""
     common = False
     if NORMALIZE and not PER_ROW:
         common = rate <= COMMON_PEAK_RATE
@@ -176,19 +175,19 @@ def is_left_out(logit, stats_ptr, plane, index, axis: tl.constexpr):
 
 @triton.jit
 def stem_of(first, padded):
-    """What a tile's first row is called in both sides, and among the candidates."""
+    """A tile's first row within its side; x and y share numbers, candidates keep theirs."""
     return tl.where((first >= padded) & (first < 2 * padded), first - padded, first)
 
 
 @triton.jit
 def rows_inside(stem, num_pairs, num_candidates, padded):
-    """Rows of a tile that are no padding; as many as the tile has, or more, if none is."""
+    """The number of rows from a tile's first row on that are not padding; may exceed the tile."""
     return tl.where(stem >= padded, 2 * padded + num_candidates, num_pairs) - stem
 
 
 @triton.jit
 def needs_mask(ids_ptr, first_a, first_b, num_pairs, num_candidates, padded, BLOCK: tl.constexpr):
-    """Whether any pair of a tile is left out whatever its logit is."""
+    """Whether any pair of a tile is left out whatever its logit."""
     if ids_ptr is not None:
         masked = True
     else:
@@ -201,9 +200,9 @@ def needs_mask(ids_ptr, first_a, first_b, num_pairs, num_candidates, padded, BLO
 
 @triton.jit
 def counted_pairs(ids_ptr, first_a, first_b, num_pairs, num_candidates, padded, BLOCK: tl.constexpr):
-    """The pairs of a tile that differ in identity, neither of them padding, whose id is −1.
+    """The pairs of a tile with different identities, neither of them padding, whose id is −1.
 
-    Where a row's place is its identity, numbers of the whole tiles decide: fewer registers than identities of all rows.
+    Without ids a row's place is its identity; comparing whole tiles then takes fewer registers than loading identities.
     """
     index = tl.arange(0, BLOCK)
     if ids_ptr is not None:
@@ -219,10 +218,10 @@ def counted_pairs(ids_ptr, first_a, first_b, num_pairs, num_candidates, padded, 
 
 @triton.jit
 def kept_place(first_a, first_b, block_a, block_b, tiles_before, tiles_high, BLOCK: tl.constexpr):
-    """Which of the kept tiles, one column of its block after the other, that of two tiles of stacked rows is.
+    """The index of a tile among the kept ones, which are numbered column by column within each block.
 
     The block begins at ``block_a`` and ``block_b`` and is ``tiles_high`` tiles high, 0 for the upper half of a square.
-    The place depends on the rows only: passes may cut them into other panels.
+    The index depends on the rows only, so the two passes may cut them into different panels.
     """
     a = (first_a - block_a) // BLOCK
     b = (first_b - block_b) // BLOCK
@@ -238,15 +237,15 @@ def kept_entries(kept_ptr, place, BLOCK: tl.constexpr):
 
 @triton.jit
 def keep_logits(kept_ptr, place, num_kept, logit, rate, BLOCK: tl.constexpr):
-    """Keep a tile of logits if there is room for it; those of pairs that are left out may be anything.
+    """Keep a tile of logits if there is room for it; logits of pairs that are left out may be anything.
 
-    float32 logits are kept as they are. Where weights are rounded to bfloat16, cosines are kept in 16 bits: that is no
-    rounding of logits to half precision, whose steps grow with the logit to 2^-8 of it, but one step for all of them,
-    2^-15 of the largest possible logit.
+    float32 logits are kept as they are. Where weights are rounded to bfloat16, cosines are kept in 16 bits. Unlike
+    half precision, whose steps grow with the logit to 2^-8 of it, that has the same step for all of them, 2^-15 of the
+    largest possible logit.
     """
     if place < num_kept:
         if kept_ptr.dtype.element_ty == tl.int16:
-            # Rounding may carry a cosine a few 2^-20 beyond 1, and half a step more would change its sign.
+            # Rounding may carry a cosine a few 2^-20 beyond 1, where half a step more would change its sign.
             steps = tl.minimum(logit * ((1.0 / rate) * STEPS), STEPS)
             kept = (steps + SHIFT).to(tl.int32, bitcast=True).to(tl.int16)
         else:
@@ -256,7 +255,7 @@ def keep_logits(kept_ptr, place, num_kept, logit, rate, BLOCK: tl.constexpr):
 
 @triton.jit
 def has_kept(kept_ptr, place, num_kept, rate):
-    """Whether a tile of logits was kept, and finely enough for weights that are rounded to bfloat16."""
+    """Whether a tile of logits was kept, with small enough steps for weights that are rounded to bfloat16."""
     kept = place < num_kept
     if kept_ptr.dtype.element_ty == tl.int16:
         kept = kept & (rate <= COARSEST_RATE)

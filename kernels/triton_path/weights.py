@@ -1,17 +1,24 @@
-"""From what is asked of every row, a and b, to blocks of the weights W that the gradient multiplies the rows by.
+"""From the factors a and b of every row to panels of the weights W that the gradient multiplies the rows by.
 
-With a_i of lse_i and b_i of the positive's logit, v_i = a_i/τ_i = 2^e v'_i, and q_i = b_i/τ_i likewise: trained batches
-have all of them tiny, so the largest power of two, 2^e, is set apart, and what is left are float32 numbers.
+With a_i the factor of lse_i and b_i that of s⁺_i, v_i = a_i/τ_i = 2^e v'_i and q_i = b_i/τ_i = 2^e q'_i. In trained
+batches all of them are tiny, so the largest power of two, 2^e, is split off, and v' and q' fit float32.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from . import stack
+from . import layout
+from .config import BlockConfig
+from .layout import Panel, length
+from .pack import Rows
 from .tiles import (
     common_rate,
     counted_pairs,
@@ -26,38 +33,39 @@ from .tiles import (
     tile_products,
 )
 
-INVERSE, RATE = tl.constexpr(stack.INVERSE), tl.constexpr(stack.RATE)
-PEAK, TOTAL = tl.constexpr(stack.PEAK), tl.constexpr(stack.TOTAL)
+INVERSE, RATE = tl.constexpr(layout.INVERSE), tl.constexpr(layout.RATE)
+PEAK, TOTAL = tl.constexpr(layout.PEAK), tl.constexpr(layout.TOTAL)
 LN2 = tl.constexpr(math.log(2))
+WEIGH_ROWS, WEIGH_SWEEP = 256, 1024
 
 
 @triton.jit
 def exponent_of(value):
-    """The exponent of a float64's leading bit, within those whose inverse has room for a rate next to it.
+    """The exponent of a float64's leading bit, clamped so that its inverse can be multiplied by a rate.
 
-    The lowest of what is not finite, which shall not make all other rows' values vanish.
+    A number that is not finite has the lowest exponent: it must not make the other rows' values vanish.
     """
-    # Subnormal numbers have exponent field 0, one more than they deserve.
+    # Subnormal numbers have exponent field 0, one too many.
     exponent = ((value.to(tl.int64, bitcast=True) >> 52) & 2047).to(tl.int32) - 1023
     return tl.where(exponent == 1024, -1000, tl.minimum(tl.maximum(exponent, -1000), 1022))
 
 
 @triton.jit
 def double_power_of_two(exponent):
-    """2^exponent in float64, of a normal number's exponent."""
+    """2^exponent in float64, for the exponent of a normal number."""
     return ((1023 + exponent).to(tl.int64) << 52).to(tl.float64, bitcast=True)
 
 
 @triton.jit
 def anchor_values(values_ptr, stats_ptr, index, inside, num_pairs, num_anchors, padded, plane, PER_ROW: tl.constexpr):
-    """a or b over the temperature in float64, of stacked rows ``index``; 0 of rows that are no anchors."""
+    """a or b over the temperature in float64, for the stacked rows ``index``; 0 for rows that are not anchors."""
     side = (index >= padded).to(tl.int32)
     position = index - side * padded
     row = side * num_pairs + position
     anchor = inside & (position < num_pairs) & (row < num_anchors)
     rate = tl.load(stats_ptr + RATE * plane + (index if PER_ROW else index * 0), mask=inside, other=0.0)
     value = tl.load(values_ptr + row, mask=anchor, other=0.0)
-    # A temperature that is refused as NaN makes all its rows so.
+    # A bad temperature, which is NaN by now, makes the values of all its rows NaN.
     return tl.where(anchor, value * (rate.to(tl.float64) * tl.full((), LN2, tl.float64)), 0.0)
 
 
@@ -65,7 +73,7 @@ def anchor_values(values_ptr, stats_ptr, index, inside, num_pairs, num_anchors, 
 def common_exponent(
     a_ptr, b_ptr, stats_ptr, num_pairs, num_anchors, padded, plane, SWEEP: tl.constexpr, PER_ROW: tl.constexpr
 ):
-    """e, the largest of all rows; every program that asks sweeps all rows in the same order."""
+    """e, the largest exponent of all rows; every program that needs it sweeps all rows in the same order."""
     largest = tl.full((SWEEP,), -1000, tl.int32)
     for start in range(0, 2 * padded, SWEEP):
         index = start + tl.arange(0, SWEEP)
@@ -89,14 +97,14 @@ def relative_values(
     plane,
     PER_ROW: tl.constexpr,
 ):
-    """v' or q' of stacked rows: a or b over the temperature and over 2^e, in float32."""
+    """v' or q' of stacked rows: a or b over the temperature and 2^e, in float32."""
     value = anchor_values(values_ptr, stats_ptr, index, inside, num_pairs, num_anchors, padded, plane, PER_ROW)
     return (value * double_power_of_two(-exponent)).to(tl.float32)
 
 
 @triton.jit
 def over_total(stats_ptr, weight, index, plane):
-    """Weights of stacked rows over their sums of exponentials, 0 of rows that have summed nothing."""
+    """Weights of stacked rows over their sums of exponentials; 0 where nothing was summed."""
     total = tl.load(stats_ptr + TOTAL * plane + index)
     return tl.where(total == 0, 0.0, weight / tl.where(total == 0, 1.0, total))
 
@@ -117,7 +125,7 @@ def weigh_rows(
     SWEEP: tl.constexpr,
     PER_ROW: tl.constexpr,
 ):
-    """Write what the gradient needs of every row: v' over its total, each pair's two q' added, and 2^e."""
+    """Write what the gradient needs: each row's v' over its total, the sum of each pair's two q', and 2^e."""
     exponent = common_exponent(a_ptr, b_ptr, stats_ptr, num_pairs, num_anchors, padded, plane, SWEEP, PER_ROW)
     position = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = position < padded
@@ -138,16 +146,16 @@ def weigh_rows(
 
 @triton.jit
 def round_to_tf32(value):
-    """Round to tf32's 10 explicit bits, which tensor cores would otherwise cut off towards zero."""
+    """Round to tf32's 10 explicit bits; tensor cores would truncate towards zero instead."""
     bits = value.to(tl.int32, bitcast=True)
     rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    # The carry would turn some NaNs into zeros.
+    # The carry would turn some NaNs into zero.
     return tl.where(value == value, rounded, value)
 
 
 @triton.jit
 def bfloat16_term(weight, POSITION: tl.constexpr):
-    """The bfloat16 number nearest to what those at lower positions leave of a weight."""
+    """The bfloat16 number nearest to what the terms at lower positions leave of a weight."""
     for _ in tl.static_range(POSITION):
         weight -= weight.to(tl.bfloat16).to(tl.float32)
     return weight.to(tl.bfloat16)
@@ -155,9 +163,9 @@ def bfloat16_term(weight, POSITION: tl.constexpr):
 
 @triton.jit
 def weighed_sum(weight, rows, TERMS: tl.constexpr, BFLOAT16: tl.constexpr, PRECISION: tl.constexpr):
-    """Weights times rows, the weights as sums of TERMS bfloat16 numbers or as the float32 numbers that they are."""
+    """Weights times rows, with the weights as sums of TERMS bfloat16 numbers or as the float32 numbers they are."""
     if BFLOAT16:
-        # The smallest first: tensor cores round sums towards zero, which large ones feel at every step.
+        # The smallest first: tensor cores round sums towards zero, by more the larger a sum is.
         total = tl.dot(bfloat16_term(weight, TERMS - 1), rows)
         for position in tl.static_range(2, TERMS + 1):
             total = tl.dot(bfloat16_term(weight, TERMS - position), rows, total)
@@ -182,9 +190,9 @@ def pair_weights(
 ):
     """W_ij = v_i P_ij + v_j P_ji, divided by both rows' norms for cosines.
 
-    v_i P_ij = k_i 2^(t_ij - peak_i), k_i = v_i / total_i being the ``row`` coefficient or the ``column`` one, 0 of rows
-    that are no anchors. Nothing that counts exceeds its row's peak, so nothing overflows. With LIMITED what the margin
-    of a row leaves out has no weight in it.
+    v_i P_ij = k_i 2^(t_ij - peak_i) with k_i = v_i / total_i, the ``row`` or the ``column`` coefficient, which is 0 for
+    rows that are not anchors. No logit that counts exceeds its row's peak, so nothing overflows. With LIMITED the
+    pairs that a row's margin leaves out have no weight in it.
     """
     if has_common_peak(common_rate(stats_ptr, plane), NORMALIZE, PER_ROW):
         weight = tl.exp2(logit)
@@ -244,10 +252,10 @@ def block_weights(
 ):
     """Tiles of :func:`pair_weights`, 0 for pairs left out.
 
-    With both norms in it one block serves both sides: W b and W^T a are gradients with respect to raw rows, but for
-    the projection. Every entry of the tile is written, the padding too, as TERMS numbers that add up to it, each what
-    the ones before leave. TRIANGLE: b is a, and a tile is written a second time as its mirror below the diagonal.
-    ``kept_ptr``: as in the kernel of the logits, which are not formed again where they were kept.
+    Because the weights contain both norms, one block serves both sides: W b and W^T a are gradients with respect to raw
+    rows, except for the projection. Every entry of the tile is written, padding included, as TERMS numbers that add up
+    to it, each holding what the ones before leave. TRIANGLE: b is a, and a tile is also written as its mirror below
+    the diagonal. ``kept_ptr``: as in :func:`block_lse`; logits that were kept are not formed again.
     """
     a, b = tile_at(tl.program_id(0), tiles_a, tiles_b, TRIANGLE, GROUP)
     first_a = a_start + a * BLOCK
@@ -288,3 +296,71 @@ def block_weights(
             weight -= rounded.to(tl.float32)
             upper += weights_plane
             lower += weights_plane
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What the gradient needs of a and b.
+
+    Attributes:
+        coefficient: a over temperature and total (stacked rows).
+        pull: the b of each pair's two rows over the temperature, added (padded rows).
+        gain: float64 scalar, common to all rows.
+    """
+
+    coefficient: Tensor
+    pull: Tensor
+    gain: Tensor
+
+
+def weigh(rows: Rows, a: Tensor, b: Tensor) -> Factors:
+    """The :class:`Factors` of a and b, (rows,) float64."""
+    stack, device = rows.stack, rows.packed.device
+    factors = Factors(
+        torch.empty(stack.num_rows, dtype=torch.float32, device=device),
+        torch.empty(stack.padded, dtype=torch.float32, device=device),
+        torch.empty((), dtype=torch.float64, device=device),
+    )
+    # No candidate is an anchor.
+    factors.coefficient[2 * stack.padded :].zero_()
+    weigh_rows[(triton.cdiv(stack.padded, WEIGH_ROWS),)](
+        a.contiguous(),
+        b.contiguous(),
+        rows.stats,
+        factors.coefficient,
+        factors.pull,
+        factors.gain,
+        stack.n,
+        a.shape[0],
+        stack.padded,
+        stack.num_rows,
+        ROWS=WEIGH_ROWS,
+        SWEEP=WEIGH_SWEEP,
+        PER_ROW=rows.per_row,
+        num_warps=4,
+    )
+    return factors
+
+
+def weight_memory(rows: Rows, panels: Sequence[Panel], config: BlockConfig) -> Tensor:
+    """Memory for the weights of the largest panel."""
+    count = config.weight_terms * max((panel.pairs for panel in panels), default=0)
+    return torch.empty(count, dtype=config.weight_dtype, device=rows.packed.device)
+
+
+def panel_weights(rows: Rows, panel: Panel, factors: Factors, memory: Tensor, config: BlockConfig) -> Tensor:
+    """A panel's weights (terms, rows, columns), written to the front of the temporary ``memory``."""
+    num_a, num_b = length(panel.rows), length(panel.columns)
+    block = memory[: config.weight_terms * panel.pairs].view(config.weight_terms, num_a, num_b)
+    block_weights[(panel.tiles(config.block),)](
+        *rows.operands(config),
+        factors.coefficient,
+        block,
+        num_b,
+        panel.pairs,
+        *rows.extents(panel, config),
+        ROUND=config.rounds_weights,
+        TERMS=config.weight_terms,
+        **rows.options(panel, config),
+    )
+    return block

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctloss.kernels.problem import Batch, Shape
-from ctloss.kernels.triton_path import config, engine, panels, schedule, small
-from ctloss.kernels.triton_path.stack import identities, stack_of
+from ctloss.kernels.triton_path import config, engine, gradient, layout, small
+from ctloss.kernels.triton_path.layout import identities, stack_of
 from support.regimes import Candidates, Case, cases
 from support.triton_calls import (
     DEVICE,
@@ -110,8 +110,8 @@ def test_acceptance_in_small_panels(options: dict[str, Any], shared: bool, monke
     """The least memory that panels take, whether they serve both of their sides or one run of rows alone."""
     in_panels(monkeypatch)
     monkeypatch.setattr(config, "FEW_PAIRS", 0)
-    monkeypatch.setattr(schedule, "plan_backward", lambda *about: schedule.BackwardPlan(128, shared))
-    monkeypatch.setattr(schedule, "forward_panel", lambda *about: 128)
+    monkeypatch.setattr(layout, "plan_backward", lambda *about: layout.BackwardPlan(128, shared))
+    monkeypatch.setattr(layout, "forward_panel", lambda *about: 128)
     check(Case("random", 130, 8, **options))
 
 
@@ -227,13 +227,13 @@ def test_a_gradient_does_not_depend_on_the_others_asked_for(
 def test_candidates_on_one_side_cost_no_gradient_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums are kept of what is asked for alone, in whole tiles."""
     rows = []
-    add = panels.add_gradient
+    add = gradient.add_gradient
 
     def counted(block: Any, packed: Any, sums: torch.Tensor, first: bool, chosen: Any) -> None:
         rows.append(sums.shape[0])
         add(block, packed, sums, first, chosen)
 
-    monkeypatch.setattr(panels, "add_gradient", counted)
+    monkeypatch.setattr(gradient, "add_gradient", counted)
     case = Case("random", 20, 12, candidates=(Candidates(30), Candidates(600)))
     both_passes(pairs(case), problem(), needs=(True, False, True, False))
     # Those of x's 20 rows by the pairs and by the candidates, and of 30 candidates: padded to 64 each.

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 
 from ctloss.kernels.problem import Problem, Shape
-from ctloss.kernels.triton_path import config, engine, schedule, tiles
+from ctloss.kernels.triton_path import config, engine, layout, tiles
 from support.regimes import Candidates, Case, cases
 from support.triton_calls import DEVICE, DTYPES, both_passes, chain_of, check, in_panels, pairs, problem, shape_of
 
@@ -122,7 +122,7 @@ def test_kept_tiles_are_found_by_other_panels(options: dict[str, Any], monkeypat
     case = Case("random", 130, 8, **options)
     batch, asked = pairs(case), case.problem()
     keep(monkeypatch)
-    monkeypatch.setattr(schedule, "LARGEST_PANEL", 128)
+    monkeypatch.setattr(layout, "LARGEST_PANEL", 128)
     description = engine.describe(batch.shape, asked)
     assert description["forward_panel"] == 384
     assert description["backward_panel"] == 128

@@ -12,9 +12,9 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from ctloss.kernels.problem import Shape
-from ctloss.kernels.triton_path import engine, panels, schedule, weights
+from ctloss.kernels.triton_path import engine, gradient, layout, weights
 from ctloss.kernels.triton_path.config import CDNA3, choose
-from ctloss.kernels.triton_path.stack import stack_of
+from ctloss.kernels.triton_path.layout import stack_of
 from ctloss.reference import closed_form
 from support.regimes import Candidates, Case
 from support.triton_calls import DEVICE, DTYPES, ON_GPU, both_passes, chain_of, check, pairs, problem, shape_of
@@ -33,7 +33,7 @@ def kept_products(saved: torch.Tensor, case: Case) -> torch.Tensor:
     """The parts of the products of the 2n rows, (parts, 2n, 2n or n)."""
     n, stack = case.n, stack_of(shape_of(case))
     sides = 1 if case.negatives == "cross" else 2
-    parts = saved[stack.saved_floats :].view(schedule.product_parts(stack), 2, stack.padded, sides, stack.padded)
+    parts = saved[stack.saved_floats :].view(layout.product_parts(stack), 2, stack.padded, sides, stack.padded)
     return parts[:, :, :n, :, :n].flatten(1, 2).flatten(2, 3).cpu()
 
 
@@ -143,12 +143,12 @@ def test_small_terms_of_weights_are_added_first(terms: int, tensor_cores: list[f
 def test_small_terms_of_panels_are_added_first(monkeypatch: pytest.MonkeyPatch) -> None:
     added: list[tuple[float, bool]] = []
     monkeypatch.setattr(
-        panels, "library_product", lambda weights, packed, sums, first: added.append((weights[0, 0].item(), first))
+        gradient, "library_product", lambda weights, packed, sums, first: added.append((weights[0, 0].item(), first))
     )
     block = torch.tensor([1.0, 2.0**-9, 2.0**-18])[:, None, None].expand(3, 4, 4)
     chosen = choose(Shape(600, 64, dtype=torch.bfloat16), 90, problem())
     for first in (True, False):
-        panels.add_gradient(block, torch.ones(4, 8), torch.zeros(4, 8), first, chosen)
+        gradient.add_gradient(block, torch.ones(4, 8), torch.zeros(4, 8), first, chosen)
     assert added == [
         (2.0**-18, True),
         (2.0**-9, False),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctloss.kernels.problem import Batch, Problem, Shape
-from ctloss.kernels.triton_path import config, engine, schedule
+from ctloss.kernels.triton_path import config, engine, layout
 
 from .acceptance import check_engine
 from .regimes import Case
@@ -73,4 +73,4 @@ def in_flash(patch: pytest.MonkeyPatch, wins: bool = True, least_sweep: int = 64
     in_panels(patch)
     patch.setattr(config, "FEW_PAIRS", 0)
     patch.setattr(config, "flash_wins", flash_wins)
-    patch.setattr(schedule, "LEAST_SWEEP", least_sweep)
+    patch.setattr(layout, "LEAST_SWEEP", least_sweep)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctloss.kernels.problem import Problem, Shape
-from ctloss.kernels.triton_path import schedule
+from ctloss.kernels.triton_path import layout
 from ctloss.kernels.triton_path.config import (
     CDNA3,
     INTERPRETER,
@@ -26,7 +26,7 @@ from ctloss.kernels.triton_path.config import (
     choose_small,
     flash_wins,
 )
-from ctloss.kernels.triton_path.stack import CANDIDATES, X, Y, stack_of, wanted_spans
+from ctloss.kernels.triton_path.layout import CANDIDATES, X, Y, stack_of, wanted_spans
 from ctloss.kernels.triton_path.tiles import tile_at
 
 PROBLEM = Problem(workspace=1 << 28)
@@ -106,8 +106,8 @@ def test_no_tile_of_a_small_batch_crosses_the_sides(
         for extent in (chosen.block, chosen.row_block, chosen.gradient_rows, chosen.gradient_depth):
             for first in range(0, 2 * padded, extent):
                 assert first // padded == (first + extent - 1) // padded
-        assert padded % chosen.row_block == schedule.product_columns(stack, problem) % chosen.block == 0
-        assert schedule.product_columns(stack, problem) % chosen.gradient_depth == 0
+        assert padded % chosen.row_block == layout.product_columns(stack, problem) % chosen.block == 0
+        assert layout.product_columns(stack, problem) % chosen.gradient_depth == 0
 
 
 @pytest.mark.parametrize("arch", [80, 89, 90, 100])
@@ -159,21 +159,21 @@ def test_weights_stay_in_registers_where_that_is_expected_to_win(
 def test_products_are_kept_where_they_fit() -> None:
     both, cross = PROBLEM, replace(PROBLEM, negatives="cross")
     small = stack_of(Shape(512, 8))
-    assert schedule.product_floats(small, both) == 2 * schedule.product_floats(small, cross) == 1 << 20
-    assert schedule.product_floats(stack_of(Shape(64, 8)), both) == 2 * 128**2
-    assert schedule.keeps_products(Shape(512, 8), both)
-    assert not schedule.keeps_products(Shape(513, 8), both)
-    assert schedule.keeps_products(Shape(512, 8), replace(both, workspace=1 << 22))
-    assert not schedule.keeps_products(Shape(512, 8), replace(both, workspace=(1 << 22) - 1))
-    assert schedule.keeps_products(Shape(512, 8), replace(cross, workspace=1 << 21))
+    assert layout.product_floats(small, both) == 2 * layout.product_floats(small, cross) == 1 << 20
+    assert layout.product_floats(stack_of(Shape(64, 8)), both) == 2 * 128**2
+    assert layout.keeps_products(Shape(512, 8), both)
+    assert not layout.keeps_products(Shape(513, 8), both)
+    assert layout.keeps_products(Shape(512, 8), replace(both, workspace=1 << 22))
+    assert not layout.keeps_products(Shape(512, 8), replace(both, workspace=(1 << 22) - 1))
+    assert layout.keeps_products(Shape(512, 8), replace(cross, workspace=1 << 21))
 
 
 def test_three_kernels_are_for_plain_calls() -> None:
-    assert schedule.keeps_products(Shape(20, 8), replace(PROBLEM, directions="x"))
+    assert layout.keeps_products(Shape(20, 8), replace(PROBLEM, directions="x"))
     for options in ({"negatives": "own"}, {"negatives": "none"}, {"margin": 0.1}):
-        assert not schedule.keeps_products(Shape(20, 8), replace(PROBLEM, **options))
+        assert not layout.keeps_products(Shape(20, 8), replace(PROBLEM, **options))
     for about in ({"candidates": (3,)}, {"masked": True}, {"per_row": True}):
-        assert not schedule.keeps_products(Shape(20, 8, **about), PROBLEM)
+        assert not layout.keeps_products(Shape(20, 8, **about), PROBLEM)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -216,8 +216,8 @@ def test_logits_are_kept_where_at_least_half_of_them_fit(n: int, negatives: str,
     problem = replace(PROBLEM, negatives=negatives, workspace=workspace)
     shape = Shape(n, 768, dtype=torch.bfloat16)
     chosen = choose(shape, 90, problem)
-    kept = schedule.kept_tiles(shape, chosen, problem)
-    every = schedule.num_tiles(schedule.blocks(stack_of(shape), problem, chosen.block), chosen.block)
+    kept = layout.kept_tiles(shape, chosen, problem)
+    every = layout.num_tiles(layout.blocks(stack_of(shape), problem, chosen.block), chosen.block)
     assert kept / every == pytest.approx(share, abs=5e-4)
 
 
@@ -237,12 +237,12 @@ def test_kept_logits_leave_room_for_shared_panels(
     problem = replace(PROBLEM, negatives=negatives, workspace=workspace)
     shape = Shape(n, d, (m,), dtype)
     chosen, stack = choose(shape, arch, problem), stack_of(shape)
-    kept = schedule.kept_tiles(shape, chosen, problem)
+    kept = layout.kept_tiles(shape, chosen, problem)
     if kept:
-        plan = schedule.plan_backward(stack, chosen.weight_bytes, workspace - kept * schedule.tile_bytes(chosen))
+        plan = layout.plan_backward(stack, chosen.weight_bytes, workspace - kept * layout.tile_bytes(chosen))
         assert plan.shared
-        assert plan.size == min(schedule.LARGEST_PANEL, max(2 * stack.padded, stack.num_rows - 2 * stack.padded))
-        every = schedule.num_tiles(schedule.blocks(stack, problem, chosen.block), chosen.block)
+        assert plan.size == min(layout.LARGEST_PANEL, max(2 * stack.padded, stack.num_rows - 2 * stack.padded))
+        every = layout.num_tiles(layout.blocks(stack, problem, chosen.block), chosen.block)
         assert kept <= every <= 2 * kept
 
 
@@ -301,7 +301,7 @@ def test_rectangle_is_visited_once(tiles_m: int, tiles_n: int, group: int) -> No
     assert visited(tiles_m, tiles_n, False, group) == Counter(product(range(tiles_m), range(tiles_n)))
 
 
-def served(panels: list[schedule.Panel], shape: Shape) -> Counter[tuple[int, int]]:
+def served(panels: list[layout.Panel], shape: Shape) -> Counter[tuple[int, int]]:
     """How often each anchor and row is served, of (side, row) pairs of which none is padding."""
     stack = stack_of(shape)
     counts = {X: shape.n, Y: shape.n, CANDIDATES: stack.m}
@@ -347,12 +347,12 @@ EVERY = [
 def test_panels_serve_every_comparison_once(shape: Shape, options: dict[str, str]) -> None:
     problem = replace(PROBLEM, **options)
     stack = stack_of(shape)
-    blocks = schedule.blocks(stack, problem, 64)
+    blocks = layout.blocks(stack, problem, 64)
     expected = Counter(compared(shape, problem))
     for size in (128, 4096):
-        assert served(list(schedule.panels(blocks, size, stack)), shape) == expected
+        assert served(list(layout.panels(blocks, size, stack)), shape) == expected
     tiles = sum(block.tiles(64) for block in blocks)
-    assert schedule.num_tiles(blocks, 64) == tiles
+    assert layout.num_tiles(blocks, 64) == tiles
     assert [block.tiles_before for block in blocks] == [
         sum(block.tiles(64) for block in blocks[:position]) for position in range(len(blocks))
     ]
@@ -366,7 +366,7 @@ def test_partners_are_all_that_weigh_a_row_or_are_weighed_by_it(shape: Shape, op
     for side in (X, Y, CANDIDATES):
         start, stop = stack.span(side)
         rows = {j for i, j in pairs if start <= i < stop} | {i for i, j in pairs if start <= j < stop}
-        spans = schedule.partners(side, stack, problem)
+        spans = layout.partners(side, stack, problem)
         assert {stack.side(row) for row in rows} == {
             other for other in (X, Y, CANDIDATES) for span in spans if span[0] <= stack.span(other)[0] < span[1]
         }
@@ -401,11 +401,11 @@ def test_wanted_spans_hold_the_sides_needed(n: int, candidates: list[int], needs
 )
 def test_plans_stay_within_the_workspace(n: int, m: int, d: int, weight_bytes: int, workspace: int) -> None:
     stack = stack_of(Shape(n, d, (m,)))
-    plan = schedule.plan_backward(stack, weight_bytes, workspace)
+    plan = layout.plan_backward(stack, weight_bytes, workspace)
     rows = stack.num_rows if plan.shared else plan.size
     sums = rows * stack.width * 4
     assert plan.size % 64 == 0
     assert plan.size**2 * weight_bytes + sums <= workspace
     for planes, block in product((2, 3), (32, 64, 128)):
-        size = schedule.forward_panel(stack, block, planes, workspace)
+        size = layout.forward_panel(stack, block, planes, workspace)
         assert 2 * planes * size * (size // block) * 4 <= workspace
