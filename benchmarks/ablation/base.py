@@ -20,7 +20,7 @@ from transformers import (
 
 from benchmarks.ablation.corpus import sentences
 from ctloss.shared.files import write_atomically
-from ctloss.train.tokenizer import train_wordpiece
+from ctloss.train.text.tokenizer import train_wordpiece
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ DETAILS = (
     Column("centred", "words", "accuracy_centred"),
     Column("not spelled alike", "words", "accuracy_respelled"),
 )
-# For the README; XNLI, PAWS-X and BUCC are near chance here.
+# For docs/lab/README.md; XNLI, PAWS-X and BUCC are near chance here.
 SHORT = (*COLUMNS[2:4], COLUMNS[5], DETAILS[0], *COLUMNS[6:])
 NOTHING = "–"
 SPREADS = "Per cent, cosines as they are, means over languages' test sets; ± is the standard deviation over seeds."

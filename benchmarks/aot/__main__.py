@@ -2,7 +2,7 @@
 
     python -m benchmarks.aot
     python -m benchmarks.aot --arch 90 --only "bfloat16 n=1500"
-    python -m benchmarks.aot --write docs/performance.md
+    python -m benchmarks.aot --write docs/lab/kernels.md
 
 The launches that the path would make are recorded, with the types and divisibilities that Triton specialises them for,
 and compiled ahead of time by the compiler that Triton ships. The compiler does not mind shared memory that a device

@@ -16,9 +16,9 @@ import torch
 
 from benchmarks.results import insert, page_of, table
 from ctloss.kernels.problem import Problem, Shape
-from ctloss.kernels.triton_path import schedule
+from ctloss.kernels.triton_path import layout
 from ctloss.kernels.triton_path.config import WIDTH_PADDING, choose_formats, flash_wins
-from ctloss.kernels.triton_path.stack import stack_of
+from ctloss.kernels.triton_path.layout import stack_of
 
 COMMAND = "python -m benchmarks.aot.flash"
 # Measured: products by cuBLAS, memory. tf32 has half of bfloat16's rate, float32 no tensor core.
@@ -92,7 +92,7 @@ def milliseconds(dtype: torch.dtype, normalize: bool, n: int, d: int) -> tuple[f
     rows = 2 * stack.padded
     pairs = rows**2
     terms = choose_formats(shape, 90, problem).weight_terms
-    plan = schedule.plan_flash(rows, rows, stack.width, 64, problem.workspace)
+    plan = layout.plan_flash(rows, rows, stack.width, 64, problem.workspace)
     programs = plan.shares * rows // 64
     # Two or three programs share each multiprocessor; what they leave idle at the end, or in a small batch, is lost.
     places = 132 * (3 if d <= WIDTH_PADDING and dtype == torch.bfloat16 else 2)

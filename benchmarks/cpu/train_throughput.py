@@ -52,9 +52,8 @@ class Contest:
 
     def __init__(self, folder: Path, *, pairs: int, batch: int, layers: int, hidden: int) -> None:
         from ctloss.train import tiny
-        from ctloss.train.encoder import small_backbone
-        from ctloss.train.initial import make_tokenizer
-        from ctloss.train.prepare import build_samples, read_corpus
+        from ctloss.train.model.encoder import make_tokenizer, small_backbone
+        from ctloss.train.samples.prepare import build_samples, read_corpus, texts
 
         self.folder, self.batch = folder, batch
         self.recipe = tiny().override(
@@ -64,7 +63,7 @@ class Contest:
         )  # fmt: skip
         corpus = read_corpus(self.recipe.data, evaluation_pairs=10, seed=0)
         self.pairs = [(sentence.source, sentence.target) for sentence in corpus.parts["train"]]
-        self.tokenizer = make_tokenizer(self.recipe, corpus)
+        self.tokenizer = make_tokenizer(self.recipe, texts(corpus.parts["train"]))
         build_samples(corpus, self.tokenizer, folder / "data", max_length=128, progress=False)
         torch.manual_seed(0)
         backbone = small_backbone(
@@ -78,7 +77,7 @@ class Contest:
         """ctloss.train's model with its loss."""
         from ctloss.shared.models import load_encoder
         from ctloss.train import CCEEncoder
-        from ctloss.train.objective import Objective
+        from ctloss.train.model.objective import Objective
 
         encoder = CCEEncoder(load_encoder(self.folder / "encoder"), levels="sentence", head=False)
         choice = self.recipe.objective
@@ -86,8 +85,8 @@ class Contest:
 
     def our_rows(self) -> tuple[Any, Any]:
         """ctloss.train's training rows, and what makes batches of them."""
-        from ctloss.train.collator import Collator
-        from ctloss.train.dataset import WPSDataset
+        from ctloss.train.samples.collator import Collator
+        from ctloss.train.samples.dataset import WPSDataset
 
         collate = Collator(self.tokenizer, seed=0, words=False, mlm_probability=0.0)
         return WPSDataset(self.folder / "data" / "train"), collate
@@ -131,8 +130,8 @@ class Contest:
 
     def ours(self, steps: int, precision: str) -> float:
         """Pairs per second of ctloss.train."""
-        from ctloss.train.logs import ProgressLines
-        from ctloss.train.sampler import BatchPlan
+        from ctloss.train.reporting.logs import ProgressLines
+        from ctloss.train.samples.sampler import BatchPlan
         from ctloss.train.trainer import PretrainingTrainer
 
         recipe = self.recipe.override(max_steps=steps, precision=precision)

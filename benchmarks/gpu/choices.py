@@ -24,7 +24,7 @@ from benchmarks.gpu.case import OURS, Run, build, captured
 from benchmarks.measure import Timing, forward, forward_backward, interleaved, peak_bytes
 from benchmarks.peers import PairLoss
 from benchmarks.providers import DTYPES, Case
-from ctloss.kernels.triton_path import config, panels
+from ctloss.kernels.triton_path import config, gradient
 
 # Attributes of the kernels' modules and what they are while an alternative runs; none: everything as shipped.
 Changes = tuple[tuple[ModuleType, str, object], ...]
@@ -83,12 +83,12 @@ def configured(**fields: Any) -> Changes:
 
 def gradients_in_triton(**tile: Any) -> Changes:
     """Weights of one term, multiplied by the kernel for float32 ones."""
-    add_gradient = panels.add_gradient
+    add_gradient = gradient.add_gradient
 
     def add(block: Tensor, packed: Tensor, sums: Tensor, first: bool, chosen: config.BlockConfig) -> None:
         add_gradient(block, packed, sums, first, replace(chosen, weight_dtype=torch.float32, **tile))
 
-    return ((panels, "add_gradient", add),)
+    return ((gradient, "add_gradient", add),)
 
 
 def races(run: Run) -> Iterator[Race]:

@@ -267,7 +267,7 @@ def choose_flash(shape: Shape, arch: int, problem: Problem) -> FlashConfig:
 def flash_wins(shape: Shape, arch: int, problem: Problem) -> bool:
     """Whether forming every weight twice is expected to take less time than writing it once and reading it twice.
 
-    By the count in docs/performance.md that holds for half precision where rows fill one tile of 64 columns and the
+    By the count in docs/lab/gpu.md that holds for half precision where rows fill one tile of 64 columns and the
     device computes fast for its memory: not in float32 without tensor cores, nor before compute capability 8.9, nor
     from 10.0 on. float16's panels take four bytes per weight and a slower product, so two tiles win there as well. On
     8.9 anything but a single bfloat16 term would spill. A margin must leave out exactly the pairs that it left out of

@@ -17,7 +17,7 @@ from benchmarks.ablation.corpus import prepare, split_lexicon
 from benchmarks.ablation.plan import METHODS, Row, Scale, study_arms, study_row, table_rows
 from benchmarks.ablation.run import recipe_of, tags_english, treebanks
 from ctloss.evaluate import Results, TaskResult, read_results
-from ctloss.evaluate.kept_results import write_results
+from ctloss.evaluate.results.scores import write_results
 from support import tiny_tasks
 from support.tiny_encoder import write
 from support.tiny_runs import OBJECTS, SUBJECTS, VERBS

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from benchmarks.numerics import FLOAT16_SCALE
 from torch import Tensor
 
 import ctloss
 from benchmarks import batches, forms, peers
+from benchmarks.cpu.numerics import FLOAT16_SCALE
 from benchmarks.exact import Exact, errors, exact
 from benchmarks.peers import PairLoss, PeerMissing
 from support.acceptance import OUTPUT_ROUNDING
