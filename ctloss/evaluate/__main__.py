@@ -164,11 +164,7 @@ def by_task(values: Sequence[str], tasks: Sequence[str]) -> dict[str, list[str]]
 
 
 def refuse_unused(flag: str, values: Sequence[str], tasks: Sequence[str]) -> None:
-    """Makes sure that every value of an option is for one of the tasks that use it.
-
-    Raises:
-        ValueError: a value is for another task, or no task uses the option.
-    """
+    """Raises ValueError unless every value of an option is for one of the tasks that use it."""
     for value in values:
         task, equals, _ = value.partition("=")
         if not tasks or (equals and task in EVALUATIONS and task not in tasks):
@@ -179,12 +175,7 @@ def refuse_unused(flag: str, values: Sequence[str], tasks: Sequence[str]) -> Non
 
 
 def finetuning(given: Mapping[str, Sequence[str]], tasks: Sequence[str], seeds: int) -> dict[str, FinetuneOptions]:
-    """Returns the options of every fine-tuned task among ``tasks``.
-
-    Args:
-        given: the values of every option that was given, by the field of FinetuneOptions.
-        tasks: all tasks that are to run.
-        seeds: how many, from 1.
+    """Returns the options of every fine-tuned task among ``tasks``, given texts by the field of FinetuneOptions.
 
     Raises:
         ValueError: a value is not of its field's kind or out of range, there are several where one is expected, or no

@@ -68,7 +68,6 @@ def run(
         output: folder of ``results.json``, ``submission/`` in XTREME's layout, and ``finetuned/``.
         name: in tables; by default the name in the folder's results, or else the end of the model's name.
         languages: by evaluation; by default all that its data have.
-        vectors: how vectors are made.
         finetuning: options by fine-tuned evaluation; their ``output`` is set here.
 
     Returns:

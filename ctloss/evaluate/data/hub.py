@@ -33,18 +33,11 @@ LABELS = {
 
 
 def read_hub(name: str, task: Task, split: str, languages: Sequence[str] | None) -> dict[str, list[Row]]:
-    """Reads a split of a task from a data set of the hub.
+    """Reads a split of a task from a data set of the hub, see :func:`ctloss.evaluate.data.sources.read_split`.
 
     It knows the configurations of google/xtreme (``XNLI``, ``PAWS-X.de``, ``udpos.German``, ``PAN-X.de``), of data sets
     with one per language (``de``, as in facebook/xnli, google-research-datasets/paws-x and unimelb-nlp/wikiann) and of
     Universal Dependencies (``de_gsd``; several treebanks of a language are read in the order of their names).
-
-    Args:
-        name: of the data set, or a local folder.
-        task, split, languages: as for :func:`ctloss.evaluate.data.sources.read_split`.
-
-    Returns:
-        Rows by language.
 
     Raises:
         DataError: no such data set, configuration, split or column, or a row that does not fit the task.
@@ -61,9 +54,8 @@ def read_hub(name: str, task: Task, split: str, languages: Sequence[str] | None)
     if task.name == "xnli" and TOGETHER in there:
         rows = _read_together(name, task, split, languages)
     else:
-        chosen = _languages(task, there) if languages is None else languages
         rows = {}
-        for language in chosen:
+        for language in _languages(task, there) if languages is None else languages:
             rows[language] = [
                 row
                 for config in _configs(name, task, language, there)
@@ -79,9 +71,11 @@ def read_hub(name: str, task: Task, split: str, languages: Sequence[str] | None)
 
 
 def _candidates(task: Task, language: str) -> tuple[str, ...]:
-    ours = {"pawsx": f"PAWS-X.{language}", "panx": f"PAN-X.{language}"}
-    if task.name == "udpos":
-        return (f"udpos.{UDPOS_NAMES.get(language, language)}", language)
+    ours = {
+        "pawsx": f"PAWS-X.{language}",
+        "panx": f"PAN-X.{language}",
+        "udpos": f"udpos.{UDPOS_NAMES.get(language, language)}",
+    }
     return (ours.get(task.name, language), language)
 
 

@@ -240,13 +240,9 @@ class _Sentence:
 def read_conllu(path: Path, language: str) -> Iterator[TaggedSentence]:
     """Yields the sentences of a CoNLL-U file, split into words as XTREME splits them.
 
-    A contraction (a line ``4-5``) is one word, tagged like its part nearest the tree's root and, among equals, by an
-    order of preference: this is how XTREME's files were made from Universal Dependencies. Empty nodes (``4.1``) are
-    left out, and so are spaces and zero-width non-joiners within a word.
-
-    Args:
-        path: the file.
-        language: two-letter code, for the order of preference.
+    A contraction (a line ``4-5``) is one word, tagged like its part nearest the tree's root and, among equals, by the
+    order of preference of the language (two letters): this is how XTREME's files were made from Universal Dependencies.
+    Empty nodes (``4.1``) are left out, and so are spaces and zero-width non-joiners within a word.
 
     Raises:
         DataError: a line without ten columns, an id out of order, an unknown tag, a contraction whose parts are
@@ -349,11 +345,7 @@ def _depth(path: Path, line: int, heads: list[str], position: int) -> int:
 
 
 def check_equal_lengths(rows: Mapping[str, Sequence[Row]], names: Mapping[str, str]) -> None:
-    """Refuses a language with fewer items than another, where item i is the same in all.
-
-    Raises:
-        DataError: names the short one.
-    """
+    """Raises DataError for a language with fewer items than another, where item i is the same in all."""
     longest = max(rows, key=lambda language: len(rows[language]))
     for language, items in rows.items():
         if len(items) < len(rows[longest]):
@@ -364,11 +356,7 @@ def check_equal_lengths(rows: Mapping[str, Sequence[Row]], names: Mapping[str, s
 
 
 def check_label(place: str, label: str | None, labels: Sequence[str]) -> None:
-    """Refuses a label that the task does not have.
-
-    Raises:
-        DataError: names the place.
-    """
+    """Raises DataError for a label that the task does not have."""
     if label is not None and label not in labels:
         raise DataError(
             f"{place}: expected a label of {', '.join(labels)}, got {label!r}; correct the label, or read the file for "
@@ -377,15 +365,9 @@ def check_label(place: str, label: str | None, labels: Sequence[str]) -> None:
 
 
 def check_alike(place: str, bare: bool, bare_before: bool | None) -> None:
-    """Refuses an item with a label after one without, and the other way round.
+    """Raises DataError for an item without a label (bare) after one with it, and the other way round.
 
-    Args:
-        place: of the item.
-        bare: whether it has no label.
-        bare_before: whether the previous one had none; None if this is the first.
-
-    Raises:
-        DataError: names the place.
+    Before the first item ``bare_before`` is None.
     """
     if bare_before is not None and bare != bare_before:
         expected, got = ("a label as before", "none") if bare else ("no label as before", "one")

@@ -48,9 +48,7 @@ def read_tatoeba(folder: Path, languages: Sequence[str] | None = None) -> list[P
     with ``de-en.en``, whose English lines are sorted. For the latter ``test-de.tsv``, XTREME's label file, gives the
     line (from 0) of de-en.de that each English line translates; without it the pairs are unknown.
 
-    Args:
-        folder: the folder of the files.
-        languages: codes of three or two letters; by default all in the folder.
+    Languages are codes of three or two letters; by default all in the folder.
 
     Raises:
         DataError: a language is missing, or a file is malformed.
@@ -62,10 +60,8 @@ def read_tatoeba(folder: Path, languages: Sequence[str] | None = None) -> list[P
     for language in dict.fromkeys(languages) if languages is not None else code_of.values():
         found = [stem for stem, code in code_of.items() if language in (code, XTREME_CODES.get(code))]
         if not found:
-            raise DataError(
-                f"{folder / f'tatoeba.{language}-eng.{language}'}: expected Tatoeba's sentences in {language!r}, got "
-                f"no such file (nor {language}-en.{language}); the folder has {_listed(code_of.values())}"
-            )
+            place, other = folder / f"tatoeba.{language}-eng.{language}", f"{language}-en.{language}"
+            raise no_such_file(place, f"Tatoeba's sentences in {language!r}", code_of.values(), f" (nor {other})")
         chosen.append(found[0])
     if not chosen:
         raise DataError(f"{folder}: expected files such as tatoeba.deu-eng.deu and tatoeba.deu-eng.eng, got none")
@@ -113,10 +109,8 @@ def read_aligned(prefix: Path, languages: Sequence[str] | None = None) -> dict[s
 def read_bucc(folder: Path, languages: Sequence[str] | None = None, split: str = "dev") -> list[Corpora]:
     """Reads BUCC's corpora in XTREME's layout: zh-en.dev.zh and zh-en.dev.en, ID TAB SENTENCE, and zh-en.dev.gold.
 
-    Args:
-        folder: the folder of the files.
-        languages: the languages paired with English; by default all in the folder.
-        split: ``"dev"``, or ``"test"``, whose gold pairs XTREME does not publish.
+    Languages are those paired with English; by default all in the folder. XTREME does not publish the gold pairs of the
+    split ``"test"``.
 
     Raises:
         DataError: a language is missing, or a file is malformed.
@@ -126,10 +120,7 @@ def read_bucc(folder: Path, languages: Sequence[str] | None = None, split: str =
     for language in dict.fromkeys(there if languages is None else languages):
         stem = f"{language}-en.{split}"
         if language not in there:
-            raise DataError(
-                f"{folder / f'{stem}.en'}: expected BUCC's corpora of {language!r} and English, got no such file; "
-                f"the folder has {_listed(there)}"
-            )
+            raise no_such_file(folder / f"{stem}.en", f"BUCC's corpora of {language!r} and English", there)
         first, second = (_read_sentences(folder / f"{stem}.{code}") for code in (language, "en"))
         path, gold = text_file(folder / f"{stem}.gold"), None
         if path is not None:
@@ -213,14 +204,11 @@ def read_lexicon(folder: Path, languages: Sequence[str] | None = None) -> dict[s
     wanted = list(dict.fromkeys(files if languages is None else languages))
     for language in wanted:
         if language not in files:
-            raise DataError(
-                f"{folder / f'{language}.txt'}: expected the words of {language!r}, got no such file; "
-                f"the folder has {_listed(files)}"
-            )
+            raise no_such_file(folder / f"{language}.txt", f"the words of {language!r}", files)
     if len(wanted) < 2:
         raise DataError(
             f"{folder}: expected word lists of at least two languages, such as en.txt and fr.txt, got "
-            f"{_listed(wanted)}; add the others"
+            f"{', '.join(wanted) or 'none'}; add the others"
         )
     lists = {language: read_lines(files[language], empty=True) for language in wanted}
     for language, lines in lists.items():
@@ -238,5 +226,6 @@ def _lines(path: Path, *, empty: bool = False) -> list[str]:
     return read_lines(text_file(path) or path, empty=empty)
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"
+def no_such_file(path: Path, wanted: str, there: Iterable[str], nor: str = "") -> DataError:
+    """Returns the error about a language without a file, which names those that there are."""
+    return DataError(f"{path}: expected {wanted}, got no such file{nor}; the folder has {', '.join(there) or 'none'}")

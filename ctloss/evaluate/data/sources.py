@@ -50,16 +50,11 @@ class Splits(Protocol):
     """What a fine-tuning reads: see :class:`ctloss.evaluate.FinetuneOptions`."""
 
     @property
-    def train(self) -> tuple[str | Path, ...]:
-        """English training files; empty for the data's own."""
-
+    def train(self) -> tuple[str | Path, ...]: ...
     @property
-    def dev(self) -> tuple[str | Path, ...]:
-        """English files that choose the best step; empty for the data's own."""
-
+    def dev(self) -> tuple[str | Path, ...]: ...
     @property
-    def test_split(self) -> str:
-        """The split that is scored."""
+    def test_split(self) -> str: ...
 
 
 def find_data(given: Sequence[str], splits: Mapping[str, Splits | None]) -> dict[str, str]:
@@ -119,12 +114,8 @@ def read_split(
             The folder, or a folder in it named after the task, holds XTREME's files SPLIT-LANGUAGE.tsv, or Universal
             Dependencies' files LANGUAGE_TREEBANK-ud-SPLIT ending in tsv or conllu. Several treebanks of a language
             are read one after another, in the order of their names.
-        task: what the rows are labelled for.
         split: ``"train"``, ``"dev"`` or ``"test"``.
         languages: codes as in the files' names; None for all that are there.
-
-    Returns:
-        Rows by language.
 
     Raises:
         DataError: no file for a language, a malformed line, an unknown label, labels on some lines only, or, where

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ...shared.models import check_fast, load_encoder, load_tokenizer, positions
 from ...shared.options import Group, option, require
@@ -78,7 +79,6 @@ class Encoder:
         model: name or folder of a Hugging Face encoder, or a model in memory (with ``tokenizer``), which stays in the
             mode it is in, training or not.
         tokenizer: a fast tokenizer; by default the one in the model's folder.
-        pooling: see above.
         layer: index into hidden_states for ``"layer"``; by default 8, or the last, with a warning, if there are fewer.
         prefix: text put before every sentence, such as ``"query: "``.
         max_length: most tokens in a sentence; by default what the model takes, but at most 512. A longer sentence is
@@ -237,24 +237,14 @@ class Encoder:
             self.model.train(was_training)
 
     def _padded(self, coded: BatchEncoding, part: Sequence[int]) -> dict[str, Tensor]:
-        longest = max(len(coded["input_ids"][i]) for i in part)
         pads = {"input_ids": self.tokenizer.pad_token_id or 0, "token_type_ids": 0}
-        inputs = {name: torch.full((len(part), longest), pad) for name, pad in pads.items() if name in coded}
-        inputs["attention_mask"] = torch.zeros(len(part), longest, dtype=torch.long)
-        for row, i in enumerate(part):
-            length = len(coded["input_ids"][i])
-            inputs["attention_mask"][row, :length] = 1
-            for name in pads.keys() & coded.keys():
-                inputs[name][row, :length] = torch.tensor(coded[name][i])
-        return inputs
+        rows = {name: [torch.tensor(coded[name][i], dtype=torch.long) for i in part] for name in pads if name in coded}
+        rows["attention_mask"] = [torch.ones_like(ids) for ids in rows["input_ids"]]
+        return {name: pad_sequence(row, True, pads.get(name, 0)) for name, row in rows.items()}
 
 
 def choose_layer(layer: int | None, layers: int) -> int:
     """Returns the index into hidden_states: 8 where none is given, or the last, with a warning, if there are fewer.
-
-    Args:
-        layer: as given.
-        layers: how many the model has.
 
     Raises:
         ValueError: the model has no such layer.
@@ -299,8 +289,8 @@ def pooled(output: Any, mask: Tensor, pooling: str, layer: int | None) -> Tensor
     Args:
         output: what the model returned, with ``hidden_states`` (or ``pooler_output`` for ``"pooler"``).
         mask: 1 at tokens and 0 at the padding after them, (rows, length).
-        pooling: ``"layer"``, ``"mean"``, ``"avg-first-last"``, ``"cls"`` or ``"pooler"``.
-        layer: index into the hidden states for ``"layer"``.
+        pooling: one of :class:`Encoder`'s, but ``"pooler"`` in place of ``"model"``.
+        layer: for ``"layer"``.
     """
     if pooling == "pooler":
         return output.pooler_output.float()
@@ -314,8 +304,7 @@ def pooled(output: Any, mask: Tensor, pooling: str, layer: int | None) -> Tensor
 def own_pooling(name: str) -> str:
     """Returns the pooling that a model's own files name; ``"pooler"``, its trained pooler, if they name none.
 
-    Args:
-        name: name or folder of a Hugging Face model; empty for one without.
+    A model without a name has no files.
 
     Raises:
         ValueError: they name a pooling that is not one of those here.

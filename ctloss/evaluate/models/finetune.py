@@ -7,20 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 from ...shared import training
 from ...shared.files import (
@@ -60,19 +55,17 @@ class Encoded:
 
 
 class Head(Protocol):
-    """What differs between labelling pairs and tagging words."""
+    """What differs between labelling pairs and tagging words.
+
+    ``model_class`` names the class of transformers that puts such a head on an encoder.
+    """
+
+    model_class: ClassVar[str]
+    tokenizer_options: ClassVar[Mapping[str, Any]]
 
     @property
     def labels(self) -> tuple[str, ...]:
         """All labels; their order numbers them."""
-
-    @property
-    def model_class(self) -> Any:
-        """The class of transformers that puts such a head on an encoder."""
-
-    @property
-    def tokenizer_options(self) -> dict[str, Any]:
-        """Options to load the tokenizer with."""
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> Encoded:
         """Returns rows as a model reads them."""
@@ -92,12 +85,9 @@ class Collate:
         padding = {"input_ids": self.pad, "labels": IGNORED}
         batch = {}
         for name, first in rows[0].items():
-            if isinstance(first, int):
-                batch[name] = torch.tensor([row[name] for row in rows])
-                continue
-            length = max(len(row[name]) for row in rows)
-            fill = padding.get(name, 0)
-            batch[name] = torch.tensor([[*row[name], *[fill] * (length - len(row[name]))] for row in rows])
+            values = [torch.tensor(row[name]) for row in rows]
+            one_number = isinstance(first, int)
+            batch[name] = torch.stack(values) if one_number else pad_sequence(values, True, padding.get(name, 0))
         return batch
 
 
@@ -229,11 +219,9 @@ def finetune(
     """Fine-tunes a model, or resumes a killed run in the folder, and predicts with the best step's model.
 
     Args:
-        model: name or folder of a Hugging Face encoder.
-        head: what to put on it.
         train, dev: labelled English rows.
         tests: rows by language.
-        options: see :class:`FinetuneOptions`; its seeds are not read.
+        options: its seeds are not read.
         seed: of the head's initialisation, the order of the data and dropout.
         folder: of this run only.
         settings: what a run in that folder must have in common with this one to be resumed.
@@ -253,7 +241,7 @@ def finetune(
     encoded = head.encode(tokenizer, train, options.max_length)
     judged = head.encode(tokenizer, dev, options.max_length)
     lengths = [len(row["input_ids"]) for row in encoded.features]
-    set_seed(seed)
+    transformers.set_seed(seed)
     trainer = _Finetuner(
         load_model(model, head),
         arguments,
@@ -281,7 +269,7 @@ def load_model(name: str, head: Head) -> PreTrainedModel:
     names = dict(enumerate(head.labels))
     return load_with_head(
         name,
-        head.model_class,
+        getattr(transformers, head.model_class),
         id2label=names,
         label2id={label: number for number, label in names.items()},
         # Trainer would take them for more predictions.

@@ -14,31 +14,18 @@ class FinetuneOptions(Group):
     """Settings of a fine-tuning, with the defaults of XTREME's scripts for mBERT (Hu et al. 2020, arXiv 2003.11080).
 
     AdamW with a linear decay to zero. The model with the best score on English dev is kept, the earlier of two equally
-    good ones.
+    good ones. What the command's help says of an option is not repeated here.
 
     Args:
-        learning_rate: after the warm-up, when the decay starts.
-        epochs: passes over the English training data.
-        max_steps: steps instead of epochs, None for epochs.
-        batch_size: items per step, over all devices and accumulated parts.
-        batches: ``"random"`` as in XTREME, or ``"by_length"`` for steps of items of similar length, which need two to
-            three times less computation; scores then differ a little from XTREME's.
-        accumulation: parts that a device's share of a batch is split into, to save memory.
-        max_length: most wordpieces in an item, special tokens included. Pairs are cut there; sentences of tagged words
-            are split into several windows, so that no word is lost.
-        weight_decay, warmup_steps, clip: as usual; ``clip`` bounds the gradient's norm.
-        evaluate_every: steps between two scores on English dev; the last step is always scored.
-        checkpoint_every: steps between two checkpoints, from which a killed run resumes.
-        evaluation_batch_size: items that a device predicts at a time.
+        batches: ``"by_length"`` needs two to three times less computation than XTREME's ``"random"``; scores then
+            differ a little.
+        max_length: special tokens included. Sentences of tagged words are split into several windows, so that no word
+            is lost.
+        evaluate_every: the last step is always scored.
         seeds: one run each; a seed sets the head's initialisation, the order of the data and dropout. XTREME's single
             run has seed 1 for tags and 42 for pairs.
-        precision: ``"fp32"``, or ``"bf16"`` for autocast.
-        train: English training files; empty for the train split of the data.
-        dev: English files that choose the best step; empty for the dev split of the data.
-        hold_out: share of the training data that chooses the best step instead of dev and is not trained on; 0 for
-            none. It is drawn by a hash of the text, for pairs of the first sentence: rows with equal texts stay
-            together.
-        test_split: the split that is scored.
+        hold_out: these rows are not trained on. They are drawn by a hash of the text, for pairs of the first sentence:
+            rows with equal texts stay together.
         output: folder of the runs, with a folder for each task and in it one for each seed; None for a temporary one,
             from which nothing can be resumed.
 

@@ -91,24 +91,19 @@ def table_of_means(results: Sequence[Results]) -> str:
         for place, column in enumerate(COLUMNS)
         if place < published or any(column.task in model.tasks for model in results)
     ]
-    lines = ["| model | " + " | ".join(column.title for column in shown) + " |", "|---" * (len(shown) + 1) + "|"]
-
-    def add(name: str, cells: Sequence[str]) -> None:
-        lines.append(f"| {name} | " + " | ".join([*cells, *[NOTHING] * (len(shown) - len(cells))]) + " |")
+    others = [NOTHING] * (len(shown) - published)
 
     def cells(model: Results, *, majority: bool) -> list[str]:
         return [_cell(_headline(model, column, majority=majority), 100, 1) for column in shown]
 
-    for name, values in PUBLISHED.items():
-        add(f"{name} (paper's)", [f"{value:.1f}" for value in values])
+    rows = [[f"{name} (paper's)", *(f"{value:.1f}" for value in row), *others] for name, row in PUBLISHED.items()]
     seen = [[NOTHING] * len(shown)]
     for model in results:
         if (row := cells(model, majority=True)) not in seen:
             seen.append(row)
-            add(f"{MAJORITY} of {model.name}'s test data", row)
-    for model in results:
-        add(f"**{model.name}**", cells(model, majority=False))
-    return "\n".join(lines)
+            rows.append([f"{MAJORITY} of {model.name}'s test data", *row])
+    rows += [[f"**{model.name}**", *cells(model, majority=False)] for model in results]
+    return _table(["model", *(column.title for column in shown)], rows)
 
 
 def table_by_language(results: Sequence[Results], task: str) -> str:
@@ -118,14 +113,16 @@ def table_by_language(results: Sequence[Results], task: str) -> str:
         for spread in _spreads(model, task):
             rows.setdefault((spread.metric, spread.about, spread.language), {})[number] = spread
     metrics = list(dict.fromkeys(metric for metric, *_ in rows))
-    lines = [
-        "| metric | language | " + " | ".join(model.name for model in results) + " |",
-        "|---" * (len(results) + 2) + "|",
-    ]
+    lines = []
     for metric, about, language in sorted(rows, key=lambda row: metrics.index(row[0])):
         cells = [_cell(rows[metric, about, language].get(number), 1, 3) for number in range(len(results))]
-        lines.append(f"| {metric}{f' ({about})' if about else ''} | {language} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([f"{metric} ({about})" if about else metric, language, *cells])
+    return _table(["metric", "language", *(model.name for model in results)], lines)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (columns, *rows)]
+    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])
 
 
 def notes(results: Sequence[Results]) -> str:
@@ -184,11 +181,8 @@ def _cell(spread: Spread | None, scale: int, digits: int) -> str:
 def draw_languages(results: Sequence[Results], path: Path) -> bool:
     """Draws bars by language, one panel per evaluation and one colour per model; whiskers are spreads over seeds.
 
-    The dashed line for XNLI and PAWS-X is the accuracy of always answering the most frequent label.
-
-    Args:
-        results: one for each model, in the order of their bars.
-        path: PNG file to write.
+    The dashed line for XNLI and PAWS-X is the accuracy of always answering the most frequent label. The picture is a
+    PNG file.
 
     Returns:
         Whether there was anything to draw.
@@ -263,16 +257,14 @@ def draw_words(
 ) -> bool:
     """Draws t-SNE pictures of token embeddings, one panel per encoder: colours are meanings, markers languages.
 
-    After Chen et al. 2022, poster, figure 3. A token's vector is the mean over its wordpieces; the encoder's pooling
-    chooses their hidden states.
+    A token's vector is the mean over its wordpieces; the encoder's pooling chooses their hidden states. See
+    :func:`ctloss.shared.pictures.draw_words`.
 
     Args:
         encoders: by the title of their panel, such as before and after an alignment.
         folder: of gold word alignments with English, see :func:`ctloss.evaluate.data.parallel.read_alignments`.
-        path: PNG file to write.
         languages: pairs such as ``"en-fr"``; by default all in the folder.
         meanings: number of English words.
-        seed: of t-SNE.
 
     Returns:
         Whether there were enough words for a picture.

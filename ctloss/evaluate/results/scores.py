@@ -74,13 +74,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Results:
-    """All results of a model.
-
-    Args:
-        name: its name in tables and figures.
-        model: the model's name or folder.
-        tasks: results by the evaluation's name.
-    """
+    """All results of a model, its name or folder, by evaluation; ``name`` is what tables and figures call it."""
 
     name: str
     model: str
@@ -91,7 +85,6 @@ def with_means(scores: Iterable[Score], *, pivot: str | None = None, by_about: b
     """Returns the scores followed by their means over languages, one for each task, metric and seed.
 
     Args:
-        scores: to average.
         pivot: the language in every pair; each direction is then averaged separately, as ``"PIVOT-X"`` and
             ``"X-PIVOT"``. Without a pivot the mean's language is ``"mean"``.
         by_about: whether scores with different ``about`` are averaged separately.
@@ -160,14 +153,7 @@ def write_results(folder: str | Path, results: Results) -> None:
 
 
 def add_result(folder: str | Path, results: Results, task: str, result: TaskResult) -> None:
-    """Adds one task to the results in a folder, keeping what other processes may have added in the meantime.
-
-    Args:
-        folder: the output folder, which must exist.
-        results: gives the name and the model; the tasks are read from the folder again.
-        task: the evaluation's name.
-        result: its result.
-    """
+    """Adds one task's result to those in a folder, which may have grown since ``results`` were read from it."""
     with locked(Path(folder), wait=True):
         there = read_results(folder).tasks if (Path(folder) / FILE).exists() else {}
         write_results(folder, dataclasses.replace(results, tasks={**there, task: result}))
@@ -176,16 +162,10 @@ def add_result(folder: str | Path, results: Results, task: str, result: TaskResu
 def serves(kept: TaskResult | None, settings: Mapping[str, Any], place: str) -> bool:
     """Tells whether a kept result is the one asked for.
 
-    Args:
-        kept: the result, if any.
-        settings: those asked for, as JSON has them.
-        place: named in the error.
-
-    Returns:
-        False if there is none, or if it has only some of the seeds or languages asked for.
+    It is not if there is none, or if it has only some of the seeds or languages asked for.
 
     Raises:
-        ValueError: it was computed with other settings or from other files.
+        ValueError: it was computed with other settings or from other files; the message begins with ``place``.
     """
     if kept is None:
         return False
@@ -207,15 +187,7 @@ def _holds(asked: list[Any] | None, there: list[Any] | None) -> bool:
 
 
 def write_submission(folder: str | Path, task: str, predictions: Mapping[str, Sequence[str]]) -> list[Path]:
-    """Writes a task's predictions as FOLDER/TASK/test-LANGUAGE.tsv, each file whole or not at all.
-
-    Args:
-        folder: of the submission.
-        task: XTREME's name of the task.
-        predictions: lines by two-letter code, as :class:`ctloss.evaluate.Outcome` has them.
-
-    Returns:
-        The files.
+    """Writes a task's predictions as FOLDER/TASK/test-LANGUAGE.tsv, each file whole or not at all; returns the files.
 
     Raises:
         ValueError: the task is not one of XTREME's that are predicted here, a language is not a two-letter code, or a

@@ -7,10 +7,10 @@ import hashlib
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...shared.text import DataError
 from ..data.labelled import PAWSX, XNLI, LabelledPair, Row, Task, is_labelled, read_files
@@ -42,13 +42,7 @@ def transfer(
 ) -> tuple[dict[str, list[Row]], dict[int, dict[str, list[Any]]]]:
     """Fine-tunes on English once per seed and predicts the test rows of every language.
 
-    Args:
-        model: name or folder of a Hugging Face encoder.
-        data: see :func:`ctloss.evaluate.data.sources.read_split`.
-        task: what to learn.
-        head: what to put on the encoder for it.
-        languages: codes; None for all that the data have.
-        options: None for XTREME's.
+    The other arguments are those of :func:`evaluate_xnli`.
 
     Returns:
         The test rows by language, and by seed and language one prediction per row.
@@ -200,18 +194,8 @@ class PairHead:
     """Labels pairs of sentences; the best step is chosen by accuracy."""
 
     labels: tuple[str, ...]
-
-    @property
-    def model_class(self) -> Any:
-        """The class of transformers that puts such a head on an encoder."""
-        from transformers import AutoModelForSequenceClassification
-
-        return AutoModelForSequenceClassification
-
-    @property
-    def tokenizer_options(self) -> dict[str, Any]:
-        """Options to load the tokenizer with."""
-        return {}
+    model_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    tokenizer_options: ClassVar[Mapping[str, Any]] = {}
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> Encoded:
         """Returns pairs as the model reads them; in a pair that is too long, the longer sentence is cut."""

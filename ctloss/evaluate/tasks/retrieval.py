@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,11 +27,9 @@ SAME_SET = "threshold chosen on the scored set itself, as XTREME's scripts do"
 
 @dataclass(frozen=True)
 class PairsOptions:
-    """How line-aligned text is searched.
+    """How line-aligned text is searched: with a pivot, only the pairs of languages that it is in.
 
-    Args:
-        pivot: the language that all others are paired with; by default all pairs of languages are searched.
-        task: the task's name in the scores; by default the files' common name.
+    ``task`` is the task's name in the scores; by default the files' common name.
     """
 
     pivot: str | None = None
@@ -39,12 +38,7 @@ class PairsOptions:
 
 @dataclass(frozen=True)
 class MiningOptions:
-    """How pairs are mined.
-
-    Args:
-        neighbours: k, how many neighbours a margin is relative to.
-        seed: of the split of the first language's sentences into halves.
-    """
+    """How pairs are mined: by margins relative to this many neighbours, with this seed of the split into halves."""
 
     neighbours: int = 4
     seed: int = 0
@@ -108,7 +102,6 @@ def evaluate_pairs(
         encoder: an encoder, or the name or folder of one.
         data: the common part of the files' names: ``multi30k/test_2016_flickr`` for test_2016_flickr.de and so on.
         languages: codes; by default all that have a file.
-        options: see :class:`PairsOptions`.
 
     Returns:
         Scores as for Tatoeba, and their mean over all pairs and both directions as ``"mean"``; no predictions.
@@ -123,22 +116,14 @@ def evaluate_pairs(
     if options.pivot is not None and options.pivot not in texts:
         raise DataError(f"{prefix}.{options.pivot}: expected the pivot among the languages, got {', '.join(texts)}")
     vectors = {language: encoder.sentences(lines) for language, lines in texts.items()}
-    codes = list(vectors)
-    chosen = [(a, b) for i, a in enumerate(codes) for b in codes[i + 1 :] if options.pivot in (None, a, b)]
+    chosen = [pair for pair in combinations(vectors, 2) if options.pivot is None or options.pivot in pair]
     task = options.task or prefix.name
     scores = [score for a, b in chosen for score in both_ways(task, a, b, vectors[a], vectors[b])]
     return Outcome(with_means(scores), {})
 
 
 def both_ways(task: str, first: str, second: str, x: np.ndarray, y: np.ndarray) -> list[Score]:
-    """Scores the retrieval of row i of y by row i of x and the reverse, with vectors as they are and centred.
-
-    Args:
-        task: the task's name in the scores.
-        first: language of x.
-        second: language of y.
-        x, y: (n, d).
-    """
+    """Scores the retrieval of row i of y (n, d) by row i of x (n, d) and the reverse, as they are and centred."""
     scores = []
     for suffix, a, b in (("", x, y), ("_centred", centred(x), centred(y))):
         for name, queries, candidates in ((f"{first}-{second}", a, b), (f"{second}-{first}", b, a)):
@@ -168,7 +153,6 @@ def evaluate_bucc(
         encoder: an encoder, or the name or folder of one.
         data: the folder of the files, see :func:`read_bucc`.
         languages: the languages paired with English; by default all in the folder.
-        options: see :class:`MiningOptions`.
 
     Raises:
         DataError: a language or the gold pairs are missing, or a file is malformed.
@@ -217,7 +201,7 @@ def _mined(encoder: Encoder, corpora: Corpora, k: int) -> Mined:
 
 
 def mine(x: np.ndarray, y: np.ndarray, k: int = 4) -> list[tuple[int, int, float]]:
-    """Finds pairs of rows that translate each other, each row in at most one pair, the best first.
+    """Finds pairs of rows of x (m, d) and y (n, d) that translate each other, each in at most one pair, the best first.
 
     A pair's score is its margin (Artetxe and Schwenk 2019, arXiv 1811.01136, "ratio"):
 
@@ -226,10 +210,6 @@ def mine(x: np.ndarray, y: np.ndarray, k: int = 4) -> list[tuple[int, int, float
     Each row on either side proposes the neighbour, of its k nearest, with the largest score; proposals are accepted
     from the largest score down unless one of their rows is already taken. Scores of 0 and below are dropped, as in
     XTREME.
-
-    Args:
-        x, y: (m, d) and (n, d).
-        k: number of neighbours.
 
     Example:
         >>> import numpy as np

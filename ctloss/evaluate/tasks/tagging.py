@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..data.labelled import IGNORED, PANX, UDPOS, Row, TaggedSentence, Task
 from ..models.options import FinetuneOptions
@@ -28,19 +28,11 @@ def evaluate_udpos(
 ) -> Outcome:
     """Fine-tunes on English parts of speech and measures :func:`pos_f1` in every language.
 
-    Args:
-        model: name or folder of a Hugging Face encoder.
-        data: folder, or ``"hub:NAME"``; see :func:`ctloss.evaluate.data.sources.read_split`.
-        languages: codes; None for all that the data have.
-        options: None for XTREME's.
+    Arguments and errors are those of :func:`ctloss.evaluate.evaluate_xnli`.
 
     Returns:
         F1 and the share of correctly tagged words by language and seed, and their means over languages; no scores where
         the test set has no tags. Predictions are the first seed's.
-
-    Raises:
-        DataError: a file is missing or malformed.
-        ValueError: see :func:`ctloss.evaluate.models.finetune.finetune`.
     """
     return _evaluate(model, data, UDPOS, languages, options)
 
@@ -111,11 +103,7 @@ class Window:
     firsts: tuple[int, ...]
 
     def labels(self, tags: Sequence[int]) -> list[int]:
-        """Returns the labels of ``ids``: a word's tag on its first wordpiece, -100 elsewhere.
-
-        Args:
-            tags: the tags of the whole sentence, as numbers.
-        """
+        """Returns the labels of ``ids``, from the sentence's tags: a word's on its first wordpiece, -100 elsewhere."""
         labels = [IGNORED] * len(self.ids)
         for offset, position in enumerate(self.firsts):
             labels[position] = tags[self.start + offset]
@@ -125,11 +113,8 @@ class Window:
 class WordPieces:
     """Splits sentences into windows, and each word into wordpieces by itself.
 
-    A word with no pieces, or with more than a window holds, becomes the unknown token, as in XTREME.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        max_length: most wordpieces in a window, special tokens included.
+    A word with no pieces, or with more than a window holds, becomes the unknown token, as in XTREME. A window has at
+    most ``max_length`` wordpieces, special tokens included.
 
     Raises:
         ValueError: a window has no room for a word.
@@ -187,7 +172,7 @@ def join(windows: Sequence[Window], predicted: np.ndarray, lengths: Sequence[int
     Args:
         windows: all of them, in any order.
         predicted: the tag at every wordpiece, (windows, length) integers; positions after a window's end are ignored.
-        lengths: number of words in each sentence.
+        lengths: of the sentences, in words.
     """
     tags = [[IGNORED] * length for length in lengths]
     for window, row in zip(windows, predicted, strict=True):
@@ -200,25 +185,14 @@ def join(windows: Sequence[Window], predicted: np.ndarray, lengths: Sequence[int
 class WordHead:
     """Tags every word on its first wordpiece; the best step is chosen by the task's F1.
 
-    Args:
-        labels: all tags.
-        prefixed: whether tags say where an entity begins (``B-PER``).
+    ``prefixed`` says whether tags show where an entity begins (``B-PER``).
     """
 
     labels: tuple[str, ...]
     prefixed: bool
-
-    @property
-    def model_class(self) -> Any:
-        """The class of transformers that puts such a head on an encoder."""
-        from transformers import AutoModelForTokenClassification
-
-        return AutoModelForTokenClassification
-
-    @property
-    def tokenizer_options(self) -> dict[str, Any]:
-        """Options to load the tokenizer with: it splits words one by one, as it would after a space."""
-        return {"add_prefix_space": True}
+    model_class: ClassVar[str] = "AutoModelForTokenClassification"
+    # Words are split one by one, each as it would be after a space.
+    tokenizer_options: ClassVar[Mapping[str, Any]] = {"add_prefix_space": True}
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> Encoded:
         """Returns sentences as windows that the model reads; no word is left out."""
@@ -244,7 +218,7 @@ class WordHead:
         return (entity_f1 if self.prefixed else pos_f1)(gold, predicted)
 
     def score(self, rows: Sequence[Row], predicted: Tags) -> float:
-        """Returns the task's F1."""
+        """Returns the same for labelled rows."""
         return self.f1(_tags(rows), predicted)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...shared.text import DataError, text_files
 from ...shared.vectors import centred, nearest, unit
-from ..data.parallel import AlignedWords, read_alignments, read_lexicon
+from ..data.parallel import AlignedWords, no_such_file, read_alignments, read_lexicon
 from ..models.encoder import Encoder, Pieces
 from ..results.scores import Outcome, Score, with_means
 
@@ -79,7 +80,6 @@ def evaluate_words(
         encoder: an encoder, or the name or folder of one.
         data: the folder of the word lists, see :func:`read_lexicon`.
         languages: codes; by default all in the folder.
-        options: see :class:`LexiconOptions`.
 
     Returns:
         Scores in both directions, with vectors as they are and centred, and their means; no predictions.
@@ -104,9 +104,10 @@ def evaluate_words(
         with_pieces = [(word, item) for word, item in zip(words, pieces, strict=True) if item.words]
         kept[language] = {word: row for row, (word, _) in enumerate(with_pieces)}
         vectors[language] = np.stack([item.vectors.mean(axis=0) for _, item in with_pieces])
-    codes = list(lists)
     scores = []
-    for a, b in [(a, b) for i, a in enumerate(codes) for b in codes[i + 1 :] if options.pivot in (None, a, b)]:
+    for a, b in combinations(lists, 2):
+        if options.pivot not in (None, a, b):
+            continue
         for suffix, x, y in (("", vectors[a], vectors[b]), ("_centred", centred(vectors[a]), centred(vectors[b]))):
             for one, other, queries, candidates in ((a, b, x, y), (b, a, y, x)):
                 right, removed = translations(lists[one], lists[other], kept[one], kept[other], options.lines)
@@ -168,7 +169,6 @@ def evaluate_alignment(
         encoder: an encoder, or the name or folder of one. Its pooling chooses the hidden states that are compared.
         data: the folder of the files, ``en-fr.txt`` with ``en-fr.gold`` and so on, see :func:`read_alignments`.
         languages: pairs such as ``"en-fr"``; by default all in the folder.
-        options: see :class:`AlignmentOptions`.
 
     Returns:
         Scores for each pair and their means; no predictions.
@@ -183,10 +183,7 @@ def evaluate_alignment(
     scores: list[Score] = []
     for name in dict.fromkeys(there if languages is None else languages):
         if name not in there:
-            raise DataError(
-                f"{folder / f'{name}.gold'}: expected the gold alignment of {name!r}, got no such file; "
-                f"the folder has {', '.join(there) or 'none'}"
-            )
+            raise no_such_file(folder / f"{name}.gold", f"the gold alignment of {name!r}", there)
         pairs = read_alignments(folder / name)
         first, second = (encoder.pieces([getattr(pair, side) for pair in pairs]) for side in ("first", "second"))
         links = [align(x, y, options) for x, y in zip(first, second, strict=True)]
