@@ -11,17 +11,9 @@ from benchmarks.exact import log_ratios
 
 
 def untrained(n: int, d: int, *, dtype: torch.dtype, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows of unequal length whose positives have a cosine of about .5: the middle of training.
+    """Rows (n, d) of unequal length whose positives have a cosine of about .5: the middle of training.
 
-    Args:
-        n: pairs.
-        d: dimensions.
-        dtype: what the rows are rounded to.
-        device: where they end up; they are drawn on the CPU, so that every device gets the same.
-        seed: of the generator.
-
-    Returns:
-        x and y, (n, d) each.
+    They are drawn and rounded on the CPU, so that every device gets the same.
     """
     generator = torch.Generator().manual_seed(seed)
     shared = torch.randn(n, d, generator=generator)
@@ -32,10 +24,7 @@ def untrained(n: int, d: int, *, dtype: torch.dtype, device: str, seed: int = 0)
 
 
 def trained(n: int, d: int, *, dtype: torch.dtype, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows whose positives have a cosine of about .98: late in training.
-
-    Arguments and return as for :func:`untrained`.
-    """
+    """Rows (n, d) whose positives have a cosine of about .98: late in training; drawn as by :func:`untrained`."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, d, generator=generator)
     y = x + 0.2 * torch.randn(n, d, generator=generator)
@@ -43,16 +32,9 @@ def trained(n: int, d: int, *, dtype: torch.dtype, device: str, seed: int = 0) -
 
 
 def temperature_for(x: Tensor, y: Tensor, phi: float, negatives: str = "both") -> float:
-    """The temperature at which the batch's geometric mean of φ, negatives' share over the positive's, is ``phi``.
+    """The temperature at which a trained batch's geometric mean of φ, negatives' share over the positive's, is ``phi``.
 
-    Args:
-        x: (n, d) raw rows of a trained batch (positives above all negatives).
-        y: (n, d).
-        phi: wanted, below 1.
-        negatives: "both" or "cross".
-
-    Returns:
-        τ, by bisection on its logarithm between 1e-3 and 10.
+    By bisection on its logarithm between 1e-3 and 10, for raw rows (n, d) and φ below 1.
     """
     rows = torch.nn.functional.normalize(torch.cat((x, y)).double(), dim=1)
     low, high = math.log(1e-3), math.log(10.0)

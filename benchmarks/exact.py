@@ -42,31 +42,16 @@ def _panel(rows: Tensor, start: int, stop: int, negatives: str, temperature: flo
 
 
 def log_ratios(rows: Tensor, *, negatives: str, temperature: float, step: int) -> Tensor:
-    """z = lse(negatives) - s+ of every row, equation (5).
+    """z = lse(negatives) - s+ of every row, equation (5): (2n,) of (2n, d) unit rows in float64, x's first.
 
-    Args:
-        rows: (2n, d) unit rows in float64, x's first.
-        negatives: "both" or "cross".
-        temperature: τ > 0.
-        step: rows taken at a time.
-
-    Returns:
-        (2n,) in float64.
+    ``step`` rows are taken at a time.
     """
     starts = range(0, len(rows), step)
     panels = (_panel(rows, start, min(start + step, len(rows)), negatives, temperature)[0] for start in starts)
     return torch.cat([torch.logsumexp(panel, 1) for panel in panels])
 
 
-def exact(
-    x: Tensor,
-    y: Tensor,
-    *,
-    loss: str,
-    negatives: str,
-    temperature: float,
-    panel_bytes: int = 2**29,
-) -> Exact:
+def exact(x: Tensor, y: Tensor, *, loss: str, negatives: str, temperature: float, panel_bytes: int = 2**29) -> Exact:
     """The loss of raw rows and its gradient, by equation (5) and the closed form of its derivative.
 
     With w = 1 (CZ-NCE) or sigmoid(z) (infoNCE) and P the softmax over a row's negatives, a pair's weight is
@@ -74,11 +59,9 @@ def exact(
     through the cosine. The sigmoid loss is -Σ log sigmoid(±(cos/τ + b)) / n with b = SIGMOID_BIAS.
 
     Args:
-        x: (n, d) raw rows of any dtype; taken as they are, in float64.
-        y: (n, d).
+        x, y: (n, d) raw rows of any dtype; taken as they are, in float64.
         loss: "cz_nce", "info_nce" or "sig_lip".
         negatives: "both" or "cross"; "sig_lip" has no others than "cross".
-        temperature: τ > 0.
         panel_bytes: memory of one panel of logits.
 
     Returns:
@@ -140,14 +123,9 @@ def _sigmoid(rows: Tensor, temperature: float, step: int) -> tuple[float, Tensor
 
 
 def errors(call: PairLoss, x: Tensor, y: Tensor, truth: Exact, *, scale: float = 1.0) -> dict[str, float]:
-    """How far an implementation is from the truth, on the same inputs.
+    """How far an implementation is from the truth, on the same raw rows x and y.
 
-    Args:
-        call: the loss.
-        x: raw rows; differentiated with respect to.
-        y: as x.
-        truth: what :func:`exact` gave for them.
-        scale: multiplies the loss before the backward pass and divides the gradient, as a gradient scaler does.
+    ``scale`` multiplies the loss before the backward pass and divides the gradient, as a gradient scaler does.
 
     Returns:
         ``gradient_error`` = ‖g - g_ref‖ / ‖g_ref‖ over both inputs, and ``value_error``: relative to the loss for

@@ -58,7 +58,6 @@ def interleaved(
     the caches and the memory that the previous callable took.
 
     Args:
-        calls: what to time, by name.
         device: "cpu" or a CUDA device; on CUDA the host waits for the device before and after every sample.
         seconds: to spend on all of them together; the fewest rounds may take longer.
         fewest_rounds: samples that each gets however long they take.

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,13 +74,9 @@ def load(
     Args:
         distribution: name on the package index.
         module: dotted name of the file the class is in.
-        name: the class.
         oldest: the first version that works.
         bare: packages whose ``__init__`` is skipped; their other files stay importable.
         stand_ins: modules to replace, and the names that their replacements hold.
-
-    Returns:
-        The class.
 
     Raises:
         PeerMissing: if it cannot be loaded, with the reason and what to install.
@@ -108,77 +105,75 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
-@lru_cache
-def _lightly(module: str, name: str) -> Callable[..., Callable[..., Tensor]]:
-    return load(
-        "lightly",
-        f"lightly.loss.{module}",
-        name,
-        oldest="1.6",
-        bare=("lightly", "lightly.loss", "lightly.utils", "lightly.models", "lightly.models.modules"),
+def _cosines(a: Tensor, b: Tensor) -> Tensor:
+    return torch.mm(F.normalize(a, p=2, dim=-1), F.normalize(b, p=2, dim=-1).T)
+
+
+_SENTENCE, _METRIC = "sentence_transformers", "pytorch_metric_learning"
+# How :func:`load` gets at the losses of each distribution.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "lightly": {
+        "oldest": "1.6",
+        "bare": ("lightly", "lightly.loss", "lightly.utils", "lightly.models", "lightly.models.modules"),
         # Used only by the memory bank of several processes, and it imports torchvision.
-        stand_ins={"lightly.models.utils": {}},
-    )
+        "stand_ins": {"lightly.models.utils": {}},
+    },
+    "open_clip_torch": {"bare": ("open_clip",)},
+    "sentence-transformers": {
+        "bare": (_SENTENCE, f"{_SENTENCE}.sentence_transformer", f"{_SENTENCE}.sentence_transformer.losses"),
+        "stand_ins": {
+            f"{_SENTENCE}.base": {},
+            f"{_SENTENCE}.base.losses": {},
+            f"{_SENTENCE}.base.losses.merged_forward": {"embed_columns": None},
+            f"{_SENTENCE}.sentence_transformer.model": {"SentenceTransformer": object},
+            # The package's own cos_sim: rows through F.normalize, then one product. The others are not called.
+            f"{_SENTENCE}.util": {
+                "cos_sim": _cosines,
+                **dict.fromkeys(("all_gather_with_grad", "get_rank", "similarity_fct_name")),
+            },
+        },
+    },
+    "pytorch-metric-learning": {"bare": (_METRIC, f"{_METRIC}.losses", f"{_METRIC}.utils")},
+    "libauc": {"bare": ("libauc", "libauc.losses")},
+}
+
+
+@lru_cache
+def _loss(distribution: str, module: str, name: str) -> Callable[..., Callable[..., Tensor]]:
+    return load(distribution, module, name, **_OPTIONS[distribution])
 
 
 def lightly_ntxent(temperature: float) -> PairLoss:
     """lightly's ``NTXentLoss``: infoNCE, negatives of both languages."""
-    return _lightly("ntx_ent_loss", "NTXentLoss")(temperature=temperature)
+    return _loss("lightly", "lightly.loss.ntx_ent_loss", "NTXentLoss")(temperature=temperature)
 
 
 def lightly_dcl(temperature: float) -> PairLoss:
     """lightly's ``DCLLoss``: CZ-NCE, negatives of both languages (so from 1.6 on)."""
-    return _lightly("dcl_loss", "DCLLoss")(temperature=temperature)
+    return _loss("lightly", "lightly.loss.dcl_loss", "DCLLoss")(temperature=temperature)
 
 
 def lightly_dclw(temperature: float, sigma: float = 0.5) -> PairLoss:
     """lightly's ``DCLWLoss``: DCL with higher weights for pairs that are far apart."""
-    return _lightly("dcl_loss", "DCLWLoss")(temperature=temperature, sigma=sigma)
-
-
-@lru_cache
-def _open_clip(name: str) -> Callable[..., Callable[..., Tensor]]:
-    return load("open_clip_torch", "open_clip.loss", name, bare=("open_clip",))
+    return _loss("lightly", "lightly.loss.dcl_loss", "DCLWLoss")(temperature=temperature, sigma=sigma)
 
 
 def open_clip(temperature: float) -> PairLoss:
     """open_clip's ``ClipLoss`` on normalised rows: infoNCE, negatives of the other language."""
-    loss = _open_clip("ClipLoss")()
+    loss = _loss("open_clip_torch", "open_clip.loss", "ClipLoss")()
     return lambda x, y: loss(F.normalize(x, dim=1), F.normalize(y, dim=1), 1 / temperature)
 
 
 def open_clip_sig_lip(temperature: float, bias: float) -> PairLoss:
     """open_clip's ``SigLipLoss`` on normalised rows: the sigmoid loss."""
-    loss = _open_clip("SigLipLoss")()
+    loss = _loss("open_clip_torch", "open_clip.loss", "SigLipLoss")()
     return lambda x, y: loss(F.normalize(x, dim=1), F.normalize(y, dim=1), 1 / temperature, bias)
 
 
-def _cosines(a: Tensor, b: Tensor) -> Tensor:
-    return torch.mm(F.normalize(a, p=2, dim=-1), F.normalize(b, p=2, dim=-1).T)
-
-
-@lru_cache
-def _multiple_negatives() -> Callable[..., Callable[..., Tensor]]:
-    package = "sentence_transformers"
-    unused: dict[str, object] = {"all_gather_with_grad": None, "get_rank": None, "similarity_fct_name": None}
-    return load(
-        "sentence-transformers",
-        f"{package}.sentence_transformer.losses.multiple_negatives_ranking",
-        "MultipleNegativesRankingLoss",
-        bare=(package, f"{package}.sentence_transformer", f"{package}.sentence_transformer.losses"),
-        stand_ins={
-            f"{package}.base": {},
-            f"{package}.base.losses": {},
-            f"{package}.base.losses.merged_forward": {"embed_columns": None},
-            f"{package}.sentence_transformer.model": {"SentenceTransformer": object},
-            # The package's own cos_sim: rows through F.normalize, then one product.
-            f"{package}.util": {"cos_sim": _cosines, **unused},
-        },
-    )
-
-
 def _ranking(temperature: float, **options: object) -> PairLoss:
-    loss = _multiple_negatives()(None, scale=1 / temperature, **options)
+    module = f"{_SENTENCE}.sentence_transformer.losses.multiple_negatives_ranking"
+    made = _loss("sentence-transformers", module, "MultipleNegativesRankingLoss")
+    loss = made(None, scale=1 / temperature, **options)
     return lambda x, y: loss.compute_loss_from_embeddings([x, y], None)  # type: ignore[attr-defined]
 
 
@@ -198,39 +193,23 @@ def sentence_transformers_hardness(temperature: float, alpha: float) -> PairLoss
     return _ranking(temperature, hardness_mode="in_batch_negatives", hardness_strength=alpha)
 
 
-@lru_cache
-def _metric_learning(module: str, name: str) -> Callable[..., Callable[..., Tensor]]:
-    package = "pytorch_metric_learning"
-    return load(
-        "pytorch-metric-learning",
-        f"{package}.losses.{module}",
-        name,
-        bare=(package, f"{package}.losses", f"{package}.utils"),
-    )
-
-
 def metric_learning(temperature: float) -> PairLoss:
     """pytorch-metric-learning's ``NTXentLoss``: infoNCE, negatives of both languages; memory grows with n³."""
-    loss = _metric_learning("ntxent_loss", "NTXentLoss")(temperature=temperature)
+    loss = _loss("pytorch-metric-learning", f"{_METRIC}.losses.ntxent_loss", "NTXentLoss")(temperature=temperature)
     return lambda x, y: loss(torch.cat((x, y)), torch.arange(len(x), device=x.device).repeat(2))
 
 
 def metric_learning_sup_con(temperature: float) -> Callable[[Tensor, Tensor], Tensor]:
     """pytorch-metric-learning's ``SupConLoss`` of rows and labels, mean over the rows whose loss is positive."""
-    return _metric_learning("supcon_loss", "SupConLoss")(temperature=temperature)
-
-
-@lru_cache
-def _libauc(name: str) -> Callable[..., Callable[..., Tensor]]:
-    return load("libauc", "libauc.losses.contrastive", name, bare=("libauc", "libauc.losses"))
+    return _loss("pytorch-metric-learning", f"{_METRIC}.losses.supcon_loss", "SupConLoss")(temperature=temperature)
 
 
 def libauc_unimodal(temperature: float, samples: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """LibAUC's ``GCLoss_v1`` of raw x and y and sample ids: SogCLR; a view's gradient is τ times that of our rows."""
-    return _libauc("GCLoss_v1")(N=samples, tau=temperature, device="cpu")
+    return _loss("libauc", "libauc.losses.contrastive", "GCLoss_v1")(N=samples, tau=temperature, device="cpu")
 
 
 def libauc_bimodal(temperature: float, samples: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """LibAUC's ``GCLoss_v2`` of raw x and y and sample ids: SogCLR, negatives of the other side; ×τ(n − 1) of ours."""
-    loss = _libauc("GCLoss_v2")(N=samples, tau=temperature)
+    loss = _loss("libauc", "libauc.losses.contrastive", "GCLoss_v2")(N=samples, tau=temperature)
     return lambda x, y, ids: loss(F.normalize(x, dim=1), F.normalize(y, dim=1), ids)[0]

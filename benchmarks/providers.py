@@ -22,12 +22,7 @@ LOSSES: dict[str, tuple[str, str]] = {
     "siglip": ("sig_lip", "cross"),
 }
 """A loss and which negatives it has, by the name it goes by in results."""
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 
 
 class NotOffered(Exception):
@@ -163,18 +158,10 @@ DEFAULT = tuple(name for name in PROVIDERS if name not in ("ctloss", "logsumexp"
 
 
 def build(name: str, case: Case, memory_limit: float = float("inf")) -> PairLoss:
-    """The loss of a provider for a case.
-
-    Args:
-        name: a key of PROVIDERS.
-        case: the problem.
-        memory_limit: bytes; a provider estimated to need more is not started.
-
-    Returns:
-        A function of raw rows x and y.
+    """The loss of a provider for a case, a function of raw rows x and y.
 
     Raises:
-        NotOffered: with the reason.
+        NotOffered: with the reason, also where the provider is estimated to need more bytes than ``memory_limit``.
     """
     provider = PROVIDERS[name]
     needed = provider.row_bytes(case.n)

@@ -54,10 +54,7 @@ def _device_name(device: str) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows whose columns are the union of their keys, in the order first met.
-
-    Numbers are written with six significant digits.
-    """
+    """Write rows whose columns are the union of their keys, in the order first met; six digits of a number."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -95,11 +92,7 @@ def markers(command: str) -> tuple[str, str]:
 
 
 def split_document(document: Path, command: str) -> tuple[str, str, str]:
-    """What a document has before a command's results, these results, and what it has after them.
-
-    Raises:
-        ValueError: if the document lacks a marker.
-    """
+    """What a document has before a command's results, these results, and what follows; ValueError without markers."""
     begin, end = markers(command)
     head, found, rest = document.read_text(encoding="utf-8").partition(begin)
     text, closed, tail = rest.partition(end)
@@ -109,21 +102,13 @@ def split_document(document: Path, command: str) -> tuple[str, str, str]:
 
 
 def insert(document: Path, command: str, text: str) -> None:
-    """Replace a command's results in a document.
-
-    Raises:
-        ValueError: if the document lacks a marker.
-    """
+    """Replace a command's results in a document; ValueError without markers."""
     head, _, tail = split_document(document, command)
     write_atomically(document, f"{head}\n\n{text.strip()}\n\n{tail}")
 
 
 def page_of(command: str, docs: Path = ROOT / "docs") -> Path:
-    """The page of the documentation that shows a command's results.
-
-    Raises:
-        ValueError: if no page has the command's marker.
-    """
+    """The page of the documentation that shows a command's results; ValueError if there is none."""
     begin, end = markers(command)
     for page in sorted(docs.rglob("*.md")):
         if begin in page.read_text(encoding="utf-8").splitlines():

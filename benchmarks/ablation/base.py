@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    BertConfig,
-    BertForMaskedLM,
     DataCollatorForLanguageModeling,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
 )
 
 from benchmarks.ablation.corpus import sentences
-from ctloss.shared.files import write_atomically
+from ctloss.shared.files import numbered, write_atomically
+from ctloss.train.model.encoder import small_backbone
 from ctloss.train.text.tokenizer import train_wordpiece
 
 
@@ -60,26 +60,10 @@ class MaskedTrainer(Trainer):
         return (loss, {"logits": states}) if return_outputs else loss
 
 
-class Encoded(torch.utils.data.Dataset[dict[str, list[int]]]):
-    """Sentences as wordpieces, kept in memory."""
-
-    def __init__(self, texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        self.rows = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        return {"input_ids": self.rows[index]}
-
-
 def make(base: Base, data: Path, folder: Path) -> None:
-    """Train the base, or continue where it stopped.
+    """Train the base on a folder of corpora, or continue where it stopped.
 
-    Args:
-        base: its size and length.
-        data: the folder of the corpora.
-        folder: gets ``random`` and ``base``, two Hugging Face folders that differ only in their weights.
+    The other folder gets ``random`` and ``base``, two Hugging Face folders that differ only in their weights.
 
     Raises:
         ValueError: the base in the folder was begun on other sentences.
@@ -98,26 +82,17 @@ def make(base: Base, data: Path, folder: Path) -> None:
         return
     tokenizer = train_wordpiece(texts, vocabulary=base.vocabulary, lower_case=True, max_length=base.max_length)
     torch.manual_seed(base.seed)
-    model = BertForMaskedLM(_configuration(base, tokenizer))
+    model = small_backbone(
+        vocabulary=len(tokenizer), layers=base.layers, hidden=base.hidden, heads=base.heads, dropout=0.1,
+        max_length=base.max_length, pad=tokenizer.pad_token_id, mlm=True,
+    )  # fmt: skip
     _save(model, tokenizer, folder / "random")
     _train(base, model, tokenizer, texts, folder / "mlm")
     _save(model, tokenizer, trained)
 
 
-def _configuration(base: Base, tokenizer: PreTrainedTokenizerBase) -> BertConfig:
-    return BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=base.hidden,
-        num_hidden_layers=base.layers,
-        num_attention_heads=base.heads,
-        intermediate_size=4 * base.hidden,
-        max_position_embeddings=base.max_length,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-
 def _train(
-    base: Base, model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase, texts: list[str], folder: Path
+    base: Base, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], folder: Path
 ) -> None:
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -135,10 +110,11 @@ def _train(
         report_to=[],
         remove_unused_columns=False,
     )
+    coded = tokenizer(texts, truncation=True, max_length=base.max_length, return_attention_mask=False)
     trainer = MaskedTrainer(
         model,
         arguments,
-        train_dataset=Encoded(texts, tokenizer, base.max_length),
+        train_dataset=[{"input_ids": ids} for ids in coded["input_ids"]],  # type: ignore[arg-type]
         data_collator=DataCollatorForLanguageModeling(tokenizer, seed=base.seed),
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
@@ -147,11 +123,11 @@ def _train(
 def last_checkpoint(folder: Path) -> str | None:
     """The last complete checkpoint of a Trainer, if any."""
     # The state is written last: a checkpoint without it was interrupted.
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+    whole = [path for _, path in numbered(folder, "checkpoint") if (path / "trainer_state.json").is_file()]
+    return str(whole[-1]) if whole else None
 
 
-def _save(model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     unfinished = folder.with_name(f".{folder.name}")
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)

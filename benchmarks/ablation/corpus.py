@@ -31,11 +31,7 @@ def lines_of(path: Path) -> list[str]:
 def sentences(data: Path) -> list[str]:
     """Every distinct sentence of the corpora bible, news, tico19 and tatoeba-train, in the order of their files.
 
-    Args:
-        data: the folder that holds theirs.
-
-    Returns:
-        Sentences of all languages; without those of fewer than eight characters, of which masking leaves nothing.
+    Sentences of fewer than eight characters, of which masking leaves nothing, are left out.
 
     Raises:
         FileNotFoundError: naming the pattern that matches no file.
@@ -56,13 +52,10 @@ def sentences(data: Path) -> list[str]:
 def prepare(data: Path, folder: Path, per_source: int) -> Path:
     """Write en-XX.tsv of every language, ``lexicon`` to train with, and ``words``, the translations held out of it.
 
-    Args:
-        data: the folder of tatoeba-train, news, tico19, bible and lexicon.
-        folder: gets a folder for this content, whose name changes with it.
-        per_source: at most this many sentence pairs of a language and corpus, drawn by a hash.
+    Of a language and corpus at most ``per_source`` sentence pairs are drawn, by a hash.
 
     Returns:
-        That folder.
+        The folder made in ``folder``, whose name changes with its content.
 
     Raises:
         FileNotFoundError: naming the file that is missing.

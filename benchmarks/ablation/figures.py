@@ -14,17 +14,13 @@ from benchmarks.ablation.plan import NOT_CLIPPED, SCALED, USUAL
 from benchmarks.cpu.plots import save
 
 COLOURS = {"info-snt": "C0", "CZ-snt": "C1"}
+FORCES = {"z_mean": "mean z", "pull": "norm of the pull", "push": "norm of the push"}
 # Line and marker of an arm of the study.
 VARIANTS = {USUAL: ("-", "o"), NOT_CLIPPED: ("none", "x"), SCALED: (":", "^")}
 
 
 def draw_study(study: Study, path: Path) -> None:
-    """Draw retrieval on the validation pairs against batch size, a panel for each precision; a dot is a seed.
-
-    Args:
-        study: what the logs say.
-        path: PNG file to write.
-    """
+    """Draw retrieval on the validation pairs against batch size, a panel for each precision; a dot is a seed."""
     precisions = sorted({arm.precision for arm in study}, reverse=True)
     figure = Figure(figsize=(4.5 * len(precisions), 3.4), layout="constrained")
     axes = figure.subplots(1, len(precisions), sharey=True, squeeze=False)
@@ -40,12 +36,9 @@ def draw_study(study: Study, path: Path) -> None:
                 if sizes:
                     means = list(map(fmean, runs))
                     axis.plot(sizes, means, linestyle=line, marker=marker, color=colour, label=label)
-                    dots = [
-                        (size * (0.97 + 0.06 * place), value)
-                        for size, of in zip(sizes, runs, strict=True)
-                        for value in of
-                    ]
-                    axis.scatter(*zip(*dots, strict=True), s=8, color=colour, alpha=0.5)
+                    for size, values in zip(sizes, runs, strict=True):
+                        dots = [size * (0.97 + 0.06 * place)] * len(values)
+                        axis.scatter(dots, values, s=8, color=colour, alpha=0.5)
         axis.set(title=precision, xlabel="batch size", xscale="log")
         ticks = sorted({arm.batch_size for arm in study})
         axis.set_xticks(ticks, ticks, minor=False)
@@ -57,20 +50,13 @@ def draw_study(study: Study, path: Path) -> None:
 
 
 def draw_forces(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Draw mean z, pull and push during the runs.
-
-    Args:
-        logs: lines of the log by the label of the run.
-        path: PNG file to write.
-    """
+    """Draw mean z, pull and push during the runs, given the lines of their logs by label."""
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     axes = figure.subplots(1, 3)
     for label, lines in logs.items():
         # Runs with smaller batches take more steps for the same number of pairs.
         steps = [line["step"] / lines[-1]["step"] for line in lines if "pull" in line]
-        for axis, name, title in zip(
-            axes, ("z_mean", "pull", "push"), ("mean z", "norm of the pull", "norm of the push"), strict=True
-        ):
+        for axis, (name, title) in zip(axes, FORCES.items(), strict=True):
             axis.plot(steps, [line[name] for line in lines if "pull" in line], label=label)
             axis.set(title=title, xlabel="share of the run")
             axis.spines[["top", "right"]].set_visible(False)

@@ -28,11 +28,7 @@ def validation(folder: Path) -> float:
 
 
 def facts(folder: Path, clip: float) -> dict[str, float]:
-    """What the log says about margins and forces.
-
-    Args:
-        folder: of the row.
-        clip: the norm its gradients were clipped to; 0 for none.
+    """What a row's log says about margins and forces; its gradients were clipped to the norm ``clip``, at 0 not at all.
 
     Returns:
         ``validation``; ``z_min``, the smallest z of all; ``z_mean`` of the last line; ``saturated``, the share of all

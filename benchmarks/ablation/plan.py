@@ -23,13 +23,10 @@ STARTS = ("base", "random")
 
 @dataclass(frozen=True)
 class Row:
-    """One pretraining run from a start.
+    """One pretraining run of a method, named as in tables, from ``"base"`` or ``"random"`` weights.
 
-    Attributes:
-        name: of its method, in tables.
-        start: ``"base"`` or ``"random"``.
-        seed: of batches, dropout, masks, the head, and of which sentences are held out.
-        changes: to the recipe.
+    The seed is that of batches, dropout, masks, the head, and of which sentences are held out; ``changes`` are those to
+    the recipe.
     """
 
     name: str
@@ -38,11 +35,7 @@ class Row:
     changes: dict[str, Any]
 
     def key(self, also: dict[str, Any]) -> str:
-        """A name for its folder that is different for any other configuration.
-
-        Args:
-            also: whatever else its result depends on.
-        """
+        """A name for its folder, different for any other configuration and whatever else its result depends on."""
         text = json.dumps({**asdict(self), **also}, sort_keys=True)
         title = f"{self.name} {self.start}".lower().replace(" ", "-")
         return f"{title}-{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

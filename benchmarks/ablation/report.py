@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -70,7 +70,7 @@ def report(
     Args:
         rows: of the table, in its order: ``base``, ``random``, the methods, and the methods ``from random``.
         study: what the logs of the study say.
-        starts: how the base and random weights compare (see :meth:`benchmarks.ablation.whole.Ablation.check_base`).
+        starts: see :meth:`benchmarks.ablation.whole.Ablation.check_base`.
         trained: what the logs of the table's rows say, by name.
     """
     parts = [f"{start_line(starts)}\n"] if starts else []
@@ -89,7 +89,7 @@ def report(
 
 def summary(rows: Sequence[Results]) -> str:
     """The table in short, in per cent: means over languages, with their standard deviation over seeds."""
-    lines = [[row.name, *(_spread([100 * v for v in values(row, c).values()], 1) for c in SHORT)] for row in rows]
+    lines = [[row.name, *(_per_cent(values(row, column).values()) for column in SHORT)] for row in rows]
     return table(["", *(_title(column) for column in SHORT)], lines) + "\n"
 
 
@@ -106,14 +106,12 @@ def start_line(starts: Mapping[str, Any]) -> str:
 
 def details(rows: Sequence[Results]) -> str:
     """Retrieval, plain and centred, in per cent; random-pair cosines as they are."""
-    lines = []
-    for row in rows:
-        cells = []
-        for column in DETAILS:
-            found = list(values(row, column).values())
-            scale = 1 if "cosine" in column.metric else 100
-            cells.append(_spread([scale * value for value in found], 2 if scale == 1 else 1))
-        lines.append([row.name, *cells])
+
+    def cell(row: Results, column: Column) -> str:
+        found = values(row, column).values()
+        return _spread(list(found), 2) if "cosine" in column.metric else _per_cent(found)
+
+    lines = [[row.name, *(cell(row, column) for column in DETAILS)] for row in rows]
     return table(["", *(column.title for column in DETAILS)], lines)
 
 
@@ -206,6 +204,10 @@ def _points(found: Difference | None) -> str:
 
 def _title(column: Column) -> str:
     return column.title + " (lower is better)" * column.lower
+
+
+def _per_cent(found: Iterable[float]) -> str:
+    return _spread([100 * value for value in found], 1)
 
 
 def _spread(found: Sequence[float], digits: int) -> str:

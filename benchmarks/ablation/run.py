@@ -52,11 +52,9 @@ def train(row: Row, start: Path, corpus: Path, folder: Path, scale: Scale) -> No
     """Pretrain a row in its folder, continue where it stopped, or find it done.
 
     Args:
-        row: what to train.
         start: folder of the encoder it starts from.
         corpus: see :func:`benchmarks.ablation.corpus.prepare`.
         folder: gets the encoder, ``results.json`` and ``metrics.jsonl``.
-        scale: of this ablation.
     """
     # Its recipe holds paths, and a finished row may have been moved.
     if not is_trained(folder):
@@ -83,13 +81,7 @@ def seeds_of(model: Path) -> set[int]:
 def evaluate(model: Path, name: str, seeds: tuple[int, ...], data: Path, corpus: Path, scale: Scale) -> None:
     """Evaluate an encoder on everything that is still missing; fine-tuned models are not kept.
 
-    Args:
-        model: its folder; ``evaluation`` inside it gets the results.
-        name: in tables.
-        seeds: of the fine-tuning.
-        data: the folder of the evaluations' data.
-        corpus: holds the words held out of training.
-        scale: of this ablation.
+    The results go into ``evaluation`` in the model's folder. The corpus holds the words held out of training.
     """
     output = model / EVALUATION
     run(

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from scipy.stats import t
 
-from ctloss.evaluate import Results, Score, TaskResult
+from ctloss.evaluate import Results, TaskResult
 
 # In the remark of a score of the majority class.
 MAJORITY = "majority"
@@ -19,13 +19,9 @@ SEEDLESS = 0
 
 @dataclass(frozen=True)
 class Column:
-    """A number of a row: the mean of a metric of an evaluation.
+    """A number of a row: a metric of an evaluation in a language, or its mean over ``languages`` where they are given.
 
-    Attributes:
-        title: of the column.
-        task, metric, language: of the score.
-        languages: the languages whose scores are averaged, where ``language`` is empty.
-        lower: whether lower is better.
+    ``lower`` says whether lower is better.
     """
 
     title: str
@@ -65,17 +61,12 @@ def joined(name: str, runs: Mapping[int, Results]) -> Results:
     return Results(name, name, tasks)
 
 
-def values(results: Results, column: Column, not_about: str = MAJORITY) -> dict[int, float]:
-    """A column's number for every seed; 0 stands for no seed.
-
-    Args:
-        results: of one row.
-        column: the number.
-        not_about: scores whose remark contains this are ignored.
-    """
+def values(results: Results, column: Column) -> dict[int, float]:
+    """A column's number of a row for every seed, 0 for no seed; those of the majority class do not count."""
     found: dict[int, list[float]] = {}
+    languages = column.languages or (column.language,)
     for score in results.tasks[column.task].scores if column.task in results.tasks else []:
-        if _is(score, column) and not_about not in score.about:
+        if score.metric == column.metric and score.language in languages and MAJORITY not in score.about:
             found.setdefault(score.seed or SEEDLESS, []).append(score.value)
     return {seed: fmean(several) for seed, several in found.items()}
 
@@ -100,9 +91,3 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
     count = len(differences)
     half = float(t.ppf(0.975, count - 1)) * stdev(differences) / count**0.5 if count > 1 else None
     return Difference(fmean(differences), half, count)
-
-
-def _is(score: Score, column: Column) -> bool:
-    if score.metric != column.metric:
-        return False
-    return score.language == column.language if not column.languages else score.language in column.languages

@@ -100,17 +100,9 @@ class Way:
 
 @dataclass(frozen=True)
 class Line:
-    """One comparison.
+    """One comparison, on the batch of n pairs of d columns that ``draw`` makes.
 
-    Attributes:
-        name: what is called, with which option.
-        n: pairs.
-        d: columns.
-        draw: the batch, from n and d.
-        ours: what is measured.
-        other: what it is measured against.
-        goal: the highest ratio of times allowed, ours over the other's; ``None`` if none was set.
-        memory_goal: the same for peak memory.
+    The goals are the highest ratios of times and of peak memory allowed, ours over the other's; ``None`` without one.
     """
 
     name: str

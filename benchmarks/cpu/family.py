@@ -83,11 +83,7 @@ def run(
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """The table of a file of results, goals next to what was measured.
-
-    Args:
-        rows: as :func:`run` gives them, read back from the file.
-    """
+    """The table of the rows that :func:`run` gave, read back from their file: goals next to what was measured."""
     goals = {(line.name, line.n): (line.goal, line.memory_goal) for line in lines()}
     shown = []
     for ours, other in zip(rows[::2], rows[1::2], strict=True):

@@ -153,16 +153,7 @@ FIGURES = {"sweep": ("speed", draw_times), "memory": ("memory", draw_memory), "n
 
 
 def draw_all(results: Path, figures: Path, device_kind: str) -> list[Path]:
-    """Draw a figure from each table that is there.
-
-    Args:
-        results: folder of ``sweep-cpu.csv`` and so on.
-        figures: where the pictures go.
-        device_kind: "cpu" or "cuda".
-
-    Returns:
-        The files written.
-    """
+    """Draw a figure from each table, ``sweep-cpu.csv`` and so on, that is there; returns the files written."""
     written = []
     for table, (picture, draw) in FIGURES.items():
         source = results / f"{table}-{device_kind}.csv"

@@ -58,11 +58,8 @@ def time_ratios(rows: Rows, which: str = "forward+backward") -> list[dict[str, s
 def tables(results: Path) -> str:
     """The page's tables in Markdown: ours next to others, the goals, every case, memory.
 
-    Args:
-        results: a folder that holds ``sweep-cpu.csv`` and ``memory-cpu.csv``.
-
     Raises:
-        FileNotFoundError: if one of them is not there.
+        FileNotFoundError: the folder of results lacks ``sweep-cpu.csv`` or ``memory-cpu.csv``.
     """
     sweep = read_csv(results / "sweep-cpu.csv")
     both, forward = (time_ratios(sweep, which) for which in ("forward+backward", "forward"))

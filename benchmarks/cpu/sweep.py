@@ -31,9 +31,6 @@ class Grid:
     Attributes:
         n, d: pairs and dimensions.
         dtypes, losses, providers: keys of DTYPES, LOSSES and PROVIDERS.
-        threads: of the CPU.
-        device: "cpu" or a CUDA device.
-        temperature: of the losses.
         seconds: for each case and pass, shared by the providers.
         fewest_rounds: samples that each provider gets however long they take.
         memory_limit: bytes that one provider may be estimated to need.

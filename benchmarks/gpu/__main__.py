@@ -102,12 +102,7 @@ def parts(folder: Path, dry: bool) -> list[Part]:
 
 
 def run_part(part: Part, seconds: float, variables: dict[str, str]) -> dict[str, object]:
-    """Run a part to its end or its limit.
-
-    Args:
-        part: what to run.
-        seconds: the most it may take.
-        variables: added to its environment.
+    """Run a part to its end or its limit in seconds, with these variables added to its environment.
 
     Returns:
         ``status`` (ok, failed, stopped, skipped), ``seconds``, ``rows`` and the end of its output.

@@ -168,12 +168,7 @@ def _with(changes: Changes, call: PairLoss, prepare: Callable[..., Callable[[], 
 
 
 def raced(race: Race, way: str, run: Run) -> dict[str, object]:
-    """Errors, peak memory and times of all options of a race.
-
-    Args:
-        race: what is raced.
-        way: "graph" or "python".
-        run: where.
+    """Errors, peak memory and times of all options of a race, launched by "graph" or "python".
 
     Returns:
         By option milliseconds of a step (``ms``) and, where it is raced, of the forward (``forward_ms``), errors and

@@ -45,13 +45,11 @@ def _times(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _plain(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    return table(
-        columns,
-        [
-            [_number(value, ".4g") if isinstance(value := row.get(key, ""), float) else value for key in columns]
-            for row in rows
-        ],
-    )
+    shown = [
+        {key: _number(value, ".4g") if isinstance(value, float) else value for key, value in row.items()}
+        for row in rows
+    ]
+    return table(columns, [[row.get(key, "") for key in columns] for row in shown])
 
 
 def _choices(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -76,14 +74,7 @@ def _choices(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The page: machine, parts and how they ended, a table for each.
-
-    Args:
-        result: what ``gpu.json`` holds.
-
-    Returns:
-        Markdown.
-    """
+    """The page that shows what ``gpu.json`` holds: machine, parts and how they ended, a table for each."""
     title = "# Dry run on the CPU: the numbers mean nothing" if result["dry"] else "# GPU results"
     page = [title, ", ".join(f"{key} {value}" for key, value in result["machine"].items() if value)]
     done: Mapping[str, Mapping[str, Any]] = result["parts"]

@@ -29,6 +29,9 @@ CALIBRATED_ON = "info-cross"  # one rectangle of logits per call, as between two
 CALIBRATED_AT = (16384, 65536)
 CHECKED_ON = "cz-both"  # the triangle over both sides' rows, as within a rank
 
+# Of the report: the number of pairs, as a power of two, and of GPUs.
+REPORTED = ((14, 1), (17, 1), (20, 1), (17, 8), (20, 8), (20, 64), (20, 256), (20, 1024), (22, 1024), (24, 1024))
+
 # float32 numbers that travel with a row: its logits' factor in two parts; in the backward its weight as well.
 FORWARD_VECTORS, BACKWARD_VECTORS = 2, 3
 # float32 numbers that a row keeps from forward to backward.
@@ -244,18 +247,7 @@ def report() -> str:
     """The table in Markdown, with the numbers it rests on: one GPU to 2^20 pairs, a ring of GPUs to 2^24."""
     python, graph, network = measured_gpu(), measured_gpu(graph=True), Network()
     rows = []
-    for log_n, ranks in (
-        (14, 1),
-        (17, 1),
-        (20, 1),
-        (17, 8),
-        (20, 8),
-        (20, 64),
-        (20, 256),
-        (20, 1024),
-        (22, 1024),
-        (24, 1024),
-    ):
+    for log_n, ranks in REPORTED:
         for launched, gpu in {"from Python": python, "in a graph": graph}.items():
             step = Step(2**log_n, ranks)
             found = cost(step, gpu, network)
