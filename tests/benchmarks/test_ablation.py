@@ -229,11 +229,10 @@ def test_english_tagging_is_measured(data: Path, tmp_path: Path) -> None:
 
 def test_output_is_the_same_however_it_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    row = table_rows(TINY)[0]
-    recipes = [
-        recipe_of(row, ablation.starts["base"], ablation.corpus, 1e-3)
-        for ablation in (whole.Ablation(data, output, TINY, output) for output in (Path("out"), tmp_path / "out"))
-    ]
+    recipes = []
+    for output in (Path("out"), tmp_path / "out"):
+        ablation = whole.Ablation(data, output, TINY, output)
+        recipes.append(recipe_of(table_rows(TINY)[0], ablation.starts["base"], ablation.corpus, 1e-3))
     assert recipes[0] == recipes[1]
 
 

@@ -70,11 +70,8 @@ def test_the_majority_class_has_no_seeds() -> None:
 
 def test_report_says_where_the_papers_order_holds() -> None:
     def row(name: str, pairs: float, error: float) -> Results:
-        tasks = {
-            **scored(name, [pairs, pairs + 0.001]).tasks,
-            **scored(name, [error, error], "align", "aer").tasks,
-        }
-        return Results(name, name, tasks)
+        retrieval, alignment = scored(name, [pairs, pairs + 0.001]), scored(name, [error, error], "align", "aer")
+        return Results(name, name, retrieval.tasks | alignment.tasks)
 
     ordered = [row(name, 0.1 * n, 0.9 - 0.1 * n) for n, name in enumerate(plan.PAPER_ORDER)]
     text = report.report(ordered, {})
@@ -111,18 +108,7 @@ def test_facts_of_a_log(tmp_path: Path) -> None:
     ]
     text = "".join(f"{json.dumps(line)}\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text, encoding="utf-8")
-    found = logs.facts(tmp_path, clip=1.0)
-    assert found == pytest.approx(
-        {
-            "validation": 0.6,
-            "z_min": -9.0,
-            "z_mean": -2.0,
-            "saturated": 0.25,
-            "pull_first": 3.0,
-            "pull": 1.0,
-            "push_first": 0.5,
-            "push": 0.5,
-            "clipped": 0.5,
-        }
-    )
+    margins = {"validation": 0.6, "z_min": -9.0, "z_mean": -2.0, "saturated": 0.25}
+    forces = {"pull_first": 3.0, "pull": 1.0, "push_first": 0.5, "push": 0.5, "clipped": 0.5}
+    assert logs.facts(tmp_path, clip=1.0) == pytest.approx(margins | forces)
     assert "clipped" not in logs.facts(tmp_path, clip=0.0)

@@ -20,18 +20,8 @@ from benchmarks.aot.devices import Compiled, Device
 from benchmarks.results import ROOT, page_of, split_document
 
 KERNELS = {
-    "pack_pairs",
-    "pack_candidates",
-    "block_lse",
-    "fold_slots",
-    "weigh_rows",
-    "block_weights",
-    "add_weighed",
-    "finish_pairs",
-    "finish_candidates",
-    "small_products",
-    "small_close",
-    "small_gradient",
+    *("pack_pairs", "pack_candidates", "block_lse", "fold_slots", "weigh_rows", "block_weights", "add_weighed"),
+    *("finish_pairs", "finish_candidates", "small_products", "small_close", "small_gradient"),
 }
 PRODUCTS = {"block_lse", "block_weights", "add_weighed", "small_products", "small_gradient"}
 ARCHITECTURES = {"80": "sm_80", "89": "sm_89", "90": "sm_90", "100": "sm_100", "gfx942": "gfx942"}
@@ -59,11 +49,15 @@ NARROW = {
 }
 
 
+def process(*options: str, interpreted: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.aot", *options]
+    variables = os.environ | {"TRITON_INTERPRET": interpreted}
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+
+
 def compile_calls(arch: str, *options: str) -> tuple[int, list[dict[str, str]]]:
     """The command's exit status and the lines that it prints."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.aot", "--arch", arch, *options]
-    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    finished = process("--arch", arch, *options, interpreted="0")
     assert finished.returncode in (0, 1), finished.stderr
     return finished.returncode, list(csv.DictReader(finished.stdout.splitlines(), delimiter="\t"))
 
@@ -97,9 +91,7 @@ def test_narrow_rows_keep_their_weights_in_registers(arch: str) -> None:
 
 
 def test_the_interpreter_is_refused() -> None:
-    command = [sys.executable, "-m", "benchmarks.aot", "--only", "nothing"]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    finished = process("--only", "nothing", interpreted="1")
     assert finished.returncode == 2
     assert "TRITON_INTERPRET" in finished.stderr
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,21 @@ COLUMNS = {"provider", "pass", "wall_s", "cpu_s", "gradient_error", "value_error
            "threads", "torch", "triton", "ctloss", "peers"}  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Benchmarks set torch's threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def run(tmp_path: Path, *arguments: str) -> list[dict[str, str]]:
-    threads = torch.get_num_threads()
-    try:
-        command.main([*arguments, "--output", str(tmp_path / "results"), "--figures", str(tmp_path / "figures")])
-    finally:
-        torch.set_num_threads(threads)
+    command.main([*arguments, "--output", str(tmp_path / "results"), "--figures", str(tmp_path / "figures")])
     return read_csv(tmp_path / "results" / f"{arguments[0]}-cpu.csv")
+
+
+def process(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True)
 
 
 def test_sweep_measures_every_provider(tmp_path: Path) -> None:
@@ -66,10 +75,8 @@ def test_numerics_shows_where_cross_entropy_loses_its_gradient(tmp_path: Path) -
 
 @pytest.mark.skipif(not STATUS.is_file(), reason="peak memory on the CPU is read from /proc")
 def test_memory_in_a_fresh_process(tmp_path: Path) -> None:
-    rows = run(
-        tmp_path, "memory", "--n", "1024", "--d", "8", "--dtype", "float32", "--device", "cpu",
-        "--loss", "info-both", "--providers", "eager",
-    )  # fmt: skip
+    options = ["--n", "1024", "--d", "8", "--dtype", "float32", "--device", "cpu"]
+    rows = run(tmp_path, "memory", *options, "--loss", "info-both", "--providers", "eager")
     # One 2048 x 2048 matrix of float32 is 16 MiB; the eager form holds a few.
     assert 16 * 2**20 < float(rows[0]["peak_bytes"]) < 16 * 16 * 2**20
 
@@ -95,24 +102,18 @@ def test_bad_options_are_refused(arguments: list[str], message: str) -> None:
 
 
 def test_help_lists_the_providers() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = process(sys.executable, "-m", "benchmarks", "--help")
+    assert done.returncode == 0
     assert all(name in done.stdout for name in providers.PROVIDERS)
 
 
 def test_ratio_is_to_the_fastest_eager_form() -> None:
     shared = {"loss": "info-both", "n": "8", "d": "4", "dtype": "float32", "device": "x", "threads": "1",
               "device_kind": "cpu", "pass": "forward+backward", "wall_s": "9"}  # fmt: skip
-    rows = [
-        {**shared, "provider": name, "cpu_s": seconds}
-        for name, seconds in (("ctloss-torch", "1"), ("eager", "4"), ("cross_entropy", "2"))
-    ]
-    assert {row["provider"]: float(row["ratio"]) for row in report.time_ratios(rows)} == {
-        "ctloss-torch": 0.5,
-        "eager": 2.0,
-        "cross_entropy": 1.0,
-    }
+    times = {"ctloss-torch": "1", "eager": "4", "cross_entropy": "2"}
+    rows = [{**shared, "provider": name, "cpu_s": seconds} for name, seconds in times.items()]
+    ratios = {row["provider"]: float(row["ratio"]) for row in report.time_ratios(rows)}
+    assert ratios == {"ctloss-torch": 0.5, "eager": 2.0, "cross_entropy": 1.0}
 
 
 def test_interleaved_tells_slow_from_fast_and_records_failures() -> None:
@@ -120,11 +121,8 @@ def test_interleaved_tells_slow_from_fast_and_records_failures() -> None:
         raise RuntimeError("no such kernel\nat line 3")
 
     # So far apart that other work on the machine does not bring them together.
-    found = interleaved(
-        {"slow": lambda: time.sleep(0.02), "fast": lambda: None, "broken": broken},
-        device="cpu",
-        seconds=0.05,
-    )
+    calls = {"slow": lambda: time.sleep(0.02), "fast": lambda: None, "broken": broken}
+    found = interleaved(calls, device="cpu", seconds=0.05)
     assert isinstance(found["slow"], Timing)
     assert isinstance(found["fast"], Timing)
     assert found["slow"].wall > 2 * found["fast"].wall
@@ -172,13 +170,7 @@ def test_gpu_run_dry(tmp_path: Path) -> None:
     """The one GPU command from end to end under the interpreter, without the parts that take long there."""
     parts = ["ceilings", "shapes", "choices", "graphs", "memcheck"]
     options = ["--dry", "--minutes", "60", "--output", str(tmp_path), "--parts", *parts]
-    done = subprocess.run(
-        ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *options],
-        env={**os.environ, "PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = process("bash", str(ROOT / "benchmarks" / "gpu.sh"), *options, PYTHON=sys.executable)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "gpu.json").read_text())
     statuses = {name: part["status"] for name, part in result["parts"].items()}
@@ -200,9 +192,7 @@ def test_gpu_run_dry(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_gpu_run_refuses_a_machine_without_one() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = process(sys.executable, "-m", "benchmarks.gpu")
     assert done.returncode != 0
     assert "expected a CUDA device" in done.stderr
 
@@ -210,10 +200,10 @@ def test_gpu_run_refuses_a_machine_without_one() -> None:
 def test_tables_show_ratios_with_their_goals(tmp_path: Path) -> None:
     shared = {"loss": "info-both", "d": "256", "dtype": "float32", "device": "x", "threads": "1", "device_kind": "cpu",
               "wall_s": "9", "torch": "2", "gradient_error": "1e-7"}  # fmt: skip
-    times = {("ctloss-torch", "512"): 5, ("eager", "512"): 10, ("ctloss-torch", "2048"): 5, ("eager", "2048"): 10}
     sweep = [
-        {**shared, "provider": name, "n": n, "pass": which, "cpu_s": seconds, "product_flops": "2e10" * (n == "2048")}
-        for (name, n), seconds in times.items()
+        {**shared, "provider": name, "n": n, "pass": which, "cpu_s": seconds, "product_flops": flops}
+        for n, flops in (("512", ""), ("2048", "2e10"))
+        for name, seconds in (("ctloss-torch", 5), ("eager", 10))
         for which in ("forward", "forward+backward")
     ]
     write_csv(tmp_path / "sweep-cpu.csv", sweep)
@@ -260,11 +250,7 @@ def test_family_lines_compute_what_they_say(line: comparisons.Line) -> None:
 @pytest.mark.skipif(not STATUS.is_file(), reason="peak memory on the CPU is read from /proc")
 def test_family_from_measurement_to_table(tmp_path: Path) -> None:
     line = next(comparisons.lines((16,), 8))
-    threads = torch.get_num_threads()
-    try:
-        write_csv(tmp_path / "family-cpu.csv", family.run([line], seconds=0.01, fewest_rounds=1))
-    finally:
-        torch.set_num_threads(threads)
+    write_csv(tmp_path / "family-cpu.csv", family.run([line], seconds=0.01, fewest_rounds=1))
     measured = read_csv(tmp_path / "family-cpu.csv")
     assert [row["role"] for row in measured] == ["ours", "other"]
     assert all(float(row["cpu_s"]) > 0 and int(row["peak_bytes"]) >= 0 for row in measured)

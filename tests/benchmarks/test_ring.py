@@ -145,13 +145,9 @@ def test_rates_are_recovered_from_times_made_of_them(tmp_path: Path) -> None:
         rows += [key | {"which": "forward", "wall_ms": 1e3 * forward}]
         rows += [key | {"which": "forward+backward", "wall_ms": 1e3 * both}]
     launches = [{"provider": "ctloss-triton", "loss": "cz-both", "n": n, "wall_us": n} for n in (64, 128)]
-    parts = {
-        "ceilings": {"rows": [{"what": "product", "tera_per_s": GPU.product / 1e12}]},
-        "large": {"rows": rows},
-        "graphs": {"rows": launches},
-    }
+    parts = {"ceilings": [{"what": "product", "tera_per_s": GPU.product / 1e12}], "large": rows, "graphs": launches}
     path = tmp_path / "results.json"
-    path.write_text(json.dumps({"parts": parts}), encoding="utf-8")
+    path.write_text(json.dumps({"parts": {name: {"rows": each} for name, each in parts.items()}}), encoding="utf-8")
     found = ring.measured_gpu(path)
     assert (found.product, found.logits, found.weights) == pytest.approx((GPU.product, GPU.logits, GPU.weights))
     assert (found.forward_fixed, found.backward_fixed) == pytest.approx((1e-3, 1e-3))

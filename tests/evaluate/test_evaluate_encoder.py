@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,23 +139,26 @@ def test_own_pooling_is_read_from_the_folder(tmp_path: Path) -> None:
     assert Encoder(folder, pooling="model").pooling == "avg-first-last"
 
 
-def test_refusals(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="pooling: expected one of layer, mean, avg-first-last, cls, model, got 'max'"):
-        Encoder(folder, pooling="max")
-    with pytest.raises(ValueError, match=r"expected layer from 0 \(embeddings\) to 3 \(the model's last\), got 4"):
-        Encoder(folder, layer=4)
-    with pytest.raises(ValueError, match="expected no layer unless pooling is 'layer', got 1"):
-        Encoder(folder, pooling="mean", layer=1)
-    with pytest.raises(ValueError, match="expected max_length from 3 to 32"):
-        Encoder(folder, pooling="mean", max_length=33)
-    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
-        Encoder(folder, batch_size=0)
-    with pytest.raises(ValueError, match="which would be random numbers; choose another pooling"):
-        Encoder(folder, pooling="model")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pooling": "max"}, "pooling: expected one of layer, mean, avg-first-last, cls, model, got 'max'"),
+        ({"layer": 4}, r"expected layer from 0 \(embeddings\) to 3 \(the model's last\), got 4"),
+        ({"pooling": "mean", "layer": 1}, "expected no layer unless pooling is 'layer', got 1"),
+        ({"pooling": "mean", "max_length": 33}, "expected max_length from 3 to 32"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"pooling": "model"}, "which would be random numbers; choose another pooling"),
+        ({"pooling": "mean", "device": "gpu"}, "expected a device of torch .* such as cpu or cuda, got 'gpu'"),
+    ],
+)
+def test_refused_options(folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Encoder(folder, **options)
+
+
+def test_refused_models(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="to name its pooling or to have a pooler, got neither"):
         Encoder(tiny_bert(14), tokenizer=word_tokenizer(PIECES), pooling="model")
-    with pytest.raises(ValueError, match=r"expected a device of torch .* such as cpu or cuda, got 'gpu'"):
-        Encoder(folder, pooling="mean", device="gpu")
     with pytest.raises(ValueError, match=r"expected the name or folder of a Hugging Face encoder, got '.*nothing'"):
         Encoder(tmp_path / "nothing")
     cut = saved(tmp_path, PIECES) / "model.safetensors"

@@ -15,14 +15,8 @@ from ctloss.evaluate.data.labelled import PAWSX, UPOS, XNLI, LabelledPair
 from ctloss.evaluate.models.finetune import POOL, ByLength, Collate, load_model
 from ctloss.evaluate.tasks.classification import PairHead
 from ctloss.evaluate.tasks.tagging import WordHead, WordPieces, join
-from support import tiny_tasks
 
 STEP = 8
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_tasks.save_model(tmp_path_factory.mktemp("model"))
 
 
 def test_windows_hold_every_word_once(model: str) -> None:

@@ -21,11 +21,6 @@ from support import tiny_tasks
 QUICK = FinetuneOptions(learning_rate=4e-3, batch_size=16, max_steps=2, max_length=32)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_tasks.save_model(tmp_path_factory.mktemp("model"))
-
-
 def changed(model: str, folder: Path, **changes: Any) -> str:
     """Copies a model with other entries in its configuration, and with ``tokenizer=None`` without its tokenizer."""
     shutil.copytree(model, folder)
@@ -101,9 +96,8 @@ def test_refused_settings(tmp_path: Path, model: str) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_pawsx(model, tmp_path, ["xx"], dataclasses.replace(QUICK, **changes))
-    torch.save({}, tmp_path / "pytorch_model.bin")
-    (tmp_path / "config.json").write_text((Path(model) / "config.json").read_text())
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / name).write_text((Path(model) / name).read_text())
+    pickled = Path(changed(model, tmp_path / "pickled"))
+    (pickled / "model.safetensors").unlink()
+    torch.save({}, pickled / "pytorch_model.bin")
     with pytest.raises(ValueError, match="expected an encoder with its weights as safetensors"):
-        evaluate_pawsx(str(tmp_path), tmp_path, ["xx"], QUICK)
+        evaluate_pawsx(str(pickled), tmp_path, ["xx"], QUICK)

@@ -97,12 +97,13 @@ def test_submission_files(tmp_path: Path) -> None:
     assert path.read_bytes() == b"DET\nNOUN\n\nPUNCT\n"
     write_submission(tmp_path, "xnli", {"fr": ["neutral", "entailment"]})
     assert (tmp_path / "xnli" / "test-fr.tsv").read_text() == "neutral\nentailment\n"
-    with pytest.raises(ValueError, match="expected the two-letter code of a language"):
-        write_submission(tmp_path, "tatoeba", {"deu": ["1"]})
-    with pytest.raises(ValueError, match="expected a task of xnli"):
-        write_submission(tmp_path, "ner", {"de": ["O"]})
-    with pytest.raises(ValueError, match="line 2: expected one line"):
-        write_submission(tmp_path, "xnli", {"de": ["neutral", "neu\ntral"]})
+    for task, predictions, message in (
+        ("tatoeba", {"deu": ["1"]}, "expected the two-letter code of a language"),
+        ("ner", {"de": ["O"]}, "expected a task of xnli"),
+        ("xnli", {"de": ["neutral", "neu\ntral"]}, "line 2: expected one line"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_submission(tmp_path, task, predictions)
 
 
 def test_means_and_spread() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gzip
 import lzma
-import os
 import random
+import shutil
 import unicodedata
 from collections.abc import Callable
 from itertools import pairwise
@@ -20,27 +20,18 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from ctloss.evaluate import DataError, Encoder, Outcome, PairsOptions, evaluate_bucc, evaluate_pairs, evaluate_tatoeba
 from ctloss.evaluate.data.parallel import read_aligned, read_bucc, read_tatoeba
-from ctloss.evaluate.tasks.retrieval import above, best_threshold, measure, mine, scores_of_halves
+from ctloss.evaluate.tasks.retrieval import HALVES, SAME_SET, above, best_threshold, measure, mine, scores_of_halves
 from ctloss.shared.languages import XTREME_CODES
 from support.tiny_encoder import Table, saved, write
 from support.tiny_results import refused, value
 
 pytestmark = pytest.mark.numeric
 
-needs_data = pytest.mark.skipif("CTLOSS_DATA" not in os.environ, reason="CTLOSS_DATA names no folder of real text")
-
-
 # Cosines of the German rows to the English: eins is nearest to one, zwei to one, drei to three;
 # of the English to the German: one to eins, two to drei, three to drei.
 NUMBERS = Table(
-    {
-        "eins": [1.0, 0.0, 0.0],
-        "zwei": [0.9, 0.3, 0.0],
-        "drei": [0.0, 0.2, 1.0],
-        "one": [2.0, 0.1, 0.0],
-        "two": [0.0, 0.5, 0.6],
-        "three": [0.0, 0.0, 3.0],
-    }
+    {"eins": [1.0, 0.0, 0.0], "zwei": [0.9, 0.3, 0.0], "drei": [0.0, 0.2, 1.0]}
+    | {"one": [2.0, 0.1, 0.0], "two": [0.0, 0.5, 0.6], "three": [0.0, 0.0, 3.0]}
 )
 GERMAN, ENGLISH = ["eins", "zwei", "drei"], ["one", "two", "three"]
 
@@ -111,9 +102,7 @@ def test_margins_agree_with_their_definition() -> None:
     # The largest margin belongs to neighbours of each other, so nothing can be accepted before it.
     i, j, score = found[0]
     neighbours = np.argsort(-cosines, axis=1)[:, :4]
-    assert score == pytest.approx(
-        max(margins[row, column] for row in range(30) for column in neighbours[row]), abs=1e-5
-    )
+    assert score == pytest.approx(np.take_along_axis(margins, neighbours, axis=1).max(), abs=1e-5)
     assert j in neighbours[i]
 
 
@@ -122,13 +111,19 @@ def test_rows_of_zeros_are_never_mined() -> None:
 
 
 scored_pairs = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=12)
+Pair = tuple[str, str]
+
+
+def mined_of(items: list[tuple[int, bool]], unfound: int) -> tuple[dict[Pair, float], set[Pair]]:
+    """Mined pairs by their score, and the gold ones: those that are right, and some that were not found."""
+    mined = {(f"a{i}", f"b{i}"): float(score) for i, (score, _) in enumerate(items)}
+    right = {pair for pair, (_, right) in zip(mined, items, strict=True) if right}
+    return mined, right | {(f"x{i}", f"y{i}") for i in range(unfound)}
 
 
 @given(scored_pairs, st.integers(0, 4))
 def test_threshold_is_the_best_of_all(items: list[tuple[int, bool]], unfound: int) -> None:
-    mined = {(f"a{i}", f"b{i}"): float(score) for i, (score, _) in enumerate(items)}
-    gold = {pair for pair, (_, right) in zip(mined, items, strict=True) if right}
-    gold |= {(f"x{i}", f"y{i}") for i in range(unfound)}
+    mined, gold = mined_of(items, unfound)
     reached = measure(above(mined, best_threshold(mined, gold)), gold)
     candidates = [measure(above(mined, score), gold).f1 for score in mined.values()]
     assert reached.f1 == max(candidates, default=0)
@@ -136,9 +131,7 @@ def test_threshold_is_the_best_of_all(items: list[tuple[int, bool]], unfound: in
 
 @given(scored_pairs, st.integers(0, 4), st.integers(0, 5))
 def test_measures_agree_with_scikit_learn(items: list[tuple[int, bool]], unfound: int, threshold: int) -> None:
-    mined = {(f"a{i}", f"b{i}"): float(score) for i, (score, _) in enumerate(items)}
-    gold = {pair for pair, (_, right) in zip(mined, items, strict=True) if right}
-    gold |= {(f"x{i}", f"y{i}") for i in range(unfound)}
+    mined, gold = mined_of(items, unfound)
     kept = above(mined, threshold)
     pairs = sorted(set(mined) | gold)
     truth, guess = [pair in gold for pair in pairs], [pair in kept for pair in pairs]
@@ -157,15 +150,10 @@ def test_halves_are_scored_by_each_others_threshold() -> None:
     gold = {(name, name.upper()) for name in identifiers[:5]}
     ordered = sorted(identifiers)
     random.Random(7).shuffle(ordered)
-    left = set(ordered[:4])
-    sides = [{pair: s for pair, s in mined.items() if (pair[0] in left) == side} for side in (True, False)]
-    golds = [{pair for pair in gold if (pair[0] in left) == side} for side in (True, False)]
-    expected = tuple(
-        measure(above(sides[1 - chosen], best_threshold(sides[chosen], golds[chosen])), golds[1 - chosen])
-        for chosen in (0, 1)
-    )
+    sides = [{pair: s for pair, s in mined.items() if pair[0] in half} for half in (ordered[:4], ordered[4:])]
+    thresholds = [best_threshold(side, gold & side.keys()) for side in sides]
+    expected = tuple(measure(above(sides[i], thresholds[1 - i]), gold & sides[i].keys()) for i in (1, 0))
     assert scores_of_halves(mined, gold, identifiers, 7) == expected
-    assert sum(len(side) for side in sides) == len(mined)
 
 
 def bucc(folder: Path) -> tuple[Path, Table]:
@@ -188,12 +176,11 @@ def bucc(folder: Path) -> tuple[Path, Table]:
 def test_bucc_end_to_end(tmp_path: Path) -> None:
     folder, encoder = bucc(tmp_path)
     outcome = evaluate_bucc(encoder, folder)
-    assert value(outcome, "zh-en", "f1_same_set") == value(outcome, "mean", "f1_same_set") == 1
+    assert value(outcome, "zh-en", "f1_same_set", about=SAME_SET) == value(outcome, "mean", "f1_same_set") == 1
     assert sorted(outcome.predictions["zh"]) == [f"zh-{i}\ten-{i}" for i in range(6)]
-    same = next(score for score in outcome.scores if score.metric == "f1_same_set")
-    assert "XTREME" in same.about
-    assert 0.5 < value(outcome, "zh-en", "f1") <= 1
-    assert "other half" in next(score for score in outcome.scores if score.metric == "f1").about
+    assert 0.5 < value(outcome, "zh-en", "f1", about=HALVES) <= 1
+    assert "XTREME" in SAME_SET
+    assert "other half" in HALVES
 
 
 def test_bucc_repeated_sentences_are_no_candidates(tmp_path: Path) -> None:
@@ -206,7 +193,7 @@ def test_bucc_repeated_sentences_are_no_candidates(tmp_path: Path) -> None:
 def test_bucc_test_split_is_cut_at_the_threshold_of_dev(tmp_path: Path) -> None:
     folder, encoder = bucc(tmp_path)
     for side in ("zh", "en"):
-        (folder / f"zh-en.test.{side}").write_bytes((folder / f"zh-en.dev.{side}").read_bytes())
+        shutil.copy(folder / f"zh-en.dev.{side}", folder / f"zh-en.test.{side}")
     outcome = evaluate_bucc(encoder, folder)
     assert sorted(outcome.predictions["zh"]) == [f"zh-{i}\ten-{i}" for i in range(6)]
     assert "f1_test" not in {score.metric for score in outcome.scores}
@@ -271,15 +258,15 @@ def test_tatoeba_refusals(tmp_path: Path) -> None:
 
 
 def test_text_refusals(tmp_path: Path) -> None:
-    write(tmp_path, t__de=GERMAN, t__en=["one", "", "three"])
-    with refused("expected text, got an empty line", where=tmp_path / "t.en", line=2):
-        read_aligned(tmp_path / "t")
-    (tmp_path / "t.en").write_bytes(b"one\ntwo\n\xff\n")
-    with refused("expected UTF-8, got byte 0xff", where=tmp_path / "t.en", line=3):
-        read_aligned(tmp_path / "t")
-    (tmp_path / "t.en").write_bytes(b"")
-    with refused("got an empty file", where=tmp_path / "t.en"):
-        read_aligned(tmp_path / "t")
+    write(tmp_path, t__de=GERMAN)
+    for text, message, line in (
+        (b"one\n\nthree\n", "expected text, got an empty line", 2),
+        (b"one\ntwo\n\xff\n", "expected UTF-8, got byte 0xff", 3),
+        (b"", "expected lines of text, got an empty file", None),
+    ):
+        (tmp_path / "t.en").write_bytes(text)
+        with refused(message, where=tmp_path / "t.en", line=line):
+            read_aligned(tmp_path / "t")
     with refused("sentences in 'fr', got no such file; there are files of de, en", where=tmp_path / "t.fr"):
         read_aligned(tmp_path / "t", ["de", "fr"])
     with refused("expected at least two files", where=tmp_path / "t"):
@@ -307,33 +294,27 @@ def test_bucc_refusals(tmp_path: Path) -> None:
     folder, encoder = bucc(tmp_path)
     with refused("corpora of 'ru' and English, got no such file; the folder has zh", where=folder / "ru-en.dev.en"):
         read_bucc(folder, ["ru"])
-    write(folder, zh___en__dev__gold=["zh-0\ten-0", "zh-1 en-1"])
-    with refused("expected two ids separated by a tab", where=folder / "zh-en.dev.gold", line=2):
-        read_bucc(folder)
     (folder / "zh-en.dev.gold").unlink()
     with refused("expected the gold pairs", where=folder / "zh-en.dev.gold"):
         evaluate_bucc(encoder, folder)
-    write(folder, zh___en__dev__zh=["zh-0\tf0", "zh-1 f1"])
-    with refused("expected ID TAB SENTENCE", where=folder / "zh-en.dev.zh", line=2):
-        read_bucc(folder)
-    write(folder, zh___en__dev__zh=["zh-0\tf0", "zh-0\tf1"])
-    with refused("with a unique id", where=folder / "zh-en.dev.zh", line=2):
-        read_bucc(folder)
+    for ending, lines, message in (
+        ("gold", ["zh-0\ten-0", "zh-1 en-1"], "expected two ids separated by a tab"),
+        ("zh", ["zh-0\tf0", "zh-1 f1"], "expected ID TAB SENTENCE"),
+        ("zh", ["zh-0\tf0", "zh-0\tf1"], "expected ID TAB SENTENCE with a unique id"),
+    ):
+        write(folder, **{f"zh___en__dev__{ending}": lines})
+        with refused(message, where=folder / f"zh-en.dev.{ending}", line=2):
+            read_bucc(folder)
 
 
-@needs_data
 @pytest.mark.data
-def test_real_files_are_read() -> None:
-    data = Path(os.environ["CTLOSS_DATA"])
-    pairs = read_tatoeba(data / "tatoeba")
-    assert len(pairs) == 28
-    assert {
-        len(item.first) for item in pairs if item.languages[0] not in ("jav", "tel", "tam", "tha", "kaz", "mal")
-    } == {1000}
-    assert all(item.languages[0] in XTREME_CODES for item in pairs)
-    [corpora] = read_bucc(data / "bucc")
+def test_real_files_are_read(real_data: Path) -> None:
+    counts = {pairs.languages[0]: len(pairs.first) for pairs in read_tatoeba(real_data / "tatoeba")}
+    assert len(counts) == 28
+    assert {counts[code] for code in counts.keys() - {"jav", "tel", "tam", "tha", "kaz", "mal"}} == {1000}
+    assert counts.keys() <= XTREME_CODES.keys()
+    [corpora] = read_bucc(real_data / "bucc")
     assert (len(corpora.first), len(corpora.second), len(corpora.gold or ())) == (8624, 13589, 257)
-    captions = read_aligned(data / "multi30k" / "test_2016_flickr")
-    assert {language: len(lines) for language, lines in captions.items()} == dict.fromkeys(
-        ("cs", "de", "en", "fr"), 1000
-    )
+    captions = read_aligned(real_data / "multi30k" / "test_2016_flickr")
+    assert {language: len(lines) for language, lines in captions.items()} == dict.fromkeys(captions, 1000)
+    assert list(captions) == ["cs", "de", "en", "fr"]

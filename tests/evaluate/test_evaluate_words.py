@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +25,8 @@ from support.tiny_results import refused, value
 
 pytestmark = pytest.mark.numeric
 
-needs_data = pytest.mark.skipif("CTLOSS_DATA" not in os.environ, reason="CTLOSS_DATA names no folder of real text")
-
-
 # dog is nearest to chien, cat to chien, taxi to taxi; chien to dog, chat to cat.
-WORDS = Table(
-    {
-        "dog": [1.0, 0.0],
-        "cat": [0.9, 0.4],
-        "taxi": [0.0, 1.0],
-        "chien": [1.0, 0.1],
-        "chat": [0.6, 0.7],
-    }
-)
+WORDS = Table({"dog": [1.0, 0.0], "cat": [0.9, 0.4], "taxi": [0.0, 1.0], "chien": [1.0, 0.1], "chat": [0.6, 0.7]})
 
 
 def test_words_by_hand(tmp_path: Path) -> None:
@@ -179,10 +167,8 @@ def test_lexicon_refusals(tmp_path: Path) -> None:
         read_lexicon(tmp_path)
 
 
-@needs_data
 @pytest.mark.data
-def test_real_files_are_read() -> None:
-    data = Path(os.environ["CTLOSS_DATA"])
-    sizes = {path.stem: len(read_alignments(path.with_suffix(""))) for path in sorted((data / "align").glob("*.gold"))}
+def test_real_files_are_read(real_data: Path) -> None:
+    sizes = {path.stem: len(read_alignments(path.with_suffix(""))) for path in (real_data / "align").glob("*.gold")}
     assert (sizes["en-fr"], sizes["ro-en"], sizes["zh-en"], len(sizes)) == (447, 248, 450, 9)
-    assert {len(lines) for lines in read_lexicon(data / "lexicon").values()} == {4243}
+    assert {len(lines) for lines in read_lexicon(real_data / "lexicon").values()} == {4243}

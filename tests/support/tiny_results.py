@@ -29,8 +29,10 @@ def made(name: str, shift: float = 0.0) -> Results:
     return Results(name, f"runs/{name}", tasks)
 
 
-def value(outcome: Outcome, language: str, metric: str) -> float:
-    [found] = [score.value for score in outcome.scores if (score.language, score.metric) == (language, metric)]
+def value(outcome: Outcome, language: str, metric: str, **also: object) -> float:
+    """The one score of a language by a metric, and by whatever else tells it apart."""
+    wanted = {"language": language, "metric": metric, **also}
+    [found] = [score.value for score in outcome.scores if wanted.items() <= vars(score).items()]
     return found
 
 

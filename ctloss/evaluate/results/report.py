@@ -56,17 +56,8 @@ COLUMNS = (
     Column("alignment error rate", "align", "aer"),
 )
 # The metric drawn for each evaluation, and how the languages drawn begin.
-DRAWN = {
-    "xnli": ("accuracy", ""),
-    "pawsx": ("accuracy", ""),
-    "pos": ("f1", ""),
-    "ner": ("f1", ""),
-    "bucc": ("f1", ""),
-    "tatoeba": ("accuracy", "eng-"),
-    "pairs": ("accuracy", ""),
-    "words": ("accuracy", ""),
-    "align": ("aer", ""),
-}
+DRAWN = dict.fromkeys(EVALUATIONS, "accuracy") | {"pos": "f1", "ner": "f1", "bucc": "f1", "align": "aer"}
+STARTS = {"tatoeba": "eng-"}
 # t-SNE separates a few dozen points per class; more only cost time.
 POINTS = 8
 
@@ -221,7 +212,7 @@ def draw_languages(results: Sequence[Results], path: Path) -> bool:
         }
         for level in sorted(majority):
             axis.axhline(level, color="black", linestyle="--", linewidth=0.8)
-        metric, start = DRAWN[task]
+        metric, start = DRAWN[task], STARTS.get(task, "")
         better = ", lower is better" if metric == "aer" else ""
         axis.set(title=f"{EVALUATIONS[task].title}: {metric}{f', {start}X' if start else ''}{better}")
         axis.set_xticks(range(len(languages)), languages, rotation=90 if len(languages) > 12 else 0)
@@ -235,7 +226,7 @@ def draw_languages(results: Sequence[Results], path: Path) -> bool:
 
 
 def _by_language(model: Results, task: str) -> dict[str, Spread]:
-    metric, start = DRAWN[task]
+    metric, start = DRAWN[task], STARTS.get(task, "")
     return {
         spread.language.removeprefix(start): spread
         for spread in _spreads(model, task)
