@@ -256,13 +256,12 @@ def test_hub_one_configuration_per_language(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("offline")
 def test_hub_xtremes_configurations(tmp_path: Path) -> None:
-    pairs = [
-        {"language": language, "sentence1": "a", "sentence2": f"b {language}", "gold_label": "neutral"}
-        for language in ("de", "fr")
+    pairs: list[dict[str, object]] = [
+        {"language": code, "sentence1": "a", "sentence2": f"b {code}", "gold_label": "neutral"} for code in ("de", "fr")
     ]
     paraphrase: list[dict[str, object]] = [{"sentence1": "a", "sentence2": "b", "label": "1"}]
     tags: list[dict[str, object]] = [{"tokens": ["the", "cat"], "pos_tags": ["DET", "NOUN"]}]
-    rows = {"XNLI": list(pairs), "PAWS-X.de": paraphrase, "udpos.German": tags, "udpos.Afrikans": tags}
+    rows = {"XNLI": pairs, "PAWS-X.de": paraphrase, "udpos.German": tags, "udpos.Afrikans": tags}
     data = hub_folder(tmp_path / "xtreme", {config: {"test": found} for config, found in rows.items()})
     expected = {language: [LabelledPair("a", f"b {language}", "neutral")] for language in ("de", "fr")}
     assert read_split(data, XNLI, "test") == expected
