@@ -240,7 +240,9 @@ class Encoder:
         pads = {"input_ids": self.tokenizer.pad_token_id or 0, "token_type_ids": 0}
         rows = {name: [torch.tensor(coded[name][i], dtype=torch.long) for i in part] for name in pads if name in coded}
         rows["attention_mask"] = [torch.ones_like(ids) for ids in rows["input_ids"]]
-        return {name: pad_sequence(row, True, pads.get(name, 0)) for name, row in rows.items()}
+        return {
+            name: pad_sequence(row, batch_first=True, padding_value=pads.get(name, 0)) for name, row in rows.items()
+        }
 
 
 def choose_layer(layer: int | None, layers: int) -> int:

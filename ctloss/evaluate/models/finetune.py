@@ -86,8 +86,10 @@ class Collate:
         batch = {}
         for name, first in rows[0].items():
             values = [torch.tensor(row[name]) for row in rows]
-            one_number = isinstance(first, int)
-            batch[name] = torch.stack(values) if one_number else pad_sequence(values, True, padding.get(name, 0))
+            if isinstance(first, int):
+                batch[name] = torch.stack(values)
+            else:
+                batch[name] = pad_sequence(values, batch_first=True, padding_value=padding.get(name, 0))
         return batch
 
 

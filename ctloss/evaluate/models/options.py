@@ -24,8 +24,8 @@ class FinetuneOptions(Group):
         evaluate_every: the last step is always scored.
         seeds: one run each; a seed sets the head's initialisation, the order of the data and dropout. XTREME's single
             run has seed 1 for tags and 42 for pairs.
-        hold_out: these rows are not trained on. They are drawn by a hash of the text, for pairs of the first sentence:
-            rows with equal texts stay together.
+        hold_out: the rows held out are not trained on. They are drawn by a hash of the text, for pairs of the first
+            sentence: rows with equal texts stay together.
         output: folder of the runs, with a folder for each task and in it one for each seed; None for a temporary one,
             from which nothing can be resumed.
 
