@@ -42,7 +42,7 @@ TILE, LARGEST_PANEL = 128, 11264
 
 @dataclass(frozen=True)
 class Gpu:
-    """What one GPU does: flop/s of matrix products, logits and weights; seconds that a block costs on top of its work."""
+    """What one GPU does: flop/s of matrix products, logits and weights; seconds a block costs on top of its work."""
 
     product: float
     logits: float
