@@ -246,7 +246,7 @@ CALLS: dict[str, Callable[[Contrast], object]] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_what_is_no_contrast_of_rows_is_refused(name: str) -> None:
     rows, widths = torch.zeros(4), torch.zeros(2, 4)
-    with pytest.raises(ValueError, match=r"expected a contrast of shape \(rows,\), got \(2, 4\); .* once a width"):
+    with pytest.raises(ValueError, match=r"expected a contrast of shape \(rows,\), got \(2, 4\); .* once per width"):
         CALLS[name](Contrast(widths, widths))
     with pytest.raises(TypeError, match=r"expected a ctloss.Contrast, got tuple; .* rows\(index\)"):
         CALLS[name](Contrast(rows, rows)[:4])
@@ -306,11 +306,11 @@ REFUSALS: list[tuple[Callable[[Contrast], object], type[Exception], str]] = [
     (lambda c: objectives.margin_nce(c, 0.1, torch.tensor(0.0)), ValueError, "temperature: expected a positive"),
     (lambda c: objectives.focal_nce(c, -0.5), ValueError, "gamma: expected a finite number of at least 0, got -0.5; "),
     (lambda c: objectives.debiased_nce(c, 1.0, 5, 0.1), ValueError, r"tau_plus: expected a number in \[0, 1\)"),
-    (lambda c: objectives.debiased_nce(c, 0.1, -3, 0.1), ValueError, "num_negatives: expected how many .*, got -3; "),
+    (lambda c: objectives.debiased_nce(c, 0.1, -3, 0.1), ValueError, "num_negatives: expected the number .*, got -3; "),
     (
         lambda c: objectives.debiased_nce(c, 0.1, torch.tensor([1, 2, -3, 1]), 0.1),
         ValueError,
-        "num_negatives: expected how many negatives a row has, got -3; ",
+        "num_negatives: expected the number of a row's negatives, got -3; ",
     ),
     (lambda c: objectives.debiased_nce(c, 0.1, 5, 0.0), ValueError, "temperature: expected a positive"),
     (lambda c: objectives.rince(c, 0.0, 0.1), ValueError, r"q: expected a number in \(0, 1\], got 0.0; "),
@@ -328,7 +328,7 @@ REFUSALS: list[tuple[Callable[[Contrast], object], type[Exception], str]] = [
         ValueError,
         r"mean_logit: expected shape \(4,\), .*\(4, 1\)",
     ),
-    (lambda c: objectives.sogclr(c, COLUMN), ValueError, r"log_normalizer: expected shape \(4,\), one number a row"),
+    (lambda c: objectives.sogclr(c, COLUMN), ValueError, r"log_normalizer: expected shape \(4,\), one number per row"),
     (lambda c: objectives.sogclr(c, 0.0), TypeError, "log_normalizer: expected a floating-point tensor"),
     (lambda c: objectives.neuclip(c, COLUMN), ValueError, r"log_normalizer: expected shape \(4,\)"),
     (lambda c: objectives.isogclr(c, COLUMN, 0.1, 6.0, 3), ValueError, r"log_normalizer: expected shape \(4,\)"),
@@ -337,7 +337,7 @@ REFUSALS: list[tuple[Callable[[Contrast], object], type[Exception], str]] = [
     (lambda c: objectives.hardness_alpha(c, -1.0, 0.1), ValueError, "alpha: expected a finite number of at least 0"),
     (lambda c: objectives.hardness_alpha(c, 1.0, 0.0), ValueError, "temperature: expected a positive"),
     (lambda c: objectives.hardness_beta(c, c.rows([0]), 3), ValueError, "sharp: expected the 4 rows of sharper"),
-    (lambda c: objectives.hardness_beta(c, c, -1), ValueError, "num_negatives: expected how many"),
+    (lambda c: objectives.hardness_beta(c, c, -1), ValueError, "num_negatives: expected the number"),
     (lambda c: objectives.gte_nce(c.rows(slice(3))), ValueError, "c: expected both directions' rows, .*, got 3; form"),
     (
         lambda c: objectives.MovingNormalizer(4, gamma=0.0),
@@ -355,13 +355,13 @@ REFUSALS: list[tuple[Callable[[Contrast], object], type[Exception], str]] = [
         ValueError,
         "num_directions: expected 1 or 2, got 3; ",
     ),
-    (lambda c: numbered(c, torch.arange(3)), ValueError, "ids: expected .* 2 rows an id, got shape"),
+    (lambda c: numbered(c, torch.arange(3)), ValueError, "ids: expected .* 2 rows per id, got shape"),
     (lambda c: numbered(c, torch.zeros(2, 1).long()), ValueError, r"ids: expected shape \(n,\) .* got shape \(2, 1\)"),
-    (lambda c: numbered(c, [0, 1]), TypeError, "ids: expected a tensor of integers, one a row, got list; "),
+    (lambda c: numbered(c, [0, 1]), TypeError, "ids: expected a tensor of integers, one per row, got list; "),
     (
         lambda c: numbered(c, torch.zeros(2)),
         TypeError,
-        "ids: expected a tensor of integers, one a row, got torch.float32",
+        "ids: expected a tensor of integers, one per row, got torch.float32",
     ),
     (lambda c: numbered(c, torch.ones(2).bool()), TypeError, "ids: expected a tensor of integers, .* got torch.bool"),
     (lambda c: numbered(c, torch.tensor([0, 4])), ValueError, "ids: expected numbers from 0 to 3, got 4; number"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,22 +10,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import batches, peers
-from benchmarks.peers import PairLoss, PeerMissing
+from benchmarks.peers import PairLoss
 from ctloss import contrast, objectives
+from support.calls import present, value_and_gradients
 
 FLOAT64, FLOAT32 = 1e-12, 2e-5
 USELESS, OURS, OURS_IN_HALF = 0.1, 1e-4, 5e-3
 ALPHA = 9.0
-
-
-def present(make: Callable[..., Callable[..., Tensor]], *arguments: float) -> Callable[..., Tensor]:
-    """A peer's loss; absent, it skips the test, or fails it where CI has promised it."""
-    try:
-        return make(*arguments)
-    except PeerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI installs the peers: {missing}")
-        pytest.skip(str(missing))
 
 
 def gte(temperature: float) -> PairLoss:
@@ -60,12 +50,6 @@ PEERS = {
         peers.sentence_transformers_hardness, (ALPHA,), hardness, "cross"
     ),
 }
-
-
-def value_and_gradients(call: PairLoss, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
-    value = call(x, y)
-    return (value.detach(), *torch.autograd.grad(value, (x, y)))
 
 
 def gradient_error(call: PairLoss, truth: PairLoss, x: Tensor, y: Tensor) -> float:

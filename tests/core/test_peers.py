@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Callable
 
@@ -16,8 +15,8 @@ from benchmarks import batches, forms, peers
 from benchmarks.exact import Exact, errors, exact
 from benchmarks.numerics import FLOAT16_SCALE
 from benchmarks.peers import PairLoss, PeerMissing
-from support.acceptance import OUTPUT_ROUNDING
-from support.agreement import Call, truth_of_call
+from support.acceptance import OUTPUT_ROUNDING, Call, truth_of_call
+from support.calls import autocast, present, value_and_gradients
 from support.regimes import Case
 from support.truth import length
 
@@ -36,24 +35,12 @@ PEERS: dict[str, tuple[Callable[[float], PairLoss], str, str]] = {
 
 
 def peer(name: str, temperature: float) -> PairLoss:
-    """A peer's loss; absent, it skips the test, or fails it where CI has promised it."""
-    try:
-        return PEERS[name][0](temperature)
-    except PeerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI installs the peers: {missing}")
-        pytest.skip(str(missing))
+    return present(PEERS[name][0], temperature)
 
 
 def ours(loss: str, negatives: str, temperature: float, impl: str = "auto") -> PairLoss:
     function: Callable[..., Tensor] = ctloss.cz_nce if loss == "cz_nce" else ctloss.info_nce
     return lambda x, y: function(x, y, temperature=temperature, negatives=negatives, impl=impl)
-
-
-def value_and_gradients(call: PairLoss, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
-    value = call(x, y)
-    return (value.detach(), *torch.autograd.grad(value, (x, y)))
 
 
 def bounds(loss: str, negatives: str, temperature: float, x: Tensor, y: Tensor) -> Call:
@@ -175,13 +162,6 @@ def test_autocast_on_a_collapsed_batch(name: str) -> None:
     centre = torch.randn(256, generator=torch.Generator().manual_seed(1)).div(16)
     x, y = centre + 1e-3 * x, centre + 1e-3 * y
     answer = exact(x, y, loss=loss, negatives=negatives, temperature=0.07)
-
-    def autocast(call: PairLoss) -> PairLoss:
-        def run(a: Tensor, b: Tensor) -> Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                return call(a, b)
-
-        return run
 
     assert errors(autocast(peer(name, 0.07)), x, y, answer)["gradient_error"] > 5 * USELESS
     mine = ours(loss, negatives, 0.07)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,17 +10,16 @@ import pytest
 import torch
 from hypothesis import given
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import batches, peers
-from benchmarks.peers import PeerMissing
 from ctloss import sig_lip
 from ctloss.kernels.problem import Batch, Problem
 from ctloss.kernels.torch_path import sig_lip as torch_path
 from ctloss.reference.sig_lip import loop, row_losses
+from support.calls import Largest, autocast, present, value_and_gradients
 from support.regimes import Case
-from support.sig_lip_truth import Question, check, pairs, questions
+from support.sig_lip import Question, check, pairs, questions
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -77,15 +75,6 @@ def test_torch_path_of_several_panels(regime: str, reduction: str) -> None:
 
 def test_no_tensor_grows_with_all_pairs() -> None:
     """n² is never held: the largest tensor is a panel or the rows."""
-
-    class Largest(TorchDispatchMode):
-        entries = 0
-
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, Tensor):
-                self.entries = max(self.entries, result.untyped_storage().nbytes() // result.element_size())
-            return result
 
     x, y = pairs(3000, 8)
     with torch.no_grad(), Largest() as largest:
@@ -261,7 +250,7 @@ REFUSALS: list[tuple[Callable[[Tensor], object], type[Exception], str]] = [
     (lambda x: sig_lip(x, x, bias=torch.ones(2)), ValueError, "bias: expected one element"),
     (lambda x: sig_lip(x, x, bias=torch.tensor(1)), TypeError, "bias: expected a floating-point tensor"),
     (lambda x: sig_lip(x, x, ids=torch.zeros(7)), TypeError, "ids: expected a tensor of integers"),
-    (lambda x: sig_lip(x, x, ids=torch.zeros(3, dtype=torch.int64)), ValueError, "ids: expected one id a row"),
+    (lambda x: sig_lip(x, x, ids=torch.zeros(3, dtype=torch.int64)), ValueError, "ids: expected one id per row"),
     (lambda x: sig_lip(x, x, reduction="max"), ValueError, "reduction: expected one of"),
     (lambda x: sig_lip(x, x, impl="jax"), ValueError, "impl: expected one of"),
 ]
@@ -274,18 +263,7 @@ def test_refusals(call: Callable[[Tensor], object], kind: type[Exception], messa
 
 
 def open_clip(temperature: float, bias: float) -> Callable[[Tensor, Tensor], Tensor]:
-    try:
-        return peers.open_clip_sig_lip(temperature, bias)
-    except PeerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI installs the peers: {missing}")
-        pytest.skip(str(missing))
-
-
-def value_and_gradients(call: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    x, y = (side.detach().clone().requires_grad_() for side in (x, y))
-    value = call(x, y)
-    return (value.detach(), *torch.autograd.grad(value, (x, y)))
+    return present(peers.open_clip_sig_lip, temperature, bias)
 
 
 @pytest.mark.parametrize(("n", "temperature", "bias"), [(2, 0.5, -1.0), (33, 0.1, -10.0), (70, 0.01, -15.0)])
@@ -314,13 +292,5 @@ def test_open_clip_rounds_its_logits_to_bfloat16() -> None:
     ours = {"temperature": 0.01, "bias": -98.0}
     assert error(open_clip(0.01, -98.0), x, y, **ours) > 0.1
     assert error(lambda a, b: sig_lip(a, b, **ours), x, y, **ours) < 5e-3
-
-    def autocast(call: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        def run(a: Tensor, b: Tensor) -> Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                return call(a, b)
-
-        return run
-
     assert error(autocast(open_clip(0.01, -98.0)), x.float(), y.float(), **ours) > 0.05
     assert error(autocast(lambda a, b: sig_lip(a, b, **ours)), x.float(), y.float(), **ours) < 1e-4

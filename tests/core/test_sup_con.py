@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -14,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import ctloss
 from benchmarks import batches, peers
-from benchmarks.peers import PeerMissing
 from ctloss.reference.eager import unit_rows
+from support.calls import Largest, present
 
 F = torch.nn.functional
 
@@ -180,16 +178,6 @@ def test_one_positive_is_infonce(phi: float) -> None:
 
 
 def test_no_tensor_grows_with_all_pairs() -> None:
-    class Largest(TorchDispatchMode):
-        entries = 0
-
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = function(*args, **(kwargs or {}))
-            for one in result if isinstance(result, tuple) else (result,):
-                if isinstance(one, Tensor):
-                    self.entries = max(self.entries, one.numel())
-            return result
-
     x, labels = rows(2000, 4, torch.float32), torch.arange(2000) // 40
     with Largest() as largest:
         ctloss.sup_con(x, labels).backward()
@@ -207,7 +195,7 @@ def test_autocast_changes_nothing() -> None:
 REFUSALS: list[tuple[Callable[[Tensor], object], type[Exception], str]] = [
     (lambda x: ctloss.sup_con(x, [0, 1, 2, 3]), TypeError, "labels: expected a tensor of integers"),
     (lambda x: ctloss.sup_con(x, torch.zeros(4)), TypeError, "labels: expected a tensor of integers"),
-    (lambda x: ctloss.sup_con(x, torch.arange(3)), ValueError, "labels: expected one id a row"),
+    (lambda x: ctloss.sup_con(x, torch.arange(3)), ValueError, "labels: expected one id per row"),
     (lambda x: ctloss.sup_con(torch.arange(4), torch.arange(4)), TypeError, "x: expected embeddings"),
     (lambda x: ctloss.sup_con(x, torch.arange(4), temperature=0.0), ValueError, "temperature: expected a positive"),
     (lambda x: ctloss.sup_con(x, torch.arange(4), reduction="max"), ValueError, "reduction: expected one of"),
@@ -221,12 +209,7 @@ def test_refusals(call: Callable[[Tensor], object], kind: type[Exception], messa
 
 
 def metric_learning(temperature: float) -> Callable[[Tensor, Tensor], Tensor]:
-    try:
-        return peers.metric_learning_sup_con(temperature)
-    except PeerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI installs the peers: {missing}")
-        pytest.skip(str(missing))
+    return present(peers.metric_learning_sup_con, temperature)
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 1, 3], [5, 5, 5, 5, 7]])

@@ -26,7 +26,7 @@ from support.acceptance import (
     random_factors,
     within,
 )
-from support.peak_memory import peak_bytes
+from support.calls import peak_bytes
 from support.regimes import REGIMES, Candidates, Case, cases
 from support.truth import Plain, Truth, plain, truth
 

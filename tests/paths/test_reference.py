@@ -56,7 +56,8 @@ def test_closed_form_is_autograd(case: Case) -> None:
     # Autograd forms b as a less (a − b), at the size of those two.
     sizes = truth(case, a, a.abs() + b.abs())
     grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in inputs]
-    lengths = norms(batch) if case.normalize else torch.ones_like(norms(batch))
+    lengths = norms(*batch.sides)
+    lengths = lengths if case.normalize else torch.ones_like(lengths)
     error = (torch.cat([*grads[:2], *grads[3:]]) - torch.cat(expected.gradients)) * lengths[:, None]
     allowed = torch.cat(sizes.cancelling) * lengths * sizes.per_logit
     # Below the smallest normal number there are fewer digits, before a row's length divides and after.

@@ -19,9 +19,8 @@ from ctloss.kernels.torch_path.layout import layout
 from ctloss.kernels.torch_path.products import ExactProducts
 from ctloss.kernels.torch_path.rows import prepare, row_exponents, times_power_of_two
 from ctloss.rows import derivatives, shares, values
-from support.acceptance import check, check_engine
-from support.agreement import assert_alike, truth_of_call
-from support.peak_memory import peak_bytes
+from support.acceptance import assert_alike, check, check_engine, truth_of_call
+from support.calls import peak_bytes
 from support.regimes import REGIMES, Case, cases
 
 pytestmark = pytest.mark.numeric

@@ -19,6 +19,7 @@ from support.triton_calls import (
     DEVICE,
     DTYPES,
     ON_GPU,
+    Counted,
     both_passes,
     chain_of,
     check,
@@ -377,18 +378,9 @@ def test_describe(n: int, d: int, m: int, workspace: int) -> None:
 
 
 def test_a_small_batch_takes_three_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    launched = []
-
-    class Counted:
-        def __init__(self, name: str) -> None:
-            self.name, self.kernel = name, getattr(small, name)
-
-        def __getitem__(self, grid: tuple[int, ...]) -> object:
-            launched.append(self.name)
-            return self.kernel[grid]
-
+    launched: list[str] = []
     for name in ("small_products", "small_close", "small_gradient"):
-        monkeypatch.setattr(small, name, Counted(name))
+        monkeypatch.setattr(small, name, Counted(getattr(small, name), launched))
     assert len(both_passes(pairs(Case("random", 5, 8)), problem())) == 5
     assert launched == ["small_products", "small_close", "small_gradient"]
 

@@ -14,7 +14,7 @@ from ctloss.kernels.problem import Shape
 from ctloss.kernels.triton_path import engine, flash, layout, weights
 from ctloss.kernels.triton_path.layout import stack_of, wanted_spans
 from support.regimes import Candidates, Case, cases
-from support.triton_calls import DEVICE, DTYPES, both_passes, chain_of, check, in_flash, pairs, problem
+from support.triton_calls import DEVICE, DTYPES, Counted, both_passes, chain_of, check, in_flash, pairs, problem
 
 pytestmark = pytest.mark.numeric
 
@@ -73,17 +73,8 @@ def test_acceptance_in_any_workspace(
 
 def test_a_launch_for_all_rows_and_no_panel(flashing: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """One for each side at most: sides that are swept over the same rows are one run."""
-    launched = []
-
-    class Counted:
-        def __init__(self, kernel: object) -> None:
-            self.kernel = kernel
-
-        def __getitem__(self, grid: tuple[int, ...]) -> object:
-            launched.append(grid)
-            return self.kernel[grid]  # type: ignore[index]
-
-    monkeypatch.setattr(flash, "flash_gradient", Counted(flash.flash_gradient))
+    launched: list[str] = []
+    monkeypatch.setattr(flash, "flash_gradient", Counted(flash.flash_gradient, launched))
     monkeypatch.delattr(weights, "block_weights")
     for options, launches in (({}, 1), ({"negatives": "cross"}, 2), ({"candidates": (Candidates(9),)}, 2)):
         case = Case("random", 40, 8, **options)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 import ctloss
 from ctloss.kernels.problem import Batch, Problem
 from support.regimes import Case
-from support.sig_lip_truth import Question, check, pairs, questions
+from support.sig_lip import Question, check, pairs, questions
 
 pytest.importorskip("triton")
 
