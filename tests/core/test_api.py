@@ -1,4 +1,4 @@
-"""What a user of the public functions can rely on, path by path."""
+"""What users of the public functions can rely on, path by path."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def batch(n: int = 6, d: int = 8, dtype: torch.dtype = torch.float32, seed: int 
 
 
 def bound(temperature: float) -> float:
-    """What a path's value may be off, |s| being at most 1/temperature: of itself, or of 1 if that is more (CZ-NCE)."""
+    """The error allowed in a value, with |s| at most 1/temperature: relative to it, or to 1 if that is more (CZ)."""
     return 5e-7 + 1e-7 / temperature
 
 
@@ -54,7 +54,7 @@ def test_reductions_agree(impl: str) -> None:
     x, y = batch()
     rows = ctloss.info_nce(x, y, reduction="none", impl=impl)
     assert rows.shape == (12,)
-    # Reductions may be computed in ways of their own, so twice the bound.
+    # Each reduction may be computed in its own way, so twice the bound.
     mean, total = (ctloss.info_nce(x, y, reduction=reduction, impl=impl) for reduction in ("mean", "sum"))
     torch.testing.assert_close(mean, rows.mean(), rtol=2 * bound(0.07), atol=0)
     torch.testing.assert_close(total, rows.sum(), rtol=2 * bound(0.07), atol=0)
@@ -162,7 +162,7 @@ def test_opcheck(impl: str, reduction: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("impl", FUSED)
 @pytest.mark.parametrize("seed", range(2))
 def test_opcheck_of_more_pairs(impl: str, seed: int) -> None:
-    """Of so many numbers that what is only now and then no number shows."""
+    """Enough numbers for an occasional NaN to show."""
     sides = list(batch(n=20, d=12, seed=seed))
     options = Problem(loss="cz_nce", impl=impl).spell()
     arguments = (sides, None, None, None, [False], 0.07, [True, True, False], options)
@@ -183,7 +183,7 @@ def test_batched_gradients(impl: str, reduction: str) -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("impl", FUSED)
-def test_batched_gradients_have_no_second_derivative_either(impl: str, reduction: str) -> None:
+def test_batched_gradients_have_no_second_derivative(impl: str, reduction: str) -> None:
     x, y = batch(9)
     loss = ctloss.cz_nce(x, y, impl=impl, reduction=reduction)
     with pytest.raises(RuntimeError, match="impl='reference'"):
@@ -212,7 +212,7 @@ def test_the_operator_and_the_direct_call_are_one(impl: str, reduction: str, mon
     if reduction == "mean":
         assert all(map(torch.equal, *answers))
     for one, other in zip(*answers, strict=True):
-        # The operator's backward forms the logits again, and may sum them in another order.
+        # The operator's backward forms the logits again, possibly in another order.
         torch.testing.assert_close(one, other)
 
 
@@ -349,7 +349,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("call", "error", "words"), REFUSED)
-def test_mistakes_are_told(call: object, error: type[Exception], words: str) -> None:
+def test_mistakes_get_a_clear_error(call: object, error: type[Exception], words: str) -> None:
     x, y = (rows.detach() for rows in batch())
     with pytest.raises(error, match=words):
         call(x, y)  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Objectives next to the classes of other libraries: equal where their arithmetic holds, right where it does not."""
+"""Objectives and the classes of other libraries: equal where their arithmetic is exact, right where it is not."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_equal_to_peer(name: str, dtype: torch.dtype, tolerance: float, n: int, 
 @pytest.mark.parametrize("phi", [1e-7, 1e-20])
 @pytest.mark.parametrize("name", [name for name in PEERS if "DCLW" not in name])
 def test_float32_on_a_trained_batch(name: str, phi: float) -> None:
-    """Their positive's probability has rounded to 1, and its pull to nothing."""
+    """In the peers the positive's probability rounds to 1, and its pull to nothing."""
     peer = PEERS[name]
     x, y = batches.trained(32, 256, dtype=torch.float32, device="cpu")
     temperature = batches.temperature_for(x, y, phi, peer.negatives)
@@ -88,7 +88,7 @@ def test_float32_on_a_trained_batch(name: str, phi: float) -> None:
 @pytest.mark.parametrize("name", PEERS)
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
 def test_bfloat16_on_a_trained_batch(name: str) -> None:
-    """They round the logits to bfloat16; where the positive's pull stays, as in DCL, the error is that rounding's."""
+    """The peers round the logits to bfloat16; where the positive's pull remains, as in DCL, that is the only error."""
     peer = PEERS[name]
     x, y = batches.trained(32, 256, dtype=torch.bfloat16, device="cpu")
     temperature = batches.temperature_for(x, y, 1e-3, peer.negatives)
@@ -124,7 +124,7 @@ def batches_of_samples(steps: int) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def test_equal_to_libauc_bimodal() -> None:
-    """Three steps: the first value is the estimate, later ones move it. LibAUC takes only float32."""
+    """Three steps: the first value is the estimate, later ones move it. LibAUC only takes float32."""
     ours, theirs = Global(0.2, 8, "cross"), present(peers.libauc_bimodal, 0.2, 8)
     for x, y, ids in batches_of_samples(3):
         _, *mine = value_and_gradients(of_samples(ours, ids), x, y)
@@ -134,7 +134,7 @@ def test_equal_to_libauc_bimodal() -> None:
 
 
 def test_equal_to_libauc_unimodal() -> None:
-    """Its first step: from then on it averages the estimates of a pair's two rows, which ours keeps apart."""
+    """Only the first step: later LibAUC averages the estimates of a pair's two rows, which ours keeps separate."""
     ours, theirs = Global(0.2, 8, "both"), present(peers.libauc_unimodal, 0.2, 8)
     ((x, y, ids),) = batches_of_samples(1)
     _, *mine = value_and_gradients(of_samples(ours, ids), x, y)
@@ -144,7 +144,7 @@ def test_equal_to_libauc_unimodal() -> None:
 
 
 def test_libauc_clamps_the_estimates_of_a_trained_batch() -> None:
-    """Bimodal: u below its 1e-20 is taken for that, and the gradient is lost with it."""
+    """Bimodal: it clamps u to 1e-20, which loses the gradient."""
     x, y = batches.trained(32, 256, dtype=torch.float32, device="cpu")
     temperature, ids = batches.temperature_for(x, y, 1e-30, "cross"), torch.arange(32)
 
@@ -157,7 +157,7 @@ def test_libauc_clamps_the_estimates_of_a_trained_batch() -> None:
 
 
 def test_libauc_overflows_at_a_small_temperature() -> None:
-    """Unimodal: e^(cos/τ) as it is."""
+    """Unimodal: it forms e^(cos/τ) directly."""
     x, y = batches.trained(32, 256, dtype=torch.float32, device="cpu")
     theirs, ids = present(peers.libauc_unimodal, 0.001, 32), torch.arange(32)
     assert not value_and_gradients(of_samples(theirs, ids), x, y)[1].isfinite().all()

@@ -1,4 +1,4 @@
-"""The sigmoid loss: its references against each other, its torch path within its bounds, and what it refuses."""
+"""The sigmoid loss: its references agree, its torch path stays within its bounds, and mistakes are refused."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_torch_path_of_several_panels(regime: str, reduction: str) -> None:
 
 
 def test_no_tensor_grows_with_all_pairs() -> None:
-    """n² is never held: the largest tensor is a panel or the rows."""
+    """Nothing n × n is held: the largest tensor is a panel or the rows."""
 
     x, y = pairs(3000, 8)
     with torch.no_grad(), Largest() as largest:
@@ -165,7 +165,7 @@ def test_opcheck(reduction: str, needs: str) -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_fused_paths_refuse_second_derivatives(reduction: str) -> None:
-    """Of whatever is made of a gradient, through every tensor it was formed of."""
+    """For any function of a gradient, through every tensor that it was formed from."""
     x, y = pairs()
     tau, bias = (torch.tensor(v, requires_grad=True) for v in (0.1, -10.0))
     loss = sig_lip(x, y, temperature=tau, bias=bias, reduction=reduction).sum()
@@ -287,7 +287,7 @@ def error(call: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, temper
 
 
 def test_open_clip_rounds_its_logits_to_bfloat16() -> None:
-    """A logit of 98 is off by up to a quarter; ours is formed in float32 of the same rows, under autocast too."""
+    """A logit of 98 is off by up to a quarter; ours is formed in float32 from the same rows, also under autocast."""
     x, y = batches.trained(32, 256, dtype=torch.bfloat16, device="cpu")
     ours = {"temperature": 0.01, "bias": -98.0}
     assert error(open_clip(0.01, -98.0), x, y, **ours) > 0.1
