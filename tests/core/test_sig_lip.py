@@ -195,7 +195,7 @@ def test_transforms_take_the_reference() -> None:
     slope = torch.func.jvp(call, (plain,), (tangent,))[1]
     torch.testing.assert_close(slope, torch.autograd.grad(call(x), x)[0].sum())
     for refused in (torch.func.grad, torch.func.hessian, torch.vmap):
-        with pytest.raises(RuntimeError, match=r"impl='torch' cannot run here: transforms of torch\.func"):
+        with pytest.raises(RuntimeError, match=r"impl='torch' cannot run here: .* transforms of torch\.func"):
             refused(lambda a: call(a, "torch"))(plain if refused is not torch.vmap else stacked)  # type: ignore[operator]
 
 
