@@ -177,8 +177,8 @@ def test_batched_gradients(impl: str, reduction: str) -> None:
     loss = ctloss.cz_nce(x, y, impl=impl, reduction=reduction)
     upstream = torch.randn(3, *loss.shape)
     together = torch.autograd.grad(loss, x, upstream, is_grads_batched=True, retain_graph=True)[0]
-    for one, alone in zip(together, upstream, strict=True):
-        assert torch.equal(one, torch.autograd.grad(loss, x, alone, retain_graph=True)[0])
+    for one, single in zip(together, upstream, strict=True):
+        assert torch.equal(one, torch.autograd.grad(loss, x, single, retain_graph=True)[0])
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

@@ -121,8 +121,8 @@ def test_temperatures_of_pairs_and_of_rows(impl: str) -> None:
     (by_pair,), (by_row,) = torch.autograd.grad(of_pairs, taus), torch.autograd.grad(separate, of_rows)
     torch.testing.assert_close(by_pair, by_row.view(2, 6).sum(0))
     for i in (0, 4):
-        alone = ctloss.info_nce(x, y, temperature=taus[i].item(), reduction="none", impl="reference")
-        torch.testing.assert_close(ctloss.info_nce(x, y, temperature=taus, reduction="none", impl=impl)[i], alone[i])
+        single = ctloss.info_nce(x, y, temperature=taus[i].item(), reduction="none", impl="reference")
+        torch.testing.assert_close(ctloss.info_nce(x, y, temperature=taus, reduction="none", impl=impl)[i], single[i])
 
 
 @pytest.mark.parametrize("impl", ["reference", "torch"])

@@ -112,9 +112,9 @@ def check_engine(case: Case, engine: Engine, device: str = "cpu", chain: int = 0
     before = [side.clone() for side in batch.sides]
     a, b = random_factors(case)
     expected = with_chain(case, truth(case, a, b), chain)
-    alone = engine.forward(batch, problem, moment=False, gradient=False)
-    assert alone.moment is None
-    check_forward(alone, expected)
+    forward_only = engine.forward(batch, problem, moment=False, gradient=False)
+    assert forward_only.moment is None
+    check_forward(forward_only, expected)
     gradient = any(case.needs)
     forward = engine.forward(batch, problem, moment=True, gradient=gradient)
     check_forward(forward, expected)
