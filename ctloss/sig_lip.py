@@ -114,7 +114,7 @@ def _check_scalar(name: str, value: object, x: Tensor) -> None:
     elif isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a float or a tensor, got {type(value).__name__}; convert it with float()")
     elif not -math.inf < value < math.inf:  # type: ignore[operator]
-        raise ValueError(f"{name}: expected a finite number, got {value}")
+        raise ValueError(f"{name}: expected a finite number, got {value}; the defaults are 0.1 and -10")
 
 
 class Call(NamedTuple):

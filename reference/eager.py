@@ -129,7 +129,7 @@ def contrast(
 
 
 def _poisoned(side: Tensor) -> Tensor:
-    """Make rows with an infinite entry NaN, because a logit of minus infinity alone would not show."""
+    """Make rows with an infinite entry NaN; otherwise a logit of minus infinity would pass unnoticed."""
     return side + 0 * side.detach().abs().amax(dim=1, keepdim=True)
 
 

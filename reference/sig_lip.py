@@ -96,7 +96,7 @@ def row_losses(
     )
     if isinstance(temperature, Tensor):
         temperature = torch.where(temperature > 0, temperature, torch.nan)
-    # An infinite entry makes its whole row NaN, because a logit of minus infinity alone would not show.
+    # An infinite entry makes its whole row NaN; otherwise a logit of minus infinity would pass unnoticed.
     x, y = (side.to(dtype) + 0 * side.detach().to(dtype).abs().amax(dim=1, keepdim=True) for side in (x, y))
     if normalize:
         x, y = unit_rows(x), unit_rows(y)

@@ -1,14 +1,14 @@
-"""Settings of the tests' processes, made before anything reads them, and what many tests use."""
+"""Settings of the test processes, made before anything reads them, and a fixture that many tests use."""
 
 import os
 
-# libgomp reads it while torch is loaded. Threads that spin while they wait for one another hold up a machine that has
-# other work, and are held up by it: several test processes beside each other, and the commands that the tests start.
+# libgomp reads this while torch is loaded. Threads that spin while they wait slow down everything else on the machine:
+# other test processes, and the commands that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-# Read by triton: without a GPU its kernels run under the interpreter.
+# Triton reads this: without a GPU its kernels run under the interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -22,7 +22,7 @@ settings.register_profile(
     max_examples=60,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-# For repeats on other processors' arithmetic.
+# For repeats with the arithmetic of other processors.
 settings.register_profile(
     "short",
     deadline=None,
@@ -41,7 +41,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill every tensor that ``torch.empty`` and its kin hand out with NaN, so that reading one unwritten shows."""
+    """Fill every tensor from ``torch.empty`` and its relatives with NaN, so that reading unwritten memory shows."""
 
     def poison(name: str, owner: object) -> None:
         original = getattr(owner, name)

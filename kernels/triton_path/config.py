@@ -325,5 +325,5 @@ def has_two_sets(shape: Shape, problem: Problem) -> bool:
 def _row_block(shape: Shape, arch: int) -> int:
     if arch == INTERPRETER:
         return 64
-    # For four bfloat16 rows the assembler for 10.0 and later has too few registers, with temperatures per row all have.
+    # Four bfloat16 rows spill on 10.0 and later, and four rows with their own temperatures spill everywhere.
     return 2 if shape.per_row or 100 <= arch < CDNA3 else 4

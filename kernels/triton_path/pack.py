@@ -144,8 +144,14 @@ def store_row(
 
 
 @triton.jit
-def sweep_pairs(
-    program,
+def store_packed(packed_ptr, entries, index, columns, pitch, stored):
+    """Write some columns of rows to the packed matrix."""
+    target = packed_ptr + index.to(tl.int64)[:, None] * pitch + columns[None, :]
+    tl.store(target, entries.to(packed_ptr.dtype.element_ty), mask=stored[:, None] & (columns < pitch)[None, :])
+
+
+@triton.jit
+def pack_pairs(
     x_ptr,
     y_ptr,
     tau_ptr,
@@ -173,12 +179,12 @@ def sweep_pairs(
     FRESH: tl.constexpr,
     PACK: tl.constexpr,
 ):
-    """One pass over the ``program``-th ROWS pairs.
+    """One pass over the rows of ROWS pairs of x and y; also the first part of a small batch's first kernel.
 
     FRESH: fill their statistics, and the positives' similarities in float64. Otherwise use the powers of two that a
     fresh pass left. PACK: copy the rows into the packed matrix, rescaled, with zeros for padding.
     """
-    first = program * ROWS
+    first = tl.program_id(0) * ROWS
     index = first + tl.arange(0, ROWS)
     live = index < num_pairs
     position = tl.minimum(index, num_pairs - 1).to(tl.int64)
@@ -229,49 +235,6 @@ def sweep_pairs(
             stats_ptr, plane, padded + index, everywhere, y_scale, y_inverse, y_rate, limit * y_rate,
             everywhere & (y_anchors > 0), NORMALIZE, TAU,
         )  # fmt: skip
-
-
-@triton.jit
-def store_packed(packed_ptr, entries, index, columns, pitch, stored):
-    """Write some columns of rows to the packed matrix."""
-    target = packed_ptr + index.to(tl.int64)[:, None] * pitch + columns[None, :]
-    tl.store(target, entries.to(packed_ptr.dtype.element_ty), mask=stored[:, None] & (columns < pitch)[None, :])
-
-
-@triton.jit
-def pack_pairs(
-    x_ptr,
-    y_ptr,
-    tau_ptr,
-    tau_stride,
-    rate,
-    margin,
-    packed_ptr,
-    stats_ptr,
-    similarity_ptr,
-    num_pairs,
-    padded,
-    plane,
-    width,
-    pitch,
-    stride_xr,
-    stride_xc,
-    stride_yr,
-    stride_yc,
-    y_anchors,
-    ROWS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    RESCALE: tl.constexpr,
-    TAU: tl.constexpr,
-    FRESH: tl.constexpr,
-):
-    """Pack the rows of x and y; with FRESH, find their statistics first."""
-    sweep_pairs(
-        tl.program_id(0), x_ptr, y_ptr, tau_ptr, tau_stride, rate, margin, packed_ptr, stats_ptr, similarity_ptr,
-        num_pairs, padded, plane, width, pitch, stride_xr, stride_xc, stride_yr, stride_yc, y_anchors,
-        ROWS, DEPTH, NORMALIZE, RESCALE, TAU, FRESH, True,
-    )  # fmt: skip
 
 
 @triton.jit
@@ -435,6 +398,7 @@ def pack(
         *batch.x.stride(),
         *batch.y.stride(),
         int(problem.directions == "both"),
+        PACK=True,
         **shared,
     )
     first, last = stack.span(CANDIDATES)

@@ -21,7 +21,7 @@ from .config import SmallConfig
 from .gradient import norms_shared_out, projected, store_gradient
 from .layout import X, product_columns, product_parts, stack_of
 from .lse import close_rows, first_moment
-from .pack import PACK_DEPTH, load_entries, rescaled, scale_of, stacked_rows, sweep_pairs, temperature_arguments
+from .pack import PACK_DEPTH, load_entries, pack_pairs, rescaled, scale_of, stacked_rows, temperature_arguments
 from .tiles import add_products, common_rate, has_common_peak, logits, no_products, tile_at, whole_products
 from .weights import (
     WEIGH_SWEEP,
@@ -143,8 +143,8 @@ def small_products(
     row_programs = padded // ROWS
     program = tl.program_id(0)
     if program < row_programs:
-        sweep_pairs(
-            program, x_ptr, y_ptr, tau_ptr, 0, rate, 0.0, products_ptr, stats_ptr, similarity_ptr,
+        pack_pairs(
+            x_ptr, y_ptr, tau_ptr, 0, rate, 0.0, products_ptr, stats_ptr, similarity_ptr,
             num_pairs, padded, 2 * padded, width, width, stride_xr, stride_xc, stride_yr, stride_yc, y_anchors,
             ROWS, ROW_DEPTH, NORMALIZE, RESCALE, TAU, True, False,
         )  # fmt: skip

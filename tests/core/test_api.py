@@ -1,4 +1,4 @@
-"""What a user of the public functions can rely on, path by path."""
+"""What users of the public functions can rely on, path by path."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def batch(n: int = 6, d: int = 8, dtype: torch.dtype = torch.float32, seed: int 
 
 
 def bound(temperature: float) -> float:
-    """What a path's value may be off, |s| being at most 1/temperature: of itself, or of 1 if that is more (CZ-NCE)."""
+    """The error allowed in a value, with |s| at most 1/temperature: relative to it, or to 1 if that is more (CZ)."""
     return 5e-7 + 1e-7 / temperature
 
 
@@ -54,7 +54,7 @@ def test_reductions_agree(impl: str) -> None:
     x, y = batch()
     rows = ctloss.info_nce(x, y, reduction="none", impl=impl)
     assert rows.shape == (12,)
-    # Reductions may be computed in ways of their own, so twice the bound.
+    # Each reduction may be computed in its own way, so twice the bound.
     mean, total = (ctloss.info_nce(x, y, reduction=reduction, impl=impl) for reduction in ("mean", "sum"))
     torch.testing.assert_close(mean, rows.mean(), rtol=2 * bound(0.07), atol=0)
     torch.testing.assert_close(total, rows.sum(), rtol=2 * bound(0.07), atol=0)
@@ -162,7 +162,7 @@ def test_opcheck(impl: str, reduction: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("impl", FUSED)
 @pytest.mark.parametrize("seed", range(2))
 def test_opcheck_of_more_pairs(impl: str, seed: int) -> None:
-    """Of so many numbers that what is only now and then no number shows."""
+    """Enough numbers for an occasional NaN to show."""
     sides = list(batch(n=20, d=12, seed=seed))
     options = Problem(loss="cz_nce", impl=impl).spell()
     arguments = (sides, None, None, None, [False], 0.07, [True, True, False], options)
@@ -177,13 +177,13 @@ def test_batched_gradients(impl: str, reduction: str) -> None:
     loss = ctloss.cz_nce(x, y, impl=impl, reduction=reduction)
     upstream = torch.randn(3, *loss.shape)
     together = torch.autograd.grad(loss, x, upstream, is_grads_batched=True, retain_graph=True)[0]
-    for one, alone in zip(together, upstream, strict=True):
-        assert torch.equal(one, torch.autograd.grad(loss, x, alone, retain_graph=True)[0])
+    for one, single in zip(together, upstream, strict=True):
+        assert torch.equal(one, torch.autograd.grad(loss, x, single, retain_graph=True)[0])
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("impl", FUSED)
-def test_batched_gradients_have_no_second_derivative_either(impl: str, reduction: str) -> None:
+def test_batched_gradients_have_no_second_derivative(impl: str, reduction: str) -> None:
     x, y = batch(9)
     loss = ctloss.cz_nce(x, y, impl=impl, reduction=reduction)
     with pytest.raises(RuntimeError, match="impl='reference'"):
@@ -212,7 +212,7 @@ def test_the_operator_and_the_direct_call_are_one(impl: str, reduction: str, mon
     if reduction == "mean":
         assert all(map(torch.equal, *answers))
     for one, other in zip(*answers, strict=True):
-        # The operator's backward forms the logits again, and may sum them in another order.
+        # The operator's backward forms the logits again, possibly in another order.
         torch.testing.assert_close(one, other)
 
 
@@ -294,7 +294,7 @@ REFUSED = [
     (lambda x, y: ctloss.cz_nce(x, y, temperature=math.nan), ValueError, "positive"),
     (lambda x, y: ctloss.cz_nce(x, y, temperature=torch.tensor(-0.1)), ValueError, "positive"),
     (lambda x, y: ctloss.cz_nce(x, y, temperature=torch.tensor(math.nan)), ValueError, "positive"),
-    (lambda x, y: ctloss.cz_nce(x, y, temperature=torch.tensor([1.0, 2.0])), ValueError, "one a pair"),
+    (lambda x, y: ctloss.cz_nce(x, y, temperature=torch.tensor([1.0, 2.0])), ValueError, "per pair"),
     (lambda x, y: ctloss.cz_nce(x, y, temperature=torch.tensor(1)), TypeError, "floating-point"),
     (lambda x, y: ctloss.cz_nce(x, y, temperature="warm"), TypeError, "float"),
     (lambda x, y: ctloss.cz_nce(x, y, negatives="all"), ValueError, "'both', 'cross'"),
@@ -324,7 +324,7 @@ REFUSED = [
     (lambda x, y: ctloss.cz_nce(x, y, candidates=x[:, :3]), ValueError, "as wide as x"),
     (lambda x, y: ctloss.cz_nce(x, y, candidates=3), TypeError, r"\(m, d\)"),
     (lambda x, y: ctloss.cz_nce(x, y, candidates=x.long()), TypeError, "candidates"),
-    (lambda x, y: ctloss.cz_nce(x, y, ids=torch.arange(5)), ValueError, "one id a row"),
+    (lambda x, y: ctloss.cz_nce(x, y, ids=torch.arange(5)), ValueError, "one id per row"),
     (lambda x, y: ctloss.cz_nce(x, y, ids=torch.rand(6)), TypeError, "integers"),
     (lambda x, y: ctloss.cz_nce(x, y, ids=[1, 2]), TypeError, "integers"),
     (lambda x, y: ctloss.cz_nce(x, y, candidates=x, candidate_ids=torch.arange(2)), ValueError, "candidate_ids"),
@@ -341,7 +341,7 @@ REFUSED = [
     (lambda x, y: ctloss.cz_nce(x, y, weights=[1.0] * 6), TypeError, "weights"),
     (lambda x, y: ctloss.cz_nce(x, y, weights=torch.ones(12), directions="x"), ValueError, "weights"),
     (lambda x, y: ctloss.cz_nce(x, y, temperature=torch.tensor([0.1] * 5 + [-1.0])), ValueError, "positive"),
-    (lambda x, y: ctloss.CZNCELoss(torch.tensor(0.1), learnable_temperature=True), TypeError, "where it begins"),
+    (lambda x, y: ctloss.CZNCELoss(torch.tensor(0.1), learnable_temperature=True), TypeError, "initial value"),
     (lambda x, y: ctloss.CZNCELoss(20.0, learnable_temperature=True), ValueError, "between"),
     (lambda x, y: ctloss.explain(x, y, loss="info_nce", form="ratio"), TypeError, "unknown option 'form'"),
     (lambda x, y: ctloss.contrast(x, y, reduction="sum"), TypeError, "unknown option 'reduction'"),  # type: ignore[call-arg]
@@ -349,7 +349,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("call", "error", "words"), REFUSED)
-def test_mistakes_are_told(call: object, error: type[Exception], words: str) -> None:
+def test_mistakes_get_a_clear_error(call: object, error: type[Exception], words: str) -> None:
     x, y = (rows.detach() for rows in batch())
     with pytest.raises(error, match=words):
         call(x, y)  # type: ignore[operator]

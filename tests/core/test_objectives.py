@@ -1,4 +1,4 @@
-"""Every objective against its published formula, in float64, and where formulas overflow against exact arithmetic."""
+"""Every objective against its published formula in float64, or against exact arithmetic where formulas overflow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 class Family(NamedTuple):
-    """An objective, and its value as published, in plain operations that float64 and autograd do the rest of."""
+    """An objective, and its published formula in plain operations for float64 and autograd."""
 
     loss: Callable[[Contrast], Tensor]
     published: Callable[[Tensor, Tensor], Tensor]
@@ -62,7 +62,7 @@ FAMILIES = {
     ),
     "hardness_alpha": Family(
         lambda c: objectives.hardness_alpha(c, 4.0, TAU),
-        # c is at τ / (1 + ατ), and only that share of a logit that is not α cos carries a gradient.
+        # c is at τ / (1 + ατ); only the part of a logit that is not α cos has a gradient.
         lambda z, s: (1 + (z / 1.4 + (z - z / 1.4).detach() + (1 - 1 / 1.4) * s.detach()).exp()).log(),
     ),
 }
@@ -82,7 +82,7 @@ def test_value_and_derivatives_are_the_published_ones(name: str, z: Tensor, posi
     size = 1 + positive.abs() + torch.exp(0.5 * positive)
     pairs = zip((loss, *derivatives(loss, mine)), (published, *derivatives(published, theirs)), strict=True)
     for found, truth in pairs:
-        # The published forms round at the size of what they subtract.
+        # The published forms have rounding errors of the size of the terms they subtract.
         assert ((found - truth).abs() <= 1e-13 * (size * (1 + z.exp()) + truth.abs())).all()
 
 
@@ -140,7 +140,7 @@ EXTREMES = [-1e4, -700.0, -90.0, -40.5, -39.5, -20.5, -1e-9, 0.0, 20.5, 39.5, 40
 
 @pytest.mark.parametrize("z", EXTREMES)
 def test_infonce_at_both_ends(z: float) -> None:
-    """Relative to itself, however small: nothing has become 1 minus 1."""
+    """A small relative error however small the value: nothing is computed as 1 minus 1."""
     leaf = torch.tensor([z], dtype=torch.float64, requires_grad=True)
     loss = objectives.epsilon_nce(Contrast(leaf, torch.zeros(1, dtype=torch.float64)), 1.0)
     (gradient,) = torch.autograd.grad(loss.sum(), leaf)
@@ -168,7 +168,7 @@ def test_focal_at_both_ends(gamma: float, z: float) -> None:
 
 
 def test_debiased_at_both_ends() -> None:
-    """e^z overflows above 709; the clamp begins where the bias eats the whole sum."""
+    """e^z overflows above 709; the clamp begins where the correction exceeds the whole sum."""
     c = Contrast(torch.tensor([1e4, 800.0, math.log(0.3), -50.0], dtype=torch.float64), torch.full((4,), 3.0).double())
     found = objectives.debiased_nce(c, 0.01, 30, 0.2)
     floor = math.log1p(30 * math.exp(-5 - 3))
@@ -224,7 +224,7 @@ def test_rince_beyond_its_range() -> None:
     assert objectives.rince(c, 0.4, 0.1).isfinite()
 
 
-def test_no_negatives_at_all_may_be_counted_as_none() -> None:
+def test_a_row_may_have_zero_negatives() -> None:
     c = Contrast(torch.tensor([0.5, -math.inf]).requires_grad_(), torch.ones(2))
     loss = objectives.debiased_nce(c, 0.01, torch.tensor([3, 0]), 0.2)
     (gradient,) = torch.autograd.grad(loss.sum(), c.z)
@@ -233,7 +233,7 @@ def test_no_negatives_at_all_may_be_counted_as_none() -> None:
     assert loss[0].item() == pytest.approx(objectives.debiased_nce(c.rows([0]), 0.01, 3, 0.2).item())
 
 
-# Every objective, and what makes one of a contrast, called with usual options.
+# Every objective and every function of a contrast, called with usual options.
 CALLS: dict[str, Callable[[Contrast], object]] = {
     **{name: family.loss for name, family in FAMILIES.items()},
     "gte_nce": objectives.gte_nce,
@@ -244,9 +244,9 @@ CALLS: dict[str, Callable[[Contrast], object]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_what_is_no_contrast_of_rows_is_refused(name: str) -> None:
+def test_anything_but_a_contrast_of_rows_is_refused(name: str) -> None:
     rows, widths = torch.zeros(4), torch.zeros(2, 4)
-    with pytest.raises(ValueError, match=r"expected a contrast of shape \(rows,\), got \(2, 4\); .* once a width"):
+    with pytest.raises(ValueError, match=r"expected a contrast of shape \(rows,\), got \(2, 4\); .* once per width"):
         CALLS[name](Contrast(widths, widths))
     with pytest.raises(TypeError, match=r"expected a ctloss.Contrast, got tuple; .* rows\(index\)"):
         CALLS[name](Contrast(rows, rows)[:4])
@@ -258,7 +258,7 @@ def test_what_is_no_contrast_of_rows_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CALLS if name != "MovingNormalizer"])
 def test_compiles_whole(name: str) -> None:
-    """Checks read no tensor there."""
+    """Under a compiler the checks read no tensor."""
     size = 4 if name == "gte_nce" else 5
     c = Contrast(torch.linspace(-2, 1, size), torch.linspace(3, 1, size))
 
@@ -306,11 +306,11 @@ REFUSALS: list[tuple[Callable[[Contrast], object], type[Exception], str]] = [
     (lambda c: objectives.margin_nce(c, 0.1, torch.tensor(0.0)), ValueError, "temperature: expected a positive"),
     (lambda c: objectives.focal_nce(c, -0.5), ValueError, "gamma: expected a finite number of at least 0, got -0.5; "),
     (lambda c: objectives.debiased_nce(c, 1.0, 5, 0.1), ValueError, r"tau_plus: expected a number in \[0, 1\)"),
-    (lambda c: objectives.debiased_nce(c, 0.1, -3, 0.1), ValueError, "num_negatives: expected how many .*, got -3; "),
+    (lambda c: objectives.debiased_nce(c, 0.1, -3, 0.1), ValueError, "num_negatives: expected the number .*, got -3; "),
     (
         lambda c: objectives.debiased_nce(c, 0.1, torch.tensor([1, 2, -3, 1]), 0.1),
         ValueError,
-        "num_negatives: expected how many negatives a row has, got -3; ",
+        "num_negatives: expected the number of a row's negatives, got -3; ",
     ),
     (lambda c: objectives.debiased_nce(c, 0.1, 5, 0.0), ValueError, "temperature: expected a positive"),
     (lambda c: objectives.rince(c, 0.0, 0.1), ValueError, r"q: expected a number in \(0, 1\], got 0.0; "),
@@ -328,7 +328,7 @@ REFUSALS: list[tuple[Callable[[Contrast], object], type[Exception], str]] = [
         ValueError,
         r"mean_logit: expected shape \(4,\), .*\(4, 1\)",
     ),
-    (lambda c: objectives.sogclr(c, COLUMN), ValueError, r"log_normalizer: expected shape \(4,\), one number a row"),
+    (lambda c: objectives.sogclr(c, COLUMN), ValueError, r"log_normalizer: expected shape \(4,\), one number per row"),
     (lambda c: objectives.sogclr(c, 0.0), TypeError, "log_normalizer: expected a floating-point tensor"),
     (lambda c: objectives.neuclip(c, COLUMN), ValueError, r"log_normalizer: expected shape \(4,\)"),
     (lambda c: objectives.isogclr(c, COLUMN, 0.1, 6.0, 3), ValueError, r"log_normalizer: expected shape \(4,\)"),
@@ -337,7 +337,7 @@ REFUSALS: list[tuple[Callable[[Contrast], object], type[Exception], str]] = [
     (lambda c: objectives.hardness_alpha(c, -1.0, 0.1), ValueError, "alpha: expected a finite number of at least 0"),
     (lambda c: objectives.hardness_alpha(c, 1.0, 0.0), ValueError, "temperature: expected a positive"),
     (lambda c: objectives.hardness_beta(c, c.rows([0]), 3), ValueError, "sharp: expected the 4 rows of sharper"),
-    (lambda c: objectives.hardness_beta(c, c, -1), ValueError, "num_negatives: expected how many"),
+    (lambda c: objectives.hardness_beta(c, c, -1), ValueError, "num_negatives: expected the number"),
     (lambda c: objectives.gte_nce(c.rows(slice(3))), ValueError, "c: expected both directions' rows, .*, got 3; form"),
     (
         lambda c: objectives.MovingNormalizer(4, gamma=0.0),
@@ -355,13 +355,13 @@ REFUSALS: list[tuple[Callable[[Contrast], object], type[Exception], str]] = [
         ValueError,
         "num_directions: expected 1 or 2, got 3; ",
     ),
-    (lambda c: numbered(c, torch.arange(3)), ValueError, "ids: expected .* 2 rows an id, got shape"),
+    (lambda c: numbered(c, torch.arange(3)), ValueError, "ids: expected .* 2 rows per id, got shape"),
     (lambda c: numbered(c, torch.zeros(2, 1).long()), ValueError, r"ids: expected shape \(n,\) .* got shape \(2, 1\)"),
-    (lambda c: numbered(c, [0, 1]), TypeError, "ids: expected a tensor of integers, one a row, got list; "),
+    (lambda c: numbered(c, [0, 1]), TypeError, "ids: expected a tensor of integers, one per row, got list; "),
     (
         lambda c: numbered(c, torch.zeros(2)),
         TypeError,
-        "ids: expected a tensor of integers, one a row, got torch.float32",
+        "ids: expected a tensor of integers, one per row, got torch.float32",
     ),
     (lambda c: numbered(c, torch.ones(2).bool()), TypeError, "ids: expected a tensor of integers, .* got torch.bool"),
     (lambda c: numbered(c, torch.tensor([0, 4])), ValueError, "ids: expected numbers from 0 to 3, got 4; number"),
@@ -392,12 +392,12 @@ def test_refusals(call: Callable[[Contrast], object], kind: type[Exception], mes
         call(Contrast(torch.zeros(4), torch.zeros(4)))
 
 
-# What objectives are written with, rather than losses.
+# Tools to write objectives with, not losses.
 TOOLS = {"row_losses", "softplus"}
 
 
 @pytest.mark.parametrize("name", sorted({*objectives.__all__} - TOOLS))
-def test_stands_in_the_readmes_table(name: str) -> None:
+def test_is_in_the_readmes_table(name: str) -> None:
     table = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     assert any(f"o.{name}(" in line.split("|")[2] for line in table)
 

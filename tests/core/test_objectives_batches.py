@@ -1,4 +1,4 @@
-"""Objectives of embeddings: against plain PyTorch on the whole matrix of logits; the running normaliser."""
+"""Objectives on embeddings against plain PyTorch on the whole matrix of logits, and the running normaliser."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_mean_logits_take_candidates_and_temperatures_of_rows() -> None:
 
 
 def test_mean_logits_of_rows_of_any_scale() -> None:
-    """Cosines, whatever lengths the rows have; a zero row's are 0 and teach it nothing."""
+    """Cosines do not depend on the rows' lengths; those of a zero row are 0 and give it no gradient."""
     x, y = batch()
     scales = torch.tensor([1e-300, 1e-150, 1.0, 1e150, 1e300, 0.0], dtype=torch.float64)[:, None]
     scaled = (x.detach() * scales).requires_grad_()
@@ -218,7 +218,7 @@ def test_normalizer_of_a_sample_twice_returns_what_it_stores(former: list[float]
 
 
 def test_global_losses_follow_the_whole_datas_gradient() -> None:
-    """With γ = 1 SogCLR's gradient is CZ-NCE's; iSogCLR's that of τ (log(φ/M) + ρ)."""
+    """With γ = 1 SogCLR has the gradient of CZ-NCE, and iSogCLR that of τ (log(φ/M) + ρ)."""
     x, y = batch()
     ids = torch.arange(6)
     c = contrast(x, y)

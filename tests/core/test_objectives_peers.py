@@ -1,8 +1,7 @@
-"""Objectives next to the classes of other libraries: equal where their arithmetic holds, right where it does not."""
+"""Objectives and the classes of other libraries: equal where their arithmetic is exact, right where it is not."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,22 +10,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import batches, peers
-from benchmarks.peers import PairLoss, PeerMissing
+from benchmarks.peers import PairLoss
 from ctloss import contrast, objectives
+from support.calls import present, value_and_gradients
 
 FLOAT64, FLOAT32 = 1e-12, 2e-5
 USELESS, OURS, OURS_IN_HALF = 0.1, 1e-4, 5e-3
 ALPHA = 9.0
-
-
-def present(make: Callable[..., Callable[..., Tensor]], *arguments: float) -> Callable[..., Tensor]:
-    """A peer's loss; absent, it skips the test, or fails it where CI has promised it."""
-    try:
-        return make(*arguments)
-    except PeerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI installs the peers: {missing}")
-        pytest.skip(str(missing))
 
 
 def gte(temperature: float) -> PairLoss:
@@ -62,12 +52,6 @@ PEERS = {
 }
 
 
-def value_and_gradients(call: PairLoss, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
-    value = call(x, y)
-    return (value.detach(), *torch.autograd.grad(value, (x, y)))
-
-
 def gradient_error(call: PairLoss, truth: PairLoss, x: Tensor, y: Tensor) -> float:
     """‖g − g_ref‖ / ‖g_ref‖ over both sides, the reference in float64 on the same rows."""
     _, *found = value_and_gradients(call, x, y)
@@ -92,7 +76,7 @@ def test_equal_to_peer(name: str, dtype: torch.dtype, tolerance: float, n: int, 
 @pytest.mark.parametrize("phi", [1e-7, 1e-20])
 @pytest.mark.parametrize("name", [name for name in PEERS if "DCLW" not in name])
 def test_float32_on_a_trained_batch(name: str, phi: float) -> None:
-    """Their positive's probability has rounded to 1, and its pull to nothing."""
+    """In the peers the positive's probability rounds to 1, and its pull to nothing."""
     peer = PEERS[name]
     x, y = batches.trained(32, 256, dtype=torch.float32, device="cpu")
     temperature = batches.temperature_for(x, y, phi, peer.negatives)
@@ -104,7 +88,7 @@ def test_float32_on_a_trained_batch(name: str, phi: float) -> None:
 @pytest.mark.parametrize("name", PEERS)
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
 def test_bfloat16_on_a_trained_batch(name: str) -> None:
-    """They round the logits to bfloat16; where the positive's pull stays, as in DCL, the error is that rounding's."""
+    """The peers round the logits to bfloat16; where the positive's pull remains, as in DCL, that is the only error."""
     peer = PEERS[name]
     x, y = batches.trained(32, 256, dtype=torch.bfloat16, device="cpu")
     temperature = batches.temperature_for(x, y, 1e-3, peer.negatives)
@@ -140,7 +124,7 @@ def batches_of_samples(steps: int) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def test_equal_to_libauc_bimodal() -> None:
-    """Three steps: the first value is the estimate, later ones move it. LibAUC takes only float32."""
+    """Three steps: the first value is the estimate, later ones move it. LibAUC only takes float32."""
     ours, theirs = Global(0.2, 8, "cross"), present(peers.libauc_bimodal, 0.2, 8)
     for x, y, ids in batches_of_samples(3):
         _, *mine = value_and_gradients(of_samples(ours, ids), x, y)
@@ -150,7 +134,7 @@ def test_equal_to_libauc_bimodal() -> None:
 
 
 def test_equal_to_libauc_unimodal() -> None:
-    """Its first step: from then on it averages the estimates of a pair's two rows, which ours keeps apart."""
+    """Only the first step: later LibAUC averages the estimates of a pair's two rows, which ours keeps separate."""
     ours, theirs = Global(0.2, 8, "both"), present(peers.libauc_unimodal, 0.2, 8)
     ((x, y, ids),) = batches_of_samples(1)
     _, *mine = value_and_gradients(of_samples(ours, ids), x, y)
@@ -160,7 +144,7 @@ def test_equal_to_libauc_unimodal() -> None:
 
 
 def test_libauc_clamps_the_estimates_of_a_trained_batch() -> None:
-    """Bimodal: u below its 1e-20 is taken for that, and the gradient is lost with it."""
+    """Bimodal: it clamps u to 1e-20, which loses the gradient."""
     x, y = batches.trained(32, 256, dtype=torch.float32, device="cpu")
     temperature, ids = batches.temperature_for(x, y, 1e-30, "cross"), torch.arange(32)
 
@@ -173,7 +157,7 @@ def test_libauc_clamps_the_estimates_of_a_trained_batch() -> None:
 
 
 def test_libauc_overflows_at_a_small_temperature() -> None:
-    """Unimodal: e^(cos/τ) as it is."""
+    """Unimodal: it forms e^(cos/τ) directly."""
     x, y = batches.trained(32, 256, dtype=torch.float32, device="cpu")
     theirs, ids = present(peers.libauc_unimodal, 0.001, 32), torch.arange(32)
     assert not value_and_gradients(of_samples(theirs, ids), x, y)[1].isfinite().all()

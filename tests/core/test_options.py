@@ -1,4 +1,4 @@
-"""What the losses' options mean, beside the exactness that the acceptance tests hold them to."""
+"""What the losses' options mean; the acceptance tests check that they are exact."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_queries_to_documents_with_hard_negatives_is_cross_entropy_of_the_rectan
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_queue_asks_for_no_gradient_and_candidates_may_come_in_sets() -> None:
+def test_a_queue_needs_no_gradient_and_candidates_may_come_in_sets() -> None:
     x, y = pair()
     queue, hard = rows(20, seed=3), rows(12, seed=4).view(6, 2, 8).requires_grad_()
     together = torch.cat((queue, hard.detach().flatten(0, 1)))
@@ -79,7 +79,7 @@ def test_equal_ids_are_no_negatives_of_one_another() -> None:
 def test_margin_leaves_out_what_is_more_alike_than_the_positive() -> None:
     x = torch.eye(3)
     y = torch.tensor([[1.0, 0.2, 0.0], [1.0, 0.1, 0.0], [0.0, 0.0, 1.0]])
-    # y_0 is closer to x_1 than its own positive is: no negative for it beyond a margin of 0.05.
+    # y_0 is closer to x_1 than its own positive by more than the margin of 0.05, so it is left out.
     found = ctloss.contrast(x, y, temperature=1.0, negatives="cross", directions="x", margin=0.05)
     cosines = torch.nn.functional.normalize(x, dim=1) @ torch.nn.functional.normalize(y, dim=1).T
     assert cosines[1, 0] > cosines[1, 1] + 0.05
@@ -121,8 +121,8 @@ def test_temperatures_of_pairs_and_of_rows(impl: str) -> None:
     (by_pair,), (by_row,) = torch.autograd.grad(of_pairs, taus), torch.autograd.grad(separate, of_rows)
     torch.testing.assert_close(by_pair, by_row.view(2, 6).sum(0))
     for i in (0, 4):
-        alone = ctloss.info_nce(x, y, temperature=taus[i].item(), reduction="none", impl="reference")
-        torch.testing.assert_close(ctloss.info_nce(x, y, temperature=taus, reduction="none", impl=impl)[i], alone[i])
+        single = ctloss.info_nce(x, y, temperature=taus[i].item(), reduction="none", impl="reference")
+        torch.testing.assert_close(ctloss.info_nce(x, y, temperature=taus, reduction="none", impl=impl)[i], single[i])
 
 
 @pytest.mark.parametrize("impl", ["reference", "torch"])
@@ -145,7 +145,7 @@ def test_dims_add_up_the_loss_over_widths(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", ["reference", "torch"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_row_without_negatives_costs_nothing(loss: Any, impl: str) -> None:
+def test_a_row_without_negatives_has_loss_zero(loss: Any, impl: str) -> None:
     x, y = rows(1).requires_grad_(), rows(1, seed=1).requires_grad_()
     value = loss(x, y, impl=impl)
     assert value.item() == 0
@@ -161,13 +161,13 @@ def test_a_row_without_negatives_costs_nothing(loss: Any, impl: str) -> None:
     assert found.positive.isfinite().all()
     nothing = torch.autograd.grad(found.z.exp().sum(), (x, y), allow_unused=True)
     assert all(gradient is None or (gradient == 0).all() for gradient in nothing)
-    # The rows that have negatives count as they would, divided by all of them.
+    # Rows with negatives keep their losses, and the mean is over all rows.
     ids = torch.tensor([0, 0, 0, 0, 0, 1])
     by_row = loss(x, y, ids=ids, negatives="cross", reduction="none", impl=impl)
     torch.testing.assert_close(loss(x, y, ids=ids, negatives="cross", impl=impl), by_row.mean())
 
 
-def test_the_last_batch_of_one_pair_ends_no_training() -> None:
+def test_a_last_batch_of_one_pair_does_not_break_training() -> None:
     encoder = torch.nn.Linear(8, 4)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.1)
     data = torch.utils.data.TensorDataset(rows(33), rows(33, seed=1))
@@ -178,7 +178,7 @@ def test_the_last_batch_of_one_pair_ends_no_training() -> None:
     assert all(parameter.isfinite().all() for parameter in encoder.parameters())
 
 
-def test_dtypes_may_differ_and_gradients_come_in_each_its_own() -> None:
+def test_dtypes_may_differ_and_each_gradient_has_its_own() -> None:
     x, y = pair(20, 12)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         narrow = torch.nn.Linear(12, 12)(x.detach()).detach().requires_grad_()
@@ -208,7 +208,7 @@ def test_a_learnt_temperature_stays_in_its_domain(kind: Any, step: float) -> Non
     assert float(copy.current_temperature()) == tau
 
 
-def test_a_temperature_beyond_its_bounds_finds_back() -> None:
+def test_a_temperature_beyond_its_bounds_returns() -> None:
     module = ctloss.InfoNCELoss(learnable_temperature=True)
     with torch.no_grad():
         next(module.parameters()).fill_(math.log(1e-6))
@@ -216,13 +216,13 @@ def test_a_temperature_beyond_its_bounds_finds_back() -> None:
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
     for turn in range(200):
         optimizer.zero_grad()
-        # Pairs that have nothing in common want a high temperature.
+        # Unrelated pairs are best fitted by a high temperature.
         module(rows(16), rows(16, seed=turn + 1)).backward()
         optimizer.step()
     assert float(module.current_temperature()) > 0.01
 
 
-def test_modules_pass_tensors_on() -> None:
+def test_modules_pass_on_tensors() -> None:
     x, y = pair()
     options: dict[str, Any] = {"candidates": rows(4, seed=5), "ids": torch.tensor([0, 1, 1, 2, 3, 4])}
     module = ctloss.InfoNCELoss(0.1, negatives="cross", directions="x")
@@ -332,7 +332,7 @@ def test_floating_point_operations_are_counted() -> None:
     x, y = pair(16, 8)
     with FlopCounterMode(display=False) as counter:
         ctloss.cz_nce(x, y).backward()
-    # Half of 32 by 32 logits forward, and twice as much for the gradient.
+    # Half of 32 x 32 logits forward, and twice as much for the gradient.
     assert counter.get_total_flops() == 3 * 2 * 8 * 32 * 32 // 2
     with FlopCounterMode(display=False) as counter:
         ctloss.contrast(x, y, negatives="cross").z.sum().backward()
@@ -350,7 +350,7 @@ def test_meta_tensors_have_shapes_and_no_numbers() -> None:
 
 
 def test_distributed_tensors_are_refused_by_name() -> None:
-    """In a process of its own: a process group would stay behind."""
+    """In a separate process, because a process group would be left behind."""
     program = (
         "import os, torch, ctloss\n"
         "import torch.distributed as dist\n"
@@ -387,7 +387,7 @@ def test_rows_changed_before_the_backward_are_noticed(loss: Any) -> None:
 
 
 @pytest.mark.parametrize("loss", [*LOSSES, lambda x, y: ctloss.contrast(x, y).z.sum()])
-def test_second_derivatives_are_refused_however_they_are_asked_for(loss: Any) -> None:
+def test_second_derivatives_are_refused_in_every_form(loss: Any) -> None:
     x, y = pair()
 
     def first() -> tuple[Tensor, Tensor]:

@@ -1,9 +1,8 @@
-"""Beside other libraries: equal where their arithmetic holds, and right where it does not."""
+"""The losses and those of other libraries: equal where their arithmetic is exact, right where it is not."""
 
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Callable
 
@@ -16,14 +15,14 @@ from benchmarks import batches, forms, peers
 from benchmarks.cpu.numerics import FLOAT16_SCALE
 from benchmarks.exact import Exact, errors, exact
 from benchmarks.peers import PairLoss, PeerMissing
-from support.acceptance import OUTPUT_ROUNDING
-from support.agreement import Call, truth_of_call
+from support.acceptance import OUTPUT_ROUNDING, Call, truth_of_call
+from support.calls import autocast, present, value_and_gradients
 from support.regimes import Case
 from support.truth import length
 
 pytestmark = pytest.mark.numeric
 
-# A tenth of a gradient wrong, against what ours is allowed at most.
+# An error of a tenth of the gradient; ours is allowed far less.
 USELESS = 0.1
 
 PEERS: dict[str, tuple[Callable[[float], PairLoss], str, str]] = {
@@ -36,13 +35,7 @@ PEERS: dict[str, tuple[Callable[[float], PairLoss], str, str]] = {
 
 
 def peer(name: str, temperature: float) -> PairLoss:
-    """A peer's loss; absent, it skips the test, or fails it where CI has promised it."""
-    try:
-        return PEERS[name][0](temperature)
-    except PeerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI installs the peers: {missing}")
-        pytest.skip(str(missing))
+    return present(PEERS[name][0], temperature)
 
 
 def ours(loss: str, negatives: str, temperature: float, impl: str = "auto") -> PairLoss:
@@ -50,14 +43,8 @@ def ours(loss: str, negatives: str, temperature: float, impl: str = "auto") -> P
     return lambda x, y: function(x, y, temperature=temperature, negatives=negatives, impl=impl)
 
 
-def value_and_gradients(call: PairLoss, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
-    value = call(x, y)
-    return (value.detach(), *torch.autograd.grad(value, (x, y)))
-
-
 def bounds(loss: str, negatives: str, temperature: float, x: Tensor, y: Tensor) -> Call:
-    """What our paths may be off on a batch."""
+    """The bounds of our paths' errors on a batch."""
     case = Case("random", *x.shape, dtype=x.dtype, temperature=temperature, loss=loss, negatives=negatives)
     return truth_of_call(case, x, y, torch.ones(()))
 
@@ -65,10 +52,10 @@ def bounds(loss: str, negatives: str, temperature: float, x: Tensor, y: Tensor) 
 def allowed(
     loss: str, negatives: str, temperature: float, x: Tensor, y: Tensor, scale: float = 1.0
 ) -> dict[str, float]:
-    """The same as the relative errors that ``errors`` measures."""
+    """The same, as the relative errors that ``errors`` measures."""
     found = bounds(loss, negatives, temperature, x, y)
     finfo, size = torch.finfo(x.dtype), length(found.gradient)
-    # Half a step of subnormal numbers for every entry, of the gradient as the scaler has it.
+    # Half a step of subnormal numbers for every entry of the scaled gradient.
     underflow = finfo.smallest_normal * finfo.eps / 2 * found.gradient.numel() ** 0.5 / scale
     gradient = length(found.cancelling) * found.per_logit / size + OUTPUT_ROUNDING[x.dtype] + underflow / size
     assert gradient < USELESS / 10
@@ -78,7 +65,7 @@ def allowed(
 def assert_exact(
     loss: str, negatives: str, temperature: float, x: Tensor, y: Tensor, found: dict[str, float], scale: float = 1.0
 ) -> None:
-    """Hold our measured errors to what is allowed on the batch, on any processor."""
+    """Hold our measured errors to what is allowed on the batch, whatever the processor."""
     most = allowed(loss, negatives, temperature, x, y, scale)
     assert {name: value for name, value in found.items() if not value <= most[name]} == {}
 
@@ -88,7 +75,7 @@ def assert_exact(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", PEERS)
 def test_equal_to_peer(name: str, dtype: torch.dtype, n: int, d: int, temperature: float, impl: str) -> None:
-    """To rounding: theirs, for which ours stands as well, since on such a batch no form loses digits, and ours."""
+    """Up to both roundings: on such a batch no form loses digits, so our bound also holds for theirs."""
     theirs = peer(name, temperature)
     x, y = batches.untrained(n, d, dtype=dtype, device="cpu", seed=n)
     wanted = value_and_gradients(theirs, x, y)
@@ -111,7 +98,7 @@ FORMS = {
 @pytest.mark.parametrize("loss", ["cz_nce", "info_nce"])
 @pytest.mark.parametrize("name", FORMS)
 def test_forms_compute_our_losses(name: str, loss: str, negatives: str) -> None:
-    """What the benchmarks time as hand-written is the same function as ours."""
+    """The hand-written forms in the benchmarks are the same functions as ours."""
     form = FORMS[name](loss, negatives, 0.1)
     if form is None:
         assert name in ("cross_entropy", "logsumexp")
@@ -129,11 +116,11 @@ def test_forms_compute_our_losses(name: str, loss: str, negatives: str) -> None:
 @pytest.mark.parametrize("loss", ["cz_nce", "info_nce"])
 @pytest.mark.parametrize("panel_bytes", [1, 2**29])
 def test_exact_answer_is_the_reference(loss: str, negatives: str, panel_bytes: int) -> None:
-    """The float64 answer errors are measured against, whole or a row at a time, is the reference's."""
+    """The float64 answer that errors are measured against, whole or row by row, is the reference's."""
     x, y = batches.untrained(11, 6, dtype=torch.float64, device="cpu")
     answer = exact(x, y, loss=loss, negatives=negatives, temperature=0.05, panel_bytes=panel_bytes)
     found = errors(ours(loss, negatives, 0.05, "reference"), x, y, answer)
-    # Either is off by as much.
+    # Each may be off by that much.
     assert_exact(loss, negatives, 0.05, x, y, {name: value / 2 for name, value in found.items()})
 
 
@@ -144,11 +131,11 @@ def trained(loss: str, negatives: str, phi: float, dtype: torch.dtype) -> tuple[
     return x, y, temperature, exact(x, y, loss=loss, negatives=negatives, temperature=temperature)
 
 
-# At 1e-8, below half the spacing of float32's numbers under 1, no sum's order brings any of p - 1 back.
+# 1e-8 is below half the spacing of float32 numbers just under 1: in no order of summation does p - 1 survive.
 @pytest.mark.parametrize("phi", [1e-8, 1e-20])
 @pytest.mark.parametrize("name", [name for name in PEERS if "DCL" not in name])
 def test_float32_infonce_on_a_trained_batch(name: str, phi: float) -> None:
-    """The peers' p - 1 has rounded to 0: the positive's pull is gone from their gradient, not from ours."""
+    """The peers' p - 1 rounds to 0, so their gradient lacks the positive's pull; ours has it."""
     _, loss, negatives = PEERS[name]
     x, y, temperature, answer = trained(loss, negatives, phi, torch.float32)
     assert errors(peer(name, temperature), x, y, answer)["gradient_error"] > USELESS
@@ -157,10 +144,10 @@ def test_float32_infonce_on_a_trained_batch(name: str, phi: float) -> None:
 
 @pytest.mark.parametrize("name", PEERS)
 def test_bfloat16_on_a_trained_batch(name: str) -> None:
-    """The peers round the logits to bfloat16, DCL too."""
+    """The peers, DCL included, round the logits to bfloat16."""
     _, loss, negatives = PEERS[name]
     x, y, temperature, answer = trained(loss, negatives, 1e-3, torch.bfloat16)
-    # CZ-NCE keeps the positive's pull whatever the rounding, so DCL is off by its logits' rounding alone.
+    # CZ-NCE keeps the positive's pull whatever the rounding, so DCL's only error is the rounding of its logits.
     least = 2 * allowed(loss, negatives, temperature, x, y)["gradient_error"] if "DCL" in name else USELESS
     assert errors(peer(name, temperature), x, y, answer)["gradient_error"] > least
     found = errors(ours(loss, negatives, temperature), x, y, answer)
@@ -169,19 +156,12 @@ def test_bfloat16_on_a_trained_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", PEERS)
 def test_autocast_on_a_collapsed_batch(name: str) -> None:
-    """All rows nearly equal: in bfloat16 the peers' logits are equal. Ours is what it is without autocast."""
+    """All rows are nearly equal, so the peers' bfloat16 logits are equal. Ours does not change under autocast."""
     _, loss, negatives = PEERS[name]
     x, y = batches.untrained(32, 256, dtype=torch.float32, device="cpu")
     centre = torch.randn(256, generator=torch.Generator().manual_seed(1)).div(16)
     x, y = centre + 1e-3 * x, centre + 1e-3 * y
     answer = exact(x, y, loss=loss, negatives=negatives, temperature=0.07)
-
-    def autocast(call: PairLoss) -> PairLoss:
-        def run(a: Tensor, b: Tensor) -> Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                return call(a, b)
-
-        return run
 
     assert errors(autocast(peer(name, 0.07)), x, y, answer)["gradient_error"] > 5 * USELESS
     mine = ours(loss, negatives, 0.07)
@@ -191,7 +171,7 @@ def test_autocast_on_a_collapsed_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in PEERS if "DCL" not in name])
 def test_float16_under_a_gradient_scaler(name: str) -> None:
-    """At φ = 1e-6 a scaled float16 loss gives gradients that are far off, or all zero; ours keeps them."""
+    """At φ = 1e-6 a scaled float16 loss gives gradients that are far off or all zero; ours are exact."""
     _, loss, negatives = PEERS[name]
     x, y, temperature, answer = trained(loss, negatives, 1e-6, torch.float16)
     theirs = errors(peer(name, temperature), x, y, answer, scale=FLOAT16_SCALE)
@@ -212,7 +192,7 @@ def test_hand_written_infonce_on_a_trained_batch(name: str) -> None:
 
 @pytest.mark.parametrize("loss", ["cz_nce", "info_nce"])
 def test_naive_form_overflows_at_a_small_temperature(loss: str) -> None:
-    """exp(1/τ) is above float32's largest number from τ = .0112 down."""
+    """For τ below .0112, exp(1/τ) exceeds float32's largest number."""
     x, y = batches.trained(32, 256, dtype=torch.float32, device="cpu")
     answer = exact(x, y, loss=loss, negatives="both", temperature=0.01)
     assert math.isnan(errors(forms.naive(loss, "both", 0.01), x, y, answer)["gradient_error"])

@@ -1,9 +1,8 @@
-"""SupCon against its definition on the whole matrix of logits, against infoNCE, and next to pytorch-metric-learning."""
+"""SupCon against its definition on the whole matrix of logits, infoNCE, and pytorch-metric-learning."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -14,18 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import ctloss
 from benchmarks import batches, peers
-from benchmarks.peers import PeerMissing
 from ctloss.reference.eager import unit_rows
+from support.calls import Largest, present
 
 F = torch.nn.functional
 
 
 def definition(x: Tensor, labels: Tensor, temperature: float | Tensor, normalize: bool = True) -> Tensor:
-    """Equation (2) as it reads, in float64; 0 for rows without a positive."""
+    """Equation (2) written out, in float64; 0 for rows without a positive."""
     units = unit_rows(x.double()) if normalize else x.double()
     tau = temperature[:, None] if isinstance(temperature, Tensor) and temperature.dim() else temperature
     logits = units @ units.T / tau
@@ -71,7 +69,7 @@ def test_mean_is_over_rows_with_a_positive() -> None:
 
 
 @pytest.mark.parametrize("labels", [[0], [0, 1, 2]])
-def test_without_positives_there_is_nothing_to_learn(labels: list[int]) -> None:
+def test_without_positives_loss_and_gradient_are_zero(labels: list[int]) -> None:
     x = rows(len(labels), dtype=torch.float32)
     loss = ctloss.sup_con(x, torch.tensor(labels))
     (gradient,) = torch.autograd.grad(loss, x)
@@ -116,7 +114,7 @@ def test_reference_is_differentiable_twice() -> None:
 @pytest.mark.parametrize("labels", [[0, 1, 0, 2, 0, 1], [0, 1, 2, 3, 4, 4], [0] * 6])
 @pytest.mark.parametrize("small", [1, 32])
 def test_fused_path_refuses_second_derivatives(labels: list[int], small: int) -> None:
-    """Never a part of one: the classes' own rows could be differentiated twice, the negatives' term cannot."""
+    """Never a partial one: the classes' own rows could be differentiated twice, the negatives' term cannot."""
     x = rows(6, 3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(import_module("ctloss.sup_con"), "SMALL_CLASS", small)
@@ -127,7 +125,7 @@ def test_fused_path_refuses_second_derivatives(labels: list[int], small: int) ->
 
 
 def test_transforms_over_rows() -> None:
-    """Rows may be transformed, one vector of labels serving all."""
+    """Rows may be transformed; all share one vector of labels."""
     x, labels = rows(6, 3).detach(), torch.tensor([0, 1, 0, 2, 0, 1])
 
     def call(a: Tensor) -> Tensor:
@@ -162,7 +160,7 @@ def test_compiles_around_a_break() -> None:
 
 
 def pairs(phi: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, float]:
-    """A batch late in training with one positive a row, as rows with labels and as pairs."""
+    """A batch late in training with one positive per row, as rows with labels and as pairs."""
     x, y = batches.trained(32, 256, dtype=dtype, device="cpu")
     return torch.cat((x, y)), torch.arange(32).repeat(2), x, batches.temperature_for(x, y, phi)
 
@@ -180,16 +178,6 @@ def test_one_positive_is_infonce(phi: float) -> None:
 
 
 def test_no_tensor_grows_with_all_pairs() -> None:
-    class Largest(TorchDispatchMode):
-        entries = 0
-
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = function(*args, **(kwargs or {}))
-            for one in result if isinstance(result, tuple) else (result,):
-                if isinstance(one, Tensor):
-                    self.entries = max(self.entries, one.numel())
-            return result
-
     x, labels = rows(2000, 4, torch.float32), torch.arange(2000) // 40
     with Largest() as largest:
         ctloss.sup_con(x, labels).backward()
@@ -207,7 +195,7 @@ def test_autocast_changes_nothing() -> None:
 REFUSALS: list[tuple[Callable[[Tensor], object], type[Exception], str]] = [
     (lambda x: ctloss.sup_con(x, [0, 1, 2, 3]), TypeError, "labels: expected a tensor of integers"),
     (lambda x: ctloss.sup_con(x, torch.zeros(4)), TypeError, "labels: expected a tensor of integers"),
-    (lambda x: ctloss.sup_con(x, torch.arange(3)), ValueError, "labels: expected one id a row"),
+    (lambda x: ctloss.sup_con(x, torch.arange(3)), ValueError, "labels: expected one id per row"),
     (lambda x: ctloss.sup_con(torch.arange(4), torch.arange(4)), TypeError, "x: expected embeddings"),
     (lambda x: ctloss.sup_con(x, torch.arange(4), temperature=0.0), ValueError, "temperature: expected a positive"),
     (lambda x: ctloss.sup_con(x, torch.arange(4), reduction="max"), ValueError, "reduction: expected one of"),
@@ -221,12 +209,7 @@ def test_refusals(call: Callable[[Tensor], object], kind: type[Exception], messa
 
 
 def metric_learning(temperature: float) -> Callable[[Tensor, Tensor], Tensor]:
-    try:
-        return peers.metric_learning_sup_con(temperature)
-    except PeerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI installs the peers: {missing}")
-        pytest.skip(str(missing))
+    return present(peers.metric_learning_sup_con, temperature)
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 1, 3], [5, 5, 5, 5, 7]])
@@ -247,7 +230,7 @@ def error(loss: Tensor, leaf: Tensor, truth: Tensor) -> float:
 
 @pytest.mark.parametrize(("dtype", "phi", "ours"), [(torch.float32, 1e-20, 1e-4), (torch.bfloat16, 1e-3, 5e-3)])
 def test_metric_learning_on_a_trained_batch(dtype: torch.dtype, phi: float, ours: float) -> None:
-    """The positive's pull has rounded to nothing in theirs, or its logits to bfloat16."""
+    """In theirs the positive's pull rounds to nothing, or the logits are rounded to bfloat16."""
     stacked, labels, x, temperature = pairs(phi, dtype)
     exact = stacked.double().requires_grad_()
     loss = ctloss.info_nce(exact[: len(x)], exact[len(x) :], temperature=temperature, impl="reference")

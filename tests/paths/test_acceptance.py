@@ -1,4 +1,4 @@
-"""The acceptance of engines, itself tested: the reference passes as one, and each planted fault is caught."""
+"""The acceptance checks, themselves tested: the reference passes, and each planted fault is caught."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from hypothesis import given
 from torch import Tensor
 
 from ctloss.kernels.problem import Batch, Forward, Problem, Shape
-from support.acceptance import check_engine
-from support.reference_engine import ReferenceEngine, State
+from ctloss.reference.gradients import pairs
+from support.acceptance import check_answer, check_engine
 from support.regimes import Candidates, Case, cases
+from support.truth import ReferenceEngine, State, arguments, definition, plain, truth
 
 pytestmark = pytest.mark.numeric
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-# Every option at once, so that a fault in any of them has something to spoil.
+# Every option at once, so that a fault in any of them shows.
 EVERYTHING = Case(
     "random",
     n=7,
@@ -33,6 +34,8 @@ EVERYTHING = Case(
     temperatures="rows",
     weights="rows",
 )
+# The same through a public function, whose temperatures may be one per pair.
+EVERY_ANSWER = replace(EVERYTHING, loss="info_nce", temperatures="pairs")
 PLAIN = Case("random", n=7, d=5)
 EMPTY = replace(PLAIN, ids=1)
 
@@ -42,18 +45,18 @@ def test_the_reference_is_a_good_engine(case: Case) -> None:
     check_engine(case, ReferenceEngine())
 
 
-# What is computed instead of the call, and a case that must notice.
+# What is computed instead of the call, and a case in which that must be noticed.
 WRONG_CALLS: dict[str, tuple[Case, str, Callable[[Any, Any], Any]]] = {
     "pairs with equal ids count": (EVERYTHING, "ids", lambda batch, problem: torch.arange(len(batch.x))),
     "ids of 32 bits": (EVERYTHING, "ids", lambda batch, problem: batch.ids.int().long()),
-    "candidates' ids are not looked at": (EVERYTHING, "candidate_ids", lambda batch, problem: (None, None)),
-    "candidates without ids are numbered as pairs are": (
+    "candidates' ids are ignored": (EVERYTHING, "candidate_ids", lambda batch, problem: (None, None)),
+    "candidates without ids are numbered like pairs": (
         replace(EVERYTHING, ids=None),
         "candidate_ids",
         lambda batch, problem: tuple(torch.arange(len(side)) for side in batch.candidates),
     ),
-    "the margin is not looked at": (EVERYTHING, "margin", lambda batch, problem: None),
-    "the margin is one of logits": (EVERYTHING, "margin", lambda batch, problem: problem.margin * 0.3),
+    "the margin is ignored": (EVERYTHING, "margin", lambda batch, problem: None),
+    "the margin applies to logits": (EVERYTHING, "margin", lambda batch, problem: problem.margin * 0.3),
     "only the other side is compared with": (EVERYTHING, "negatives", lambda batch, problem: "cross"),
     "every side is compared with": (replace(PLAIN, negatives="own"), "negatives", lambda batch, problem: "both"),
     "one temperature serves all rows": (EVERYTHING, "temperature", lambda batch, problem: batch.temperature.mean()),
@@ -66,7 +69,7 @@ WRONG_CALLS: dict[str, tuple[Case, str, Callable[[Any, Any], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("forward_too", [True, False], ids=["both passes", "backward alone"])
+@pytest.mark.parametrize("forward_too", [True, False], ids=["both passes", "backward only"])
 @pytest.mark.parametrize("fault", WRONG_CALLS)
 def test_a_wrong_call_is_caught(fault: str, forward_too: bool) -> None:
     case, name, change = WRONG_CALLS[fault]
@@ -88,7 +91,7 @@ def test_a_wrong_call_is_caught(fault: str, forward_too: bool) -> None:
         check_engine(case, Faulty())
 
 
-# What is returned for one of the forward's numbers, a case that must notice, and how it says so.
+# What is returned for one of the forward's results, a case in which that must be noticed, and the message.
 WRONG_FORWARDS: dict[str, tuple[Case, str, Callable[[Any], Tensor], str]] = {
     "a thousandth of a per cent off": (PLAIN, "z", lambda found: found.z * (1 + 1e-5), "z: "),
     "single precision for doubles": (
@@ -121,7 +124,7 @@ def test_a_wrong_forward_is_caught(fault: str) -> None:
 
 
 class NoCandidates(ReferenceEngine):
-    """Nothing for the candidates, although they ask."""
+    """Zeros for the candidates, although they need a gradient."""
 
     def backward(self, state: State, *arguments: Any) -> list[Tensor | None]:
         found = super().backward(state, *arguments)
@@ -129,13 +132,13 @@ class NoCandidates(ReferenceEngine):
 
 
 class NoneForCandidates(ReferenceEngine):
-    """No tensor for the candidates, although they ask."""
+    """No tensor for the candidates, although they need a gradient."""
 
     def backward(self, state: State, *arguments: Any) -> list[Tensor | None]:
         return [*super().backward(state, *arguments)[:2], None, None]
 
 
-class Unasked(ReferenceEngine):
+class Unneeded(ReferenceEngine):
     """Gradients for all sides."""
 
     def backward(self, state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
@@ -143,7 +146,7 @@ class Unasked(ReferenceEngine):
 
 
 class CandidatesOfOneSide(ReferenceEngine):
-    """The candidates' gradient from the rows of x alone."""
+    """The candidates' gradient from the rows of x only."""
 
     def backward(self, state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
         first = torch.arange(len(a)) < len(state.batch.x)
@@ -152,7 +155,7 @@ class CandidatesOfOneSide(ReferenceEngine):
 
 
 class OneFactor(ReferenceEngine):
-    """a for b: right for the losses of z alone."""
+    """a for b: right for losses that only depend on z."""
 
     def backward(self, state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
         return super().backward(state, a, a, needs)
@@ -187,7 +190,7 @@ class OtherDtype(ReferenceEngine):
 
 
 class Consumed(ReferenceEngine):
-    """A state that a backward call uses up."""
+    """A state that works for one backward call only."""
 
     def backward(self, state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
         seen = state.z.isnan().all()
@@ -196,7 +199,7 @@ class Consumed(ReferenceEngine):
 
 
 class Wavering(ReferenceEngine):
-    """Another last bit in every second call."""
+    """A slightly different result in every call."""
 
     calls = 0
 
@@ -231,7 +234,7 @@ class NotANumber(ReferenceEngine):
 
 
 class SharedMemory(ReferenceEngine):
-    """The caller's rows for what is saved."""
+    """Saves the caller's rows."""
 
     def save(self, state: State) -> list[Tensor]:
         return [state.batch.x]
@@ -243,7 +246,7 @@ class SharedMemory(ReferenceEngine):
 
 
 class OtherShapes(ReferenceEngine):
-    """Other shapes promised than are saved."""
+    """Promises other shapes than it saves."""
 
     def saved_shapes(
         self, shape: Shape, problem: Problem, *, gradient: bool
@@ -252,17 +255,17 @@ class OtherShapes(ReferenceEngine):
 
 
 class Refusing(ReferenceEngine):
-    """Nothing is supported."""
+    """Supports nothing."""
 
     def unsupported(self, *arguments: Any) -> str | None:
         return "never"
 
 
-# The seed's remainder by 4 chooses what a and b are scaled by.
+# The seed modulo 4 chooses the scale of a and b.
 FAULTY: list[tuple[type[ReferenceEngine], Case, str]] = [
     (NoCandidates, EVERYTHING, "gradient: error"),
     (NoneForCandidates, EVERYTHING, "none where one was"),
-    (Unasked, replace(PLAIN, need=(True, False, False)), "nobody asked for"),
+    (Unneeded, replace(PLAIN, need=(True, False, False)), "was not needed"),
     (CandidatesOfOneSide, EVERYTHING, "gradient: error"),
     (OneFactor, PLAIN, "gradient: error"),
     (ProbabilityMinusOne, replace(PLAIN, seed=1), "gradient: error"),
@@ -287,3 +290,99 @@ def test_a_faulty_engine_is_caught(faulty: type[ReferenceEngine], case: Case, me
     check_engine(case, ReferenceEngine())
     with pytest.raises(AssertionError, match=message or None):
         check_engine(case, faulty())
+
+
+@given(cases(max_n=40, max_d=60, dtypes=DTYPES))
+def test_the_definition_is_a_good_answer(case: Case) -> None:
+    check_answer(case, *definition(case))
+
+
+# What a public function returns instead of the definition's loss or gradient, a case in which that must be noticed, and
+# the message.
+Gradients = list[Tensor | None]
+
+
+def changed_loss(change: Callable[[Tensor], Tensor]) -> Callable[[Case, Tensor, Any], tuple[Tensor, Gradients]]:
+    return lambda case, loss, gradients: (change(loss), gradients)
+
+
+def changed_gradient(
+    k: int, change: Callable[[Tensor], Any]
+) -> Callable[[Case, Tensor, Any], tuple[Tensor, Gradients]]:
+    return lambda case, loss, gradients: (loss, [*gradients[:k], change(gradients[k]), *gradients[k + 1 :]])
+
+
+def probability_minus_one(case: Case, loss: Tensor, gradients: Gradients) -> tuple[Tensor, Gradients]:
+    """The pull of infoNCE's positive as a softmax minus its one-hot target, formed in single precision."""
+    wanted = plain(case)
+    less = wanted.shares * (1 - (1 - wanted.a / wanted.shares).float().double())
+    exact = truth(case, wanted.a, less)
+    return loss, [exact.gradients[0].float(), exact.gradients[1].float(), None]
+
+
+TRAINED = Case("trained", 8, 24, temperature=0.01, loss="info_nce", exponent=-20.0)
+WRONG_ANSWERS: dict[str, tuple[Case, Callable[[Case, Tensor, Any], tuple[Tensor, Gradients]], str]] = {
+    "p - 1": (TRAINED, probability_minus_one, "gradient: error"),
+    "infoNCE of a trained batch is zero": (TRAINED, changed_loss(torch.zeros_like), "value"),
+    "a thousandth of a per cent off": (PLAIN, changed_loss(lambda loss: loss * (1 + 1e-5)), "value"),
+    "in the input's half precision": (
+        replace(PLAIN, dtype=torch.bfloat16),
+        changed_loss(lambda loss: loss.bfloat16()),
+        "",
+    ),
+    "weights by the number of rows": (
+        EVERY_ANSWER,
+        lambda case, loss, gradients: (loss * plain(replace(case, reduction="sum")).shares.mean().float(), gradients),
+        "value",
+    ),
+    "no weights": (
+        replace(EVERY_ANSWER, reduction="none"),
+        lambda case, loss, gradients: (plain(case).rows.float(), gradients),
+        "value",
+    ),
+    "1 for rows without negatives": (
+        replace(PLAIN, ids=1, form="ratio", reduction="none"),
+        changed_loss(torch.ones_like),
+        "value",
+    ),
+    "no gradient for candidates": (EVERY_ANSWER, changed_gradient(3, torch.zeros_like), "gradient: error"),
+    "NaN": (EVERY_ANSWER, changed_gradient(4, lambda g: g / 0 * 0), "not finite"),
+    "one row's gradient vanished": (
+        replace(PLAIN, negatives="none", candidates=(Candidates(3, need=False),), directions="x", regime="scaled"),
+        changed_gradient(0, lambda g: g * (g.abs() > g.abs().amin(1).min() * 1e6)),
+        "vanished|error",
+    ),
+    "temperatures of pairs from the rows of x only": (
+        EVERY_ANSWER,
+        changed_gradient(2, lambda g: g / 2),
+        "temperature",
+    ),
+    "one number for all temperatures": (EVERY_ANSWER, changed_gradient(2, torch.sum), ""),
+    "nothing for the temperatures": (EVERY_ANSWER, changed_gradient(2, lambda g: None), ""),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG_ANSWERS)
+def test_a_wrong_answer_is_caught(fault: str) -> None:
+    case, change, message = WRONG_ANSWERS[fault]
+    check_answer(case, *definition(case))
+    with pytest.raises(AssertionError, match=message or None):
+        check_answer(case, *change(case, *definition(case)))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_a_margin_leaves_the_requested_share(share: float) -> None:
+    case = Case("random", 20, 8, candidates=(Candidates(11, ids=True),), ids=9)
+    every = pairs(**arguments(case.batch(), case.problem())).counts.sum()
+    case = replace(case, margin=share)
+    left = pairs(**arguments(case.batch(), case.problem())).counts.sum()
+    assert abs(left / every - share) < 0.01
+
+
+def test_any_row_loss_has_its_factors() -> None:
+    """Label smoothing as an example: softplus(z) + ε s⁺ has a = σ(z) and b = σ(z) − ε."""
+    case = replace(EVERY_ANSWER, reduction="sum", upstream=3.0)
+    smooth = plain(case, lambda z, positive: torch.nn.functional.softplus(z) + 0.1 * positive)
+    some = smooth.z > -torch.inf
+    torch.testing.assert_close(smooth.a, 3 * smooth.shares * torch.sigmoid(smooth.z))
+    torch.testing.assert_close(smooth.b, smooth.a - 0.3 * smooth.shares * some)

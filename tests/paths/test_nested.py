@@ -1,4 +1,4 @@
-"""All widths of ``dims`` in one pass: exact as one call a width is, and no column multiplied twice."""
+"""All widths of ``dims`` in one pass: as exact as one call per width, and no column is multiplied twice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from support.acceptance import (
     random_factors,
     within,
 )
-from support.peak_memory import peak_bytes
+from support.calls import peak_bytes
 from support.regimes import REGIMES, Candidates, Case, cases
 from support.truth import Plain, Truth, plain, truth
 
@@ -39,8 +39,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 class NestedCase(Case):
     """A case at several widths, or its part at one of them.
 
-    Of every third row ``vanishing`` columns are zero, and of the row after it smaller by ``fading`` powers of two.
-    ``width``, if given, is the one of ``dims`` that the case is at.
+    In every third row the first ``vanishing`` columns are zero, and in the next row they are smaller by ``fading``
+    powers of two. ``width``, if given, is the one of ``dims`` that the case is at.
     """
 
     dims: tuple[int, ...] = ()
@@ -50,7 +50,7 @@ class NestedCase(Case):
     width: int | None = None
 
     def at(self, width: int | None) -> NestedCase:
-        """The case at one of its widths, or at all."""
+        """The case at one of its widths, or at all of them."""
         return replace(self, width=width)
 
     @property
@@ -93,7 +93,7 @@ def nested_cases(draw: st.DrawFn, max_n: int, max_d: int) -> NestedCase:
 
 
 def total(truths: list[Truth], d: int) -> Truth:
-    """The sum over the widths; what bounds errors is the sum of each width's own bounds."""
+    """The sum over the widths; the error bound is the sum of the widths' bounds."""
     per_logit = max(one.per_logit for one in truths)
     shares = [one.per_logit / per_logit for one in truths]
 
@@ -141,7 +141,7 @@ def check(case: NestedCase) -> None:
 
 
 def bound_of_value(case: Case, of: Plain, per_logit: float) -> Tensor:
-    """What ``acceptance.check_value`` allows."""
+    """The error that ``acceptance.check_value`` allows."""
     some = of.z > -torch.inf
     floor = 2.0**-149 * some if case.precise != torch.float64 else 0.0 * some
     if case.reduction == "none":
@@ -159,7 +159,7 @@ def check_engine(case: NestedCase, workspace: int) -> None:
     case = case.at(width)
     batch, parts = case.batch(), case.parts()
     problem = case.problem(loss="contrast", form="log", dims=case.dims, workspace=workspace)
-    # Of either sign and of unlike sizes at the widths.
+    # Of either sign and different sizes at the widths.
     sizes = torch.tensor([1.0, -0.5, 1e-3, 8.0], dtype=torch.float64)[: len(parts), None]
     factors = [random_factors(part) for part in parts]
     a, b = (torch.stack(one) * sizes for one in zip(*factors, strict=True))
@@ -215,11 +215,11 @@ def test_many_rows_that_are_nearly_alike(regime: str, dims: tuple[int, ...], tau
 
 
 def test_a_row_that_is_short_at_a_narrow_width() -> None:
-    """Its gradient there is the largest, and what cancels in it many times as long."""
+    """Its gradient is largest there, and the terms that cancel in it are many times larger."""
     check(at_widths(Case("random", 1000, 128, loss="info_nce", candidates=(Candidates(100),)), dims=(2, 128)))
 
 
-def test_any_part_of_the_gradient_alone() -> None:
+def test_any_part_of_the_gradient() -> None:
     case = Case("random", 100, 40, candidates=(Candidates(30),), need=(True, True, True))
     for need in ((True, False, False), (False, True, True), (False, False, True)):
         for candidates in ((Candidates(30),), (Candidates(30, need=False),)):
@@ -234,7 +234,7 @@ def rows(n: int, d: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("n", [20, 200])
 @pytest.mark.parametrize("spoilt", ["nan", "inf", "vanishing"])
-def test_rows_out_of_the_ordinary_have_one_call_a_width(n: int, spoilt: str) -> None:
+def test_unusual_rows_take_one_call_per_width(n: int, spoilt: str) -> None:
     x, y = rows(n, 24), rows(n, 24, 1)
     if spoilt == "vanishing":
         x[1, :8] *= 1e-9
@@ -269,7 +269,7 @@ def test_rows_of_zeros_at_a_width_have_cosine_zero_and_no_gradient() -> None:
     assert (gradient[:, 2:] == 0).all()
 
 
-def test_a_range_that_the_optimistic_pass_declines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_optimistic_pass_declines_what_it_cannot_represent(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[int] = []
 
     class Counted(denominators.RunningSums):
@@ -328,12 +328,12 @@ def test_no_column_is_multiplied_twice(dims: tuple[int, ...], keep: bool) -> Non
     with Products() as of_backward:
         nested.backward(found.state, 1.0, 1.0, (True, True))
     assert of_forward.flops == 2 * 96 * plan.entries
-    # And no more than one call of the full width does, from the same panels.
+    # The backward costs what one call at the full width costs with the same panels.
     flat = replace(problem, dims=None)
-    alone = engine.forward(batch, flat, moment=True, gradient=True).state
-    assert alone.plan.panels == plan.panels
+    full = engine.forward(batch, flat, moment=True, gradient=True).state
+    assert full.plan.panels == plan.panels
     with Products() as of_full_width:
-        engine.backward(alone, 1.0, 1.0, (True, True))
+        engine.backward(full, 1.0, 1.0, (True, True))
     assert of_backward.flops == of_full_width.flops
 
 
@@ -354,7 +354,7 @@ def test_memory_stays_within_the_workspace(tau: float, reduction: Any, limit: in
     assert layout(batch.shape, problem).keep == (limit == 128 << 20)
 
 
-def test_what_watches_operators_has_one_call_a_width(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operators_take_one_call_per_width(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[int] = []
     forward = nested.forward
 

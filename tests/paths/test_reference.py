@@ -1,4 +1,4 @@
-"""The truth itself: eager definitions against the loop transcription, the closed form against autograd."""
+"""The reference itself: eager definitions against the loop transcription, the closed form against autograd."""
 
 from __future__ import annotations
 
@@ -53,13 +53,14 @@ def test_closed_form_is_autograd(case: Case) -> None:
     (a * z.masked_fill(~some, 0.0) + (a - b) * positive).sum().backward()
 
     expected = truth(case, a, b)
-    # Autograd forms b as a less (a − b), at the size of those two.
+    # Autograd forms b as a − (a − b), with errors of the size of those two.
     sizes = truth(case, a, a.abs() + b.abs())
     grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in inputs]
-    lengths = norms(batch) if case.normalize else torch.ones_like(norms(batch))
+    lengths = norms(*batch.sides)
+    lengths = lengths if case.normalize else torch.ones_like(lengths)
     error = (torch.cat([*grads[:2], *grads[3:]]) - torch.cat(expected.gradients)) * lengths[:, None]
     allowed = torch.cat(sizes.cancelling) * lengths * sizes.per_logit
-    # Below the smallest normal number there are fewer digits, before a row's length divides and after.
+    # Below the smallest normal number there are fewer digits, before and after dividing by a row's length.
     allowed = allowed + torch.finfo(torch.float64).smallest_normal * (1 + lengths)
     assert (torch.linalg.vector_norm(error, dim=1) <= allowed).all()
     assert grads[2].shape == expected.slope.shape
@@ -71,14 +72,14 @@ def test_the_reference_meets_the_bounds_of_every_path(case: Case) -> None:
     check(case, "reference")
 
 
-# One of each kind: rows without negatives among others, every side, ids that repeat, a temperature for every row.
+# One of each kind: some rows without negatives, every side, repeated ids, a temperature for every row.
 SIDES = {"candidates": [torch.randn(3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)]}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "dot products": {"normalize": False},
     "cross": {"negatives": "cross"},
     "own, x": {"negatives": "own", "directions": "x"},
-    "candidates alone": {"negatives": "none", **SIDES},
+    "candidates only": {"negatives": "none", **SIDES},
     "no negatives at all": {"negatives": "none"},
     "ids that repeat": {"ids": torch.tensor([4, 4, 7]), "candidate_ids": [torch.tensor([7, 4, 5])], **SIDES},
     "all of one id": {"ids": torch.tensor([1, 1, 1]), "candidate_ids": [None], **SIDES},
@@ -162,11 +163,11 @@ def test_unit_rows_of_any_scale() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-def test_what_meets_a_row_that_is_not_finite_is_nan(bad: float) -> None:
+def test_comparison_with_a_row_that_is_not_finite_gives_nan(bad: float) -> None:
     x, y, candidates = torch.randn(3, 4), torch.randn(3, 4), torch.randn(2, 4)
     x[1, 2] = bad
     assert contrast(x, y)[0].isnan().all()
-    # Across sides, rows of x meet those of y alone.
+    # With "cross", rows of x are only compared with those of y.
     assert contrast(x, y, negatives="cross")[0].isnan().tolist() == [False, True, False, True, True, True]
     candidates[1, 2] = bad
     assert contrast(y, y, negatives="none", candidates=[candidates])[0].isnan().all()

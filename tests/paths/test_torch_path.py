@@ -1,4 +1,4 @@
-"""The torch path: exact in every regime, within its workspace, the same answer whichever way it is computed."""
+"""The torch path: exact in every regime, within its workspace, with the same answer however it is computed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from ctloss.kernels.torch_path.layout import layout
 from ctloss.kernels.torch_path.products import ExactProducts
 from ctloss.kernels.torch_path.rows import prepare, row_exponents, times_power_of_two
 from ctloss.rows import derivatives, shares, values
-from support.acceptance import check, check_engine
-from support.agreement import assert_alike, truth_of_call
-from support.peak_memory import peak_bytes
+from support.acceptance import assert_alike, check, check_engine, truth_of_call
+from support.calls import peak_bytes
 from support.regimes import REGIMES, Case, cases
 
 pytestmark = pytest.mark.numeric
@@ -32,7 +31,7 @@ BOTH = (True, True)
 
 
 def weights(problem: Problem, z: Tensor, upstream: Tensor | None = None) -> Tensor:
-    """What the core hands to the path's backward: the derivatives of the reduced loss times upstream."""
+    """What the core passes to the path's backward: the derivatives of the reduced loss times upstream."""
     if upstream is None:
         upstream = torch.ones(()) if problem.reduction == "mean" else torch.full_like(z, 1 / len(z))
     return derivatives(problem, z) * shares(problem, len(z), None) * upstream
@@ -52,7 +51,7 @@ def solve(
 
 
 def call(problem: Problem, n: int, d: int, tau: float = 0.07) -> Case:
-    """The case of a call whose rows are not the case's own."""
+    """A case with the options of a call on other rows."""
     return Case(
         "random",
         n,
@@ -79,7 +78,7 @@ def test_within_the_derived_bounds_everywhere(case: Case) -> None:
 
 
 @given(case=cases(max_n=200, max_d=300, dtypes=DTYPES))
-def test_the_engine_is_within_them_whatever_it_is_weighed_by(case: Case) -> None:
+def test_the_engine_is_within_the_bounds_for_any_a_and_b(case: Case) -> None:
     check_engine(case, engine)
 
 
@@ -170,7 +169,7 @@ def test_memory_stays_within_the_workspace(negatives: str, reduction: str, tau: 
 
     assert peak_bytes(lambda: engine.forward(batch, problem, moment=True, gradient=True)) <= allowed
     assert peak_bytes(both) <= allowed
-    # The bound binds: all logits at once would not fit the smaller limits.
+    # The limit matters: all logits at once would not fit the smaller ones.
     assert limit > 4 << 20 or 4 * n * n > limit
 
 
@@ -199,7 +198,7 @@ def test_what_is_not_finite_gives_nan(n: int, negatives: str, normalize: bool, v
         for loss in ("cz_nce", "info_nce"):
             problem = replace(ROOMY, loss=loss, negatives=negatives, normalize=normalize, reduction=reduction)
             rows, grad_x, grad_y, slope = solve(x, y, problem)
-            # The row itself, its positive, and every row that has it among its negatives.
+            # The row itself, its positive, and every row with it among its negatives.
             touched = torch.ones(2 * n, dtype=torch.bool)
             if negatives == "cross":
                 touched[n:] = False
@@ -227,14 +226,14 @@ def test_zero_rows_have_cosine_zero_and_no_gradient() -> None:
 def test_scaling_a_row_by_a_power_of_two_scales_its_gradient_back(exponent: int, reduction: str, n: int) -> None:
     x, y = pairs(n, 12)
     problem = replace(ROOMY, reduction=reduction)
-    # Upstream gradients that bring the scaled row's gradient back among the normal numbers.
+    # Upstream gradients that bring the scaled row's gradient back into the normal range.
     size = 2.0 ** max(min(exponent, 60), -60)
     upstream = torch.tensor(size) if reduction == "mean" else torch.full((2 * n,), size)
     unscaled, plain, _, _ = solve(x, y, problem, upstream=upstream)
     scaled = x.clone()
     scaled[4] *= 2.0**exponent
     rows, gradient, _, _ = solve(scaled, y, problem, upstream=upstream)
-    # Powers of two are exact; the shortest path leaves such a row to a pass that rounds otherwise.
+    # Powers of two are exact, but the shortcut for few rows leaves such a row to a pass with other rounding.
     assert torch.equal(rows, unscaled) or n == 9
     exact = plain[4].double() * 2.0**-exponent
     representable = exact.abs() < torch.finfo(torch.float32).max
@@ -271,7 +270,7 @@ def test_a_vanishing_infonce_survives_under_a_large_upstream(reduction: str) -> 
     rows, grad_x, _, _ = solve(x, y, problem, tau, upstream=huge)
     assert 0 < rows.max().item() < 1e-34
     expected = truth_of_call(call(problem, 2, 2, tau), x, y, huge)
-    # What cancels in so small a gradient is up to 500 times as long as it.
+    # The terms that cancel in such a small gradient are up to 500 times larger.
     bounds = expected.cancelling[:2] * expected.per_logit
     for ours, exact, bound in zip(grad_x.double(), expected.gradient[:2], bounds, strict=True):
         assert torch.linalg.vector_norm(ours - exact) <= bound
@@ -293,7 +292,7 @@ def test_a_process_that_allows_bfloat16_products_gets_float32_ones() -> None:
         torch.set_float32_matmul_precision(former)
 
 
-def test_any_part_of_the_gradient_alone_is_the_same() -> None:
+def test_any_part_of_the_gradient_is_the_same() -> None:
     for n in (12, 150):
         for reduction in ("mean", "none"):
             problem = replace(ROOMY, loss="info_nce", reduction=reduction)
@@ -345,9 +344,9 @@ def test_saved_tensors_have_the_promised_shape(loss: Literal["cz_nce", "contrast
 @pytest.mark.parametrize("negatives", ["both", "cross"])
 @pytest.mark.parametrize("n", [40, 100, 600])
 def test_a_row_that_one_negative_dominates_is_exact(n: int, negatives: str) -> None:
-    """Where rows come one by one, the rounding of a single float32 product must not be all of a row's error."""
+    """Where single rows are returned, a row must not carry the full rounding error of one float32 product."""
     x, y = pairs(n, 256, noise=0.1)
-    # Each row of the second half all but repeats one of the first, at a cosine whose product rounds by 1e-7 and more.
+    # Each row of the second half nearly repeats one of the first; the product for their cosine rounds by 1e-7 or more.
     half = n // 2
     x[half:] = x[:half] + 1e-3 * y[half:]
     y[half:] = x[:half] + 1e-3 * y[half:]

@@ -1,4 +1,4 @@
-"""The block kernels' configuration, the order of their tiles, and the panels that bound their memory."""
+"""The configuration of the Triton path's kernels, the order of their tiles, and panels that bound their memory."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def test_bfloat16_on_hopper() -> None:
 
 @pytest.mark.parametrize(("precision", "products"), [("highest", "ieee"), ("high", "tf32x3"), ("medium", "tf32")])
 def test_precision_is_explicit_for_float32(precision: str, products: str) -> None:
-    """The kernels name their arithmetic, so no global switch for TF32 reaches them."""
+    """The kernels name their arithmetic, so no global TF32 switch affects them."""
     chosen = configuration(torch.float32, precision=precision)
     assert (chosen.products, chosen.weight_products) == (products, products)
     assert chosen.weight_dtype == torch.float32
 
 
-def test_weights_keep_what_nothing_removes_the_rounding_of() -> None:
+def test_weights_keep_their_digits_where_nothing_removes_rounding() -> None:
     raw = configuration(torch.bfloat16, normalize=False)
     assert (raw.weight_dtype, raw.weight_terms, raw.weight_bytes) == (torch.bfloat16, 3, 6)
     assert configuration(torch.float16, normalize=False).weight_products == "tf32x3"
@@ -60,11 +60,11 @@ def test_weights_keep_what_nothing_removes_the_rounding_of() -> None:
     assert configuration(torch.float16).rounds_weights
     few = choose(Shape(64, 768, dtype=torch.bfloat16), 90, PROBLEM)
     assert (few.weight_dtype, few.weight_terms) == (torch.bfloat16, 3)
-    alone = Shape(4096, 768, (7,), torch.bfloat16)
-    assert choose(alone, 90, replace(PROBLEM, negatives="none")).weight_terms == 3
-    assert choose(alone, 90, PROBLEM).weight_terms == 1
-    assert not are_many(alone, replace(PROBLEM, negatives="none"))
-    assert are_many(alone._replace(candidates=(7, 1017)), replace(PROBLEM, negatives="none"))
+    seven = Shape(4096, 768, (7,), torch.bfloat16)
+    assert choose(seven, 90, replace(PROBLEM, negatives="none")).weight_terms == 3
+    assert choose(seven, 90, PROBLEM).weight_terms == 1
+    assert not are_many(seven, replace(PROBLEM, negatives="none"))
+    assert are_many(seven._replace(candidates=(7, 1017)), replace(PROBLEM, negatives="none"))
     assert configuration(torch.bfloat16).weight_terms == 1
     assert not configuration(torch.bfloat16).rounds_weights
 
@@ -97,7 +97,7 @@ def test_float32_is_not_split_where_matrix_cores_take_it(dtype: torch.dtype, nor
 def test_no_tile_of_a_small_batch_crosses_the_sides(
     negatives: str, precision: str, dtype: torch.dtype, arch: int
 ) -> None:
-    """First rows of tiles and of steps in the gradient's sum, each tile of one side alone and none left over."""
+    """Tiles, and steps of the gradient's sum, each lie within one side, and whole tiles cover it."""
     for n, normalize in product((1, 63, 64, 65, 128, 129, 256, 257, 320, 511, 512), (True, False)):
         problem = replace(PROBLEM, negatives=negatives, precision=precision, normalize=normalize)
         shape = Shape(n, 768, dtype=dtype)
@@ -184,7 +184,7 @@ def test_tiles_that_need_two_sets_of_numbers_are_no_larger_than_their_registers(
     assert (per_row.block, per_row.row_block, per_row.keeps) == (64, 2, False)
 
 
-def test_logits_are_kept_where_they_are_read_back_sooner() -> None:
+def test_logits_are_kept_where_reading_them_back_is_faster() -> None:
     for dtype, normalize, kept, fewest in (
         (torch.bfloat16, True, torch.int16, 200),
         (torch.float16, True, torch.float32, 400),
@@ -195,7 +195,7 @@ def test_logits_are_kept_where_they_are_read_back_sooner() -> None:
         for d in (fewest - 1, fewest):
             chosen = choose(Shape(4096, d, dtype=dtype), 90, replace(PROBLEM, normalize=normalize))
             assert (chosen.kept_dtype, chosen.keeps) == (kept, d == fewest)
-    # Fewer pairs keep more digits of their weights.
+    # With fewer pairs, weights keep more digits.
     assert choose(Shape(1023, 768, dtype=torch.bfloat16), 90, PROBLEM).kept_dtype == torch.float32
 
 
@@ -233,7 +233,7 @@ def test_logits_are_kept_where_at_least_half_of_them_fit(n: int, negatives: str,
 def test_kept_logits_leave_room_for_shared_panels(
     n: int, m: int, d: int, dtype: torch.dtype, negatives: str, arch: int, workspace: int
 ) -> None:
-    """Of any size that is of use: what is kept slows nothing else down."""
+    """Panels still have the largest useful size, so keeping logits slows nothing else down."""
     problem = replace(PROBLEM, negatives=negatives, workspace=workspace)
     shape = Shape(n, d, (m,), dtype)
     chosen, stack = choose(shape, arch, problem), stack_of(shape)
@@ -246,7 +246,7 @@ def test_kept_logits_leave_room_for_shared_panels(
         assert kept <= every <= 2 * kept
 
 
-def test_rescaling_only_where_exponents_ask_for_it() -> None:
+def test_rescaling_only_where_exponents_need_it() -> None:
     assert configuration(torch.bfloat16).rescale
     assert configuration(torch.float32).rescale
     assert not configuration(torch.float16).rescale
@@ -302,7 +302,7 @@ def test_rectangle_is_visited_once(tiles_m: int, tiles_n: int, group: int) -> No
 
 
 def served(panels: list[layout.Panel], shape: Shape) -> Counter[tuple[int, int]]:
-    """How often each anchor and row is served, of (side, row) pairs of which none is padding."""
+    """How often each pair of an anchor and a row, neither of them padding, is served."""
     stack = stack_of(shape)
     counts = {X: shape.n, Y: shape.n, CANDIDATES: stack.m}
     found: Counter[tuple[int, int]] = Counter()
@@ -320,7 +320,7 @@ def served(panels: list[layout.Panel], shape: Shape) -> Counter[tuple[int, int]]
 
 
 def compared(shape: Shape, problem: Problem) -> set[tuple[int, int]]:
-    """Anchors and the rows of the sides that they are compared with, padding left out."""
+    """The pairs of an anchor and a row that it is compared with, without padding."""
     stack = stack_of(shape)
     rows = [
         range(stack.span(side)[0], stack.span(side)[0] + count)
@@ -359,7 +359,7 @@ def test_panels_serve_every_comparison_once(shape: Shape, options: dict[str, str
 
 
 @pytest.mark.parametrize(("shape", "options"), EVERY, ids=str)
-def test_partners_are_all_that_weigh_a_row_or_are_weighed_by_it(shape: Shape, options: dict[str, str]) -> None:
+def test_partners_are_all_rows_that_a_gradient_sums_over(shape: Shape, options: dict[str, str]) -> None:
     problem = replace(PROBLEM, **options)
     stack = stack_of(shape)
     pairs = compared(shape, problem)
@@ -378,7 +378,7 @@ def test_partners_are_all_that_weigh_a_row_or_are_weighed_by_it(shape: Shape, op
     needs=st.lists(st.booleans(), min_size=6, max_size=6),
 )
 def test_wanted_spans_hold_the_sides_needed(n: int, candidates: list[int], needs: list[bool]) -> None:
-    """In order, apart from each other, in whole tiles."""
+    """In order, without overlap, in whole tiles."""
     stack = stack_of(Shape(n, 8, tuple(candidates)))
     needed = needs[: 2 + len(candidates)]
     spans = wanted_spans(needed, stack)

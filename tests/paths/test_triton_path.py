@@ -1,4 +1,4 @@
-"""The Triton path: under Triton's interpreter on a CPU, where bfloat16 is out of its reach; compiled on a GPU."""
+"""The Triton path: on a CPU under Triton's interpreter, which cannot do bfloat16; compiled on a GPU."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from support.triton_calls import (
     DEVICE,
     DTYPES,
     ON_GPU,
+    Counted,
     both_passes,
     chain_of,
     check,
@@ -29,10 +30,10 @@ from support.triton_calls import (
     shape_of,
 )
 
-# Not marked numeric: the other modules of this path, which are quicker, are repeated for other processors.
+# Not marked numeric: this path's other test modules are faster, and they are repeated for other processors.
 
 HARD, QUEUE = Candidates(31), Candidates(70, need=False)
-# Around whole tiles and runs of 128 rows, widths that leave every remainder, more columns than a tile is deep.
+# Sizes around whole tiles and runs of 128 rows, widths with every remainder, more columns than a tile is deep.
 LARGER = [
     Case("random", 129, 160, negatives="both"),
     Case("trained", 200, 96, exponent=-12.0, directions="x"),
@@ -44,7 +45,7 @@ LARGER = [
     Case("hard", 130, 70, negatives="none", candidates=(HARD, HARD), temperature=0.01, directions="x"),
 ]
 
-# Sides that fill no tile, for the kernels of small batches; the first is the smallest without products in float64.
+# Sides that do not fill tiles, for the kernels of small batches; the first is the smallest without float64 products.
 RAGGED = [
     Case("hard", 65, 33, exponent=-5.0, negatives="cross", strides="every other"),
     Case("collapsed", 97, 70, dtype=torch.float16),
@@ -71,13 +72,13 @@ OPTIONS: list[dict[str, Any]] = [
     {"temperatures": "rows", "directions": "x", "normalize": False, "margin": 0.6, "candidates": (HARD,)},
 ]
 
-# For what acceptance of another kind covers as well.
+# For what other acceptance tests cover too.
 FEWER = settings(max_examples=settings().max_examples // 2)
 
 
 @pytest.fixture(params=["small", "panels", "flash"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Take small batches' three kernels, panels for every batch, or panels and the gradient's weights in registers."""
+    """Small batches' three kernels, panels for every batch, or panels with the gradient's weights in registers."""
     {"small": lambda patch: None, "panels": in_panels, "flash": in_flash}[request.param](monkeypatch)
     taken = {"small": "three, products kept", "panels": "panels", "flash": "panels, flash gradient"}
     assert engine.describe(Shape(40, 8, device_type=DEVICE), problem())["kernels"] == taken[request.param]
@@ -107,7 +108,7 @@ def test_acceptance_of_every_option(options: dict[str, Any], path: str) -> None:
 @pytest.mark.parametrize("options", OPTIONS[::2], ids=str)
 @pytest.mark.parametrize("shared", [False, True])
 def test_acceptance_in_small_panels(options: dict[str, Any], shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The least memory that panels take, whether they serve both of their sides or one run of rows alone."""
+    """The least memory that panels take, whether they serve both of their sides or only one run of rows."""
     in_panels(monkeypatch)
     monkeypatch.setattr(config, "FEW_PAIRS", 0)
     monkeypatch.setattr(layout, "plan_backward", lambda *about: layout.BackwardPlan(128, shared))
@@ -130,7 +131,7 @@ def test_acceptance_ragged(case: Case) -> None:
 
 @pytest.mark.parametrize("regime", ["random", "collapsed", "zeros"])
 def test_rounded_weights(regime: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What large float16 batches use; errors along the row, large in collapsed batches, are projected out."""
+    """As in large float16 batches; errors along the row, which are large in collapsed batches, are projected out."""
     monkeypatch.setattr(config, "MANY_PAIRS", 2)
     monkeypatch.setattr(config, "FEW_PAIRS", 0)
     case = Case(regime, 40, 33, dtype=torch.float16)
@@ -141,7 +142,7 @@ def test_rounded_weights(regime: str, path: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("a_exponent", [-1000, -300, 0, 300])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_factors_of_any_scale(a_exponent: int, normalize: bool, path: str) -> None:
-    """a and b are held at a power of two: rows of the opposite scale bring a gradient back into range, exactly."""
+    """a and b are scaled by a power of two, so scaling them scales the gradient exactly."""
     batch = pairs(Case("random", 20, 12, normalize=normalize))
     asked = problem(normalize=normalize)
     a = torch.linspace(0.5, 2, 40, dtype=torch.float64, device=DEVICE)
@@ -152,8 +153,8 @@ def test_factors_of_any_scale(a_exponent: int, normalize: bool, path: str) -> No
 
 
 @pytest.mark.parametrize("a_share", [0.0, 1e-30, 1.0])
-def test_pull_of_its_own(a_share: float, path: str) -> None:
-    """b is no share of a: without a it is all there is."""
+def test_b_is_independent_of_a(a_share: float, path: str) -> None:
+    """Without a, the gradient is that of b."""
     batch = pairs(Case("random", 20, 12))
     forward = engine.forward(batch, problem(), moment=False, gradient=True)
     b = torch.full_like(forward.z, 2.0)
@@ -169,7 +170,7 @@ def test_pull_of_its_own(a_share: float, path: str) -> None:
 def test_small_workspace(
     dtype: torch.dtype, negatives: str, workspace: int, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing kept, several panels, and in the smallest one run of rows after the other change roundings alone."""
+    """Keeping nothing, several panels, and one run of rows after the other only change the rounding."""
     monkeypatch.setattr(config, "flash_wins", lambda *about: False)
     case = Case("random", 150, 40, dtype=dtype, negatives=negatives)
     batch = pairs(case)
@@ -209,14 +210,14 @@ def test_reads_nothing_unwritten(regime: str, path: str, poisoned: None) -> None
         case = Case(regime, 35, 21, normalize=regime != "big", **options)
         check(case)
         forward = engine.forward(case.batch(DEVICE), case.problem(), moment=True, gradient=True)
-        assert all(saved.isfinite().all() for saved in engine.save(forward.state)), "outputs that nobody wrote"
+        assert all(saved.isfinite().all() for saved in engine.save(forward.state)), "unwritten outputs"
 
 
 @pytest.mark.parametrize(
     "needs", [(True, False, False), (False, True, True), (False, False, True), (True, True, False)]
 )
 @pytest.mark.parametrize("negatives", ["both", "cross", "none"])
-def test_a_gradient_does_not_depend_on_the_others_asked_for(
+def test_a_gradient_does_not_depend_on_which_others_are_needed(
     needs: tuple[bool, bool, bool], negatives: str, path: str
 ) -> None:
     batch, asked = pairs(Case("random", 33, 20, candidates=(HARD,))), problem(negatives=negatives)
@@ -225,7 +226,7 @@ def test_a_gradient_does_not_depend_on_the_others_asked_for(
 
 
 def test_candidates_on_one_side_cost_no_gradient_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums are kept of what is asked for alone, in whole tiles."""
+    """Only needed sums are kept, in whole tiles."""
     rows = []
     add = gradient.add_gradient
 
@@ -236,12 +237,12 @@ def test_candidates_on_one_side_cost_no_gradient_of_another(monkeypatch: pytest.
     monkeypatch.setattr(gradient, "add_gradient", counted)
     case = Case("random", 20, 12, candidates=(Candidates(30), Candidates(600)))
     both_passes(pairs(case), problem(), needs=(True, False, True, False))
-    # Those of x's 20 rows by the pairs and by the candidates, and of 30 candidates: padded to 64 each.
+    # Sums of x's 20 rows over the pairs and over the candidates, and of 30 candidates, each padded to 64.
     assert sorted(rows) == [64, 64, 64]
 
 
 def test_sides_of_several_dtypes(path: str) -> None:
-    """Each has its gradient in its own, and half precision is no more rounded than it comes."""
+    """Each gradient has its side's dtype, and half-precision rows are not rounded further."""
     case = Case("random", 20, 12, candidates=(Candidates(9),))
     batch = pairs(case)
     mixed = batch._replace(y=batch.y.half(), candidates=(batch.candidates[0].half(),))
@@ -319,7 +320,7 @@ def test_factors_of_zero(path: str) -> None:
 
 @pytest.mark.parametrize("exponent", [-140, -100, 100, 120])
 def test_rows_of_any_scale(exponent: int, path: str) -> None:
-    """Cosines, and so values, do not notice a power of two, down to subnormal numbers and up to the largest."""
+    """Powers of two do not change cosines and so values, from subnormal numbers to the largest."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randint(-8, 9, (2, 20, 12), generator=generator).float().to(DEVICE)
     scaled = (x.double() * 2.0**exponent).float()
@@ -328,7 +329,7 @@ def test_rows_of_any_scale(exponent: int, path: str) -> None:
 
 
 def test_identities_are_equal_where_ids_are() -> None:
-    """Ids of 64 bits in 32; −1 means padding, whatever ids there are, and candidates without ids meet no equal."""
+    """64-bit ids map to 32 bits; −1 means padding whatever the ids, and candidates without ids equal nothing."""
     ids = torch.tensor([2**40, -1, 2**40, 7], device=DEVICE)
     candidates = torch.zeros(3, 2, device=DEVICE), torch.zeros(4, 2, device=DEVICE)
     of_candidates = (None, torch.tensor([7, 8, -1, -(2**50)], device=DEVICE))
@@ -377,25 +378,16 @@ def test_describe(n: int, d: int, m: int, workspace: int) -> None:
 
 
 def test_a_small_batch_takes_three_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    launched = []
-
-    class Counted:
-        def __init__(self, name: str) -> None:
-            self.name, self.kernel = name, getattr(small, name)
-
-        def __getitem__(self, grid: tuple[int, ...]) -> object:
-            launched.append(self.name)
-            return self.kernel[grid]
-
+    launched: list[str] = []
     for name in ("small_products", "small_close", "small_gradient"):
-        monkeypatch.setattr(small, name, Counted(name))
+        monkeypatch.setattr(small, name, Counted(getattr(small, name), launched))
     assert len(both_passes(pairs(Case("random", 5, 8)), problem())) == 5
     assert launched == ["small_products", "small_close", "small_gradient"]
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_lower_precisions_run(precision: str, path: str) -> None:
-    """Their tables belong to a GPU; the interpreter multiplies exactly whatever it is asked for."""
+    """Their accuracy shows on a GPU only; the interpreter always multiplies exactly."""
     batch = pairs(Case("random", 40, 33))
     exact, found = (both_passes(batch, asked)[0] for asked in (problem(), problem(precision=precision)))
     assert (found - exact).abs().max() < (2e-2 if precision == "medium" else 1e-5)
@@ -423,7 +415,7 @@ def test_unsupported_bfloat16_under_the_interpreter() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", [{}, {"candidates": (HARD, QUEUE), "ids": 9, "margin": 0.5}], ids=str)
 def test_captured_in_a_graph(dtype: torch.dtype, options: dict[str, Any]) -> None:
-    """Replays follow the inputs: nothing was read back while capturing."""
+    """Replays follow the inputs, so nothing was read back while capturing."""
     case = Case("random", 300, 96, dtype=dtype, **options)
     batch, asked = pairs(case, temperature=torch.tensor(0.07, device=DEVICE)), case.problem()
     stream = torch.cuda.Stream()

@@ -14,11 +14,11 @@ from ctloss.kernels.problem import Shape
 from ctloss.kernels.triton_path import engine, flash, layout, weights
 from ctloss.kernels.triton_path.layout import stack_of, wanted_spans
 from support.regimes import Candidates, Case, cases
-from support.triton_calls import DEVICE, DTYPES, both_passes, chain_of, check, in_flash, pairs, problem
+from support.triton_calls import DEVICE, DTYPES, Counted, both_passes, chain_of, check, in_flash, pairs, problem
 
 pytestmark = pytest.mark.numeric
 
-# Around whole tiles of either side, rows of one tile of columns and of two, sweeps with a gap and without.
+# Sizes around whole tiles, rows of one and of two tiles of columns, sweeps with and without a gap.
 LARGER = [
     Case("random", 129, 128, negatives="both"),
     Case("trained", 200, 96, exponent=-12.0, directions="x"),
@@ -32,7 +32,7 @@ LARGER = [
 
 @pytest.fixture
 def flashing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights in registers, for any batch, its rows' sums shared out as widely as tiles allow."""
+    """Weights in registers for any batch, with sums split over as many programs as tiles allow."""
     in_flash(monkeypatch)
     assert engine.describe(Shape(40, 8, device_type=DEVICE), problem())["kernels"] == "panels, flash gradient"
 
@@ -55,7 +55,7 @@ def test_acceptance_larger(case: Case, flashing: None) -> None:
 def test_acceptance_in_any_workspace(
     d: int, tau: float, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All rows' sums in one share or several, or some rows after the others."""
+    """Sums in one share or several, for all rows at once or run by run."""
     case = Case("random", 70, d, temperature=tau, **options)
     shape = case.batch(DEVICE).shape
     stack = stack_of(shape)
@@ -72,18 +72,9 @@ def test_acceptance_in_any_workspace(
 
 
 def test_a_launch_for_all_rows_and_no_panel(flashing: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for each side at most: sides that are swept over the same rows are one run."""
-    launched = []
-
-    class Counted:
-        def __init__(self, kernel: object) -> None:
-            self.kernel = kernel
-
-        def __getitem__(self, grid: tuple[int, ...]) -> object:
-            launched.append(grid)
-            return self.kernel[grid]  # type: ignore[index]
-
-    monkeypatch.setattr(flash, "flash_gradient", Counted(flash.flash_gradient))
+    """At most one launch per side; sides that sweep the same rows are one run."""
+    launched: list[str] = []
+    monkeypatch.setattr(flash, "flash_gradient", Counted(flash.flash_gradient, launched))
     monkeypatch.delattr(weights, "block_weights")
     for options, launches in (({}, 1), ({"negatives": "cross"}, 2), ({"candidates": (Candidates(9),)}, 2)):
         case = Case("random", 40, 8, **options)

@@ -17,7 +17,7 @@ from support.triton_calls import DEVICE, DTYPES, both_passes, chain_of, check, i
 
 pytestmark = pytest.mark.numeric
 
-# The regimes whose weights may be rounded: many negatives of like size.
+# The regimes whose weights may be rounded: many negatives of similar size.
 ROUNDED = [
     Case("random", 40, 33),
     Case("random", 45, 70, negatives="cross", temperature=0.2, need=(True, False, True)),
@@ -28,7 +28,7 @@ ROUNDED = [
     Case("zeros", 40, 20, strides="padded", negatives="own"),
     Case("scaled", 35, 64, negatives="cross", temperature=1.0),
 ]
-# Each kind of block that tiles are counted in, and what leaves pairs of them out.
+# Each kind of block that tiles are counted in, and what leaves out pairs.
 BLOCKS: list[dict[str, Any]] = [
     {"negatives": "both"},
     {"negatives": "cross"},
@@ -39,9 +39,9 @@ BLOCKS: list[dict[str, Any]] = [
 
 
 def keep(patch: pytest.MonkeyPatch, many_pairs: int = config.MANY_PAIRS) -> None:
-    """Have every batch computed in panels and its logits kept, from so many pairs on in 16 bits.
+    """Compute every batch in panels and keep its logits; in 16 bits from ``many_pairs`` on.
 
-    float16 stands in for bfloat16 there, which the interpreter does not know.
+    float16 stands in for bfloat16, which the interpreter cannot do.
     """
     in_panels(patch)
     patch.setattr(config, "COARSE", config.HALF_PRECISION)
@@ -51,7 +51,7 @@ def keep(patch: pytest.MonkeyPatch, many_pairs: int = config.MANY_PAIRS) -> None
 
 
 def forget(patch: pytest.MonkeyPatch) -> None:
-    """Have logits formed again instead."""
+    """Form logits again instead."""
     for name in ("TENSOR_COLUMNS", "PLAIN_COLUMNS"):
         patch.setattr(config, name, 1 << 20)
 
@@ -68,7 +68,7 @@ def test_acceptance_with_kept_logits() -> None:
     def accepted(case: Case) -> None:
         with pytest.MonkeyPatch.context() as patch:
             keep(patch)
-            # What has a temperature of its own has logits of its own.
+            # With a temperature for each row, no logits are kept.
             shape = shape_of(case)
             assert kept_share(shape, case.problem()) == (not shape.per_row) or "0 of 0" in str(
                 engine.describe(shape, case.problem())["kept_tiles"]
@@ -80,7 +80,7 @@ def test_acceptance_with_kept_logits() -> None:
 
 @pytest.mark.parametrize("case", ROUNDED, ids=lambda case: f"{case.regime}-{case.n}x{case.d}-{case.negatives}")
 def test_acceptance_with_kept_cosines(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In 16 bits, beside weights that are rounded as much."""
+    """In 16 bits, with weights that are rounded as coarsely."""
     keep(monkeypatch, many_pairs=2)
     for dtype in DTYPES[1:]:
         half = replace(case, dtype=dtype, seed=0)
@@ -96,7 +96,7 @@ def test_acceptance_with_kept_cosines(case: Case, monkeypatch: pytest.MonkeyPatc
 def test_kept_float32_logits_are_those_formed_again(
     options: dict[str, Any], normalize: bool, tau: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit, whether all are kept or as many as fit."""
+    """Bit for bit, whether all logits are kept or only as many as fit."""
     case = Case("random", 70, 40, normalize=normalize, temperature=tau, **options)
     batch, asked = pairs(case), case.problem(workspace=1 << 28)
     keep(monkeypatch)
@@ -133,7 +133,7 @@ def test_kept_tiles_are_found_by_other_panels(options: dict[str, Any], monkeypat
 
 @pytest.mark.parametrize("tau", [0.032, 0.031, 0.01])
 def test_cosines_too_coarse_for_a_small_temperature_are_not_used(tau: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which is settled on the device, where the temperature may be."""
+    """This is decided on the device, where the temperature may be."""
     batch = pairs(Case("random", 40, 33, dtype=torch.float16), temperature=torch.tensor(tau, device=DEVICE))
     keep(monkeypatch, many_pairs=2)
     used = both_passes(batch, problem())
@@ -141,7 +141,7 @@ def test_cosines_too_coarse_for_a_small_temperature_are_not_used(tau: float, mon
     formed = both_passes(batch, problem())
     fine = 1 / math.log(2) / tau <= tiles.COARSEST_RATE.value
     assert fine == (tau >= 1 / 32)
-    assert all(map(torch.equal, used[:3], formed[:3])), "the forward knows nothing of what is kept"
+    assert all(map(torch.equal, used[:3], formed[:3])), "keeping logits changed the forward"
     assert torch.equal(used[3], formed[3]) != fine
 
 
@@ -151,9 +151,9 @@ def test_cosines_too_coarse_for_a_small_temperature_are_not_used(tau: float, mon
 def test_cosines_are_fine_enough_for_bfloat16(
     tau: float, negatives: str, alike: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where all cosines are 1/2 and what 16 bits take does not average out.
+    """Even where all cosines are 1/2 and the rounding to 16 bits does not average out.
 
-    An exponential moves by 2^-11 at most, and with it the weight (tf32) and the gradient (float16) by a step each.
+    An exponential changes by at most 2^-11, which moves the weight (tf32) and the gradient (float16) by one step each.
     """
     batch = pairs(Case("random", 70, 48, dtype=DTYPES[-1], negatives=negatives), temperature=tau)
     if alike:
@@ -167,7 +167,7 @@ def test_cosines_are_fine_enough_for_bfloat16(
     for one, other in zip(used[3:], both_passes(batch, asked, a)[3:], strict=True):
         difference = (one.double() - other.double()).norm()
         assert difference <= 3 * 2.0**-11 * other.double().norm()
-        # Where all move alike, the step may be lost in float16.
+        # Where all change alike, the step may be lost in float16.
         assert alike or difference > 0
 
 
@@ -192,7 +192,7 @@ def test_temperature_refused_on_the_device_gives_nan(value: float, monkeypatch: 
 @pytest.mark.parametrize("many_pairs", [2, config.MANY_PAIRS])
 @pytest.mark.usefixtures("poisoned")
 def test_what_is_kept_is_a_function_of_the_inputs(many_pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Padding too: it is an output like any other."""
+    """Including padding, which is an output like any other."""
     keep(monkeypatch, many_pairs)
     case = Case("random", 11, 20, dtype=torch.float16, candidates=(Candidates(7),))
     first, again = (
@@ -207,7 +207,7 @@ def test_what_is_kept_is_a_function_of_the_inputs(many_pairs: int, monkeypatch: 
 def test_only_what_will_be_differentiated_is_kept(
     negatives: str, many_pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is saved has the promised shape, and evaluation has nothing but the rows' numbers."""
+    """What is saved has the promised shape, and evaluation only saves the rows' statistics."""
     keep(monkeypatch, many_pairs)
     asked = problem(negatives=negatives)
     for dtype in DTYPES:

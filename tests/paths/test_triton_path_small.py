@@ -1,4 +1,4 @@
-"""What small batches of the Triton path keep, and how they multiply it."""
+"""What the Triton path keeps of small batches, and how it multiplies it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_two_floats_hold_a_product(n: int, negatives: str, dtype: torch.dtype) -
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("case", [Case("random", 20, 12), Case("scaled", 20, 12), Case("zeros", 70, 9)])
 def test_what_is_kept_are_numbers(case: Case, seed: int) -> None:
-    """It is an output like any other: NaN in it would say that the inputs held some."""
+    """It is an output like any other, in which NaN would mean NaN in the inputs."""
     saved = kept_of(Case(case.regime, case.n, case.d, seed=seed))
     assert saved.dtype == torch.float32
     assert saved.isfinite().all()
@@ -74,9 +74,9 @@ def test_products_beyond_float32_leave_no_rest() -> None:
 
 @pytest.fixture
 def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Have the interpreter multiply what a GPU would; the largest entries of the left operands, product by product.
+    """Make the interpreter multiply like a GPU; returns the largest entry of each product's left operand.
 
-    It cuts float32 operands that are asked for in tf32, and widens bfloat16 ones, whose bits it would multiply.
+    It truncates float32 operands of tf32 products, and widens bfloat16 ones, whose bits it would multiply otherwise.
     """
     sizes: list[float] = []
 
@@ -100,10 +100,10 @@ def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.mark.parametrize(("regime", "largest"), [("collapsed", 0.04), ("hard", 1e-3), ("random", 1e-3)])
 @pytest.mark.parametrize("n", [50, 100])
-def test_tf32_is_cut_as_often_along_the_row_as_across(
+def test_tf32_is_truncated_alike_along_the_row_and_across(
     regime: str, largest: float, n: int, tensor_cores: list[float]
 ) -> None:
-    """The radial part is subtracted from a sum of the very products it was taken from."""
+    """The radial part is subtracted from a sum of the very products that it was computed from."""
     batch = pairs(Case(regime, n, 192, temperature=1.0))
     a = torch.full((2 * n,), 1 / (2 * n), dtype=torch.float64)
     found = [gradient.cpu() for gradient in both_passes(batch, problem(precision="medium"), a.to(DEVICE))[3:]]
@@ -111,7 +111,7 @@ def test_tf32_is_cut_as_often_along_the_row_as_across(
     exact = truth.x, truth.y
     error, size = torch.cat(found).double() - torch.cat(exact), torch.cat(exact).double().norm()
     assert error.norm() <= largest * size
-    assert error.norm() >= 1e-5 * size, "nothing was cut"
+    assert error.norm() >= 1e-5 * size, "nothing was truncated"
 
 
 @triton.jit
@@ -125,7 +125,7 @@ def weighed(weight_ptr, rows_ptr, out_ptr, SIDE: tl.constexpr, TERMS: tl.constex
 
 @pytest.mark.parametrize("terms", [1, 3])
 def test_small_terms_of_weights_are_added_first(terms: int, tensor_cores: list[float]) -> None:
-    """Tensor cores round towards zero: what is added to a large sum is cut by its last place."""
+    """Tensor cores round towards zero: adding to a large sum loses up to its last place."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.rand(32, 32, generator=generator)
     rows = torch.randn(32, 32, generator=generator).bfloat16().float()
@@ -133,8 +133,8 @@ def test_small_terms_of_weights_are_added_first(terms: int, tensor_cores: list[f
     weighed[(1,)](weight.to(DEVICE), rows.to(DEVICE), out, SIDE=32, TERMS=terms)
     error = (out.cpu().double() - weight.double() @ rows.double()).abs().max()
     size = (weight @ rows.abs()).max()
-    # One bfloat16 is half a step, 2^-9, off the weight. Three hold it as float32 does, and what is left are the sums,
-    # whose order is the processor's: 32 additions for each term, none off by more than half a step.
+    # One bfloat16 is off the weight by half a step, 2^-9. Three hold it like float32, and only the sums are left, whose
+    # order is up to the processor: 32 additions for each term, none off by more than half a step.
     assert error < {1: 2.0**-9, 3: 3 * 32 * 2.0**-24}[terms] * size
     assert ON_GPU or len(tensor_cores) == terms
     assert tensor_cores == sorted(tensor_cores)
@@ -159,7 +159,7 @@ def test_small_terms_of_panels_are_added_first(monkeypatch: pytest.MonkeyPatch) 
     ]
 
 
-# Sides that fill no tile, every format of products, each way to read a row; the last ones in panels.
+# Sides that do not fill tiles, every format of products, each way to read a row; the last ones in panels.
 ON_A_GPU = [
     (80, Case("scaled", 33, 70, negatives="cross", strides="transposed")),
     (90, Case("hard", 70, 33, exponent=-5.0, negatives="cross", strides="every other")),
@@ -171,7 +171,7 @@ ON_A_GPU = [
 ]
 
 
-@pytest.mark.skipif(ON_GPU, reason="there every test takes that GPU's tiles")
+@pytest.mark.skipif(ON_GPU, reason="on a GPU every test uses its tiles")
 @pytest.mark.parametrize(("arch", "case"), ON_A_GPU, ids=lambda value: str(getattr(value, "regime", value)))
 def test_acceptance_in_the_tiles_of_a_gpu(arch: int, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     interpreted = engine.describe(shape_of(case), case.problem())

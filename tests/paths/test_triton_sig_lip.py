@@ -1,4 +1,4 @@
-"""The sigmoid loss on the Triton path, under the interpreter where there is no GPU: its bounds, panels, padding."""
+"""The sigmoid loss on the Triton path, under the interpreter without a GPU: its bounds, panels, padding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 import ctloss
 from ctloss.kernels.problem import Batch, Problem
 from support.regimes import Case
-from support.sig_lip_truth import Question, check, pairs, questions
+from support.sig_lip import Question, check, pairs, questions
 
 pytest.importorskip("triton")
 
@@ -52,7 +52,7 @@ def test_sides_without_gradient(needs: tuple[bool, bool]) -> None:
 
 
 def test_means_what_the_torch_path_means() -> None:
-    """The two solve() keep one protocol: gradients of rescaled rows, times τ and 2^30."""
+    """Both paths' solve() return the same: gradients of rescaled rows, times τ and 2^30."""
     x, y = (side.detach().to(DEVICE) for side in pairs(70, 20))
     x[3] *= 2.0**50
     batch = Batch(x, y, temperature=0.1)

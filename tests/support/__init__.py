@@ -1,1 +1,1 @@
-"""What several tests share: truths, bounds, random cases, tiny models and corpora."""
+"""What several tests share: random cases, exact answers, error bounds, tiny models and corpora."""

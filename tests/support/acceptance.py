@@ -1,9 +1,9 @@
 """Whether a path is exact enough, through the public functions and below them.
 
-A fused path forms logits of size up to S in single precision, so each carries an error of about one unit in the last
-place of S; the exponentials turn that into a relative error of their weights, and the gradient is a sum of weighted
-rows whose size before cancellation is A. Hence ``A · (5e-7 + 1e-7 S)``, and beside it one rounding to the dtype of the
-output. What is exact, and A and S themselves, is in ``truth``.
+A fused path forms logits of size up to S in single precision, so each has an error of about one unit in the last place
+of S. The exponentials turn that into a relative error of the weights, and the gradient is a sum of weighted rows whose
+size before cancellation is A. Hence the bound ``A · (5e-7 + 1e-7 S)``, plus one rounding to the dtype of the output.
+The exact answer, A and S come from ``truth``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ctloss.kernels.problem import Batch, Forward, Problem, Shape
 from ctloss.reference import contrast
 
 from .regimes import Case
-from .truth import Plain, Truth, arguments, length, norms, plain, truth
+from .truth import ROW_LOSSES, Plain, Truth, arguments, length, norms, plain, truth, truth_of
 
-# A unit in the last place, or half of one where that is all that happens to a number.
+# A unit in the last place, or half of one where a number is only rounded once.
 OUTPUT_ROUNDING = {torch.float64: 0.0, torch.float32: 2.0**-24, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 HALF = (torch.bfloat16, torch.float16)
-# What a and b may be multiplied by, the last as a gradient scaler does; thirty orders below 1e-270 is still normal.
+# Factors of a and b, the last like a gradient scaler's; thirty orders of magnitude below 1e-270 are still normal.
 SCALES = (1.0, 1e-30, 1e-270, 2.0**17)
 
 
@@ -86,14 +86,14 @@ def answer(case: Case, impl: str, device: str = "cpu", **options: Any) -> tuple[
 def check(case: Case, impl: str, device: str = "cpu", chain: int = 0) -> None:
     """Hold one path's answer through the public functions to the bounds of every quantity it returns.
 
-    With ``chain`` logits may besides have the error of that many float32 additions one after the other, which is a
-    random walk in steps of half a unit in the last place.
+    With ``chain`` logits may also have the error of that many float32 additions in a row: a random walk in steps of
+    half a unit in the last place.
     """
     check_answer(case, *answer(case, impl, device), chain=chain)
 
 
 def check_answer(case: Case, loss: Tensor, gradients: list[Tensor | None], chain: int = 0) -> None:
-    """Hold a loss and its gradients, ordered as :func:`answer` does, to the bounds, wherever they are from."""
+    """Hold a loss and its gradients, in the order of :func:`answer`, to the bounds."""
     wanted = plain(case)
     expected = with_chain(case, truth(case, wanted.a, wanted.b), chain)
     grad_x, grad_y, slope, *of_candidates = gradients
@@ -105,16 +105,16 @@ def check_answer(case: Case, loss: Tensor, gradients: list[Tensor | None], chain
 
 
 def check_engine(case: Case, engine: Engine, device: str = "cpu", chain: int = 0) -> None:
-    """Hold a path's engine to the bounds, called as the layer above calls it for z itself, with any a and b."""
-    # Of a loss's mean alone rows may be off by more, where that averages away.
+    """Hold a path's engine to the bounds, called like the layer above calls it for z itself, with any a and b."""
+    # Where only a loss's mean is returned, rows may be off by more that averages out.
     batch, problem = case.batch(device), case.problem(loss="contrast", form="log")
     assert engine.unsupported(batch.shape, problem) is None
     before = [side.clone() for side in batch.sides]
     a, b = random_factors(case)
     expected = with_chain(case, truth(case, a, b), chain)
-    alone = engine.forward(batch, problem, moment=False, gradient=False)
-    assert alone.moment is None
-    check_forward(alone, expected)
+    forward_only = engine.forward(batch, problem, moment=False, gradient=False)
+    assert forward_only.moment is None
+    check_forward(forward_only, expected)
     gradient = any(case.needs)
     forward = engine.forward(batch, problem, moment=True, gradient=gradient)
     check_forward(forward, expected)
@@ -128,16 +128,16 @@ def check_engine(case: Case, engine: Engine, device: str = "cpu", chain: int = 0
     if gradient:
         a, b = a.to(device), b.to(device)
         factors = a.clone(), b.clone()
-        # The losses of z alone pass one tensor as both.
+        # Losses that only depend on z pass one tensor as both.
         of_z = with_chain(case, truth(case, a.cpu(), a.cpu()), chain)
-        # What survives a compiled operator may go another way to the same answer, but a graph that is kept may not.
+        # A restored state may be computed in another way; repeated backward calls must agree exactly.
         restored = engine.restore([tensor.clone() for tensor in saved], batch, problem)
         for state in (forward.state, restored):
             first = engine.backward(state, a, b, case.needs)
             for found, exact in ((first, expected), (engine.backward(state, a, a, case.needs), of_z)):
                 check_gradients(case, [None if side is None else side.cpu() for side in found], exact)
             for one, other in zip(first, engine.backward(state, a, b, case.needs), strict=True):
-                # Bit for bit, but for NaN where a gradient is beyond its dtype.
+                # Bit for bit, except for NaN where a gradient is beyond its dtype.
                 if one is not None and other is not None:
                     assert torch.equal(one.nan_to_num(), other.nan_to_num()), "the second differs"
         assert torch.equal(a, factors[0]), "a was modified"
@@ -147,7 +147,7 @@ def check_engine(case: Case, engine: Engine, device: str = "cpu", chain: int = 0
 
 
 def random_factors(case: Case) -> tuple[Tensor, Tensor]:
-    """a and b of either sign, over many orders of magnitude in half the cases; a is 0 where there are no negatives."""
+    """a and b of either sign, in half the cases over many orders of magnitude; a is 0 where there are no negatives."""
     generator = torch.Generator().manual_seed(case.seed + 6)
     float16 = torch.float16 in [side.dtype for side in case.batch().sides]
     scale = min(SCALES[case.seed % 4], 2.0**10 if float16 else SCALES[-1])
@@ -161,7 +161,7 @@ def random_factors(case: Case) -> tuple[Tensor, Tensor]:
 
 
 def with_chain(case: Case, expected: Truth, chain: int) -> Truth:
-    """The truth, with bounds for logits that are summed one product after the other."""
+    """The truth, with bounds for logits that are summed product by product."""
     if not chain:
         return expected
     rows = torch.cat([side.double() for side in case.batch().sides])
@@ -171,16 +171,16 @@ def with_chain(case: Case, expected: Truth, chain: int) -> Truth:
 
 
 def check_forward(found: Forward, expected: Truth) -> None:
-    """z to max(1, |z|), the positives' logits as logits, the moment relative to what it is a sum of."""
+    """z relative to max(1, |z|), the positives' logits like any logit, the moment relative to its terms' sizes."""
     exact = ("z", "positive", "moment")
     for name in exact:
         values = getattr(found, name)
         assert values is None or (values.dtype == torch.float64 and values.shape == expected.z.shape), name
     empty = expected.z == -torch.inf
     z = found.z.cpu()
-    assert torch.equal(z == -torch.inf, empty), "rows without negatives, and they alone, have z = −∞"
+    assert torch.equal(z == -torch.inf, empty), "rows without negatives, and only they, have z = −∞"
     within("z", z[~empty], expected.z[~empty], expected.z[~empty].abs().clamp_min(1) * expected.per_logit)
-    # A logit is off by units of the largest one, not of itself: products of any sign have made it.
+    # A logit is off by units of the largest one, not of itself, because its terms may cancel.
     assert found.positive is not None
     within("positive", found.positive.cpu(), expected.positive, torch.full_like(z, expected.per_logit))
     if found.moment is not None:
@@ -190,7 +190,7 @@ def check_forward(found: Forward, expected: Truth) -> None:
 
 
 def within(name: str, found: Tensor, exact: Tensor, allowed: Tensor) -> None:
-    """Each number finite and its error within what is allowed."""
+    """Every number is finite and its error within what is allowed."""
     assert torch.isfinite(found).all(), f"{name}: not finite"
     excess = (found.double() - exact).abs() - allowed
     assert (excess <= 0).all(), f"{name}: {excess.max().item():.3g} over the bound"
@@ -201,13 +201,13 @@ def check_value(case: Case, loss: Tensor, wanted: Plain, expected: Truth) -> Non
     assert loss.dtype == case.precise
     assert loss.shape == wanted.value.shape
     some = wanted.z > -torch.inf
-    # A float32 below 1.2e-38 has fewer digits, and so has each row of a sum; how many is not the path's doing.
+    # A float32 below 1.2e-38 has fewer digits, and so does each row of a sum; that is not the path's fault.
     floor = 2.0**-149 * some if case.precise != torch.float64 else 0.0 * some
     if case.reduction == "none":
         size = wanted.rows if case.loss == "info_nce" else wanted.rows.abs().clamp_min(1)
         allowed = wanted.shares * size * some * expected.per_logit + floor
     else:
-        # z is off by what logits are off, whatever its sign, so the shares of all rows stand beside the result's size.
+        # z is off by as much as logits are, whatever its sign, so the result's size is at least the rows' shares.
         size = wanted.value.abs()
         if case.loss != "info_nce":
             size = torch.maximum(size, (wanted.shares * some).sum())
@@ -216,7 +216,7 @@ def check_value(case: Case, loss: Tensor, wanted: Plain, expected: Truth) -> Non
 
 
 def check_slope(case: Case, slope: Tensor, expected: Truth) -> None:
-    """The temperature's gradient, entry by entry; a pair's temperature serves the two rows of its pair."""
+    """The temperature's gradient, entry by entry; a pair's temperature serves both its rows."""
     given = case.given_temperature()
     assert isinstance(given, Tensor)
     assert (slope.shape, slope.dtype) == (given.shape, given.dtype)
@@ -227,35 +227,35 @@ def check_slope(case: Case, slope: Tensor, expected: Truth) -> None:
 
 
 def weight_rounding(case: Case) -> float:
-    """Where all sides are of one half precision, weights may be rounded to it for the product that uses them."""
+    """If all sides have the same half precision, weights may be rounded to it for their product."""
     dtype = case.batch().shape.dtype
     return OUTPUT_ROUNDING[dtype] if dtype in HALF else 0.0
 
 
 def check_gradients(case: Case, gradients: Sequence[Tensor | None], expected: Truth) -> None:
-    """Which sides have a gradient, in which dtype, and its error: of each side, or of all where weights are rounded.
+    """Which sides have a gradient, in which dtype, and its error: per side, or over all sides if weights are rounded.
 
-    The bound holds for any rows together; what weights in half precision do is bounded only by the norm over all.
+    The bound holds for any set of rows; the effect of weights in half precision is only bounded by the norm over all.
     """
     sides = case.batch().sides
     for side, gradient, need in zip(sides, gradients, case.needs, strict=True):
-        assert (gradient is not None) == need, "a gradient that nobody asked for, or none where one was"
+        assert (gradient is not None) == need, "a gradient that was not needed, or none where one was"
         assert gradient is None or (gradient.shape, gradient.dtype) == (side.shape, side.dtype)
-    lengths = norms(case.batch()) if case.normalize else torch.ones(sum(map(len, sides)), dtype=torch.float64)
+    lengths = norms(*case.batch().sides) if case.normalize else torch.ones(sum(map(len, sides)), dtype=torch.float64)
     lengths = lengths.split([len(side) for side in sides])
-    asked = [
+    wanted = [
         side_rows(case, *parts)
         for parts in zip(gradients, expected.gradients, expected.cancelling, lengths, strict=True)
         if parts[0] is not None and len(parts[0])
     ]
-    groups = [asked] if weight_rounding(case) else [[side] for side in asked]
+    groups = [wanted] if weight_rounding(case) else [[side] for side in wanted]
     for group in groups:
         if group:
             check_rows(SideRows(*map(torch.cat, zip(*group, strict=True))), expected.per_logit)
 
 
 class SideRows(NamedTuple):
-    """The rows whose exact gradient their dtype can hold: found, exact, and what bounds the error of each."""
+    """The rows whose exact gradient fits their dtype: found, exact, and what bounds the error of each."""
 
     found: Tensor
     exact: Tensor
@@ -267,9 +267,9 @@ class SideRows(NamedTuple):
 
 
 def side_rows(case: Case, found: Tensor, exact: Tensor, cancelling: Tensor, lengths: Tensor) -> SideRows:
-    """One side's :class:`SideRows`; its lengths are those by which rows were divided."""
+    """One side's :class:`SideRows`; its lengths are what rows were divided by."""
     finfo = torch.finfo(found.dtype)
-    # Single precision's own rounding is part of the other terms, unless everything else is finer.
+    # Rounding to single precision is part of the other terms, unless everything else is finer.
     exempt = found.dtype == torch.float32 and case.precise == torch.float32
     root = exact.shape[1] ** 0.5
     rows = SideRows(
@@ -286,7 +286,7 @@ def side_rows(case: Case, found: Tensor, exact: Tensor, cancelling: Tensor, leng
 
 
 def check_rows(rows: SideRows, per_logit: float) -> None:
-    """The gradient's norm-wise error, twice: as it stands, and with every row at unit scale; and no row lost."""
+    """The gradient's norm-wise error, as it is and with every row at unit scale; and no row may vanish."""
     assert torch.isfinite(rows.found).all(), "a representable gradient is not finite"
     size = torch.linalg.vector_norm(rows.exact, dim=1)
     for scale in (torch.ones_like(rows.scale), rows.scale):
@@ -297,3 +297,96 @@ def check_rows(rows: SideRows, per_logit: float) -> None:
     certain = (size > rows.cancelling * per_logit) & (size > rows.smallest)
     lost = certain & (rows.found == 0).all(dim=1)
     assert not lost.any(), f"{int(lost.sum())} rows of the gradient vanished"
+
+
+class Call(NamedTuple):
+    """The exact answer to a plain call on two given sides, and what bounds an answer's error.
+
+    Attributes:
+        rows: row losses.
+        gradient: of all rows, x's first.
+        cancelling: the summed sizes of the terms of each row's gradient.
+        slope: the temperature's gradient.
+        slope_cancelling: the summed sizes of its terms.
+        per_logit: the relative error that single precision causes in every weight.
+    """
+
+    rows: Tensor
+    gradient: Tensor
+    cancelling: Tensor
+    slope: Tensor
+    slope_cancelling: float
+    per_logit: float
+
+
+def truth_of_call(case: Case, x: Tensor, y: Tensor, upstream: Tensor) -> Call:
+    """The truth of a call on given rows with a case's options."""
+    x, y = x.detach().cpu(), y.detach().cpu()
+    problem, batch = case.problem(), Batch(x, y, temperature=case.temperature)
+    z, positive = contrast(x, y, temperature=case.temperature, negatives=case.negatives, normalize=case.normalize)
+    z.requires_grad_()
+    rows = ROW_LOSSES[case.loss](z, positive)
+    share = 1 / len(z) if case.reduction == "mean" else 1.0
+    (a,) = torch.autograd.grad((upstream.cpu().double() * share * rows).sum(), z)
+    found = truth_of(batch, problem, a, a, case.precise)
+    return Call(
+        rows.detach(),
+        torch.cat(found.gradients),
+        torch.cat(found.cancelling),
+        found.slope,
+        found.slope_size.item(),
+        found.per_logit,
+    )
+
+
+Answer = Sequence[Tensor | None]
+"""Row losses and the gradients of x, y and the temperature; ``None`` where not compared."""
+
+
+def assert_alike(
+    case: Case, x: Tensor, y: Tensor, one: Answer, other: Answer, upstream: Tensor | None = None, chain: int = 0
+) -> None:
+    """Hold the difference of two answers to the same call to twice what :func:`check` allows for each.
+
+    In which bits they differ depends on the processor, its number of threads and its BLAS. A tolerance tried out on one
+    machine may fail on the next; the bounds hold on all.
+
+    Args:
+        case: the options of the call; its tensors are not read.
+        x: the rows that both answers are for.
+        y: the rows of the other side.
+        one: an answer.
+        other: another.
+        upstream: what the gradients were multiplied by; 1 if not given.
+        chain: as in :func:`check`.
+    """
+    x, y = x.detach().cpu(), y.detach().cpu()
+    expected = truth_of_call(case, x, y, torch.ones(()) if upstream is None else upstream)
+    largest = 1 if case.normalize else (torch.cat((x, y)).double() ** 2).sum(1).max().item()
+    twice = 2 * (expected.per_logit + chain**0.5 * 2.0**-24 * largest / case.temperature)
+    differences = [
+        None if a is None or b is None else a.detach().cpu().double() - b.detach().cpu().double()
+        for a, b in zip(one, other, strict=True)
+    ]
+    rows, grad_x, grad_y, slope = differences
+    if rows is not None:
+        size = expected.rows.abs() if case.loss == "info_nce" else expected.rows.abs().clamp_min(1)
+        excess = (rows.abs() - twice * size).max().item()
+        # A float32 below 1.2e-38 has fewer digits.
+        assert excess <= 2.0**-149, f"rows: {excess:.3g} over the bound"
+    _assert_gradients_alike(case, grad_x, grad_y, expected, twice)
+    if slope is not None:
+        allowed = expected.slope_cancelling * twice + 2 * OUTPUT_ROUNDING[case.dtype] * abs(expected.slope.item())
+        assert abs(slope.item()) <= allowed, f"temperature gradient: {abs(slope.item()):.3g} over {allowed:.3g}"
+
+
+def _assert_gradients_alike(
+    case: Case, grad_x: Tensor | None, grad_y: Tensor | None, expected: Call, twice: float
+) -> None:
+    wanted = torch.tensor([grad_x is not None, grad_y is not None]).repeat_interleave(case.n)
+    if not wanted.any():
+        return
+    difference = torch.cat([gradient for gradient in (grad_x, grad_y) if gradient is not None])
+    allowed = length(expected.cancelling[wanted]) * twice
+    allowed += 2 * OUTPUT_ROUNDING[case.dtype] * length(expected.gradient[wanted])
+    assert length(difference) <= allowed, f"gradient: {length(difference):.3g} over {allowed:.3g}"

@@ -21,7 +21,7 @@ LARGEST_EXPONENT = {torch.float32: 120, torch.bfloat16: 120, torch.float16: 10, 
 
 @dataclass(frozen=True)
 class Candidates:
-    """A side of further rows: how many, whether it asks for a gradient, whether it has ids, its dtype if its own."""
+    """A side of further rows: how many, whether it needs a gradient, whether it has ids, and its dtype if another."""
 
     m: int
     need: bool = True
@@ -31,10 +31,10 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Case:
-    """One loss call and what is asked of its gradient; its tensors are functions of the fields.
+    """One loss call and the gradients it needs; its tensors are functions of the fields.
 
-    ``ids`` is how many different ids the pairs share, ``margin`` the share of negatives it lets stand, ``temperatures``
-    and ``weights`` say how many numbers are given, and ``temperature`` is the smallest of them.
+    ``ids`` is the number of different ids among the pairs, ``margin`` the share of negatives that it leaves,
+    ``temperatures`` and ``weights`` say how many numbers are given, and ``temperature`` is the smallest of them.
     """
 
     regime: str
@@ -66,7 +66,7 @@ class Case:
 
     @property
     def needs(self) -> tuple[bool, ...]:
-        """Which sides ask for a gradient."""
+        """Which sides need a gradient."""
         return (*self.need[:2], *(side.need for side in self.candidates))
 
     @property
@@ -106,7 +106,7 @@ class Case:
         return x, y
 
     def given_temperature(self, device: str = "cpu") -> float | Tensor:
-        """The temperature as a caller gives it: a number, or a tensor of one or of one a pair or row."""
+        """The temperature as a caller gives it: a number, or a tensor of one element, or one per pair or row."""
         if self.temperatures == "number" and not self.need[2]:
             return self.temperature
         if self.temperatures in ("number", "tensor"):
@@ -126,13 +126,13 @@ class Case:
         return weights.clamp_min(0.0)
 
     def margin_in_a_gap(self) -> float | None:
-        """A margin that no negative lies near: single precision must decide about each as the truth does."""
+        """A margin that no negative is close to: single precision must decide about each like the truth does."""
         if self.margin is None:
             return None
         options: dict[str, Any] = {name: getattr(self, name) for name in ("negatives", "directions", "normalize")}
         calls = [pairs(**batch._replace(temperature=1.0)._asdict(), **options) for batch in self.compared()]
         excess = torch.cat([(of.logits - of.positive[:, None])[of.counts] for of in calls]).unique()
-        # 64 units in the last place of the largest product of two rows is more than summing it can be off.
+        # Summing a product cannot be off by 64 units in the last place of the largest one.
         clear = 64 * 2.0**-24 * max((of.sides**2).sum(1).max().item() for of in calls) or 1.0
         ends = torch.tensor([4 * clear], dtype=torch.float64)
         edges = torch.cat([excess[:1] - ends, excess, excess[-1:] + ends]) if len(excess) else torch.cat([-ends, ends])
@@ -141,11 +141,11 @@ class Case:
         return edges[gap : gap + 2].mean().item()
 
     def compared(self) -> list[Batch]:
-        """The batches that one margin must suit."""
+        """The batches that share the margin."""
         return [self.batch()]
 
     def upstream_gradient(self) -> Tensor:
-        """What the loss's gradient is multiplied by: a number, or one of either sign for every row."""
+        """The upstream gradient: a number, or one of either sign for every row."""
         if self.reduction != "none":
             return torch.tensor(self.upstream, dtype=self.precise)
         generator = torch.Generator().manual_seed(self.seed + 1)
@@ -157,7 +157,7 @@ def _dtypes(case: Case) -> list[torch.dtype]:
 
 
 def _ids(case: Case) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
-    """Ids that repeat, are equal in their lower 32 bits, and use the number that looks like none at all."""
+    """Ids that repeat, agree in their lower 32 bits, and include −1, which paths may use for padding."""
     generator = torch.Generator().manual_seed(case.seed + 5)
 
     def numbers(count: int) -> Tensor:
@@ -238,7 +238,7 @@ def cases(
     fixed_form: str | None = None,
     max_sides: int = 2,
 ) -> Case:
-    """Cases over every option; the sizes lean towards small ones and towards the block sizes' neighbours."""
+    """Cases over every option; sizes are often small, or close to block sizes."""
     near_blocks = [v for v in (1, 2, 3, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257) if v <= max_n]
     n = draw(st.one_of(st.integers(1, min(max_n, 24)), st.sampled_from(near_blocks), st.integers(1, max_n)))
     d = draw(st.one_of(st.integers(1, min(max_d, 40)), st.integers(1, max_d)))

@@ -1,4 +1,4 @@
-"""Calls of the Triton path's engine, and where the tests make them."""
+"""Calls of the Triton path's engine, and the device that tests make them on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def chain_of(case: Case) -> int:
 def both_passes(
     batch: Batch, asked: Problem, a: Tensor | None = None, needs: Sequence[bool] | None = None
 ) -> list[Tensor]:
-    """z, the positives' logits, the moments, and the gradients needed: by default all of Σ z."""
+    """z, the positives' logits, the moments, and the needed gradients of Σ a·z; by default all, of Σ z."""
     forward = engine.forward(batch, asked, moment=True, gradient=True)
     assert forward.moment is not None
     assert forward.positive is not None
@@ -45,27 +45,38 @@ def both_passes(
 
 
 def pairs(case: Case, **tensors: Any) -> Batch:
-    """A case's tensors, some of them others."""
+    """A case's tensors, some of them replaced."""
     return case.batch(DEVICE)._replace(**tensors)
 
 
+class Counted:
+    """Stands in for a kernel: notes the kernel's name at every launch, then launches it."""
+
+    def __init__(self, kernel: Any, launched: list[str]) -> None:
+        self.kernel, self.launched = kernel, launched
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        self.launched.append(self.kernel.__name__)
+        return self.kernel[grid]
+
+
 def problem(**options: Any) -> Problem:
-    """What most tests ask for, and some options of their own."""
+    """The options of most tests, some of them replaced."""
     return replace(Problem(workspace=1 << 28), **options)
 
 
 def shape_of(case: Case) -> Shape:
-    """What choices for a case rest on."""
+    """What the path's choices for a case depend on."""
     return case.batch(DEVICE).shape
 
 
 def in_panels(patch: pytest.MonkeyPatch) -> None:
-    """Have every batch computed in panels."""
+    """Compute every batch in panels."""
     patch.setattr(config, "SMALL_PAIRS", 0)
 
 
 def in_flash(patch: pytest.MonkeyPatch, wins: bool = True, least_sweep: int = 64) -> None:
-    """Have every batch's gradient formed with its weights in registers where they can be, or else in panels."""
+    """Form every batch's gradient with its weights in registers where possible, otherwise in panels."""
 
     def flash_wins(shape: Shape, arch: int, asked: Problem) -> bool:
         return wins and shape.d <= 2 * config.WIDTH_PADDING and not config.has_two_sets(shape, asked)

@@ -1,9 +1,9 @@
-"""The sigmoid loss in float64 and the bounds on an answer's error, derived as those of the other losses.
+"""The sigmoid loss in float64, and error bounds that are derived like those of the other losses.
 
 A path forms logits of size up to S = max |s| + |b| in single precision, each with an error of about a unit in the last
 place. A pair's weight σ(s) changes by at most that error times itself, and so does its loss, which is no smaller than
-its weight. Hence ``L (5e-7 + 1e-7 S)`` for a row loss and ``A (5e-7 + 1e-7 S)`` for the gradient, A being the sizes of
-what is summed, and besides one rounding to the dtype of the output.
+its weight. Hence ``L (5e-7 + 1e-7 S)`` for a row loss and ``A (5e-7 + 1e-7 S)`` for the gradient, with A the summed
+sizes of its terms, plus one rounding to the dtype of the output.
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ctloss import sig_lip
-from ctloss.reference.eager import near_one_by_powers_of_two, unit_rows
+from ctloss.reference.eager import unit_rows
 from ctloss.reference.sig_lip import row_losses
 
+from .acceptance import check_rows, side_rows
 from .regimes import REGIMES, Case
-
-OUTPUT_ROUNDING = {torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 4e-3, torch.float16: 5e-4}
-# Double precision is 2^29 times finer; the factor 4 is for the reference, which is no finer itself.
-FINENESS = {torch.float64: 4 * 2.0**-29}
+from .truth import FINENESS, norms
 
 
 @dataclass(frozen=True)
 class Question:
-    """A batch, the options, and what is asked of the gradient."""
+    """A batch, the options, and which gradients are needed."""
 
     case: Case
     bias: float = -10.0
@@ -40,17 +38,6 @@ class Question:
     def upstream(self) -> Tensor:
         upstream = self.case.upstream_gradient()
         return upstream[: self.case.n] if upstream.dim() else upstream
-
-
-def length(values: Tensor) -> float:
-    """The Euclidean length of all entries, whose squares need not fit."""
-    largest = values.abs().amax().item()
-    return largest * torch.linalg.vector_norm(values / largest).item() if largest > 0 else 0.0
-
-
-def lengths(rows: Tensor) -> Tensor:
-    near_one, first, second = near_one_by_powers_of_two(rows.double())
-    return torch.linalg.vector_norm(near_one, dim=1) / first[:, 0] / second[:, 0]
 
 
 def check(question: Question, impl: str, device: str = "cpu") -> None:
@@ -71,8 +58,8 @@ def check(question: Question, impl: str, device: str = "cpu") -> None:
         impl=impl,
         **options,  # type: ignore[arg-type]
     )
-    asked = [leaf for leaf in leaves if leaf.requires_grad]
-    found = iter(torch.autograd.grad(loss, asked, upstream))
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    found = iter(torch.autograd.grad(loss, wanted, upstream))
     gradients = [next(found).cpu() if leaf.requires_grad else None for leaf in leaves]
     precise = torch.float64 if case.dtype == torch.float64 else torch.float32
     assert loss.dtype == precise
@@ -107,9 +94,9 @@ def _compare(question: Question, loss: Tensor, gradients: list[Tensor | None]) -
         if mine is None:
             continue
         sizes = (weight.abs() if index == 0 else weight.abs().T) @ torch.linalg.vector_norm(units[1 - index], dim=1)
-        norm = lengths(side) if case.normalize else torch.ones(n, dtype=torch.float64)
+        norm = norms(side) if case.normalize else torch.ones(n, dtype=torch.float64)
         cancelling = torch.where(norm > 0, sizes / norm, 0.0) / tau
-        _compare_gradient(case, mine, truths[index], cancelling, norm, per_logit)
+        check_rows(side_rows(case, mine, truths[index], cancelling, norm), per_logit)
     floor = torch.finfo(torch.float32).smallest_normal * (1 + abs(per_row).sum().item())
     for mine, share, scale in ((gradients[2], weight * similar, -1 / tau), (gradients[3], weight, 1.0)):
         if mine is not None:
@@ -125,28 +112,6 @@ def _compare_value(case: Case, loss: Tensor, rows: Tensor, per_logit: float) -> 
     excess = (loss.double() - wanted).abs() - (wanted * per_logit + floor * (case.n if case.reduction == "sum" else 1))
     assert torch.isfinite(loss).all()
     assert (excess <= 0).all(), f"value: {excess.max().item():.3g} over the bound"
-
-
-def _compare_gradient(
-    case: Case, gradient: Tensor, reference: Tensor, cancelling: Tensor, norm: Tensor, per_logit: float
-) -> None:
-    finfo = torch.finfo(case.dtype)
-    representable = (reference.abs() <= finfo.max).all(dim=1)
-    if not representable.any():
-        return
-    mine, reference, cancelling = gradient[representable].double(), reference[representable], cancelling[representable]
-    assert torch.isfinite(mine).all(), "a representable gradient is not finite"
-    underflow = finfo.smallest_normal * finfo.eps * case.d**0.5
-    for scale in (
-        (torch.ones_like(cancelling), norm[representable]) if case.normalize else (torch.ones_like(cancelling),)
-    ):
-        error = length((mine - reference) * scale[:, None])
-        allowed = length(cancelling * scale) * per_logit
-        allowed += OUTPUT_ROUNDING[case.dtype] * length(reference * scale[:, None]) + underflow * length(scale)
-        assert error <= allowed, f"gradient: error {error:.3g} over {allowed:.3g}"
-    size = torch.linalg.vector_norm(reference, dim=1)
-    certain = (size > cancelling * per_logit) & (size > finfo.smallest_normal * case.d**0.5)
-    assert not (certain & (mine == 0).all(dim=1)).any(), "a row of the gradient vanished"
 
 
 def pairs(n: int = 7, d: int = 5, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:

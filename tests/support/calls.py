@@ -1,0 +1,67 @@
+"""Calls of losses, ours and other libraries', and what tests measure of them: gradients, memory, largest tensors."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.peers import PairLoss, PeerMissing
+
+
+def present(make: Callable[..., Callable[..., Tensor]], *arguments: float) -> Callable[..., Tensor]:
+    """Another library's loss; if it is not installed, skip the test, or fail it where CI has promised the library."""
+    try:
+        return make(*arguments)
+    except PeerMissing as missing:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI installs the peers: {missing}")
+        pytest.skip(str(missing))
+
+
+def value_and_gradients(call: PairLoss, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """The loss and the gradients of x and y."""
+    x, y = (side.detach().clone().requires_grad_() for side in (x, y))
+    value = call(x, y)
+    return (value.detach(), *torch.autograd.grad(value, (x, y)))
+
+
+def autocast(call: PairLoss) -> PairLoss:
+    """The same loss under autocast to bfloat16."""
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return call(x, y)
+
+    return run
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """The most memory that the allocator had handed out at any one time while the function ran."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept_alive = function()
+    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    assert changes
+    del kept_alive
+    return max(itertools.accumulate(change for _, change in changes))
+
+
+class Largest(TorchDispatchMode):
+    """Finds the size of the largest tensor that any operation returns; views count with their whole memory."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for one in result if isinstance(result, tuple) else (result,):
+            if isinstance(one, Tensor):
+                self.entries = max(self.entries, one.untyped_storage().nbytes() // one.element_size())
+        return result
