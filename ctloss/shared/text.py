@@ -54,12 +54,8 @@ def decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
 def read_lines(path: Path, *, empty: bool = False) -> list[str]:
     """Returns the lines of a file, decoded as :func:`decoded_lines` does, without white space at their ends.
 
-    Args:
-        path: the file.
-        empty: whether lines may be empty.
-
     Raises:
-        DataError: the file cannot be read, is not UTF-8, has no line, or has an empty one that is not allowed.
+        DataError: the file cannot be read, is not UTF-8, has no line, or has an empty one without ``empty``.
     """
     lines = []
     for number, text in decoded_lines(path):
@@ -82,10 +78,7 @@ def count_lines(path: Path) -> int:
 
 
 def require_equal_counts(counts: Mapping[Path, int]) -> None:
-    """Refuses line-aligned files with different numbers of lines.
-
-    Args:
-        counts: the number of lines of each file.
+    """Refuses line-aligned files with different numbers of lines, which ``counts`` gives for each file.
 
     Raises:
         DataError: names the shortest file and its first missing line.
@@ -110,15 +103,11 @@ def plain_name(path: str | Path) -> str:
 
 
 def text_files(folder: Path, pattern: str = "*") -> dict[str, Path]:
-    """Finds the files in a folder whose names match a pattern, compressed or not.
-
-    Args:
-        folder: where to look; its subfolders are not searched.
-        pattern: as for ``Path.glob``, of names without .gz, .bz2 or .xz.
+    """Finds the files in a folder whose names without .gz, .bz2 or .xz match a pattern of ``Path.glob``.
 
     Returns:
-        Path by name without .gz, .bz2 or .xz, sorted by name. If a file is there plain and compressed, it is the plain
-        one.
+        Path by that name, sorted by name; if a file is there plain and compressed, the plain one. Subfolders are not
+        searched.
     """
     found: dict[str, Path] = {}
     for ending in ("", *_OPENERS):

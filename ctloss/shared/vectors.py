@@ -42,9 +42,7 @@ def nearest(
     Exact; the first of equally near candidates comes first. With fewer than k candidates there are as many columns.
 
     Args:
-        queries: (m, d).
-        candidates: (n, d).
-        k: how many.
+        queries, candidates: (m, d) and (n, d).
         removed: rows that each query leaves out; at least k of the candidates must be left to it.
 
     Example:
@@ -81,13 +79,9 @@ def retrieval_accuracy(
     right: Sequence[Collection[int]] | None = None,
     removed: Sequence[Collection[int]] | None = None,
 ) -> float:
-    """Returns the share of the queries whose nearest candidate is a right one.
+    """Returns the share of the queries whose nearest candidate, among those not removed for it, is a right one.
 
-    Args:
-        queries: (m, d).
-        candidates: (n, d).
-        right: the rows that are right for each query; by default row i for query i.
-        removed: the rows that each query leaves out.
+    By default row i is right for query i.
 
     Example:
         >>> import numpy as np

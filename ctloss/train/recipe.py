@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+import json
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from ..shared.options import Group, OptionError, option, require
+from ..shared.options import Group, OptionError, field_types, option, require
 
 # A recipe that asks for something that cannot be run.
 RecipeError = OptionError
@@ -237,23 +237,18 @@ class Recipe:
         """
         parts: dict[str, Any] = {}
         for part, group in self.groups().items():
-            known = {item.name for item in fields(group)}  # type: ignore[arg-type]
-            chosen = {name: values.pop(name) for name in list(values) if name in known}
+            chosen = {name: values.pop(name) for name in field_types(group) if name in values}
             if chosen:
                 parts[part] = replace(getattr(self, part), **chosen)
         if values:
-            names = [item.name for group in self.groups().values() for item in fields(group)]  # type: ignore[arg-type]
+            names = [name for group in self.groups().values() for name in field_types(group)]
             raise RecipeError(f"recipe: expected fields among {', '.join(names)}, got {', '.join(values)}")
         return replace(self, **parts)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the recipe as nested dictionaries that JSON can hold."""
-        return {
-            key: {name: list(item) if isinstance(item, tuple) else item for name, item in value.items()}
-            if isinstance(value, Mapping)
-            else value
-            for key, value in asdict(self).items()
-        }
+        """Returns the recipe as JSON gives it back: nested dictionaries, lists for tuples."""
+        document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return document
 
 
 def tiny() -> Recipe:

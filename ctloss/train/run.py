@@ -25,12 +25,12 @@ from .model.objective import Objective
 from .output import CARD_FILE, PICTURE_FILE, RESULTS_FILE, checkpoints, claim_folder, claim_samples
 from .recipe import Recipe, RecipeError
 from .reporting.probe import Probe
-from .reporting.report import Measured, draw_words, model_card, table
+from .reporting.report import draw_words, model_card, table
 from .samples.collator import Collator
 from .samples.dataset import WPSDataset, held_out
 from .samples.prepare import build_samples, read_corpus, texts
 from .samples.sampler import BatchPlan
-from .samples.wps import ARROW_NAME, WPSCounts, read_manifest
+from .samples.wps import WPSCounts, read_manifest, read_table
 from .text.corpus import stable_hash
 from .text.embedded import SPLITS, Split
 from .text.tokenizer import definition
@@ -119,7 +119,7 @@ class _Run:
             f"encoder: {sum(p.numel() for p in self.encoder.backbone.parameters()):,} parameters "
             f"({type(self.encoder.backbone).__name__}); vocabulary of {len(self.tokenizer):,} wordpieces"
         )
-        self.test_rows = self._rows("test")
+        self.test_rows = read_table(self.folder / "data" / "test").to_pylist()
         self.test = self._probe(self.test_rows)
 
     def say(self, text: str) -> None:
@@ -129,7 +129,7 @@ class _Run:
 
     def finish(self) -> Results:
         """Measures, trains, measures again, and writes the results."""
-        stages: dict[str, Measured] = {}
+        stages: dict[str, dict[str, dict[str, float]]] = {}
         if self.random is not None:
             stages["random"] = self.test(self.random)
         stages["before"] = self.test(self.encoder)
@@ -147,7 +147,7 @@ class _Run:
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
-        results = Results({name: {k: dict(v) for k, v in stage.items()} for name, stage in stages.items()}, facts)
+        results = Results(stages, facts)
         if self.process.is_main_process:
             self._write(results, before)
         self.process.wait_for_everyone()
@@ -169,17 +169,11 @@ class _Run:
         return counts
 
     def _samples(self) -> dict[str, str]:
-        manifests = {split: read_manifest(self.folder / "data" / split) for split in SPLITS}
-        samples: dict[str, str] = {
-            split: str(manifest["fingerprint"]) for split, manifest in manifests.items() if manifest
-        }
-        return {**samples, "tokenizer": f"{stable_hash(definition(self.tokenizer)):016x}"}
-
-    def _rows(self, split: Split) -> list[dict[str, Any]]:
-        import pyarrow as pa
-
-        with pa.memory_map(str(self.folder / "data" / split / ARROW_NAME)) as file:
-            return pa.ipc.open_file(file).read_all().to_pylist()
+        samples = {"tokenizer": f"{stable_hash(definition(self.tokenizer)):016x}"}
+        for split in SPLITS:
+            if manifest := read_manifest(self.folder / "data" / split):
+                samples[split] = manifest["fingerprint"]
+        return samples
 
     def _probe(self, rows: list[dict[str, Any]]) -> Probe:
         share, seed = self.recipe.data.held_out_words, self.recipe.bookkeeping.seed
@@ -210,7 +204,7 @@ class _Run:
             f"{len(plan)} of {plan.batch_size} pairs",
             "lower it, or the number of processes",
         )
-        validation = self._probe(self._rows("validation"))
+        validation = self._probe(read_table(self.folder / "data" / "validation").to_pylist())
         trainer = PretrainingTrainer(
             Objective(
                 self.encoder,
@@ -247,9 +241,8 @@ class _Run:
         self.encoder.save(self.folder)
         self.tokenizer.save_pretrained(self.folder)
         if bookkeeping.pictured_words:
-            encoders = {"before": before, "after": self.encoder}
             drawn = draw_words(
-                encoders,
+                {"before": before, "after": self.encoder},
                 self.test_rows,
                 self.folder / PICTURE_FILE,
                 meanings=bookkeeping.pictured_words,

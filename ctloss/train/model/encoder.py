@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ...shared.models import check_inputs, load_encoder, quietly, random_like, read_config
+from ...shared.models import check_inputs, load_encoder, mlm_head, quietly, random_like, read_config
 from ..recipe import Recipe
 from ..text.tokenizer import read_tokenizer, train_wordpiece
 
@@ -133,16 +133,7 @@ class CCEEncoder(nn.Module):
 
     def mlm_logits(self, states: Tensor) -> Tensor:
         """Returns logits over the vocabulary, (k, vocabulary), for k last hidden states (k, H)."""
-        model: Any = self.backbone
-        if hasattr(model, "cls"):
-            return model.cls(states)
-        if hasattr(model, "lm_head"):
-            return model.lm_head(states)
-        if hasattr(model, "predictions"):
-            return model.predictions(states)
-        if hasattr(model, "vocab_projector"):
-            return model.vocab_projector(model.vocab_layer_norm(model.activation(model.vocab_transform(states))))
-        return model.decoder(model.head(states))
+        return mlm_head(self.backbone)(states)
 
     def save(self, folder: Path) -> None:
         """Writes the backbone in Hugging Face's format, with head and settings, to an existing folder."""

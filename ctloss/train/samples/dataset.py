@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..text.corpus import stable_hash
-from .wps import ARROW_NAME, read_manifest
+from .wps import read_manifest, read_table
 
 if TYPE_CHECKING:
     import pyarrow
@@ -76,7 +76,7 @@ class WPSDataset(Dataset[dict[str, Any]]):
             raise ValueError(
                 f"expected a finished build of word positioned samples in {folder}, got none; run build_wps first"
             )
-        self.path = Path(folder) / ARROW_NAME
+        self.folder = Path(folder)
         self.held_out_share, self.held_out_seed = held_out_share, held_out_seed
         every = len(self._columns["source"])
         self._rows = np.arange(every)
@@ -131,9 +131,7 @@ class WPSDataset(Dataset[dict[str, Any]]):
 
     @cached_property
     def _columns(self) -> dict[str, pyarrow.ChunkedArray]:
-        import pyarrow as pa
-
-        table = pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
+        table = read_table(self.folder)
         return dict(zip(table.column_names, table.columns, strict=True))
 
     def _cell(self, column: str, row: int) -> pyarrow.Array:

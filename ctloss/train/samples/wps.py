@@ -115,9 +115,6 @@ def build_wps(
         max_length: most wordpieces of a side, special tokens included.
         progress: whether to show a progress bar.
 
-    Returns:
-        What was kept and skipped.
-
     Raises:
         DataError: from reading the corpus.
         ValueError: the tokenizer is not fast, no sentence pair is left, or max_length leaves no room for words.
@@ -163,9 +160,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     return document if finished else None
 
 
-def word_type(source_language: str, source_word: str, target_language: str, target_word: str) -> int:
-    """Returns the 64-bit hash that identifies a word translation, regardless of case and sentence."""
-    return stable_hash(source_language, source_word.casefold(), target_language, target_word.casefold())
+def read_table(folder: str | Path) -> pyarrow.Table:
+    """Returns the rows of a build, memory-mapped."""
+    import pyarrow as pa
+
+    return pa.ipc.open_file(pa.memory_map(str(Path(folder) / ARROW_NAME))).read_all()
 
 
 def wordpiece_span(encoding: Encoding, text: str, word: Span, unknown_id: int | None = None) -> Span | None:
@@ -339,11 +338,13 @@ class _Builder:
             if source_span is None or target_span is None:
                 self.counts.skipped_words["span not verified"] += 1
                 continue
-            words = sentence.source[slice(*a)].casefold(), sentence.target[slice(*b)].casefold()
+            source_word, target_word = sentence.source[slice(*a)].casefold(), sentence.target[slice(*b)].casefold()
             kept["word_pairs"].append([*source_span, *target_span])
-            kept["source_words"].append(words[0])
-            kept["target_words"].append(words[1])
-            kept["word_types"].append(word_type(sentence.source_language, words[0], sentence.target_language, words[1]))
+            kept["source_words"].append(source_word)
+            kept["target_words"].append(target_word)
+            kept["word_types"].append(
+                stable_hash(sentence.source_language, source_word, sentence.target_language, target_word)
+            )
         return kept
 
     def _count(self, sentence: ParallelSentence, word_pairs: int) -> None:
