@@ -174,11 +174,7 @@ class Bookkeeping(Group):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A pretraining run.
-
-    Attributes:
-        name: what the run is called in its output folder and model card.
-        data, encoder, objective, optimisation, bookkeeping: its parts.
+    """A pretraining run: its name in the output folder and on the model card, and its parts.
 
     Raises:
         RecipeError: an option has a value other than its default although the rest of the recipe ignores it.
@@ -202,16 +198,11 @@ class Recipe:
     def __post_init__(self) -> None:
         sizes = ("layers", "hidden", "heads", "vocabulary", "dropout")
         given, adam = self.encoder.encoder != "small", self.optimisation.optimizer == "adam"
-        levels, needs_words = self.objective.levels, self.objective.needs_words
+        levels, needs_words, no_mlm = self.objective.levels, self.objective.needs_words, self.objective.alpha == 0
         for ignored, part, names, why in (
             (given, self.encoder, sizes, "a given encoder has its own; leave it out, or choose the encoder 'small'"),
             (adam, self.optimisation, ["weight_decay"], "adam has none; leave it out, or choose the optimizer adamw"),
-            (
-                self.objective.alpha == 0,
-                self.objective,
-                ["mlm_probability"],
-                "alpha is 0; leave it out, or raise alpha",
-            ),
+            (no_mlm, self.objective, ["mlm_probability"], "alpha is 0; leave it out, or raise alpha"),
             (needs_words, self.data, ["only_with_words"], f"levels {levels} does so anyway; drop it"),
         ):
             for name in names if ignored else ():

@@ -64,9 +64,6 @@ def pretrain(recipe: Recipe, output: Path | str | None = None, *, resume: bool =
         output: folder for all of this; ``runs/NAME`` by default.
         resume: continue the run in the folder from its last complete checkpoint. A finished run stays as it is.
 
-    Returns:
-        The measures before and after.
-
     Raises:
         RecipeError: the recipe cannot be run, or the folder holds something other than this run.
         DataError: a file is not in the format expected.

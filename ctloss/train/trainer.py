@@ -39,8 +39,7 @@ class PretrainingTrainer(Trainer):
 
     Args:
         objective: the model with its loss.
-        recipe: the run.
-        output: folder of logs and checkpoints.
+        recipe, output: the run, and the folder of its logs and checkpoints.
         rows: training rows.
         plan: the batches of every epoch. Each process takes its own; its negatives come only from them.
         collate: turns a list of rows into the objective's arguments.

@@ -43,6 +43,7 @@ def write_half_of_t5(folder: Path) -> None:
         (add_tokens, "expected a tokenizer of at most 9 tokens"),
         (drop_padding, "expected a tokenizer with the special tokens pad, mask"),
         (write_half_of_t5, "expected a transformer encoder"),
+        (lambda folder: saved(folder, PIECES, positions=31), "expected max_length at most 31, the wordpieces that "),
     ],
 )
 def test_an_encoder_that_would_train_to_nonsense_is_refused(

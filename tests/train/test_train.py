@@ -15,14 +15,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, AutoTokenizer, TrainerControl, TrainerState, TrainingArguments
 
-from ctloss.shared.training import training_arguments
-from ctloss.train import CCEEncoder, RecipeError, Results, pretrain, tiny
+from ctloss.train import CCEEncoder, RecipeError, Results, pretrain
 from ctloss.train.__main__ import main
 from ctloss.train.output import checkpoints
 from ctloss.train.recipe import Optimisation
 from ctloss.train.reporting.logs import TensorBoard
 from ctloss.train.samples.sampler import BatchPlan
-from ctloss.train.trainer import learning_rate_schedule, total_steps
+from ctloss.train.trainer import learning_rate_schedule
 from support.tiny_runs import small_arguments, small_recipe, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,21 +179,6 @@ def test_finished_run_is_left_alone(
     assert "finished already" in said
 
 
-def test_one_process_uses_one_gpu(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def several(arguments: TrainingArguments) -> torch.device:
-        arguments._n_gpu = 3
-        return torch.device("cpu")
-
-    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(several))
-    monkeypatch.setattr(TrainingArguments, "device", property(several))
-    steps = {"max_steps": None, "log_every": 1, "evaluate_every": 1, "checkpoint_every": 1}
-    arguments = training_arguments(tmp_path, seed=0, precision="fp32", epochs=1, weight_decay=0.0, clip=1.0, **steps)
-    assert arguments._n_gpu == 1
-    assert "1 of 3 GPUs is used; torchrun uses all" in capsys.readouterr().err
-
-
 def test_another_run_is_not_overwritten(corpus: Path, uninterrupted: tuple[Path, Results], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"holds another \(batch_size 8 there, 4 here\); choose another"):
         pretrain(small_recipe(corpus, batch_size=4), uninterrupted[0], resume=True)
@@ -206,15 +190,12 @@ def test_another_run_is_not_overwritten(corpus: Path, uninterrupted: tuple[Path,
 
 
 def test_sentence_level_without_head_or_mlm(corpus: Path, tmp_path: Path) -> None:
-    recipe = small_recipe(
-        corpus, levels="sentence", head=False, alpha=0.0, loss="info_nce", max_steps=4, pictured_words=0
-    )
-    pretrain(recipe, tmp_path / "sentence")
-    encoder = CCEEncoder.load(tmp_path / "sentence")
-    assert encoder.head is None
-    assert not (tmp_path / "sentence" / "cce_head.safetensors").exists()
-    assert not (tmp_path / "sentence" / "words.png").exists()
-    assert all("mlm" not in line for line in metrics(tmp_path / "sentence"))
+    choice = {"levels": "sentence", "head": False, "alpha": 0.0, "loss": "info_nce"}
+    pretrain(small_recipe(corpus, **choice, max_steps=4, pictured_words=0), tmp_path)
+    assert CCEEncoder.load(tmp_path).head is None
+    assert not (tmp_path / "cce_head.safetensors").exists()
+    assert not (tmp_path / "words.png").exists()
+    assert all("mlm" not in line for line in metrics(tmp_path))
 
 
 def test_given_encoder_is_trained_on(corpus: Path, uninterrupted: tuple[Path, Results], tmp_path: Path) -> None:
@@ -224,14 +205,6 @@ def test_given_encoder_is_trained_on(corpus: Path, uninterrupted: tuple[Path, Re
     results = pretrain(recipe, tmp_path / "further")
     assert list(results.stages) == ["random", "before", "after"]
     assert results.stages["before"]["mean"] == pytest.approx(uninterrupted[1].stages["after"]["mean"])
-
-
-def test_longer_sentences_than_a_given_encoder_takes_are_refused(
-    corpus: Path, uninterrupted: tuple[Path, Results], tmp_path: Path
-) -> None:
-    recipe = tiny().override(corpus=(str(corpus),), encoder=str(uninterrupted[0]), max_length=129)
-    with pytest.raises(RecipeError, match=r"encoder: expected max_length at most 128, .*, got 129; lower it"):
-        pretrain(recipe, tmp_path / "long")
 
 
 def test_fewer_batches_than_processes_are_refused(
@@ -273,11 +246,6 @@ def test_command_line_refuses_with_a_reason(corpus: Path, tmp_path: Path, capsys
     assert "none.tsv" in capsys.readouterr().err
     assert main(["--corpus", str(corpus), "--batch-size", "5000", "--output", str(tmp_path / "z")]) == 2
     assert "lower batch_size" in capsys.readouterr().err
-
-
-def test_steps_of_a_run_are_those_of_each_process() -> None:
-    assert total_steps(Optimisation(epochs=3), batches=7, processes=2) == 9
-    assert total_steps(Optimisation(epochs=3, max_steps=5), batches=7, processes=2) == 5
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,8 @@ class CCEEncoder(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor, spans: Tensor | None = None) -> Tensor:
         """Returns the CCE of what ``vectors`` pools.
 
-        Returns:
-            Float32 (rows, 2H) with both levels joined, (rows, 2, H) with the levels apart, the sentence's first, or
-            (rows, H) at the sentence level.
+        It is float32 (rows, 2H) with both levels joined, (rows, 2, H) with the levels apart, the sentence's first, or
+        (rows, H) at the sentence level.
         """
         pooled = self.vectors(ids, mask, None if self.levels == "sentence" else spans)
         if self.levels == "multi":

@@ -107,13 +107,8 @@ def build_wps(
     fingerprint of tokenizer, corpus, word source and options; a build with an equal fingerprint is reused. Both files
     are replaced atomically, the manifest last; only one process may build in a folder at a time.
 
-    Args:
-        pairs: the corpus; read twice (an iterator is first read into memory).
-        tokenizer: a fast tokenizer.
-        source_of_words: proposes the word pairs.
-        folder: where the samples go; created if missing.
-        max_length: most wordpieces of a side, special tokens included.
-        progress: whether to show a progress bar.
+    The corpus is read twice (an iterator is first read into memory). ``max_length`` counts the wordpieces of a side,
+    special tokens included.
 
     Raises:
         DataError: from reading the corpus.
@@ -168,17 +163,16 @@ def read_table(folder: str | Path) -> pyarrow.Table:
 
 
 def wordpiece_span(encoding: Encoding, text: str, word: Span, unknown_id: int | None = None) -> Span | None:
-    """Finds the run of wordpieces that covers a word exactly.
+    """Returns the run of wordpieces that covers a word exactly: (start, end) in ``encoding.ids``, end exclusive.
+
+    None if no run of wordpieces covers exactly the characters of the word (a wordpiece extends beyond it, characters
+    are missing) or one of them is unknown.
 
     Args:
         encoding: the tokenizer's encoding of ``text``, special tokens included.
         text: the encoded text.
         word: the word's character span in ``text``, end exclusive.
-        unknown_id: id of the unknown wordpiece; a word that contains it has no span.
-
-    Returns:
-        (start, end), positions in ``encoding.ids``, end exclusive; None if no run of wordpieces covers exactly the
-        characters of the word (a wordpiece extends beyond it, characters are missing) or one of them is unknown.
+        unknown_id: id of the unknown wordpiece.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers

@@ -35,14 +35,7 @@ class ParallelSentence:
 
 
 class Sentences(Iterable[ParallelSentence]):
-    """Parallel sentences that can be read any number of times, always from the start and in the same order.
-
-    Example:
-        >>> pair = ParallelSentence("a dog", "un chien", "en", "fr")
-        >>> corpus = Sentences(lambda: iter([pair]))
-        >>> list(corpus) == list(corpus) == [pair]
-        True
-    """
+    """Parallel sentences that can be read any number of times, always from the start and in the same order."""
 
     def __init__(self, read: Callable[[], Iterator[ParallelSentence]]) -> None:
         self._read = read
@@ -59,13 +52,11 @@ def read_lines(files: Mapping[str, str | Path], *, pivot: str = "en") -> Sentenc
 
     Args:
         files: path by language code.
-        pivot: the source language, paired with each of the others.
-
-    Returns:
-        Sentences; text that is not UTF-8 is refused when reading reaches it.
+        pivot: the source language.
 
     Raises:
-        DataError: the pivot or a second language is missing, a file cannot be read, or the line counts differ.
+        DataError: the pivot or a second language is missing, a file cannot be read, or the line counts differ. Text
+            that is not UTF-8 is refused when reading reaches it.
     """
     if pivot not in files or len(files) < 2:
         raise DataError(
@@ -150,12 +141,6 @@ def take_split(
 
     All translations of a sentence are in the same part, whatever the order or the rest of the corpus. ``validation``
     and ``test`` are the expected shares of those parts.
-
-    Example:
-        >>> corpus = [ParallelSentence(f"dog {i}", f"chien {i}", "en", "fr") for i in range(100)]
-        >>> parts = [list(take_split(corpus, s, validation=0.2, test=0.2)) for s in ("train", "validation", "test")]
-        >>> sorted(sum(parts, []), key=corpus.index) == corpus and all(parts)
-        True
     """
     if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise ValueError(
