@@ -25,9 +25,7 @@ class Data(Group):
         (), "languages of the corpus; the first is paired with each of the others", shown="all, English first"
     )
     validation: str | None = option(
-        None,
-        "prefix or TSV of the validation pairs",
-        shown="chosen from the corpus by a hash of the sentence",
+        None, "prefix or TSV of the validation pairs", shown="chosen from the corpus by a hash of the sentence"
     )
     test: str | None = option(None, "prefix or TSV of the test pairs", shown="as for --validation")
     lexicon: str | None = option(

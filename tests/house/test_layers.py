@@ -47,9 +47,7 @@ LAYERS = (
     Layer("ctloss.reference", frozenset({"torch"}), ("ctloss.reference",)),
     Layer("ctloss.kernels.torch_path", frozenset({"torch"}), ("ctloss.kernels.torch_path", *SHARED_BY_PATHS)),
     Layer(
-        "ctloss.kernels.triton_path",
-        frozenset({"torch", "triton"}),
-        ("ctloss.kernels.triton_path", *SHARED_BY_PATHS),
+        "ctloss.kernels.triton_path", frozenset({"torch", "triton"}), ("ctloss.kernels.triton_path", *SHARED_BY_PATHS)
     ),
     Layer("ctloss.kernels", frozenset({"torch"}), ("ctloss.kernels",)),
     Layer("ctloss.shared", SHARED_LIBRARIES, ("ctloss.shared",)),
@@ -63,10 +61,6 @@ ABOVE_THE_CORE = ("ctloss.shared", "ctloss.train", "ctloss.evaluate")
 
 def below(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
-
-
-def layer_of(module: str) -> Layer:
-    return next(layer for layer in LAYERS if below(module, layer.name))
 
 
 def module_name(path: Path) -> tuple[str, bool]:
@@ -96,7 +90,7 @@ def imported(source: str, module: str, package: bool) -> list[str]:
 
 def forbidden(source: str, module: str, package: bool = False) -> list[str]:
     """The names the source imports although its layer may not."""
-    layer = layer_of(module)
+    layer = next(layer for layer in LAYERS if below(module, layer.name))
     found = []
     for name in imported(source, module, package):
         root = name.partition(".")[0]
@@ -226,10 +220,7 @@ def test_circles_are_found() -> None:
 @pytest.mark.parametrize(
     # Trainer itself needs accelerate, and its TensorBoard callback tensorboard.
     ("part", "wanted", "others_need"),
-    [
-        ("train", TRAINING_LIBRARIES, {"accelerate", "tensorboard"}),
-        ("evaluate", EVALUATION_LIBRARIES, {"accelerate"}),
-    ],
+    [("train", TRAINING_LIBRARIES, {"accelerate", "tensorboard"}), ("evaluate", EVALUATION_LIBRARIES, {"accelerate"})],
     ids=["train", "evaluate"],
 )
 def test_extra_is_used(part: str, wanted: frozenset[str], others_need: set[str]) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -43,17 +44,18 @@ def test_files_are_written_as_they_are(tmp_path: Path, content: str | bytes) -> 
         assert list(path.parent.iterdir()) == [path]
 
 
+def fail(writing: AbstractContextManager[Path], inside: str = "") -> None:
+    """Has the disk run full while a file is half written."""
+    with writing as partial:
+        (partial / inside).write_text("half")
+        raise RuntimeError("disk full")
+
+
 def test_file_whose_writing_fails_stays_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "figure.png"
     write_atomically(path, "before")
-
-    def write() -> None:
-        with writing_file(path) as partial:
-            partial.write_text("half")
-            raise RuntimeError("disk full")
-
     with pytest.raises(RuntimeError, match="disk full"):
-        write()
+        fail(writing_file(path))
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -117,13 +119,8 @@ def test_folder_is_written_anew(tmp_path: Path) -> None:
 
 
 def test_folder_whose_writing_fails_is_not_there(tmp_path: Path) -> None:
-    def write() -> None:
-        with writing_folder(tmp_path / "checkpoint-1") as folder:
-            (folder / "weights").write_bytes(b"1")
-            raise RuntimeError("disk full")
-
     with pytest.raises(RuntimeError, match="disk full"):
-        write()
+        fail(writing_folder(tmp_path / "checkpoint-1"), "weights")
     assert not (tmp_path / "checkpoint-1").exists()
     assert not is_complete(tmp_path / "checkpoint-1.partial")
 

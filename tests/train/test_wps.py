@@ -7,6 +7,7 @@ import os
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -45,6 +46,10 @@ def build(
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = wps.read_table(folder).to_pylist()
     return rows
+
+
+def fingerprint(folder: Path) -> str:
+    return str(json.loads((folder / wps.MANIFEST_NAME).read_text())["fingerprint"])
 
 
 def test_words_are_kept_where_unique_and_no_stop_word(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -124,17 +129,16 @@ def test_an_equal_build_is_reused_and_any_change_rebuilds(tmp_path: Path, tokeni
     stamp = (tmp_path / wps.ARROW_NAME).stat().st_mtime_ns
     assert build(tmp_path, tokenizer, iter(corpus)) == first
     assert (tmp_path / wps.ARROW_NAME).stat().st_mtime_ns == stamp
-    other = wordpiece_tokenizer(["a b c"], vocabulary=20)
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"corpus": corpus[1:]},
         {"words": Lexicon.from_entries("en", "fr", LEXICON[1:])},
-        {"tokenizer": other},
+        {"tokenizer": wordpiece_tokenizer(["a b c"], vocabulary=20)},
         {"max_length": 100},
     ]
     for change in changes:
-        before = json.loads((tmp_path / wps.MANIFEST_NAME).read_text())["fingerprint"]
+        before = fingerprint(tmp_path)
         build(**({"folder": tmp_path, "tokenizer": tokenizer, "corpus": corpus} | change))
-        assert json.loads((tmp_path / wps.MANIFEST_NAME).read_text())["fingerprint"] != before
+        assert fingerprint(tmp_path) != before
 
 
 def test_how_sentences_were_truncated_and_padded_last_is_no_change(tmp_path: Path) -> None:
@@ -146,7 +150,7 @@ def test_how_sentences_were_truncated_and_padded_last_is_no_change(tmp_path: Pat
     for name in ("train", "validation"):
         states.add(tokenizer.backend_tokenizer.to_str())
         counts = build(tmp_path / name, tokenizer, parallel(ENGLISH_FRENCH))
-        prints.add(json.loads((tmp_path / name / wps.MANIFEST_NAME).read_text())["fingerprint"])
+        prints.add(fingerprint(tmp_path / name))
     assert len(states) == 2
     assert len(prints) == 1
     assert counts.rows == len(ENGLISH_FRENCH)
@@ -158,11 +162,8 @@ def test_an_interrupted_build_leaves_nothing_that_counts(
     build(tmp_path, tokenizer, parallel(ENGLISH_FRENCH[:2]))
     (tmp_path / f"{wps.ARROW_NAME}.partial").write_bytes(b"left by a killed process")
 
-    def killed(source: object, target: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killed)
+        patch.setattr(os, "replace", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             build(tmp_path, tokenizer, parallel(ENGLISH_FRENCH))
     assert wps.read_manifest(tmp_path) is None

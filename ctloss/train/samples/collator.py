@@ -44,12 +44,7 @@ class Collator:
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        seed: int,
-        words: bool = True,
-        mlm_probability: float = 0.15,
+        self, tokenizer: PreTrainedTokenizerBase, *, seed: int, words: bool = True, mlm_probability: float = 0.15
     ) -> None:
         if seed < 0:
             raise ValueError(f"expected seed of at least 0, got {seed}")

@@ -60,12 +60,7 @@ class WPSDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        *,
-        require_words: bool = False,
-        held_out_share: float = 0.0,
-        held_out_seed: int = 0,
+        self, folder: str | Path, *, require_words: bool = False, held_out_share: float = 0.0, held_out_seed: int = 0
     ) -> None:
         if read_manifest(folder) is None:
             raise ValueError(

@@ -214,18 +214,18 @@ def _fingerprint(
     return digest.hexdigest(), total
 
 
-def _schema() -> pyarrow.Schema:
+def _write(path: Path, builder: _Builder, pairs: Iterable[ParallelSentence], total: int, progress: bool) -> None:
     import pyarrow as pa
+    from tqdm.auto import tqdm
 
-    ids = pa.list_(pa.int32())
-    return pa.schema(
+    schema = pa.schema(
         {
             "source": pa.string(),
             "target": pa.string(),
             "source_language": pa.string(),
             "target_language": pa.string(),
-            "source_ids": ids,
-            "target_ids": ids,
+            "source_ids": pa.list_(pa.int32()),
+            "target_ids": pa.list_(pa.int32()),
             "word_pairs": pa.list_(pa.list_(pa.int32(), 4)),
             "source_words": pa.list_(pa.string()),
             "target_words": pa.list_(pa.string()),
@@ -234,13 +234,7 @@ def _schema() -> pyarrow.Schema:
             "target_key": pa.uint64(),
         }
     )
-
-
-def _write(path: Path, builder: _Builder, pairs: Iterable[ParallelSentence], total: int, progress: bool) -> None:
-    import pyarrow as pa
-    from tqdm.auto import tqdm
-
-    schema, sentences = _schema(), iter(pairs)
+    sentences = iter(pairs)
     with (
         path.open("wb") as file,
         pa.ipc.new_file(file, schema) as writer,

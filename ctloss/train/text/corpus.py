@@ -123,13 +123,8 @@ def read_embedded(split: Split, *, languages: Iterable[str] | None = None, pivot
     def read() -> Iterator[ParallelSentence]:
         for language in others:
             for item in sentences(split):
-                if pivot in item.texts and language in item.texts:
-                    words = tuple(
-                        (spans[pivot], spans[language])
-                        for spans in item.words.values()
-                        if pivot in spans and language in spans
-                    )
-                    yield ParallelSentence(item.texts[pivot], item.texts[language], pivot, language, words)
+                words = tuple((spans[pivot], spans[language]) for spans in item.words.values())
+                yield ParallelSentence(item.texts[pivot], item.texts[language], pivot, language, words)
 
     return Sentences(read)
 
