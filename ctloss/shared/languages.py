@@ -35,11 +35,6 @@ def is_language(code: str) -> bool:
 
 
 def primary(code: str) -> str:
-    """Returns the language of a code without script and region, in two letters where it has them.
-
-    Example:
-        >>> primary("zh-Hant"), primary("pt_BR"), primary("zho_Hans"), primary("yue")
-        ('zh', 'pt', 'zh', 'yue')
-    """
+    """Returns the language of a code without script and region, in two letters where it has them: zh of zho_Hans."""
     language = code.replace("_", "-").partition("-")[0].lower()
     return TWO_LETTERS.get(language, language)

@@ -22,12 +22,7 @@ class DataError(ValueError):
 
 
 def nfc(text: str) -> str:
-    """Returns a text in Unicode's normal form C, the form in which texts are compared and tokenized.
-
-    Example:
-        >>> len("e\\u0301"), len(nfc("e\\u0301"))
-        (2, 1)
-    """
+    """Returns a text in Unicode's normal form C, the form in which texts are compared and tokenized."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -92,12 +87,7 @@ def require_equal_counts(counts: Mapping[Path, int]) -> None:
 
 
 def plain_name(path: str | Path) -> str:
-    """Returns a file's name without the ending of its compression.
-
-    Example:
-        >>> plain_name("data/corpus.en.gz"), plain_name("en-fr.tsv")
-        ('corpus.en', 'en-fr.tsv')
-    """
+    """Returns a file's name without the ending of its compression: corpus.en of data/corpus.en.gz."""
     name = Path(path).name
     return name.removesuffix(Path(name).suffix) if Path(name).suffix in _OPENERS else name
 

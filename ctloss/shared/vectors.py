@@ -82,11 +82,6 @@ def retrieval_accuracy(
     """Returns the share of the queries whose nearest candidate, among those not removed for it, is a right one.
 
     By default row i is right for query i.
-
-    Example:
-        >>> import numpy as np
-        >>> retrieval_accuracy(np.eye(3), np.eye(3)), retrieval_accuracy(np.eye(2), np.eye(2), [{0}, {0}])
-        (1.0, 0.5)
     """
     found = nearest(queries, candidates, removed=removed)[1][:, 0].tolist()
     return sum(row == i if right is None else row in right[i] for i, row in enumerate(found)) / len(found)
@@ -100,11 +95,6 @@ def random_pair_cosine(x: Vectors, y: Vectors) -> float:
 
     Args:
         x, y: (n, d), n ≥ 2; row i of y translates row i of x.
-
-    Example:
-        >>> import numpy as np
-        >>> round(random_pair_cosine(np.eye(2), np.ones((2, 2))), 4)
-        0.7071
     """
     import numpy as np
 

@@ -238,14 +238,10 @@ class _Run:
         self.encoder.save(self.folder)
         self.tokenizer.save_pretrained(self.folder)
         if bookkeeping.pictured_words:
-            drawn = draw_words(
-                {"before": before, "after": self.encoder},
-                self.test_rows,
-                self.folder / PICTURE_FILE,
-                meanings=bookkeeping.pictured_words,
-                seed=bookkeeping.seed,
-            )
-            self.say(f"picture: {self.folder / PICTURE_FILE}" if drawn else "picture: too few word pairs to draw")
+            encoders, picture = {"before": before, "after": self.encoder}, self.folder / PICTURE_FILE
+            words, seed = bookkeeping.pictured_words, bookkeeping.seed
+            drawn = draw_words(encoders, self.test_rows, picture, meanings=words, seed=seed)
+            self.say(f"picture: {picture}" if drawn else "picture: too few word pairs to draw")
         results.facts["seconds in all since the last start"] = round(time.perf_counter() - self.started, 1)
         counts = "\n".join(f"{split}: {count}" for split, count in self.counts.items())
         write_atomically(self.folder / CARD_FILE, model_card(self.recipe, results.stages, counts, results.facts))

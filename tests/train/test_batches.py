@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,6 @@ def items(count: int, epoch: int = 0, length: int = 30) -> list[dict[str, Any]]:
             item[f"{side}_ids"] = np.array(ids, dtype=np.int32)
         made.append(item)
     return made
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> WPSDataset:
-    nouns = [word for word, _ in LEXICON[:8]]
-    french = dict(LEXICON)
-    pairs = [(f"A {a} sees a {b}", f"Un {french[a]} voit un {french[b]}") for a in nouns for b in nouns if a != b]
-    build_wps(
-        parallel(pairs), TOKENIZER, Lexicon.from_entries("en", "fr", LEXICON), folder=tmp_path / "wps", progress=False
-    )
-    return WPSDataset(tmp_path / "wps", require_words=True)
 
 
 @given(st.integers(2, 400), st.floats(0.3, 4), st.integers(2, 16), st.integers(1, 8), st.integers(0, 2**31))
@@ -249,7 +239,11 @@ def test_collator_refuses_what_cannot_work() -> None:
         Collator(bare, seed=0, mlm_probability=0)
 
 
-def test_workers_give_the_same_batches(dataset: WPSDataset) -> None:
+def test_workers_give_the_same_batches(tmp_path: Path) -> None:
+    couples = permutations(LEXICON[:8], 2)
+    sentences = parallel((f"A {a[0]} sees a {b[0]}", f"Un {a[1]} voit un {b[1]}") for a, b in couples)
+    build_wps(sentences, TOKENIZER, Lexicon.from_entries("en", "fr", LEXICON), folder=tmp_path, progress=False)
+    dataset = WPSDataset(tmp_path, require_words=True)
     plan = BatchPlan(dataset.lengths, dataset.keys, batch_size=8, seed=2)
     sampler, collator = PlanSampler(plan, epoch=lambda: 1), Collator(TOKENIZER, seed=2)
     loaded = []
@@ -274,9 +268,8 @@ def test_real_batches_hold_no_false_negatives_and_little_padding(tmp_path: Path)
     dataset = WPSDataset(tmp_path)
     plan = BatchPlan(dataset.lengths, dataset.keys, batch_size=64, seed=0)
     text = padded = 0
-    for batch in DataLoader(
-        dataset, batch_sampler=PlanSampler(plan), collate_fn=Collator(tokenizer, seed=0, words=False)
-    ):
+    collate = Collator(tokenizer, seed=0, words=False)
+    for batch in DataLoader(dataset, batch_sampler=PlanSampler(plan), collate_fn=collate):
         texts = [set(dataset.text(index).values()) - {"en", "de", "fr", "cs"} for index in batch["index"].tolist()]
         assert sum(map(len, texts)) == len(set().union(*texts))
         text += int(batch["source_mask"].sum() + batch["target_mask"].sum())

@@ -13,6 +13,7 @@ from support.tiny_encoder import drop_layer, saved, word_tokenizer
 from support.tiny_runs import write_corpus
 
 PIECES = ["the", "cat", "le", "chat"]
+T5 = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=9)
 
 
 def drop_the_tokenizer(folder: Path) -> None:
@@ -30,11 +31,6 @@ def drop_padding(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]").save_pretrained(folder)
 
 
-def write_half_of_t5(folder: Path) -> None:
-    config = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=9)
-    T5EncoderModel(config).save_pretrained(folder)
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -42,7 +38,7 @@ def write_half_of_t5(folder: Path) -> None:
         (drop_the_tokenizer, "expected a tokenizer with the model"),
         (add_tokens, "expected a tokenizer of at most 9 tokens"),
         (drop_padding, "expected a tokenizer with the special tokens pad, mask"),
-        (write_half_of_t5, "expected a transformer encoder"),
+        (T5EncoderModel(T5).save_pretrained, "expected a transformer encoder"),
         (lambda folder: saved(folder, PIECES, positions=31), "expected max_length at most 31, the wordpieces that "),
     ],
 )

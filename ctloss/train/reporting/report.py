@@ -98,9 +98,8 @@ def model_card(recipe: Recipe, stages: Mapping[str, Measured], counts: str, fact
 def choose_words(rows: Sequence[Row], meanings: int) -> dict[str, dict[str, list[tuple[tuple[int, ...], Span]]]]:
     """Chooses the words of the picture: source words translated in the most language pairs, most frequent first.
 
-    Returns:
-        For each meaning, named by its source word, and each language, where the word or its translation occurs: the
-        sentence's wordpieces and the span; at most a dozen per language.
+    For each meaning, named by its source word, and each language it tells where the word or its translation occurs: the
+    sentence's wordpieces and the span; at most a dozen per language.
     """
     languages: dict[str, set[str]] = {}
     count: Counter[str] = Counter()
