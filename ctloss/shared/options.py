@@ -68,7 +68,7 @@ class Group:
         self.check()
 
     def check(self) -> None:
-        """Raises OptionError for values that make no sense, alone or together; subclasses override it."""
+        """Raises OptionError for values, or combinations of them, that make no sense; subclasses override it."""
 
     def at_least(self, least: float, *names: str) -> None:
         """Raises OptionError for the first of the named fields that is set and below ``least``."""

@@ -166,11 +166,11 @@ class _Run:
         return counts
 
     def _samples(self) -> dict[str, str]:
-        samples = {"tokenizer": f"{stable_hash(definition(self.tokenizer)):016x}"}
+        samples = {}
         for split in SPLITS:
             if manifest := read_manifest(self.folder / "data" / split):
-                samples[split] = manifest["fingerprint"]
-        return samples
+                samples[str(split)] = str(manifest["fingerprint"])
+        return {**samples, "tokenizer": f"{stable_hash(definition(self.tokenizer)):016x}"}
 
     def _probe(self, rows: list[dict[str, Any]]) -> Probe:
         share, seed = self.recipe.data.held_out_words, self.recipe.bookkeeping.seed

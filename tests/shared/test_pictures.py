@@ -1,4 +1,4 @@
-"""The picture of words: a panel an encoder, whole or not at all, and the user's own matplotlib left alone."""
+"""The picture of words: one panel per encoder, written whole or not at all."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_no_batch_holds_a_text_twice(rows: int, repeats: float, batch_size: int,
 
 
 @given(st.integers(2, 300), st.integers(2, 16), st.integers(0, 2**31), st.integers(0, 9))
-def test_without_repeated_texts_every_row_but_the_rest_stands_in_one_batch(
+def test_without_repeated_texts_batches_leave_out_less_than_a_batch(
     rows: int, batch_size: int, seed: int, epoch: int
 ) -> None:
     assume(rows >= batch_size)
@@ -81,7 +81,7 @@ def test_rows_that_must_wait_are_placed_later() -> None:
         assert len(set(plan.epoch(epoch).ravel().tolist())) > 96
 
 
-def test_a_text_that_dominates_the_corpus_costs_no_quadratic_time() -> None:
+def test_text_that_dominates_the_corpus_costs_no_quadratic_time() -> None:
     rows = 60_000
     keys = np.stack([np.arange(rows), np.arange(rows, 2 * rows)], axis=1)
     keys[rows // 3 :, 0] = 7
@@ -194,7 +194,7 @@ def test_masks_follow_devlin_et_al() -> None:
     ordinary = torch.tensor([token not in SPECIAL for token in range(len(TOKENIZER))])[ids]
     count = int(ordinary.sum())
     assert count > 100_000
-    # Five standard deviations of each share, of so many draws.
+    # Five standard deviations of each share, for this many draws.
     assert abs(int(predicted.sum()) / count - 0.15) < 5 * np.sqrt(0.15 * 0.85 / count)
     chosen = int(predicted.sum())
     as_mask = (masked[predicted] == TOKENIZER.mask_token_id).sum().item() / chosen
@@ -207,7 +207,7 @@ def test_masks_follow_devlin_et_al() -> None:
     assert len(replaced) > 0.9 * (len(TOKENIZER) - len(SPECIAL))
 
 
-def test_word_pairs_are_drawn_alike() -> None:
+def test_word_pairs_are_drawn_uniformly() -> None:
     spans = Collator(TOKENIZER, seed=9, mlm_probability=0)(items(4000))["source_span"]
     shares = torch.bincount(spans[:, 0], minlength=6)[1:] / 4000
     # Five standard deviations of a share of a fifth.

@@ -34,9 +34,9 @@ def test_embedding_does_not_depend_on_the_batch() -> None:
     sentences = [[2, *range(5, 5 + length), 3] for length in (4, 1, 7, 2, 2)]
     spans = [[(1, 2), (2, 4)], [], [(1, 8)], [(1, 3)], [(0, 4)]]
     together, words = embed(model, sentences, spans, batch=3)
-    alone, words_alone = embed(model, sentences, spans, batch=1)
-    torch.testing.assert_close(together, alone)
-    for a, b in zip(words, words_alone, strict=True):
+    single, single_words = embed(model, sentences, spans, batch=1)
+    torch.testing.assert_close(together, single)
+    for a, b in zip(words, single_words, strict=True):
         torch.testing.assert_close(a, b)
     assert [len(found) for found in words] == [2, 0, 1, 1, 1]
     torch.testing.assert_close(words[4][0], together[4])

@@ -25,7 +25,7 @@ from ctloss.train.trainer import learning_rate_schedule
 from support.tiny_runs import small_arguments, small_recipe, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
-# The child kills itself, as hard as the kernel can, when a function is called for the n-th time.
+# The child sends itself SIGKILL when a function is called for the n-th time.
 KILLED = """
 import os, signal, sys
 import ctloss.{module} as module
