@@ -15,10 +15,8 @@ def as_process(main: Callable[[], int]) -> NoReturn:
 
     Threads that spin hold one another up as soon as the machine has other work: a training step of .08 s took 6 s.
     OpenMP reads ``OMP_WAIT_POLICY`` when torch is loaded, and ``python -m`` loads torch with the package before the
-    command's first line. So if the variable is unset, the process sets it and starts over, once.
-
-    Args:
-        main: the command; returns its exit status.
+    command's first line. So if the variable is unset, the process sets it and starts over, once. The command returns
+    its exit status.
     """
     if os.name == "posix" and "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "passive"

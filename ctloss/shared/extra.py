@@ -9,19 +9,10 @@ from importlib.util import find_spec
 def require_extra(extra: str, modules: Sequence[str]) -> None:
     """Makes sure that the modules of an extra are installed; call it before importing anything else.
 
-    Args:
-        extra: its name, which is also the name of the package in ctloss that needs it.
-        modules: the names that its packages are imported by.
+    An extra has the name of the package in ctloss that needs it.
 
     Raises:
         ModuleNotFoundError: some are missing; the message lists them.
-
-    Example:
-        >>> require_extra("train", ["torch", "no_such_module"])
-        Traceback (most recent call last):
-        ...
-        ModuleNotFoundError: ctloss.train: expected the packages of its extra, got none named no_such_module; \
-pip install 'ctloss[train]'
     """
     missing = [name for name in modules if find_spec(name) is None]
     if missing:

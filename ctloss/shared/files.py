@@ -22,11 +22,8 @@ PARTIAL = ".partial"
 def writing_file(path: Path) -> Iterator[Path]:
     """Yields a path to write to, which becomes ``path`` when the block ends without an error.
 
-    The folder is made if missing. A reader, or a restart after a kill, sees the whole file or the one before it.
-
-    Args:
-        path: the file, text or binary. The yielded path ends in .partial, so tell the library that writes to it which
-            format to write.
+    The folder is made if missing. A reader, or a restart after a kill, sees the whole file or the one before it. The
+    yielded path ends in .partial, so tell the library that writes to it which format to write.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
@@ -39,12 +36,7 @@ def writing_file(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that a reader, or a restart after a kill, sees the whole file or the one before it.
-
-    Args:
-        path: the file; its folder is made if missing.
-        content: bytes, or text, which is written as UTF-8 without changing its line ends.
-    """
+    """Writes bytes, or text as UTF-8 with its line ends unchanged, as :func:`writing_file` does."""
     with writing_file(path) as partial:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
@@ -67,11 +59,8 @@ def open_folder(folder: Path) -> None:
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Locks a folder against other processes that lock it, while the block runs; the folder is made if missing.
 
-    The lock ends with its process, however that ends. Systems without flock (Windows) lock nothing.
-
-    Args:
-        folder: what to lock.
-        wait: whether to wait for a process that holds the lock.
+    The lock ends with its process, however that ends. Systems without flock (Windows) lock nothing. ``wait`` waits
+    until no other process holds the lock.
 
     Raises:
         ValueError: another process holds the lock and ``wait`` is False, or the folder cannot be written to.
@@ -127,11 +116,8 @@ def mark_complete(folder: Path) -> None:
 def is_complete(folder: Path, *, checksums: bool = False) -> bool:
     """Tells whether a folder has its marker and every file that the marker lists, at its full size.
 
-    Markers of former versions count too: those with sizes only, and the empty one of ctloss.evaluate.
-
-    Args:
-        folder: the folder.
-        checksums: whether to read the files and compare their checksums too; do so before loading anything from them.
+    Markers of former versions count too: those with sizes only, and the empty one of ctloss.evaluate. Compare the
+    checksums too, which reads the files, before loading anything from them.
     """
     if not (folder / MARKER).exists():
         return (folder / FORMER_MARKER).is_file()
@@ -160,12 +146,9 @@ def complete(parent: Path, name: str) -> list[tuple[int, Path]]:
 
 
 def remove_incomplete(parent: Path, name: str) -> list[Path]:
-    """Removes the folders NAME-NUMBER that are half-written or do not match their checksums.
+    """Removes the folders NAME-NUMBER that are half-written or do not match their checksums, and returns them.
 
     Call it before a run resumes: what is left can be loaded.
-
-    Returns:
-        What was removed.
     """
     ours = re.compile(rf"{re.escape(name)}-\d+({re.escape(PARTIAL)})?")
     found = [path for path in parent.glob(f"{name}-*") if ours.fullmatch(path.name) and path.is_dir()]

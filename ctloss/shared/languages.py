@@ -29,24 +29,12 @@ TWO_LETTERS = XTREME_CODES | dict(pair.split(":") for pair in _OTHERS.split())
 
 
 def is_language(code: str) -> bool:
-    """Tells whether a string looks like a language code, possibly with script and region.
-
-    Example:
-        >>> [is_language(code) for code in ("fr", "pt-br", "zh_Hant", "zho_Hans", "sr-Latn-RS")]
-        [True, True, True, True, True]
-        >>> [is_language(code) for code in ("gz", "md", "tokens", "EN", "en-", "")]
-        [False, False, False, False, False, False]
-    """
+    """Tells whether a string looks like a language code, possibly with script and region: fr, pt-br, zho_Hans."""
     match = CODE.fullmatch(code)
     return match is not None and match[1] not in ENDINGS
 
 
 def primary(code: str) -> str:
-    """Returns the language of a code without script and region, in two letters where it has them.
-
-    Example:
-        >>> primary("zh-Hant"), primary("pt_BR"), primary("zho_Hans"), primary("yue")
-        ('zh', 'pt', 'zh', 'yue')
-    """
+    """Returns the language of a code without script and region, in two letters where it has them: zh of zho_Hans."""
     language = code.replace("_", "-").partition("-")[0].lower()
     return TWO_LETTERS.get(language, language)

@@ -6,7 +6,7 @@ Nothing is unpickled: weights are read from safetensors only.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,7 @@ AS_ROBERTA = (
 
 
 def read_config(name: str | Path) -> PreTrainedConfig:
-    """Returns the configuration of an encoder.
-
-    Args:
-        name: name or folder.
+    """Returns the configuration of an encoder, by name or folder.
 
     Raises:
         ValueError: there is no such model, or it is no encoder.
@@ -61,10 +58,9 @@ def positions(config: PreTrainedConfig) -> int | None:
 
 
 def load_tokenizer(name: str | Path, *, needs: Sequence[str] = (), **options: Any) -> PreTrainedTokenizerBase:
-    """Returns the fast tokenizer in a model's folder.
+    """Returns the fast tokenizer of a model, by the model's name or folder.
 
     Args:
-        name: name or folder of the model.
         needs: the special tokens that it must have, of ``"pad"``, ``"mask"``, ``"cls"``, ``"sep"`` and ``"unk"``.
         options: of ``AutoTokenizer.from_pretrained``.
 
@@ -133,12 +129,8 @@ def check_inputs(
 def load_encoder(name: str | Path, *, mlm: bool = False, pooler: bool = False) -> PreTrainedModel:
     """Returns a Hugging Face encoder in float32, without heads or with the one for masked language modelling.
 
-    An MLM head that its files lack is drawn from torch's generator, with a warning.
-
-    Args:
-        name: name or folder.
-        mlm: whether its MLM head is wanted.
-        pooler: whether its pooler is wanted; not with ``mlm``.
+    An MLM head that its files lack is drawn from torch's generator, with a warning. ``mlm`` and ``pooler`` ask for that
+    part of the model; they exclude each other.
 
     Raises:
         ValueError: as :func:`load_with_head`, or the weights of a pooler that is wanted are missing, or the model's MLM
@@ -151,9 +143,7 @@ def load_encoder(name: str | Path, *, mlm: bool = False, pooler: bool = False) -
         if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
             raise _no_mlm_head(config.model_type)
         model, missing = _read(name, AutoModelForMaskedLM)
-        known = any(hasattr(model, part) for part in ("cls", "lm_head", "predictions", "vocab_projector"))
-        if not (known or (hasattr(model, "head") and hasattr(model, "decoder"))):
-            raise _no_mlm_head(type(model).__name__)
+        mlm_head(model)
         own = _below_head(model, missing)
         if set(missing) - set(own):
             warnings.warn(f"{str(name)!r} has no MLM head: it starts from random numbers", stacklevel=2)
@@ -172,7 +162,7 @@ def load_with_head(name: str | Path, model_class: Any, **options: Any) -> PreTra
 
     Args:
         name: name or folder.
-        model_class: that of transformers which puts such a head on an encoder.
+        model_class: the class of transformers that puts such a head on an encoder.
         options: of its ``from_pretrained``.
 
     Raises:
@@ -182,6 +172,22 @@ def load_with_head(name: str | Path, model_class: Any, **options: Any) -> PreTra
     read_config(name)
     model, missing = _read(name, model_class, **options)
     return _checked(name, model, _below_head(model, missing), "choose another model, or save it whole")
+
+
+def mlm_head(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Returns what turns a model's last hidden states (k, H) into logits over the vocabulary (k, vocabulary).
+
+    Raises:
+        ValueError: its MLM head is of no known kind.
+    """
+    for name in ("cls", "lm_head", "predictions"):
+        if hasattr(model, name):
+            return getattr(model, name)  # type: ignore[no-any-return]
+    if hasattr(model, "vocab_projector"):
+        return lambda h: model.vocab_projector(model.vocab_layer_norm(model.activation(model.vocab_transform(h))))
+    if hasattr(model, "head") and hasattr(model, "decoder"):
+        return lambda h: model.decoder(model.head(h))
+    raise _no_mlm_head(type(model).__name__)
 
 
 def random_like(model: PreTrainedModel) -> PreTrainedModel:

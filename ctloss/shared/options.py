@@ -6,7 +6,7 @@ import argparse
 import math
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, field, fields
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -22,7 +22,7 @@ def option(default: Any, help: str, *, flag: str | None = None, shown: str = "no
         default: the value unless another is given.
         help: what the command line's help says about it.
         flag: its name there; by default ``--learning-rate`` for the field ``learning_rate``.
-        shown: how the help shows a default that is None or an empty tuple.
+        shown: how the help shows a default that is None or empty.
     """
     return field(default=default, metadata={"help": help, "flag": flag, "shown": shown})
 
@@ -68,7 +68,7 @@ class Group:
         self.check()
 
     def check(self) -> None:
-        """Raises OptionError for values that make no sense, alone or together; subclasses override it."""
+        """Raises OptionError for values, or combinations of them, that make no sense; subclasses override it."""
 
     def at_least(self, least: float, *names: str) -> None:
         """Raises OptionError for the first of the named fields that is set and below ``least``."""
@@ -97,7 +97,8 @@ def field_types(group: type[Group]) -> dict[str, Any]:
 
 def command_line(group: type[Group]) -> dict[str, str]:
     """Returns the flag of each field that is an option of the command line, by the field's name."""
-    return {item.name: _flag(item) for item in fields(group) if "help" in item.metadata}  # type: ignore[arg-type]
+    options = [item for item in fields(group) if "help" in item.metadata]  # type: ignore[arg-type]
+    return {item.name: item.metadata["flag"] or "--" + item.name.replace("_", "-") for item in options}
 
 
 def add_options(
@@ -111,8 +112,7 @@ def add_options(
     """Adds a section with an option for each field of a group that has one, unset unless given.
 
     Args:
-        parser: what to add it to.
-        title: of the section.
+        parser, title: where to add the section, and what it is called.
         groups: groups of one class, whose values the help shows as defaults, by the name of the recipe or task that
             has them; one group under any name if there are no such names to tell apart.
         description: of the section; by default the docstring of the class.
@@ -132,7 +132,8 @@ def add_options(
 
 def given_options(parsed: argparse.Namespace, group: type[Group]) -> dict[str, Any]:
     """Returns the values of a group's options that the command line gave, by the field's name."""
-    values = {name: getattr(parsed, _destination(flag)) for name, flag in command_line(group).items()}
+    flags = command_line(group).items()
+    values = {name: getattr(parsed, flag.lstrip("-").replace("-", "_")) for name, flag in flags}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -140,21 +141,12 @@ def read_values(group: type[Group], name: str, texts: Sequence[str], *, of: str 
     """Converts texts from the command line to the value of a field.
 
     Args:
-        group: the field's group.
-        name: the field's name.
+        group, name: the field.
         texts: one, or several for a tuple.
         of: what the value is for, such as a task; errors name it.
 
     Raises:
         OptionError: several texts for a single value, or one that cannot be converted to the field's type.
-
-    Example:
-        >>> from dataclasses import dataclass
-        >>> @dataclass(frozen=True)
-        ... class Training(Group):
-        ...     seeds: tuple[int, ...] = option((1,), "one run each")
-        >>> read_values(Training, "seeds", ["1", "2"])
-        (1, 2)
     """
     hint, place = _not_none(field_types(group)[name]), command_line(group)[name] + (f" of {of}" if of else "")
     if get_origin(hint) is tuple:
@@ -218,14 +210,6 @@ def _kind(hint: Any, several: bool = False) -> str:
     return names.get(hint, names[str])[several]
 
 
-def _flag(item: Field[Any]) -> str:
-    return item.metadata["flag"] or "--" + item.name.replace("_", "-")
-
-
-def _destination(flag: str) -> str:
-    return flag.lstrip("-").replace("-", "_")
-
-
 def _reading(hint: Any) -> dict[str, Any]:
     hint = _not_none(hint)
     if hint is bool:
@@ -242,7 +226,7 @@ def _reading(hint: Any) -> dict[str, Any]:
 
 def _defaults(values: Mapping[str, Any], unset: str) -> str:
     def text(value: Any) -> str:
-        if value is None or value == ():
+        if value is None or value in ((), ""):
             return unset
         if isinstance(value, tuple):
             return " ".join(map(str, value))

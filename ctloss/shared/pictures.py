@@ -38,16 +38,8 @@ def write_figure(figure: Figure, path: Path) -> None:
 def draw_words(panels: Mapping[str, Sequence[Point]], path: Path, *, title: str, seed: int) -> bool:
     """Draws t-SNE pictures of word vectors side by side: colours are meanings, markers are languages.
 
-    After Chen et al. 2022, poster, figure 3.
-
-    Args:
-        panels: the points of each panel, by its title.
-        path: PNG file to write.
-        title: of the whole picture.
-        seed: of t-SNE.
-
-    Returns:
-        Whether every panel had enough points (10) for a picture.
+    After Chen et al. 2022, poster, figure 3. ``panels`` holds the points of each panel by its title; ``title`` is that
+    of the whole picture, ``seed`` that of t-SNE. Returns whether every panel had enough points (10) for a picture.
     """
     if min(map(len, panels.values()), default=0) < FEWEST:
         return False

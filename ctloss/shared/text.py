@@ -22,12 +22,7 @@ class DataError(ValueError):
 
 
 def nfc(text: str) -> str:
-    """Returns a text in Unicode's normal form C, the form in which texts are compared and tokenized.
-
-    Example:
-        >>> len("e\\u0301"), len(nfc("e\\u0301"))
-        (2, 1)
-    """
+    """Returns a text in Unicode's normal form C, the form in which texts are compared and tokenized."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -54,12 +49,8 @@ def decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
 def read_lines(path: Path, *, empty: bool = False) -> list[str]:
     """Returns the lines of a file, decoded as :func:`decoded_lines` does, without white space at their ends.
 
-    Args:
-        path: the file.
-        empty: whether lines may be empty.
-
     Raises:
-        DataError: the file cannot be read, is not UTF-8, has no line, or has an empty one that is not allowed.
+        DataError: the file cannot be read, is not UTF-8, has no line, or has an empty one without ``empty``.
     """
     lines = []
     for number, text in decoded_lines(path):
@@ -82,10 +73,7 @@ def count_lines(path: Path) -> int:
 
 
 def require_equal_counts(counts: Mapping[Path, int]) -> None:
-    """Refuses line-aligned files with different numbers of lines.
-
-    Args:
-        counts: the number of lines of each file.
+    """Refuses line-aligned files with different numbers of lines, which ``counts`` gives for each file.
 
     Raises:
         DataError: names the shortest file and its first missing line.
@@ -99,26 +87,17 @@ def require_equal_counts(counts: Mapping[Path, int]) -> None:
 
 
 def plain_name(path: str | Path) -> str:
-    """Returns a file's name without the ending of its compression.
-
-    Example:
-        >>> plain_name("data/corpus.en.gz"), plain_name("en-fr.tsv")
-        ('corpus.en', 'en-fr.tsv')
-    """
+    """Returns a file's name without the ending of its compression: corpus.en of data/corpus.en.gz."""
     name = Path(path).name
     return name.removesuffix(Path(name).suffix) if Path(name).suffix in _OPENERS else name
 
 
 def text_files(folder: Path, pattern: str = "*") -> dict[str, Path]:
-    """Finds the files in a folder whose names match a pattern, compressed or not.
-
-    Args:
-        folder: where to look; its subfolders are not searched.
-        pattern: as for ``Path.glob``, of names without .gz, .bz2 or .xz.
+    """Finds the files in a folder whose names without .gz, .bz2 or .xz match a pattern of ``Path.glob``.
 
     Returns:
-        Path by name without .gz, .bz2 or .xz, sorted by name. If a file is there plain and compressed, it is the plain
-        one.
+        Path by that name, sorted by name; if a file is there plain and compressed, the plain one. Subfolders are not
+        searched.
     """
     found: dict[str, Path] = {}
     for ending in ("", *_OPENERS):

@@ -30,13 +30,10 @@ def training_arguments(
 
     Args:
         output: folder of the checkpoints.
-        seed: of everything random.
         precision: see :func:`uses_bfloat16`.
-        epochs: passes over the data.
         max_steps: steps instead of epochs; None for epochs.
-        weight_decay: passed to the optimiser.
         clip: largest norm of the gradient; 0 leaves it as it is.
-        log_every, evaluate_every, checkpoint_every: steps between two reports, scores and checkpoints.
+        log_every, evaluate_every, checkpoint_every: in steps.
         others: further arguments of ``transformers.TrainingArguments``.
     """
     from transformers import TrainingArguments
@@ -69,10 +66,9 @@ def training_arguments(
 
 
 def uses_bfloat16(precision: str) -> bool:
-    """Tells whether a run autocasts to bfloat16.
+    """Tells whether a run of a precision (``"fp32"``, ``"bf16"`` or ``"auto"``) autocasts to bfloat16.
 
-    Args:
-        precision: ``"bf16"`` or ``"fp32"``, or ``"auto"`` for bfloat16 where the device multiplies it fast.
+    ``"auto"`` does where the device multiplies it fast.
     """
     if precision != "auto":
         return precision == "bf16"

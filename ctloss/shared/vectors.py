@@ -42,9 +42,7 @@ def nearest(
     Exact; the first of equally near candidates comes first. With fewer than k candidates there are as many columns.
 
     Args:
-        queries: (m, d).
-        candidates: (n, d).
-        k: how many.
+        queries, candidates: (m, d) and (n, d).
         removed: rows that each query leaves out; at least k of the candidates must be left to it.
 
     Example:
@@ -81,18 +79,9 @@ def retrieval_accuracy(
     right: Sequence[Collection[int]] | None = None,
     removed: Sequence[Collection[int]] | None = None,
 ) -> float:
-    """Returns the share of the queries whose nearest candidate is a right one.
+    """Returns the share of the queries whose nearest candidate, among those not removed for it, is a right one.
 
-    Args:
-        queries: (m, d).
-        candidates: (n, d).
-        right: the rows that are right for each query; by default row i for query i.
-        removed: the rows that each query leaves out.
-
-    Example:
-        >>> import numpy as np
-        >>> retrieval_accuracy(np.eye(3), np.eye(3)), retrieval_accuracy(np.eye(2), np.eye(2), [{0}, {0}])
-        (1.0, 0.5)
+    By default row i is right for query i.
     """
     found = nearest(queries, candidates, removed=removed)[1][:, 0].tolist()
     return sum(row == i if right is None else row in right[i] for i, row in enumerate(found)) / len(found)
@@ -106,11 +95,6 @@ def random_pair_cosine(x: Vectors, y: Vectors) -> float:
 
     Args:
         x, y: (n, d), n ≥ 2; row i of y translates row i of x.
-
-    Example:
-        >>> import numpy as np
-        >>> round(random_pair_cosine(np.eye(2), np.ones((2, 2))), 4)
-        0.7071
     """
     import numpy as np
 

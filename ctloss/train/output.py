@@ -26,14 +26,13 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
 def claim_folder(folder: Path, recipe: Recipe, *, resume: bool) -> list[Path]:
     """Assigns an existing output folder to a run, or checks that it is already the run's.
 
-    Returns:
-        Checkpoints that were incomplete or damaged and have been removed.
+    Removes checkpoints that are incomplete or damaged, and returns them.
 
     Raises:
         RecipeError: the folder holds another run, this one without ``resume``, or other files.
     """
     claim = folder / RUN_FILE
-    wanted = json.loads(json.dumps(recipe.as_dict()))
+    wanted = recipe.as_dict()
     started = (folder / RESULTS_FILE).is_file() or bool(checkpoints(folder))
     if not claim.is_file() and any(path.name != RUN_FILE + PARTIAL for path in folder.iterdir()):
         raise RecipeError(
@@ -63,9 +62,7 @@ def claim_folder(folder: Path, recipe: Recipe, *, resume: bool) -> list[Path]:
 def claim_samples(folder: Path, samples: dict[str, str]) -> None:
     """Records what a run is trained on or, once it has a checkpoint, checks that nothing has changed.
 
-    Args:
-        folder: the output folder.
-        samples: hashes of the parts' samples and of the tokenizer, by name.
+    ``samples`` holds hashes of the parts' samples and of the tokenizer by name.
 
     Raises:
         RecipeError: something differs from what the run was started with.

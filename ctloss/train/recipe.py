@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+import json
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from ..shared.options import Group, OptionError, option, require
+from ..shared.options import Group, OptionError, field_types, option, require
 
 # A recipe that asks for something that cannot be run.
 RecipeError = OptionError
@@ -25,9 +25,7 @@ class Data(Group):
         (), "languages of the corpus; the first is paired with each of the others", shown="all, English first"
     )
     validation: str | None = option(
-        None,
-        "prefix or TSV of the validation pairs",
-        shown="chosen from the corpus by a hash of the sentence",
+        None, "prefix or TSV of the validation pairs", shown="chosen from the corpus by a hash of the sentence"
     )
     test: str | None = option(None, "prefix or TSV of the test pairs", shown="as for --validation")
     lexicon: str | None = option(
@@ -174,11 +172,7 @@ class Bookkeeping(Group):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A pretraining run.
-
-    Attributes:
-        name: what the run is called in its output folder and model card.
-        data, encoder, objective, optimisation, bookkeeping: its parts.
+    """A pretraining run: its name in the output folder and on the model card, and its parts.
 
     Raises:
         RecipeError: an option has a value other than its default although the rest of the recipe ignores it.
@@ -202,16 +196,11 @@ class Recipe:
     def __post_init__(self) -> None:
         sizes = ("layers", "hidden", "heads", "vocabulary", "dropout")
         given, adam = self.encoder.encoder != "small", self.optimisation.optimizer == "adam"
-        levels, needs_words = self.objective.levels, self.objective.needs_words
+        levels, needs_words, no_mlm = self.objective.levels, self.objective.needs_words, self.objective.alpha == 0
         for ignored, part, names, why in (
             (given, self.encoder, sizes, "a given encoder has its own; leave it out, or choose the encoder 'small'"),
             (adam, self.optimisation, ["weight_decay"], "adam has none; leave it out, or choose the optimizer adamw"),
-            (
-                self.objective.alpha == 0,
-                self.objective,
-                ["mlm_probability"],
-                "alpha is 0; leave it out, or raise alpha",
-            ),
+            (no_mlm, self.objective, ["mlm_probability"], "alpha is 0; leave it out, or raise alpha"),
             (needs_words, self.data, ["only_with_words"], f"levels {levels} does so anyway; drop it"),
         ):
             for name in names if ignored else ():
@@ -237,23 +226,18 @@ class Recipe:
         """
         parts: dict[str, Any] = {}
         for part, group in self.groups().items():
-            known = {item.name for item in fields(group)}  # type: ignore[arg-type]
-            chosen = {name: values.pop(name) for name in list(values) if name in known}
+            chosen = {name: values.pop(name) for name in field_types(group) if name in values}
             if chosen:
                 parts[part] = replace(getattr(self, part), **chosen)
         if values:
-            names = [item.name for group in self.groups().values() for item in fields(group)]  # type: ignore[arg-type]
+            names = [name for group in self.groups().values() for name in field_types(group)]
             raise RecipeError(f"recipe: expected fields among {', '.join(names)}, got {', '.join(values)}")
         return replace(self, **parts)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the recipe as nested dictionaries that JSON can hold."""
-        return {
-            key: {name: list(item) if isinstance(item, tuple) else item for name, item in value.items()}
-            if isinstance(value, Mapping)
-            else value
-            for key, value in asdict(self).items()
-        }
+        """Returns the recipe as JSON gives it back: nested dictionaries, lists for tuples."""
+        document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return document
 
 
 def tiny() -> Recipe:

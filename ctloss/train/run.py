@@ -25,12 +25,12 @@ from .model.objective import Objective
 from .output import CARD_FILE, PICTURE_FILE, RESULTS_FILE, checkpoints, claim_folder, claim_samples
 from .recipe import Recipe, RecipeError
 from .reporting.probe import Probe
-from .reporting.report import Measured, draw_words, model_card, table
+from .reporting.report import draw_words, model_card, table
 from .samples.collator import Collator
 from .samples.dataset import WPSDataset, held_out
 from .samples.prepare import build_samples, read_corpus, texts
 from .samples.sampler import BatchPlan
-from .samples.wps import ARROW_NAME, WPSCounts, read_manifest
+from .samples.wps import WPSCounts, read_manifest, read_table
 from .text.corpus import stable_hash
 from .text.embedded import SPLITS, Split
 from .text.tokenizer import definition
@@ -63,9 +63,6 @@ def pretrain(recipe: Recipe, output: Path | str | None = None, *, resume: bool =
         recipe: the run, see :func:`tiny` and :func:`paper`.
         output: folder for all of this; ``runs/NAME`` by default.
         resume: continue the run in the folder from its last complete checkpoint. A finished run stays as it is.
-
-    Returns:
-        The measures before and after.
 
     Raises:
         RecipeError: the recipe cannot be run, or the folder holds something other than this run.
@@ -119,7 +116,7 @@ class _Run:
             f"encoder: {sum(p.numel() for p in self.encoder.backbone.parameters()):,} parameters "
             f"({type(self.encoder.backbone).__name__}); vocabulary of {len(self.tokenizer):,} wordpieces"
         )
-        self.test_rows = self._rows("test")
+        self.test_rows = read_table(self.folder / "data" / "test").to_pylist()
         self.test = self._probe(self.test_rows)
 
     def say(self, text: str) -> None:
@@ -129,7 +126,7 @@ class _Run:
 
     def finish(self) -> Results:
         """Measures, trains, measures again, and writes the results."""
-        stages: dict[str, Measured] = {}
+        stages: dict[str, dict[str, dict[str, float]]] = {}
         if self.random is not None:
             stages["random"] = self.test(self.random)
         stages["before"] = self.test(self.encoder)
@@ -147,7 +144,7 @@ class _Run:
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
-        results = Results({name: {k: dict(v) for k, v in stage.items()} for name, stage in stages.items()}, facts)
+        results = Results(stages, facts)
         if self.process.is_main_process:
             self._write(results, before)
         self.process.wait_for_everyone()
@@ -169,17 +166,11 @@ class _Run:
         return counts
 
     def _samples(self) -> dict[str, str]:
-        manifests = {split: read_manifest(self.folder / "data" / split) for split in SPLITS}
-        samples: dict[str, str] = {
-            split: str(manifest["fingerprint"]) for split, manifest in manifests.items() if manifest
-        }
+        samples = {}
+        for split in SPLITS:
+            if manifest := read_manifest(self.folder / "data" / split):
+                samples[str(split)] = str(manifest["fingerprint"])
         return {**samples, "tokenizer": f"{stable_hash(definition(self.tokenizer)):016x}"}
-
-    def _rows(self, split: Split) -> list[dict[str, Any]]:
-        import pyarrow as pa
-
-        with pa.memory_map(str(self.folder / "data" / split / ARROW_NAME)) as file:
-            return pa.ipc.open_file(file).read_all().to_pylist()
 
     def _probe(self, rows: list[dict[str, Any]]) -> Probe:
         share, seed = self.recipe.data.held_out_words, self.recipe.bookkeeping.seed
@@ -210,7 +201,7 @@ class _Run:
             f"{len(plan)} of {plan.batch_size} pairs",
             "lower it, or the number of processes",
         )
-        validation = self._probe(self._rows("validation"))
+        validation = self._probe(read_table(self.folder / "data" / "validation").to_pylist())
         trainer = PretrainingTrainer(
             Objective(
                 self.encoder,
@@ -247,15 +238,10 @@ class _Run:
         self.encoder.save(self.folder)
         self.tokenizer.save_pretrained(self.folder)
         if bookkeeping.pictured_words:
-            encoders = {"before": before, "after": self.encoder}
-            drawn = draw_words(
-                encoders,
-                self.test_rows,
-                self.folder / PICTURE_FILE,
-                meanings=bookkeeping.pictured_words,
-                seed=bookkeeping.seed,
-            )
-            self.say(f"picture: {self.folder / PICTURE_FILE}" if drawn else "picture: too few word pairs to draw")
+            encoders, picture = {"before": before, "after": self.encoder}, self.folder / PICTURE_FILE
+            words, seed = bookkeeping.pictured_words, bookkeeping.seed
+            drawn = draw_words(encoders, self.test_rows, picture, meanings=words, seed=seed)
+            self.say(f"picture: {picture}" if drawn else "picture: too few word pairs to draw")
         results.facts["seconds in all since the last start"] = round(time.perf_counter() - self.started, 1)
         counts = "\n".join(f"{split}: {count}" for split, count in self.counts.items())
         write_atomically(self.folder / CARD_FILE, model_card(self.recipe, results.stages, counts, results.facts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +30,6 @@ AVERAGED = ("loss", "contrastive", "mlm", "z_mean", "saturated")
 LOG_STATE = "log_state.json"
 
 
-class EpochsInTurn(PlanSampler):
-    """A plan's batches of the run's current epoch, whether or not ``set_epoch`` is called.
-
-    Versions of Trainer differ in whether they call it when a run is resumed.
-
-    Args:
-        steps: returns the number of steps the run has made.
-        plan, rank, world_size: as in PlanSampler.
-    """
-
-    def __init__(self, steps: Callable[[], int], plan: BatchPlan, *, rank: int, world_size: int) -> None:
-        super().__init__(plan, rank=rank, world_size=world_size)
-        self._steps = steps
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        self.set_epoch(self._steps() // len(self))
-        return super().__iter__()
-
-
 class PretrainingTrainer(Trainer):
     """A Trainer in which everything random is a function of the seed and the position in the run.
 
@@ -58,13 +39,12 @@ class PretrainingTrainer(Trainer):
 
     Args:
         objective: the model with its loss.
-        recipe: the run.
-        output: folder of logs and checkpoints.
+        recipe, output: the run, and the folder of its logs and checkpoints.
         rows: training rows.
         plan: the batches of every epoch. Each process takes its own; its negatives come only from them.
         collate: turns a list of rows into the objective's arguments.
         tokenizer: saved with every checkpoint.
-        measure: returns measures of the encoder, by name; called during the run.
+        measure: returns measures of the encoder by name, for the reports during the run.
     """
 
     def __init__(
@@ -131,10 +111,10 @@ class PretrainingTrainer(Trainer):
         return self.train(resume_from_checkpoint=str(folder)).global_step
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Returns the planned batches of this process, collated."""
-        batches = EpochsInTurn(
-            lambda: self.state.global_step,
+        """Returns the planned batches of this process in the run's current epoch, collated."""
+        batches = PlanSampler(
             self._plan,
+            epoch=lambda: self.state.global_step // len(batches),
             rank=self.args.process_index,
             world_size=self.args.world_size,
         )
@@ -197,21 +177,18 @@ class PretrainingTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def save_state(self, folder: Path) -> None:  # type: ignore[override]
-        """Writes encoder, tokenizer, optimiser, schedule and Trainer's state to an existing folder."""
-        self.model.encoder.save(folder)  # type: ignore[union-attr,operator]
-        self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
-        save_optimizer(self.optimizer, folder)  # type: ignore[arg-type]
-        (folder / "scheduler.json").write_text(json.dumps(self.lr_scheduler.state_dict()) + "\n", encoding="utf-8")  # type: ignore[union-attr]
-        self.state.save_to_json(str(folder / "trainer_state.json"))
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.store_flos()
         sums, z_min = self._gathered() if self._steps else ({}, None)
         if self.args.should_save:
             root = self._output / CHECKPOINTS
             with writing_folder(root / f"{CHECKPOINT}-{self.state.global_step}") as folder:
-                self.save_state(folder)
+                self.model.encoder.save(folder)  # type: ignore[union-attr,operator]
+                self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
+                save_optimizer(self.optimizer, folder)  # type: ignore[arg-type]
+                schedule = self.lr_scheduler.state_dict()  # type: ignore[union-attr]
+                (folder / "scheduler.json").write_text(json.dumps(schedule) + "\n", encoding="utf-8")
+                self.state.save_to_json(str(folder / "trainer_state.json"))
                 log = {"steps": self._steps, "sums": sums, "z_min": z_min}
                 (folder / LOG_STATE).write_text(json.dumps(log) + "\n", encoding="utf-8")
             remove_old(root, CHECKPOINT, keep=self._recipe.bookkeeping.keep_checkpoints)

@@ -47,9 +47,7 @@ LAYERS = (
     Layer("ctloss.reference", frozenset({"torch"}), ("ctloss.reference",)),
     Layer("ctloss.kernels.torch_path", frozenset({"torch"}), ("ctloss.kernels.torch_path", *SHARED_BY_PATHS)),
     Layer(
-        "ctloss.kernels.triton_path",
-        frozenset({"torch", "triton"}),
-        ("ctloss.kernels.triton_path", *SHARED_BY_PATHS),
+        "ctloss.kernels.triton_path", frozenset({"torch", "triton"}), ("ctloss.kernels.triton_path", *SHARED_BY_PATHS)
     ),
     Layer("ctloss.kernels", frozenset({"torch"}), ("ctloss.kernels",)),
     Layer("ctloss.shared", SHARED_LIBRARIES, ("ctloss.shared",)),
@@ -63,10 +61,6 @@ ABOVE_THE_CORE = ("ctloss.shared", "ctloss.train", "ctloss.evaluate")
 
 def below(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
-
-
-def layer_of(module: str) -> Layer:
-    return next(layer for layer in LAYERS if below(module, layer.name))
 
 
 def module_name(path: Path) -> tuple[str, bool]:
@@ -96,7 +90,7 @@ def imported(source: str, module: str, package: bool) -> list[str]:
 
 def forbidden(source: str, module: str, package: bool = False) -> list[str]:
     """The names the source imports although its layer may not."""
-    layer = layer_of(module)
+    layer = next(layer for layer in LAYERS if below(module, layer.name))
     found = []
     for name in imported(source, module, package):
         root = name.partition(".")[0]
@@ -111,6 +105,12 @@ def forbidden(source: str, module: str, package: bool = False) -> list[str]:
         if not allowed:
             found.append(name)
     return found
+
+
+def is_public(name: str) -> bool:
+    """Whether an imported name is one that users import."""
+    package = "ctloss.evaluate" if below(name, "ctloss.evaluate") else "ctloss"
+    return name == package or name.removeprefix(package + ".") in sys.modules[package].__all__
 
 
 def sources(*folders: str) -> list[Path]:
@@ -220,10 +220,7 @@ def test_circles_are_found() -> None:
 @pytest.mark.parametrize(
     # Trainer itself needs accelerate, and its TensorBoard callback tensorboard.
     ("part", "wanted", "others_need"),
-    [
-        ("train", TRAINING_LIBRARIES, {"accelerate", "tensorboard"}),
-        ("evaluate", EVALUATION_LIBRARIES, {"accelerate"}),
-    ],
+    [("train", TRAINING_LIBRARIES, {"accelerate", "tensorboard"}), ("evaluate", EVALUATION_LIBRARIES, {"accelerate"})],
     ids=["train", "evaluate"],
 )
 def test_extra_is_used(part: str, wanted: frozenset[str], others_need: set[str]) -> None:
@@ -238,20 +235,12 @@ def test_benchmarks_use_public_names() -> None:
     Only the ahead-of-time compilation, which is about the kernels themselves, and the race of the kernels' choices,
     which has to patch them, look inside.
     """
+    open_rooms = ("ctloss.reference", "ctloss.shared", "ctloss.train")
     inside = {*sources("benchmarks/aot"), ROOT / "benchmarks" / "gpu" / "choices.py"}
     for path in sorted(set(sources("benchmarks")) - inside):
         module, package = module_name(path)
         ours = [name for name in imported(path.read_text(encoding="utf-8"), module, package) if below(name, "ctloss")]
-        hidden = [
-            name
-            for name in ours
-            if name != "ctloss"
-            and name.removeprefix("ctloss.") not in ctloss.__all__
-            and not below(name, "ctloss.reference")
-            and not below(name, "ctloss.shared")
-            and not below(name, "ctloss.train")
-            and name.removeprefix("ctloss.evaluate.") not in {"ctloss.evaluate", *ctloss.evaluate.__all__}
-        ]
+        hidden = [name for name in ours if not (is_public(name) or any(below(name, room) for room in open_rooms))]
         assert hidden == [], path
 
 

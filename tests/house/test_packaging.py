@@ -178,9 +178,13 @@ def modules_after(statement: str, cwd: Path) -> set[str]:
     return set(json.loads(run(sys.executable, "-c", program, cwd=cwd)))
 
 
-def test_import_needs_torch_alone() -> None:
+SHARED = [f"ctloss.shared.{path.stem}" for path in (ROOT / "ctloss" / "shared").glob("[!_]*.py")]
+
+
+@pytest.mark.parametrize("modules", [["ctloss"], SHARED], ids=["core", "shared"])
+def test_import_needs_only_torch(modules: list[str]) -> None:
     """Nothing but ctloss and the standard library comes on top of what ``import torch`` brings by itself."""
-    added = modules_after("import torch, ctloss", ROOT) - modules_after("import torch", ROOT)
+    added = modules_after(f"import torch, {', '.join(modules)}", ROOT) - modules_after("import torch", ROOT)
     assert {name for name in added if name not in sys.stdlib_module_names} == {"ctloss"}
 
 

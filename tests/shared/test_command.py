@@ -1,4 +1,4 @@
-"""Commands run with threads that sleep while they wait, as OpenMP itself reports, unless the environment says else."""
+"""Threads of our commands sleep while they wait, as OpenMP itself reports, unless the environment sets otherwise."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def spins(*command: str, **environment: str) -> list[int]:
     return [int(count) for count in re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)]
 
 
-def test_threads_spin_unless_told() -> None:
-    """Else nothing would have to be done."""
+def test_threads_spin_by_default() -> None:
+    """Otherwise the commands would have nothing to change."""
     assert spins("-c", "import torch; print('usage: none')")[0] > 0
 
 
@@ -42,15 +42,15 @@ def test_our_commands_start_over_with_threads_that_sleep(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", ["benchmarks", "benchmarks.ablation"])
-def test_benchmarks_say_so_before_torch_is_loaded(package: str) -> None:
+def test_benchmarks_set_the_variable_before_torch_is_loaded(package: str) -> None:
     assert set(spins("-m", package, "--help")) == {0}
 
 
-def test_what_the_environment_says_is_left() -> None:
+def test_the_environments_own_setting_is_kept() -> None:
     found = spins("-m", "ctloss.train", "--help", OMP_WAIT_POLICY="active")
     assert found
     assert min(found) > 0
 
 
-def test_this_very_process_is_told() -> None:
+def test_tests_run_with_the_variable_set() -> None:
     assert "OMP_WAIT_POLICY" in os.environ

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -43,17 +44,18 @@ def test_files_are_written_as_they_are(tmp_path: Path, content: str | bytes) -> 
         assert list(path.parent.iterdir()) == [path]
 
 
+def fail(writing: AbstractContextManager[Path], inside: str = "") -> None:
+    """Has the disk run full while a file is half written."""
+    with writing as partial:
+        (partial / inside).write_text("half")
+        raise RuntimeError("disk full")
+
+
 def test_file_whose_writing_fails_stays_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "figure.png"
     write_atomically(path, "before")
-
-    def write() -> None:
-        with writing_file(path) as partial:
-            partial.write_text("half")
-            raise RuntimeError("disk full")
-
     with pytest.raises(RuntimeError, match="disk full"):
-        write()
+        fail(writing_file(path))
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -93,13 +95,13 @@ def test_markers_of_former_versions_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"files": 1}', '{"files": {"weights": {"size": 3}}}'])
-def test_marker_that_is_none_marks_nothing(tmp_path: Path, content: str) -> None:
+def test_invalid_markers_mark_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / "weights").write_bytes(b"abc")
     (tmp_path / MARKER).write_text(content)
     assert not is_complete(tmp_path)
 
 
-def test_folder_of_others_is_marked(tmp_path: Path) -> None:
+def test_folder_written_by_others_is_marked(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-1"
     folder.mkdir()
     (folder / "weights").write_bytes(b"abc")
@@ -109,7 +111,7 @@ def test_folder_of_others_is_marked(tmp_path: Path) -> None:
         assert is_complete(folder, checksums=True)
 
 
-def test_folder_is_written_anew(tmp_path: Path) -> None:
+def test_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     fill(tmp_path, 3)
     (tmp_path / "checkpoint-3" / "other").write_text("x")
     fill(tmp_path, 3)
@@ -117,13 +119,8 @@ def test_folder_is_written_anew(tmp_path: Path) -> None:
 
 
 def test_folder_whose_writing_fails_is_not_there(tmp_path: Path) -> None:
-    def write() -> None:
-        with writing_folder(tmp_path / "checkpoint-1") as folder:
-            (folder / "weights").write_bytes(b"1")
-            raise RuntimeError("disk full")
-
     with pytest.raises(RuntimeError, match="disk full"):
-        write()
+        fail(writing_folder(tmp_path / "checkpoint-1"), "weights")
     assert not (tmp_path / "checkpoint-1").exists()
     assert not is_complete(tmp_path / "checkpoint-1.partial")
 
@@ -185,7 +182,7 @@ def test_lock_keeps_others_out(tmp_path: Path) -> None:
         pass
 
 
-def test_waiting_lock_is_had_one_process_at_a_time(tmp_path: Path) -> None:
+def test_only_one_process_at_a_time_holds_a_waiting_lock(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     program = (
         "import sys, time; from pathlib import Path; from ctloss.shared.files import locked\n"

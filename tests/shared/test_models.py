@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForTokenClassification,
     BertConfig,
@@ -38,7 +38,7 @@ from ctloss.shared.models import (
     random_like,
     read_config,
 )
-from support.tiny_encoder import saved, tiny_bert, word_tokenizer
+from support.tiny_encoder import change_weights, drop_layer, saved, tiny_bert, word_tokenizer
 
 PIECES = ["the", "house", "dog", "##s", "sleep"]
 T5 = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=50)
@@ -57,20 +57,9 @@ def folder(tmp_path: Path) -> Path:
     return saved(tmp_path / "encoder", PIECES, mlm=True)
 
 
-def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 def change_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def drop_layer(weights: dict[str, torch.Tensor]) -> None:
-    for name in [name for name in weights if "encoder.layer.2." in name]:
-        del weights[name]
 
 
 @every_reader
@@ -108,38 +97,6 @@ def test_reading_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str])
     assert capfd.readouterr() == ("", "")
 
 
-@every_reader
-def test_missing_layer_is_refused(folder: Path, read: Callable[[Path], PreTrainedModel]) -> None:
-    change_weights(folder, drop_layer)
-    with pytest.raises(ValueError, match=r"expected all weights of .*, got .*encoder\.layer\.2\..* be random numbers"):
-        read(folder)
-
-
-@every_reader
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_weights_that_are_not_finite_are_refused(
-    folder: Path, read: Callable[[Path], PreTrainedModel], value: float
-) -> None:
-    change_weights(folder, lambda weights: weights["bert.encoder.layer.1.output.dense.weight"][0].fill_(value))
-    with pytest.raises(ValueError, match=r"expected finite weights, got NaN or infinity in .*layer\.1\.output\.dense"):
-        read(folder)
-
-
-@every_reader
-def test_weights_of_other_shapes_are_refused(folder: Path, read: Callable[[Path], PreTrainedModel]) -> None:
-    change_config(folder, intermediate_size=48)
-    with pytest.raises(ValueError, match="expected whole weights that fit the configuration"):
-        read(folder)
-
-
-@every_reader
-def test_weights_cut_short_are_refused(folder: Path, read: Callable[[Path], PreTrainedModel]) -> None:
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="expected whole weights that fit the configuration"):
-        read(folder)
-
-
 def test_head_of_other_labels_is_refused(tmp_path: Path) -> None:
     config = tiny_bert(10).config
     config.num_labels = 5
@@ -148,32 +105,52 @@ def test_head_of_other_labels_is_refused(tmp_path: Path) -> None:
         load_with_head(tmp_path, AutoModelForTokenClassification, num_labels=3)
 
 
-@every_reader
-def test_pickles_are_not_read(folder: Path, read: Callable[[Path], PreTrainedModel]) -> None:
+def fill_a_row(folder: Path, value: float) -> None:
+    change_weights(folder, lambda weights: weights["bert.encoder.layer.1.output.dense.weight"][0].fill_(value))
+
+
+def cut_short(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def pickle(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"expected an encoder with its weights as safetensors, got .*; convert them"):
-        read(folder)
+
+
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+UNKNOWN = "expected the name or folder of a Hugging Face encoder, got '.*encoder'"
+NOT_FINITE = r"expected finite weights, got NaN or infinity in .*layer\.1\.output\.dense"
+OTHER_WEIGHTS = "expected whole weights that fit the configuration"
+ENCODER_DECODER = r"expected a transformer encoder, got .* \(t5\), which is an encoder-decoder"
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing layer": (drop_layer, r"expected all weights of .*, got .*encoder\.layer\.2\..* be random numbers"),
+    "NaN": (lambda folder: fill_a_row(folder, torch.nan), NOT_FINITE),
+    "infinity": (lambda folder: fill_a_row(folder, torch.inf), NOT_FINITE),
+    "other shapes": (lambda folder: change_config(folder, intermediate_size=48), OTHER_WEIGHTS),
+    "cut short": (cut_short, OTHER_WEIGHTS),
+    "pickle": (pickle, "expected an encoder with its weights as safetensors, got .*; convert them"),
+    "no folder": (shutil.rmtree, UNKNOWN),
+    "empty folder": (empty, UNKNOWN),
+    "broken configuration": (lambda folder: (folder / "config.json").write_text("{"), UNKNOWN),
+    "encoder-decoder": (T5ForConditionalGeneration(T5).save_pretrained, ENCODER_DECODER),
+    "half of one": (T5EncoderModel(T5).save_pretrained, ENCODER_DECODER),
+}
 
 
 @every_reader
-def test_unknown_models_are_refused(tmp_path: Path, read: Callable[[Path], PreTrainedModel]) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "config.json").write_text("{")
-    for name in ("none", "empty", "broken"):
-        with pytest.raises(ValueError, match=rf"expected the name or folder of a Hugging Face encoder, got '.*{name}'"):
-            read(tmp_path / name)
-
-
-@every_reader
-@pytest.mark.parametrize("model", [T5EncoderModel, T5ForConditionalGeneration])
-def test_encoder_decoders_and_their_halves_are_refused(
-    tmp_path: Path, read: Callable[[Path], PreTrainedModel], model: Any
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_damaged_and_other_models_are_refused(
+    folder: Path, read: Callable[[Path], PreTrainedModel], damage: Callable[[Path], object], message: str
 ) -> None:
-    model(T5).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"expected a transformer encoder, got .* \(t5\), which is an encoder-decoder"):
-        read(tmp_path)
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
+        read(folder)
 
 
 def test_model_without_an_mlm_head_of_its_kind_is_refused(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""The picture of words: a panel an encoder, whole or not at all, and the user's own matplotlib left alone."""
+"""The picture of words: one panel per encoder, written whole or not at all."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,21 +21,12 @@ def points(count: int) -> list[Point]:
     return [Point(*places[i % len(places)], RANDOM.normal(size=4).astype(np.float32)) for i in range(count)]
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, panels: dict[str, list[Point]], path: Path) -> Figure:
-    figures = []
-
-    def write(figure: Figure, path: Path) -> None:
-        figures.append(figure)
-        write_figure(figure, path)
-
-    monkeypatch.setattr(pictures, "write_figure", write)
-    assert draw_words(panels, path, title="Words", seed=0)
-    return figures[0]
-
-
 def test_colours_are_meanings_and_markers_languages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     panels = {"before": points(24), "after": points(12)}
-    figure = drawn(monkeypatch, panels, tmp_path / "new" / "words.png")
+    write = Mock(wraps=write_figure)
+    monkeypatch.setattr(pictures, "write_figure", write)
+    assert draw_words(panels, tmp_path / "new" / "words.png", title="Words", seed=0)
+    figure: Figure = write.call_args.args[0]
     assert (tmp_path / "new" / "words.png").read_bytes().startswith(b"\x89PNG")
     assert [axis.get_title() for axis in figure.axes] == ["before", "after"]
     for axis, panel in zip(figure.axes, panels.values(), strict=True):

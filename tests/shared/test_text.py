@@ -42,6 +42,7 @@ def write(path: Path, content: str | bytes) -> Path:
 @pytest.mark.parametrize("ending", COMPRESSIONS)
 def test_lines_are_the_same_whatever_the_file(tmp_path: Path, ending: str) -> None:
     path = write(tmp_path / f"text.en{ending}", f"\ufeffone\r\n{DECOMPOSED}\n\nlast")
+    assert nfc(DECOMPOSED) == COMPOSED == nfc(COMPOSED)
     assert list(decoded_lines(path)) == [(1, "one"), (2, COMPOSED), (3, ""), (4, "last")]
     assert count_lines(path) == 4
     assert read_lines(path, empty=True) == ["one", COMPOSED, "", "last"]
@@ -94,10 +95,6 @@ def test_empty_lines_and_files_are_refused_where_text_is_wanted(tmp_path: Path) 
         read_lines(path)
     with pytest.raises(DataError, match="expected lines of text, got an empty file"):
         read_lines(write(path, ""), empty=True)
-
-
-def test_nfc_joins_what_belongs_together() -> None:
-    assert nfc(DECOMPOSED) == COMPOSED == nfc(COMPOSED)
 
 
 def test_counts_that_differ_name_the_first_missing_line(tmp_path: Path) -> None:

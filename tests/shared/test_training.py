@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from ctloss.shared.training import training_arguments, uses_bfloat16
 
@@ -26,6 +27,19 @@ def test_arguments_are_those_given(tmp_path: Path) -> None:
     assert {name: getattr(arguments, name) for name in expected} == expected
     assert arguments.eval_strategy == arguments.save_strategy == arguments.logging_strategy == "steps"
     assert training_arguments(tmp_path, **SHARED | {"max_steps": 9, "precision": "bf16"}).max_steps == 9
+
+
+def test_one_process_uses_one_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def several(arguments: TrainingArguments) -> torch.device:
+        arguments._n_gpu = 3
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(several))
+    monkeypatch.setattr(TrainingArguments, "device", property(several))
+    assert training_arguments(tmp_path, **SHARED)._n_gpu == 1
+    assert "1 of 3 GPUs is used; torchrun uses all" in capsys.readouterr().err
 
 
 def test_bfloat16_is_as_asked_or_as_the_device_is_fast_at(monkeypatch: pytest.MonkeyPatch) -> None:

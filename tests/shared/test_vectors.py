@@ -44,17 +44,13 @@ def test_the_first_of_equals_is_nearest() -> None:
     assert nearest(candidates[1:2], candidates, 4)[1].tolist() == [[1, 2, 3, 0]]
 
 
-def test_removed_candidates_are_not_found() -> None:
+def test_right_and_removed_candidates_by_hand() -> None:
     x = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
     y = np.array([[3.0, 0.1], [5.0, 0.0], [0.2, 0.2]])
     assert nearest(x, y)[1][:, 0].tolist() == [1, 2, 2]
     assert nearest(x, y, removed=[{1}, set(), {0}])[1][:, 0].tolist() == [0, 2, 2]
     assert nearest(x, y, 2, removed=[set(), [2], {2}])[1].tolist() == [[1, 0], [0, 1], [0, 1]]
 
-
-def test_retrieval_by_hand() -> None:
-    x = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
-    y = np.array([[3.0, 0.1], [5.0, 0.0], [0.2, 0.2]])
     assert retrieval_accuracy(x, y) == pytest.approx(1 / 3)
     assert retrieval_accuracy(x, y, [{1}, {0, 2}, {0}]) == pytest.approx(2 / 3)
     assert retrieval_accuracy(x, y, [{0}, {0}, {0}], [{1}, set(), set()]) == pytest.approx(1 / 3)

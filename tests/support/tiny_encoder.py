@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedModel, PreTrainedTokenizerFast
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer, PreTrainedModel
 
 from ctloss.evaluate import Encoder
 from ctloss.evaluate.models.encoder import Pieces
@@ -16,20 +16,9 @@ from ctloss.evaluate.models.encoder import Pieces
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def word_tokenizer(pieces: Iterable[str]) -> PreTrainedTokenizerFast:
+def word_tokenizer(pieces: Iterable[str]) -> BertTokenizer:
     vocabulary = {piece: number for number, piece in enumerate([*SPECIAL, *dict.fromkeys(pieces)])}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    ends = [(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
+    return BertTokenizer(vocab=vocabulary, do_lower_case=False, strip_accents=False)
 
 
 def tiny_bert(
@@ -53,6 +42,20 @@ def saved(folder: Path, pieces: Iterable[str], **options: bool | int) -> Path:
     tokenizer.save_pretrained(folder)
     tiny_bert(len(tokenizer), **options).save_pretrained(folder)
     return folder
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def drop_layer(folder: Path) -> None:
+    def drop(weights: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in weights if "encoder.layer.2." in name]:
+            del weights[name]
+
+    change_weights(folder, drop)
 
 
 class Table(Encoder):

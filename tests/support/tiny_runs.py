@@ -55,8 +55,5 @@ def small_arguments(corpus: Path) -> list[str]:
     """Returns the same options as ``small_recipe`` for the command line."""
     arguments = []
     for name, value in small_options(corpus).items():
-        arguments += [
-            "--" + name.replace("_", "-"),
-            *([*map(str, value)] if isinstance(value, tuple) else [str(value)]),
-        ]
+        arguments += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, tuple) else [value])]
     return arguments

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, permutations
 from pathlib import Path
 
 import pytest
@@ -15,14 +15,7 @@ pytest.importorskip("tokenizers")
 from ctloss.shared.text import DataError, aligned_files
 from ctloss.train.text.alignment import GoldWords, with_alignments
 from ctloss.train.text.cooccurrence import CooccurrenceAligner
-from ctloss.train.text.corpus import (
-    ParallelSentence,
-    read_embedded,
-    read_lines,
-    read_tsv,
-    take_split,
-    text_key,
-)
+from ctloss.train.text.corpus import ParallelSentence, read_embedded, read_lines, read_tsv, take_split, text_key
 from ctloss.train.text.embedded import SPLITS
 from ctloss.train.text.lexicon import Lexicon, find_lexicon_lines
 from ctloss.train.text.words import occurs_once, word_spans
@@ -82,10 +75,9 @@ def test_bad_utf8_names_file_and_line(tmp_path: Path, reader: str) -> None:
 
 @pytest.mark.parametrize(("line", "columns"), [("a b", 1), ("a\tb\tc", 3), ("", 1)])
 def test_malformed_tsv_line_names_file_and_line(tmp_path: Path, line: str, columns: int) -> None:
-    path = tmp_path / "en-fr.tsv"
-    path.write_text(f"a\tb\n{line}\n")
-    with pytest.raises(DataError, match=rf"en-fr\.tsv, line 2: expected two columns.*got {columns}"):
-        list(read_tsv(path, "en", "fr"))
+    files = write(tmp_path, fr=f"a\tb\n{line}\n")
+    with pytest.raises(DataError, match=rf"corpus\.fr, line 2: expected two columns.*got {columns}"):
+        list(read_tsv(files["fr"], "en", "fr"))
 
 
 def test_missing_file_and_missing_pivot_are_refused(tmp_path: Path) -> None:
@@ -168,8 +160,8 @@ def test_lexicon_fingerprint_follows_its_contents() -> None:
 def test_pharaoh_alignments_keep_one_to_one_links_and_strip_punctuation(tmp_path: Path) -> None:
     path = tmp_path / "en-fr.align"
     path.write_text("0-0 1-2 2-1\n0-0 1-2 2-1 3-3\n0-0 1-1 4-1\n")
-    pairs = [*ENGLISH_FRENCH[:2], ENGLISH_FRENCH[2]]
-    aligned = [words_of(sentence, list(sentence.words or ())) for sentence in with_alignments(parallel(pairs), path)]
+    sentences = with_alignments(parallel(ENGLISH_FRENCH[:3]), path)
+    aligned = [words_of(sentence, list(sentence.words or ())) for sentence in sentences]
     assert aligned == [
         [("The", "La"), ("red", "rouge"), ("house", "maison")],
         [("A", "Un"), ("black", "noir"), ("dog", "chien"), ("sleeps", "dort")],
@@ -195,9 +187,8 @@ def test_bad_alignments_are_refused(tmp_path: Path, text: str, message: str) -> 
 
 def test_aligner_finds_translations_without_stop_words() -> None:
     nouns = [("house", "maison"), ("dog", "chien"), ("teacher", "professeur"), ("river", "rivière")]
-    corpus = parallel(
-        [(f"the {a[0]} and the {b[0]}", f"le {a[1]} et le {b[1]}") for a in nouns for b in nouns if a != b]
-    )
+    couples = permutations(nouns, 2)
+    corpus = parallel((f"the {a[0]} and the {b[0]}", f"le {a[1]} et le {b[1]}") for a, b in couples)
     aligner = CooccurrenceAligner(iter(corpus))
     found = {pair for sentence in corpus for pair in words_of(sentence, aligner.word_pairs(sentence))}
     assert found == set(nouns)

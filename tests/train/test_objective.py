@@ -54,18 +54,22 @@ def vectors(model: Objective, made: dict[str, torch.Tensor]) -> tuple[torch.Tens
     return x, y
 
 
-@pytest.mark.parametrize("loss", ["cz_nce", "info_nce"])
-@pytest.mark.parametrize("negatives", ["both", "cross"])
+def mlm_loss(model: Objective, made: dict[str, torch.Tensor], side: str) -> torch.Tensor:
+    logits = model.encoder.backbone(input_ids=made[f"{side}_masked_ids"], attention_mask=made[f"{side}_mask"]).logits
+    return functional.cross_entropy(logits.flatten(0, 1), made[f"{side}_labels"].flatten())
+
+
+both_losses = pytest.mark.parametrize("loss", ["cz_nce", "info_nce"])
+both_negatives = pytest.mark.parametrize("negatives", ["both", "cross"])
+
+
+@both_losses
+@both_negatives
 def test_sum_of_contrastive_loss_and_weighted_mlm(loss: str, negatives: str) -> None:
     model, made = objective(loss, alpha=0.3, negatives=negatives), batch()
     measured = model(**made)
     contrastive = getattr(ctloss, loss)(*vectors(model, made), temperature=0.07, negatives=negatives)
-    mlm = torch.tensor(0.0)
-    for side in ("source", "target"):
-        logits = model.encoder.backbone(
-            input_ids=made[f"{side}_masked_ids"], attention_mask=made[f"{side}_mask"]
-        ).logits
-        mlm = mlm + functional.cross_entropy(logits.flatten(0, 1), made[f"{side}_labels"].flatten()) / 2
+    mlm = (mlm_loss(model, made, "source") + mlm_loss(model, made, "target")) / 2
     torch.testing.assert_close(measured["contrastive"], contrastive)
     torch.testing.assert_close(measured["mlm"], mlm)
     torch.testing.assert_close(measured["loss"], contrastive + 0.3 * mlm)
@@ -112,15 +116,10 @@ def test_contrastive_branch_sees_clean_text() -> None:
 def test_side_without_masked_wordpieces_adds_nothing() -> None:
     made = batch()
     made["target_labels"] = torch.full_like(made["target_labels"], -100)
-    measured = objective(alpha=0.1)(**made)
+    model = objective(alpha=0.1)
+    measured = model(**made)
     measured["loss"].backward()
-    logits = (
-        objective(alpha=0.1)
-        .encoder.backbone(input_ids=made["source_masked_ids"], attention_mask=made["source_mask"])
-        .logits
-    )
-    source = functional.cross_entropy(logits.flatten(0, 1), made["source_labels"].flatten())
-    torch.testing.assert_close(measured["mlm"], source.detach() / 2)
+    torch.testing.assert_close(measured["mlm"], mlm_loss(model, made, "source").detach() / 2)
 
 
 def test_every_trained_parameter_gets_a_gradient() -> None:
@@ -153,8 +152,8 @@ def test_levels_apart_is_the_mean_of_two_losses(head: bool) -> None:
     torch.testing.assert_close(model(**made)["contrastive"], sum(losses) / 2)
 
 
-@pytest.mark.parametrize("loss", ["cz_nce", "info_nce"])
-@pytest.mark.parametrize("negatives", ["both", "cross"])
+@both_losses
+@both_negatives
 def test_pull_and_push_by_the_equations(loss: str, negatives: Literal["both", "cross"]) -> None:
     n, temperature = 5, 0.3
     generator = torch.Generator().manual_seed(1)

@@ -9,11 +9,7 @@ import torch
 
 from ctloss.train import CCEEncoder
 from ctloss.train.model.encoder import small_backbone
-from ctloss.train.reporting.probe import (
-    Probe,
-    by_languages,
-    embed,
-)
+from ctloss.train.reporting.probe import Probe, by_languages, embed
 from ctloss.train.reporting.report import choose_words, table
 
 pytestmark = pytest.mark.numeric
@@ -38,9 +34,9 @@ def test_embedding_does_not_depend_on_the_batch() -> None:
     sentences = [[2, *range(5, 5 + length), 3] for length in (4, 1, 7, 2, 2)]
     spans = [[(1, 2), (2, 4)], [], [(1, 8)], [(1, 3)], [(0, 4)]]
     together, words = embed(model, sentences, spans, batch=3)
-    alone, words_alone = embed(model, sentences, spans, batch=1)
-    torch.testing.assert_close(together, alone)
-    for a, b in zip(words, words_alone, strict=True):
+    single, single_words = embed(model, sentences, spans, batch=1)
+    torch.testing.assert_close(together, single)
+    for a, b in zip(words, single_words, strict=True):
         torch.testing.assert_close(a, b)
     assert [len(found) for found in words] == [2, 0, 1, 1, 1]
     torch.testing.assert_close(words[4][0], together[4])
@@ -90,13 +86,9 @@ def test_trained_translations_are_neither_right_nor_candidates() -> None:
 
 
 def test_all_held_out_translations_of_a_word_are_right() -> None:
-    shared = [
-        row(0, word_types=[HELD_OUT]),
-        row(1, source_words=["w0"], source_ids=[2, 10, 12, 3], word_types=[HELD_OUT]),
-    ]
-    measured = probed(*shared)
-    assert measured["word_forth"] == 1.0
-    assert measured["word_queries"] == 3
+    other = row(1, source_words=["w0"], source_ids=[2, 10, 12, 3], word_types=[HELD_OUT])
+    measured = probed(row(0, word_types=[HELD_OUT]), other)
+    assert (measured["word_forth"], measured["word_queries"]) == (1.0, 3)
 
 
 def test_groups_leave_repeated_sentences_out() -> None:
@@ -121,7 +113,5 @@ def test_table_has_a_column_a_stage() -> None:
 
 def test_table_says_which_words_were_asked() -> None:
     stages = {"after": {"mean": {"word_forth": 0.25, "word_forth_centred": 0.5, "word_queries": 37.0}}}
-    assert "word-translation retrieval, source → target, held-out (37 queries in both directions) | 0.250" in table(
-        stages
-    )
+    assert "source → target, held-out (37 queries in both directions) | 0.250" in table(stages)
     assert "all, including trained ones (37 queries in both directions)" in table(stages, held_out=False)

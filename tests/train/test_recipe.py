@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 
 from ctloss.train import Recipe, RecipeError, paper, tiny
-from ctloss.train.__main__ import main, parser
+from ctloss.train.__main__ import parser
 
 
 def test_paper_is_the_paper() -> None:
@@ -99,18 +99,3 @@ def test_every_field_is_an_option_with_help() -> None:
             assert "--" + item.name.replace("_", "-") in text
             assert item.metadata["help"]
     assert max(map(len, text.splitlines())) <= 120
-
-
-def test_options_are_read_as_their_kind() -> None:
-    given = parser().parse_args(
-        ["--languages", "en", "fr", "--no-head", "--alpha", "0.5", "--max-steps", "7", "--loss", "info_nce"]
-    )
-    assert (given.languages, given.head, given.alpha, given.max_steps) == (["en", "fr"], False, 0.5, 7)
-    assert given.loss == "info_nce"
-    assert given.batch_size is None
-
-
-def test_command_line_lists_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--loss", "triplet"])
-    assert "choose from cz_nce, info_nce" in capsys.readouterr().err.replace("'", "")

@@ -15,18 +15,17 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, AutoTokenizer, TrainerControl, TrainerState, TrainingArguments
 
-from ctloss.shared.training import training_arguments
-from ctloss.train import CCEEncoder, RecipeError, Results, pretrain, tiny
+from ctloss.train import CCEEncoder, RecipeError, Results, pretrain
 from ctloss.train.__main__ import main
 from ctloss.train.output import checkpoints
 from ctloss.train.recipe import Optimisation
 from ctloss.train.reporting.logs import TensorBoard
 from ctloss.train.samples.sampler import BatchPlan
-from ctloss.train.trainer import learning_rate_schedule, total_steps
+from ctloss.train.trainer import learning_rate_schedule
 from support.tiny_runs import small_arguments, small_recipe, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
-# The child kills itself, as hard as the kernel can, when a function is called for the n-th time.
+# The child sends itself SIGKILL when a function is called for the n-th time.
 KILLED = """
 import os, signal, sys
 import ctloss.{module} as module
@@ -46,13 +45,18 @@ main(sys.argv[1:])
 """
 
 
+FORWARD = {"module": "train.model.objective", "owner": "module.Objective", "name": "forward"}
+# The folder of a run and what it measured.
+Run = tuple[Path, Results]
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
+def uninterrupted(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     output = tmp_path_factory.mktemp("runs") / "uninterrupted"
     return output, pretrain(small_recipe(corpus), output)
 
@@ -85,7 +89,7 @@ def tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
 
 
-def test_run_leaves_what_it_promises(uninterrupted: tuple[Path, Results]) -> None:
+def test_run_leaves_what_it_promises(uninterrupted: Run) -> None:
     output, results = uninterrupted
     model, tokenizer = AutoModel.from_pretrained(output), AutoTokenizer.from_pretrained(output)
     encoder = CCEEncoder.load(output).eval()
@@ -106,7 +110,7 @@ def test_run_leaves_what_it_promises(uninterrupted: tuple[Path, Results]) -> Non
     assert list((output / "tensorboard").iterdir())
 
 
-def test_training_helps(uninterrupted: tuple[Path, Results]) -> None:
+def test_training_helps(uninterrupted: Run) -> None:
     before, after = (uninterrupted[1].stages[stage]["mean"] for stage in ("before", "after"))
     assert after["sentence_forth"] + after["sentence_back"] > before["sentence_forth"] + before["sentence_back"]
     lines = [line for line in metrics(uninterrupted[0]) if "contrastive" in line]
@@ -116,7 +120,7 @@ def test_training_helps(uninterrupted: tuple[Path, Results]) -> None:
     assert [line["step"] for line in evaluated] == [9, 18]
 
 
-def test_seeded_runs_agree(corpus: Path, uninterrupted: tuple[Path, Results], tmp_path: Path) -> None:
+def test_seeded_runs_agree(corpus: Path, uninterrupted: Run, tmp_path: Path) -> None:
     again = pretrain(small_recipe(corpus), tmp_path / "again")
     assert again.stages == uninterrupted[1].stages
     assert_same_weights(uninterrupted[0], tmp_path / "again")
@@ -124,28 +128,21 @@ def test_seeded_runs_agree(corpus: Path, uninterrupted: tuple[Path, Results], tm
 
 
 @pytest.mark.parametrize(
-    ("module", "owner", "name", "call", "saved"),
+    ("function", "call", "saved"),
     [
-        ("train.model.objective", "module.Objective", "forward", 7, [4]),
-        ("train.model.objective", "module.Objective", "forward", 12, [4, 8]),
-        ("train.model.objective", "module.Objective", "forward", 15, [8, 12]),
-        ("shared.files", "module", "write_atomically", 2, [4]),
-        ("train.run", "module", "write_atomically", 2, [16, 18]),
+        (FORWARD, 7, [4]),
+        (FORWARD, 12, [4, 8]),
+        (FORWARD, 15, [8, 12]),
+        ({"module": "shared.files", "owner": "module", "name": "write_atomically"}, 2, [4]),
+        ({"module": "train.run", "owner": "module", "name": "write_atomically"}, 2, [16, 18]),
     ],
     ids=["epoch 0", "epoch 1", "a later epoch", "before a checkpoint's marker", "before the results"],
 )
 def test_killed_run_is_resumed_bit_for_bit(
-    corpus: Path,
-    uninterrupted: tuple[Path, Results],
-    tmp_path: Path,
-    module: str,
-    owner: str,
-    name: str,
-    call: int,
-    saved: list[int],
+    corpus: Path, uninterrupted: Run, tmp_path: Path, function: dict[str, str], call: int, saved: list[int]
 ) -> None:
     output = tmp_path / "killed"
-    script = KILLED.format(module=module, owner=owner, name=name, call=call)
+    script = KILLED.format(**function, call=call)
     arguments = [*small_arguments(corpus), "--output", str(output)]
     child = subprocess.run(
         [sys.executable, "-c", script, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True
@@ -161,16 +158,14 @@ def test_killed_run_is_resumed_bit_for_bit(
     assert tensorboard(output) == tensorboard(uninterrupted[0])
 
 
-def test_checkpoints_of_that_test_lie_inside_epochs(uninterrupted: tuple[Path, Results]) -> None:
+def test_checkpoints_of_that_test_lie_inside_epochs(uninterrupted: Run) -> None:
     epochs = {line["step"]: line["epoch"] for line in metrics(uninterrupted[0]) if "contrastive" in line}
     batches = 18 / epochs[18]
     assert 4 / batches < 1 < 8 / batches < 2
     assert all(step % batches for step in (4, 8, 12))
 
 
-def test_finished_run_is_left_alone(
-    corpus: Path, uninterrupted: tuple[Path, Results], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_run_is_left_alone(corpus: Path, uninterrupted: Run, capsys: pytest.CaptureFixture[str]) -> None:
     output, results = uninterrupted
     written = (output / "model.safetensors").stat().st_mtime_ns
     assert pretrain(small_recipe(corpus), output, resume=True).stages == results.stages
@@ -180,22 +175,7 @@ def test_finished_run_is_left_alone(
     assert "finished already" in said
 
 
-def test_one_process_uses_one_gpu(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def several(arguments: TrainingArguments) -> torch.device:
-        arguments._n_gpu = 3
-        return torch.device("cpu")
-
-    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(several))
-    monkeypatch.setattr(TrainingArguments, "device", property(several))
-    steps = {"max_steps": None, "log_every": 1, "evaluate_every": 1, "checkpoint_every": 1}
-    arguments = training_arguments(tmp_path, seed=0, precision="fp32", epochs=1, weight_decay=0.0, clip=1.0, **steps)
-    assert arguments._n_gpu == 1
-    assert "1 of 3 GPUs is used; torchrun uses all" in capsys.readouterr().err
-
-
-def test_another_run_is_not_overwritten(corpus: Path, uninterrupted: tuple[Path, Results], tmp_path: Path) -> None:
+def test_another_run_is_not_overwritten(corpus: Path, uninterrupted: Run, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"holds another \(batch_size 8 there, 4 here\); choose another"):
         pretrain(small_recipe(corpus, batch_size=4), uninterrupted[0], resume=True)
     with pytest.raises(RecipeError, match="add --resume"):
@@ -206,32 +186,21 @@ def test_another_run_is_not_overwritten(corpus: Path, uninterrupted: tuple[Path,
 
 
 def test_sentence_level_without_head_or_mlm(corpus: Path, tmp_path: Path) -> None:
-    recipe = small_recipe(
-        corpus, levels="sentence", head=False, alpha=0.0, loss="info_nce", max_steps=4, pictured_words=0
-    )
-    pretrain(recipe, tmp_path / "sentence")
-    encoder = CCEEncoder.load(tmp_path / "sentence")
-    assert encoder.head is None
-    assert not (tmp_path / "sentence" / "cce_head.safetensors").exists()
-    assert not (tmp_path / "sentence" / "words.png").exists()
-    assert all("mlm" not in line for line in metrics(tmp_path / "sentence"))
+    choice = {"levels": "sentence", "head": False, "alpha": 0.0, "loss": "info_nce"}
+    pretrain(small_recipe(corpus, **choice, max_steps=4, pictured_words=0), tmp_path)
+    assert CCEEncoder.load(tmp_path).head is None
+    assert not (tmp_path / "cce_head.safetensors").exists()
+    assert not (tmp_path / "words.png").exists()
+    assert all("mlm" not in line for line in metrics(tmp_path))
 
 
-def test_given_encoder_is_trained_on(corpus: Path, uninterrupted: tuple[Path, Results], tmp_path: Path) -> None:
+def test_given_encoder_is_trained_on(corpus: Path, uninterrupted: Run, tmp_path: Path) -> None:
     recipe = small_recipe(
         corpus, encoder=str(uninterrupted[0]), hidden=128, vocabulary=8000, max_steps=2, pictured_words=0
     )
     results = pretrain(recipe, tmp_path / "further")
     assert list(results.stages) == ["random", "before", "after"]
     assert results.stages["before"]["mean"] == pytest.approx(uninterrupted[1].stages["after"]["mean"])
-
-
-def test_longer_sentences_than_a_given_encoder_takes_are_refused(
-    corpus: Path, uninterrupted: tuple[Path, Results], tmp_path: Path
-) -> None:
-    recipe = tiny().override(corpus=(str(corpus),), encoder=str(uninterrupted[0]), max_length=129)
-    with pytest.raises(RecipeError, match=r"encoder: expected max_length at most 128, .*, got 129; lower it"):
-        pretrain(recipe, tmp_path / "long")
 
 
 def test_fewer_batches_than_processes_are_refused(
@@ -273,11 +242,6 @@ def test_command_line_refuses_with_a_reason(corpus: Path, tmp_path: Path, capsys
     assert "none.tsv" in capsys.readouterr().err
     assert main(["--corpus", str(corpus), "--batch-size", "5000", "--output", str(tmp_path / "z")]) == 2
     assert "lower batch_size" in capsys.readouterr().err
-
-
-def test_steps_of_a_run_are_those_of_each_process() -> None:
-    assert total_steps(Optimisation(epochs=3), batches=7, processes=2) == 9
-    assert total_steps(Optimisation(epochs=3, max_steps=5), batches=7, processes=2) == 5
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ...shared.models import check_inputs, load_encoder, quietly, random_like, read_config
+from ...shared.models import check_inputs, load_encoder, mlm_head, quietly, random_like, read_config
 from ..recipe import Recipe
 from ..text.tokenizer import read_tokenizer, train_wordpiece
 
@@ -119,9 +119,8 @@ class CCEEncoder(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor, spans: Tensor | None = None) -> Tensor:
         """Returns the CCE of what ``vectors`` pools.
 
-        Returns:
-            Float32 (rows, 2H) with both levels joined, (rows, 2, H) with the levels apart, the sentence's first, or
-            (rows, H) at the sentence level.
+        It is float32 (rows, 2H) with both levels joined, (rows, 2, H) with the levels apart, the sentence's first, or
+        (rows, H) at the sentence level.
         """
         pooled = self.vectors(ids, mask, None if self.levels == "sentence" else spans)
         if self.levels == "multi":
@@ -133,16 +132,7 @@ class CCEEncoder(nn.Module):
 
     def mlm_logits(self, states: Tensor) -> Tensor:
         """Returns logits over the vocabulary, (k, vocabulary), for k last hidden states (k, H)."""
-        model: Any = self.backbone
-        if hasattr(model, "cls"):
-            return model.cls(states)
-        if hasattr(model, "lm_head"):
-            return model.lm_head(states)
-        if hasattr(model, "predictions"):
-            return model.predictions(states)
-        if hasattr(model, "vocab_projector"):
-            return model.vocab_projector(model.vocab_layer_norm(model.activation(model.vocab_transform(states))))
-        return model.decoder(model.head(states))
+        return mlm_head(self.backbone)(states)
 
     def save(self, folder: Path) -> None:
         """Writes the backbone in Hugging Face's format, with head and settings, to an existing folder."""

@@ -26,14 +26,8 @@ class Objective(nn.Module):
     where L_contrastive is the batch mean, eq. (2), over the CCE vectors of clean text, in float32 under any autocast
     (the mean of two such losses, one per level, if the encoder keeps its levels apart), and L_MLM is the mean of both
     languages' cross-entropies over the masked copies. Logits are computed only at the masked positions, and with α = 0
-    the masked copies are not read.
-
-    Args:
-        encoder: the CCE encoder.
-        loss: ``"cz_nce"`` or ``"info_nce"``.
-        temperature: of the contrastive loss.
-        negatives: ``"both"`` or ``"cross"``, see :func:`ctloss.cz_nce`.
-        alpha: weight of L_MLM.
+    the masked copies are not read. ``loss`` is ``"cz_nce"`` or ``"info_nce"``; see :func:`ctloss.cz_nce` for
+    ``negatives``.
     """
 
     # Read by Trainer: the loss is a mean over the batch and takes no token counts.
@@ -148,17 +142,10 @@ def pull_and_push(
 
     Args:
         x, y: (n, d), not normalised.
-        loss: ``"cz_nce"`` or ``"info_nce"``.
-        temperature, negatives: see :func:`ctloss.cz_nce`.
+        loss, temperature, negatives: as in :class:`Objective`.
 
     Returns:
         The norms of all pulls and of all pushes: scalars without gradient.
-
-    Example:
-        >>> x = torch.eye(3)
-        >>> pull, push = pull_and_push(x, x, loss="cz_nce", temperature=0.5)
-        >>> round(float(pull), 4), round(float(push), 4)
-        (1.633, 1.1547)
     """
     with torch.enable_grad():
         first, second = (functional.normalize(side.detach(), dim=1).requires_grad_() for side in (x, y))

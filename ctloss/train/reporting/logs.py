@@ -42,13 +42,11 @@ class JSONLines(TrainerCallback):
         self._path = path
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Drops what a killed run reported after its last checkpoint."""
         if state.is_world_process_zero and self._path.exists():
             lines = self._path.read_text(encoding="utf-8").splitlines()
             write_atomically(self._path, "".join(line + "\n" for line in lines if _step(line) <= state.global_step))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Appends one report."""
         if state.is_world_process_zero and logs is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
@@ -65,7 +63,6 @@ class TensorBoard(TensorBoardCallback):
         self._folder = folder
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Opens the event file."""
         if state.is_world_process_zero:
             purged = state.global_step + 1 if state.global_step else None
             # TensorBoard sorts files by the second in their names, then by process: a file begun in the same second as

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ...shared.vectors import centred, random_pair_cosine, retrieval_accuracy
 from ..model.encoder import CCEEncoder
@@ -21,8 +22,10 @@ def embed(
 ) -> tuple[Tensor, list[Tensor]]:
     """Pools sentences and any number of words in each, without the head, in float32, without dropout.
 
+    The encoder stays in its mode, training or not.
+
     Args:
-        encoder: the CCE encoder; it stays in its mode.
+        encoder: the CCE encoder.
         sentences: wordpieces of each sentence, including special tokens.
         spans: (start, end) of the words in each sentence, end exclusive; may be empty.
         batch: sentences per batch, in the order of their lengths.
@@ -39,12 +42,9 @@ def embed(
     order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
     for start in range(0, len(order), batch):
         part = order[start : start + batch]
-        longest = len(sentences[part[-1]])
-        ids = torch.full((len(part), longest), pad)
-        for row, i in enumerate(part):
-            ids[row, : len(sentences[i])] = torch.tensor(sentences[i])
-        lengths = torch.tensor([len(sentences[i]) for i in part])
-        mask = (torch.arange(longest) < lengths.unsqueeze(1)).long()
+        pieces = [torch.tensor(sentences[i]) for i in part]
+        ids = pad_sequence(pieces, batch_first=True, padding_value=pad)
+        mask = pad_sequence([torch.ones_like(row) for row in pieces], batch_first=True)
         states = encoder.first_and_last(ids.to(device), mask.to(device))[0].cpu()
         for row, i in enumerate(part):
             pooled[i] = states[row, : len(sentences[i])].mean(dim=0)

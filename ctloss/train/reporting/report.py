@@ -33,10 +33,8 @@ POINTS = 12
 def table(stages: Mapping[str, Measured], languages: str = "mean", *, held_out: bool = True) -> str:
     """Returns a Markdown table of the measures at each stage (``"before"``, ``"after"``), as they are and centred.
 
-    Args:
-        stages: measures by language pair, by stage.
-        languages: the language pair to show, or ``"mean"`` for the mean of all.
-        held_out: whether word translations were held out of training.
+    It shows one language pair or the ``"mean"`` of all. ``held_out`` tells whether word translations were held out of
+    training.
     """
     header = ["", *stages, *(f"{stage}, centred" for stage in stages)]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
@@ -100,9 +98,8 @@ def model_card(recipe: Recipe, stages: Mapping[str, Measured], counts: str, fact
 def choose_words(rows: Sequence[Row], meanings: int) -> dict[str, dict[str, list[tuple[tuple[int, ...], Span]]]]:
     """Chooses the words of the picture: source words translated in the most language pairs, most frequent first.
 
-    Returns:
-        For each meaning, named by its source word, and each language, where the word or its translation occurs: the
-        sentence's wordpieces and the span; at most a dozen per language.
+    For each meaning, named by its source word, and each language it tells where the word or its translation occurs: the
+    sentence's wordpieces and the span; at most a dozen per language.
     """
     languages: dict[str, set[str]] = {}
     count: Counter[str] = Counter()
@@ -126,17 +123,10 @@ def choose_words(rows: Sequence[Row], meanings: int) -> dict[str, dict[str, list
 def draw_words(
     encoders: Mapping[str, CCEEncoder], rows: Sequence[Row], path: Path, *, meanings: int, seed: int
 ) -> bool:
-    """Draws t-SNE pictures of word vectors, one panel per encoder: colours are meanings, markers are languages.
+    """Draws t-SNE pictures of word vectors, one panel per encoder, titled by its name in ``encoders``.
 
-    Args:
-        encoders: each by the title of its panel.
-        rows: word positioned samples that the words come from.
-        path: PNG file to write.
-        meanings: how many meanings to draw.
-        seed: of t-SNE.
-
-    Returns:
-        Whether there were enough words for a picture.
+    The words come from word positioned samples and have this many meanings in all; see
+    :func:`ctloss.shared.pictures.draw_words` for the rest.
     """
     places = [
         (word, language, ids, span)

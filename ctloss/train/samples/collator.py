@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +30,6 @@ class Collator:
         seed: at least 0.
         words: whether to draw word pairs; every row must then have one.
         mlm_probability: share of the wordpieces to predict, in [0, 1); without masked copies if 0.
-        pad_to_multiple_of: round padded lengths up to a multiple of this.
 
     Returns from a call, for n rows, with S the longest source of the batch and T the longest target:
         ``source_ids`` (n, S), ``target_ids`` (n, T): int64, padded with the padding token;
@@ -44,18 +44,10 @@ class Collator:
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        seed: int,
-        words: bool = True,
-        mlm_probability: float = 0.15,
-        pad_to_multiple_of: int = 1,
+        self, tokenizer: PreTrainedTokenizerBase, *, seed: int, words: bool = True, mlm_probability: float = 0.15
     ) -> None:
-        if seed < 0 or pad_to_multiple_of < 1:
-            raise ValueError(
-                f"expected seed of at least 0 and pad_to_multiple_of of at least 1, got {seed} and {pad_to_multiple_of}"
-            )
+        if seed < 0:
+            raise ValueError(f"expected seed of at least 0, got {seed}")
         if not 0 <= mlm_probability < 1:
             raise ValueError(f"expected mlm_probability in [0, 1), got {mlm_probability}; the paper's is 0.15")
         if tokenizer.pad_token_id is None:
@@ -65,8 +57,7 @@ class Collator:
                 "expected a tokenizer with a mask token, got one without; set tokenizer.mask_token, or turn masked "
                 "language modelling off with mlm_probability=0"
             )
-        self.seed, self.words = seed, words
-        self.mlm_probability, self.pad_to_multiple_of = mlm_probability, pad_to_multiple_of
+        self.seed, self.words, self.mlm_probability = seed, words, mlm_probability
         self._pad_id, self._mask_id = tokenizer.pad_token_id, tokenizer.mask_token_id
         self._special = np.zeros(len(tokenizer), dtype=bool)
         self._special[tokenizer.all_special_ids] = True
@@ -76,8 +67,8 @@ class Collator:
         batch: dict[str, Tensor] = {"index": torch.tensor([item["index"] for item in items])}
         for side in SIDES:
             ids = [item[f"{side}_ids"] for item in items]
-            batch[f"{side}_ids"] = self._pad(ids, self._pad_id)
-            batch[f"{side}_mask"] = self._pad([np.ones_like(row) for row in ids], 0)
+            batch[f"{side}_ids"] = _pad(ids, self._pad_id)
+            batch[f"{side}_mask"] = _pad([np.ones_like(row) for row in ids], 0)
         generators = [self._generator(item) for item in items]
         # Always drawn, and before the masks, so that masks are the same at every level of training.
         draws = [generator.random() for generator in generators]
@@ -88,8 +79,8 @@ class Collator:
         if self.mlm_probability:
             for side in SIDES:
                 masked = [self._mask(item[f"{side}_ids"], g) for item, g in zip(items, generators, strict=True)]
-                batch[f"{side}_masked_ids"] = self._pad([ids for ids, _ in masked], self._pad_id)
-                batch[f"{side}_labels"] = self._pad([labels for _, labels in masked], IGNORED)
+                batch[f"{side}_masked_ids"] = _pad([ids for ids, _ in masked], self._pad_id)
+                batch[f"{side}_labels"] = _pad([labels for _, labels in masked], IGNORED)
         return batch
 
     def _generator(self, item: dict[str, Any]) -> np.random.Generator:
@@ -104,13 +95,10 @@ class Collator:
         replaced = np.where(kind < 0.8, self._mask_id, np.where(kind < 0.9, random_ids, ids))
         return np.where(predicted, replaced, ids), np.where(predicted, ids, IGNORED)
 
-    def _pad(self, rows: Sequence[np.ndarray], value: int) -> Tensor:
-        longest = max(len(row) for row in rows)
-        longest += -longest % self.pad_to_multiple_of
-        padded = np.full((len(rows), longest), value, dtype=np.int64)
-        for i, row in enumerate(rows):
-            padded[i, : len(row)] = row
-        return torch.from_numpy(padded)
+
+def _pad(rows: Sequence[np.ndarray], value: int) -> Tensor:
+    tensors = [torch.from_numpy(row.astype(np.int64)) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value)
 
 
 def _pick(item: dict[str, Any], draw: float) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..text.corpus import stable_hash
-from .wps import ARROW_NAME, read_manifest
+from .wps import read_manifest, read_table
 
 if TYPE_CHECKING:
     import pyarrow
@@ -28,11 +28,6 @@ def held_out(word_types: np.ndarray, share: float, seed: int) -> np.ndarray:
 
     Returns:
         bool, same shape.
-
-    Example:
-        >>> types = np.arange(10_000, dtype=np.uint64)
-        >>> bool(abs(held_out(types, 0.1, seed=0).mean() - 0.1) < 0.01)
-        True
     """
     if not 0 <= share < 1:
         raise ValueError(f"expected a held-out share in [0, 1), got {share}; choose one in that range")
@@ -65,18 +60,13 @@ class WPSDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        *,
-        require_words: bool = False,
-        held_out_share: float = 0.0,
-        held_out_seed: int = 0,
+        self, folder: str | Path, *, require_words: bool = False, held_out_share: float = 0.0, held_out_seed: int = 0
     ) -> None:
         if read_manifest(folder) is None:
             raise ValueError(
                 f"expected a finished build of word positioned samples in {folder}, got none; run build_wps first"
             )
-        self.path = Path(folder) / ARROW_NAME
+        self.folder = Path(folder)
         self.held_out_share, self.held_out_seed = held_out_share, held_out_seed
         every = len(self._columns["source"])
         self._rows = np.arange(every)
@@ -131,9 +121,7 @@ class WPSDataset(Dataset[dict[str, Any]]):
 
     @cached_property
     def _columns(self) -> dict[str, pyarrow.ChunkedArray]:
-        import pyarrow as pa
-
-        table = pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
+        table = read_table(self.folder)
         return dict(zip(table.column_names, table.columns, strict=True))
 
     def _cell(self, column: str, row: int) -> pyarrow.Array:

@@ -57,14 +57,15 @@ def read_corpus(data: Data, *, evaluation_pairs: int, seed: int) -> Corpus:
     Args:
         data: the recipe's data.
         evaluation_pairs: sentence pairs that validation and test should have per language pair.
-        seed: another seed gives other validation and test sentences.
+        seed: of the choice of validation and test sentences.
 
     Raises:
         DataError: a file is not what its format promises, or languages are missing.
     """
     if data.corpus == (EMBEDDED,):
         _only_embedded(data)
-        parts = {split: read_embedded(split, languages=data.languages or None, pivot=_pivot(data)) for split in SPLITS}
+        pivot = data.languages[0] if data.languages else "en"
+        parts = {split: read_embedded(split, languages=data.languages or None, pivot=pivot) for split in SPLITS}
         return Corpus({**parts, "train": limited(parts["train"], data.max_pairs)}, GoldWords())
     pairs = _with_words(_language_pairs(data.corpus, data.languages), data.alignments)
     everything = joined(pairs)
@@ -153,10 +154,6 @@ def limited(sentences: Sentences, most: int | None) -> Sentences:
 
 def _count(sentences: Sentences) -> int:
     return sum(1 for _ in sentences)
-
-
-def _pivot(data: Data) -> str:
-    return data.languages[0] if data.languages else "en"
 
 
 def _only_embedded(data: Data) -> None:

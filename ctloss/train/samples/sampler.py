@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -35,8 +35,6 @@ class BatchPlan:
         >>> plan = BatchPlan(np.ones((10, 2)), np.arange(20).reshape(10, 2), batch_size=4, seed=0)
         >>> len(plan), sorted(len(set(batch)) for batch in plan.epoch(0))
         (2, [4, 4])
-        >>> bool((plan.batch(epoch=3, number=1) == plan.epoch(3)[1]).all())
-        True
     """
 
     def __init__(self, lengths: np.ndarray, keys: np.ndarray, *, batch_size: int, seed: int, window: int = 128) -> None:
@@ -67,10 +65,6 @@ class BatchPlan:
     def __len__(self) -> int:
         """Batches per epoch."""
         return self._number
-
-    def batch(self, epoch: int, number: int) -> np.ndarray:
-        """Returns the row indices of a batch of an epoch, (batch_size,) int64."""
-        return self.epoch(epoch)[number]
 
     def epoch(self, epoch: int) -> np.ndarray:
         """Returns the batches of an epoch, (len(plan), batch_size) int64 row indices."""
@@ -145,7 +139,7 @@ class _Filler:
 
 
 class PlanSampler(Sampler[list[tuple[int, int]]]):
-    """A plan's batches as a DataLoader's ``batch_sampler``, starting at any step.
+    """A plan's batches of an epoch as a DataLoader's ``batch_sampler``.
 
     Yields lists of (epoch, index), the keys of WPSDataset. Of several processes, each takes batches rank,
     rank + world_size, ... of the epoch; batches beyond the last multiple of world_size are skipped, so that every
@@ -153,28 +147,20 @@ class PlanSampler(Sampler[list[tuple[int, int]]]):
 
     Args:
         plan: the batches.
+        epoch: returns the epoch that an iteration is of. There is no ``set_epoch``, because versions of Trainer differ
+            in whether they call it when a run is resumed.
         rank: this process's number, from 0.
         world_size: number of processes.
 
-    Attributes:
-        batch_size: rows per batch, on each process.
-        drop_last: True, as all batches are full.
-
     Raises:
         ValueError: rank is not below world_size, or there are fewer batches than processes.
-
-    Example:
-        >>> plan = BatchPlan(np.ones((8, 2)), np.arange(16).reshape(8, 2), batch_size=4, seed=0)
-        >>> sampler = PlanSampler(plan)
-        >>> first, second = list(sampler)
-        >>> sampler.set_epoch(0, start=1)
-        >>> list(sampler) == [second]
-        True
     """
 
     drop_last = True
 
-    def __init__(self, plan: BatchPlan, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, plan: BatchPlan, *, epoch: Callable[[], int] = lambda: 0, rank: int = 0, world_size: int = 1
+    ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"expected a rank from 0 to below world_size, got {rank} of {world_size}")
         if len(plan) < world_size:
@@ -184,17 +170,14 @@ class PlanSampler(Sampler[list[tuple[int, int]]]):
             )
         self.plan, self.rank, self.world_size = plan, rank, world_size
         self.batch_size = plan.batch_size
-        self._epoch, self._start = 0, 0
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Sets the epoch of the next iteration, and how many of this process's batches it skips."""
-        self._epoch, self._start = epoch, start
+        self._epoch = epoch
 
     def __len__(self) -> int:
         """This process's batches per epoch."""
         return len(self.plan) // self.world_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self._start, len(self)):
-            rows = self.plan.batch(self._epoch, step * self.world_size + self.rank)
-            yield [(self._epoch, int(row)) for row in rows]
+        epoch = self._epoch()
+        shared = len(self) * self.world_size
+        for rows in self.plan.epoch(epoch)[self.rank : shared : self.world_size]:
+            yield [(epoch, int(row)) for row in rows]

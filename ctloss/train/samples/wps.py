@@ -107,16 +107,8 @@ def build_wps(
     fingerprint of tokenizer, corpus, word source and options; a build with an equal fingerprint is reused. Both files
     are replaced atomically, the manifest last; only one process may build in a folder at a time.
 
-    Args:
-        pairs: the corpus; read twice (an iterator is first read into memory).
-        tokenizer: a fast tokenizer.
-        source_of_words: proposes the word pairs.
-        folder: where the samples go; created if missing.
-        max_length: most wordpieces of a side, special tokens included.
-        progress: whether to show a progress bar.
-
-    Returns:
-        What was kept and skipped.
+    The corpus is read twice (an iterator is first read into memory). ``max_length`` counts the wordpieces of a side,
+    special tokens included.
 
     Raises:
         DataError: from reading the corpus.
@@ -163,23 +155,24 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     return document if finished else None
 
 
-def word_type(source_language: str, source_word: str, target_language: str, target_word: str) -> int:
-    """Returns the 64-bit hash that identifies a word translation, regardless of case and sentence."""
-    return stable_hash(source_language, source_word.casefold(), target_language, target_word.casefold())
+def read_table(folder: str | Path) -> pyarrow.Table:
+    """Returns the rows of a build, memory-mapped."""
+    import pyarrow as pa
+
+    return pa.ipc.open_file(pa.memory_map(str(Path(folder) / ARROW_NAME))).read_all()
 
 
 def wordpiece_span(encoding: Encoding, text: str, word: Span, unknown_id: int | None = None) -> Span | None:
-    """Finds the run of wordpieces that covers a word exactly.
+    """Returns the run of wordpieces that covers a word exactly: (start, end) in ``encoding.ids``, end exclusive.
+
+    None if no run of wordpieces covers exactly the characters of the word (a wordpiece extends beyond it, characters
+    are missing) or one of them is unknown.
 
     Args:
         encoding: the tokenizer's encoding of ``text``, special tokens included.
         text: the encoded text.
         word: the word's character span in ``text``, end exclusive.
-        unknown_id: id of the unknown wordpiece; a word that contains it has no span.
-
-    Returns:
-        (start, end), positions in ``encoding.ids``, end exclusive; None if no run of wordpieces covers exactly the
-        characters of the word (a wordpiece extends beyond it, characters are missing) or one of them is unknown.
+        unknown_id: id of the unknown wordpiece.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -221,18 +214,18 @@ def _fingerprint(
     return digest.hexdigest(), total
 
 
-def _schema() -> pyarrow.Schema:
+def _write(path: Path, builder: _Builder, pairs: Iterable[ParallelSentence], total: int, progress: bool) -> None:
     import pyarrow as pa
+    from tqdm.auto import tqdm
 
-    ids = pa.list_(pa.int32())
-    return pa.schema(
+    schema = pa.schema(
         {
             "source": pa.string(),
             "target": pa.string(),
             "source_language": pa.string(),
             "target_language": pa.string(),
-            "source_ids": ids,
-            "target_ids": ids,
+            "source_ids": pa.list_(pa.int32()),
+            "target_ids": pa.list_(pa.int32()),
             "word_pairs": pa.list_(pa.list_(pa.int32(), 4)),
             "source_words": pa.list_(pa.string()),
             "target_words": pa.list_(pa.string()),
@@ -241,13 +234,7 @@ def _schema() -> pyarrow.Schema:
             "target_key": pa.uint64(),
         }
     )
-
-
-def _write(path: Path, builder: _Builder, pairs: Iterable[ParallelSentence], total: int, progress: bool) -> None:
-    import pyarrow as pa
-    from tqdm.auto import tqdm
-
-    schema, sentences = _schema(), iter(pairs)
+    sentences = iter(pairs)
     with (
         path.open("wb") as file,
         pa.ipc.new_file(file, schema) as writer,
@@ -339,11 +326,13 @@ class _Builder:
             if source_span is None or target_span is None:
                 self.counts.skipped_words["span not verified"] += 1
                 continue
-            words = sentence.source[slice(*a)].casefold(), sentence.target[slice(*b)].casefold()
+            source_word, target_word = sentence.source[slice(*a)].casefold(), sentence.target[slice(*b)].casefold()
             kept["word_pairs"].append([*source_span, *target_span])
-            kept["source_words"].append(words[0])
-            kept["target_words"].append(words[1])
-            kept["word_types"].append(word_type(sentence.source_language, words[0], sentence.target_language, words[1]))
+            kept["source_words"].append(source_word)
+            kept["target_words"].append(target_word)
+            kept["word_types"].append(
+                stable_hash(sentence.source_language, source_word, sentence.target_language, target_word)
+            )
         return kept
 
     def _count(self, sentence: ParallelSentence, word_pairs: int) -> None:

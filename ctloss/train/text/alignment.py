@@ -33,23 +33,8 @@ def with_alignments(sentences: Iterable[ParallelSentence], path: str | Path) -> 
     source and target, which are separated by white space. A word pair is a link whose two tokens have no other link.
     Punctuation at the edges of a token is stripped; a token without letters is not a word.
 
-    Args:
-        sentences: the sentences of one language pair, in the order of the file.
-        path: the alignment file.
-
-    Returns:
-        The sentences with their ``words``. An unreadable file, a malformed link, a position outside the sentence, or a
-        number of lines other than that of the sentences is refused when reading reaches it.
-
-    Example:
-        >>> import tempfile
-        >>> sentence = ParallelSentence("the red house", "la maison rouge", "en", "fr")
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = Path(folder) / "en-fr.align"
-        ...     _ = file.write_text("0-0 1-2 2-1")
-        ...     [aligned] = with_alignments([sentence], file)
-        >>> [(aligned.source[slice(*a)], aligned.target[slice(*b)]) for a, b in aligned.words]
-        [('the', 'la'), ('red', 'rouge'), ('house', 'maison')]
+    The sentences are those of one language pair. An unreadable file, a malformed link, a position outside the sentence,
+    or a number of lines other than that of the sentences is refused when reading reaches it.
     """
     path = Path(path)
 

@@ -30,10 +30,7 @@ class CooccurrenceAligner:
     languages written without spaces, runs of up to three characters without a stop word at either end count as words,
     and the longer of two equals wins; word boundaries are guesses there, so a lexicon works better.
 
-    Args:
-        sentences: parallel sentences of any number of language pairs to count in; read twice.
-        least_count: smallest c(a, b).
-        least_dice: smallest Dice coefficient, in (0, 1].
+    The sentences may be of any number of language pairs; they are read twice.
 
     Example:
         >>> texts = [("red dog", "chien rouge"), ("big dog", "gros chien"), ("red cat", "chat rouge")]
@@ -95,13 +92,11 @@ class CooccurrenceAligner:
 
     def _sides(self, sentence: ParallelSentence) -> tuple[_Counts, dict[str, Span], dict[str, Span]]:
         counts = self._counts.get((sentence.source_language, sentence.target_language), _Counts())
-        sources = _candidates(sentence.source, sentence.source_language)
-        targets = _candidates(sentence.target, sentence.target_language)
-        return (
-            counts,
-            {word: span for word, span in sources.items() if word in counts.sources},
-            {word: span for word, span in targets.items() if word in counts.targets},
-        )
+        sources = _candidates(sentence.source, sentence.source_language).items()
+        targets = _candidates(sentence.target, sentence.target_language).items()
+        counted_sources = {word: span for word, span in sources if word in counts.sources}
+        counted_targets = {word: span for word, span in targets if word in counts.targets}
+        return counts, counted_sources, counted_targets
 
 
 def _candidates(text: str, language: str) -> dict[str, Span]:

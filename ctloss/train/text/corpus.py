@@ -20,10 +20,9 @@ class ParallelSentence:
     """A sentence and its translation.
 
     Attributes:
-        source: the sentence in ``source_language``.
-        target: its translation in ``target_language``.
-        source_language: two- or three-letter code, optionally with a region (``"en"``, ``"pt-br"``).
-        target_language: code of the translation's language, in the same form.
+        source, target: the sentence and its translation.
+        source_language, target_language: codes of two or three letters, optionally with a region (``"en"``,
+            ``"pt-br"``).
         words: pairs of character spans (start, end), end exclusive, of words that translate each other; None if the
             corpus says nothing about words.
     """
@@ -36,14 +35,7 @@ class ParallelSentence:
 
 
 class Sentences(Iterable[ParallelSentence]):
-    """Parallel sentences that can be read any number of times, always from the start and in the same order.
-
-    Example:
-        >>> pair = ParallelSentence("a dog", "un chien", "en", "fr")
-        >>> corpus = Sentences(lambda: iter([pair]))
-        >>> list(corpus) == list(corpus) == [pair]
-        True
-    """
+    """Parallel sentences that can be read any number of times, always from the start and in the same order."""
 
     def __init__(self, read: Callable[[], Iterator[ParallelSentence]]) -> None:
         self._read = read
@@ -60,13 +52,11 @@ def read_lines(files: Mapping[str, str | Path], *, pivot: str = "en") -> Sentenc
 
     Args:
         files: path by language code.
-        pivot: the source language, paired with each of the others.
-
-    Returns:
-        Sentences; text that is not UTF-8 is refused when reading reaches it.
+        pivot: the source language.
 
     Raises:
-        DataError: the pivot or a second language is missing, a file cannot be read, or the line counts differ.
+        DataError: the pivot or a second language is missing, a file cannot be read, or the line counts differ. Text
+            that is not UTF-8 is refused when reading reaches it.
     """
     if pivot not in files or len(files) < 2:
         raise DataError(
@@ -88,13 +78,7 @@ def read_lines(files: Mapping[str, str | Path], *, pivot: str = "en") -> Sentenc
 def read_tsv(path: str | Path, source_language: str, target_language: str) -> Sentences:
     """Reads a file of lines ``source TAB target``; texts are NFC and stripped.
 
-    Args:
-        path: the file.
-        source_language: language code of the first column.
-        target_language: language code of the second column.
-
-    Returns:
-        Sentences; what :func:`two_columns` refuses is refused when reading reaches it.
+    What :func:`two_columns` refuses is refused when reading reaches it.
     """
 
     def read() -> Iterator[ParallelSentence]:
@@ -105,11 +89,7 @@ def read_tsv(path: str | Path, source_language: str, target_language: str) -> Se
 
 
 def two_columns(path: Path, columns: str) -> Iterator[tuple[str, str]]:
-    """Yields the columns of each line of a TSV file.
-
-    Args:
-        path: the file.
-        columns: what the two columns are, for errors.
+    """Yields the columns of each line of a TSV file; ``columns`` says what they are, for errors.
 
     Raises:
         DataError: the file cannot be read, or a line is not UTF-8 or has not exactly two columns.
@@ -127,10 +107,7 @@ def two_columns(path: Path, columns: str) -> Iterator[tuple[str, str]]:
 def read_embedded(split: Split, *, languages: Iterable[str] | None = None, pivot: str = "en") -> Sentences:
     """Reads the corpus that comes with the package, with its gold word pairs: the pivot with every other language.
 
-    Args:
-        split: ``"train"``, ``"validation"`` or ``"test"``; no sentence is in two of them.
-        languages: languages to pair with the pivot (default: all of the corpus).
-        pivot: the source language.
+    By default these are all languages of the corpus. No sentence is in two splits.
 
     Raises:
         DataError: an unknown language.
@@ -146,13 +123,8 @@ def read_embedded(split: Split, *, languages: Iterable[str] | None = None, pivot
     def read() -> Iterator[ParallelSentence]:
         for language in others:
             for item in sentences(split):
-                if pivot in item.texts and language in item.texts:
-                    words = tuple(
-                        (spans[pivot], spans[language])
-                        for spans in item.words.values()
-                        if pivot in spans and language in spans
-                    )
-                    yield ParallelSentence(item.texts[pivot], item.texts[language], pivot, language, words)
+                words = tuple((spans[pivot], spans[language]) for spans in item.words.values())
+                yield ParallelSentence(item.texts[pivot], item.texts[language], pivot, language, words)
 
     return Sentences(read)
 
@@ -162,20 +134,8 @@ def take_split(
 ) -> Sentences:
     """Takes one of three disjoint parts of a corpus, chosen by a hash of the source sentence and the seed.
 
-    All translations of a sentence are in the same part, whatever the order or the rest of the corpus.
-
-    Args:
-        corpus: parallel sentences, readable more than once.
-        split: which part.
-        validation: expected share of the validation part.
-        test: expected share of the test part.
-        seed: another seed gives another split.
-
-    Example:
-        >>> corpus = [ParallelSentence(f"dog {i}", f"chien {i}", "en", "fr") for i in range(100)]
-        >>> parts = [list(take_split(corpus, s, validation=0.2, test=0.2)) for s in ("train", "validation", "test")]
-        >>> sorted(sum(parts, []), key=corpus.index) == corpus and all(parts)
-        True
+    All translations of a sentence are in the same part, whatever the order or the rest of the corpus. ``validation``
+    and ``test`` are the expected shares of those parts.
     """
     if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import permutations, product
 from pathlib import Path
 
 from ...shared.languages import is_language
@@ -61,32 +62,24 @@ class Lexicon:
     def read_lines(cls, files: Mapping[str, str | Path]) -> Lexicon:
         """Reads line-aligned word lists, one per language: line i has the same meaning in each of them.
 
-        Args:
-            files: path by language code (find_lexicon_lines finds them in a folder). A line may list several variants,
-                separated by commas.
+        A line may list several variants, separated by commas. :func:`find_lexicon_lines` finds the files in a folder.
 
         Raises:
             DataError: fewer than two files, one cannot be read or is not UTF-8, or their line counts differ.
         """
         if len(files) < 2:
             raise DataError(f"expected word lists of at least two languages, got {sorted(files)}; add the others")
-        columns = {
-            language: [
-                [_entry(variant, language) for variant in _variants(line)]
-                for line in read_lines(Path(path), empty=True)
-            ]
-            for language, path in files.items()
-        }
+        columns: dict[str, list[list[Entry]]] = {}
+        for language, path in files.items():
+            lines = read_lines(Path(path), empty=True)
+            columns[language] = [[_entry(variant, language) for variant in _variants(line)] for line in lines]
         require_equal_counts({Path(files[language]): len(lines) for language, lines in columns.items()})
         translations: Translations = {}
-        for source_language, sources in columns.items():
-            for target_language, targets in columns.items():
-                if source_language != target_language:
-                    table = translations[source_language, target_language] = {}
-                    for source_variants, target_variants in zip(sources, targets, strict=True):
-                        for source in source_variants:
-                            for target in target_variants:
-                                _add(table, source, target)
+        for (source_language, sources), (target_language, targets) in permutations(columns.items(), 2):
+            table = translations[source_language, target_language] = {}
+            for source_variants, target_variants in zip(sources, targets, strict=True):
+                for source, target in product(source_variants, target_variants):
+                    _add(table, source, target)
         return cls(translations)
 
     def __len__(self) -> int:

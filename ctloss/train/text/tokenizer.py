@@ -27,9 +27,6 @@ def train_wordpiece(
         lower_case: whether the tokenizer lower-cases its input.
         max_length: length to which the tokenizer truncates, if it does.
 
-    Returns:
-        A fast BertTokenizer.
-
     Example:
         >>> tokenizer = train_wordpiece(["the cat", "le chat"], vocabulary=100, lower_case=True, max_length=16)
         >>> tokenizer.tokenize("The cat")

@@ -20,16 +20,10 @@ def is_unspaced(language: str) -> bool:
 
 
 def word_spans(text: str, language: str) -> list[Span]:
-    """Finds the words of a text: runs of letters, combining marks and digits; apostrophes and hyphens split words.
+    """Returns the character spans (start, end), end exclusive, of the words of a text, in order.
 
-    In languages written without spaces every character is a word, but runs of Latin letters and digits stay together.
-
-    Args:
-        text: any text.
-        language: its language code.
-
-    Returns:
-        Character spans (start, end), end exclusive, in order.
+    Words are runs of letters, combining marks and digits; apostrophes and hyphens split them. In languages written
+    without spaces every character is a word, but runs of Latin letters and digits stay together.
 
     Example:
         >>> text = "L'eau, c'est bon."

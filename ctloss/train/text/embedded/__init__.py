@@ -7,10 +7,6 @@ depend only on the package's data files: they are the same on every machine and 
 >>> first = next(sentences("test"))
 >>> sorted(first.texts)
 ['ar', 'en', 'es', 'fr', 'ru', 'zh']
->>> concept, spans = next(iter(first.words.items()))
->>> start, end = spans["en"]
->>> first.texts["en"][start:end].strip() == first.texts["en"][start:end]
-True
 """
 
 from __future__ import annotations
@@ -33,11 +29,10 @@ def sentences(split: Split) -> Iterator[EmbeddedSentence]:
     No text occurs twice in any language, neither within a split nor across them, so every other sentence is a true
     negative in contrastive training.
 
-    Args:
-        split: ``"train"`` (more than 20,000 sentences), ``"validation"`` or ``"test"`` (1,000 each).
+    There are more than 20,000 sentences to train on, and 1,000 each for validation and test.
 
     Raises:
-        ValueError: `split` is none of these.
+        ValueError: an unknown split.
     """
     if split not in SPLITS:
         raise ValueError(f"expected split to be one of {SPLITS}, got {split!r}; choose one of them")

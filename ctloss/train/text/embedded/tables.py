@@ -8,7 +8,7 @@ class (m, f, n, p ...) that adjectives and verbs follow; a column ``g`` holds on
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
@@ -43,7 +43,6 @@ class Entry:
     kind: str
     agreement: str | None
     forms: dict[str, dict[str, Form]]
-    found: dict[tuple[str, str, str], Form | None] = field(default_factory=dict, repr=False, compare=False)
 
     def citation(self, language: str) -> str:
         """Dictionary form: the first form listed."""
@@ -60,12 +59,6 @@ class Entry:
         ``past`` agreeing with ``f`` is ``past.f`` if listed, then ``f``, then ``past``; a compound class such as
         ``mv`` (masculine, vowel-initial) falls back to its first letter.
         """
-        key = (language, name, agreement)
-        if key not in self.found:
-            self.found[key] = self._search(*key)
-        return self.found[key]
-
-    def _search(self, language: str, name: str, agreement: str) -> Form | None:
         listed = self.forms[language]
         if name == "word":
             return Form("", self.citation(language), "")

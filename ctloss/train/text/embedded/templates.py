@@ -6,6 +6,7 @@ agrees with o, ``{o!mw}`` a form set without a span (a measure word), ``{was@o}`
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -39,10 +40,7 @@ class Template:
     @property
     def combinations(self) -> int:
         """Number of ways to fill the slots, impossible repetitions included."""
-        total = 1
-        for choices in self.fillers:
-            total *= len(choices)
-        return total
+        return math.prod(map(len, self.fillers))
 
     def fill(self, number: int) -> tuple[Entry, ...]:
         """The fillers of combination `number`, its mixed-radix digits."""
