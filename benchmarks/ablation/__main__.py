@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--data", required=True, type=Path, help="folder of the corpora")
     options.add_argument("--output", required=True, type=Path, help="folder for everything; report.md is the report")
     options.add_argument(
-        "--quick", action="store_true", help="a small version of everything, in 20 minutes on two cores"
+        "--quick", action="store_true", help="a small version of everything, in 17 minutes on two cores"
     )
     options.add_argument(
         "--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"some of {', '.join(METHODS)}"

@@ -31,7 +31,7 @@ from ctloss.shared.files import write_atomically
 
 
 class Ablation:
-    """All of it, step by step, in one output folder but for the figures; steps that are done are found and skipped."""
+    """All of it, step by step, in one output folder, except the figures; steps that are done are found and skipped."""
 
     def __init__(self, data: Path, output: Path, scale: Scale, figures: Path) -> None:
         # Recipes name files of this folder, and must not depend on how it is given.

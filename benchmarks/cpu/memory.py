@@ -20,6 +20,8 @@ from benchmarks.providers import DTYPES, Case, NotOffered
 from benchmarks.results import ROOT, describe
 
 LIMIT_SECONDS = 300
+# Bytes in a unit of ru_maxrss.
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 MEMORY = Grid(
     (512, 2048, 8192),
     dtypes=("float32",),
@@ -71,7 +73,7 @@ def answer(find: Callable[[dict[str, Any]], int]) -> None:
         found = {"note": str(reason)}
     except (MemoryError, torch.OutOfMemoryError) as error:
         found = {"note": f"out of memory: {str(error).splitlines()[0] if str(error) else ''}"}
-    found["max_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found["max_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
     print(json.dumps(found))
 
 

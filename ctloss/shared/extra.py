@@ -17,7 +17,7 @@ def require_extra(extra: str, modules: Sequence[str]) -> None:
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(
-            f"ctloss.{extra}: expected the packages of its extra, got none named {', '.join(missing)}; "
+            f"ctloss.{extra}: expected the packages of its extra, got an environment without {', '.join(missing)}; "
             f"pip install 'ctloss[{extra}]'",
             name=missing[0],
         )

@@ -57,7 +57,7 @@ def open_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Locks a folder against other processes that lock it, while the block runs; the folder is made if missing.
+    """Keeps other processes from locking a folder while the block runs; makes the folder if it is missing.
 
     The lock ends with its process, however that ends. Systems without flock (Windows) lock nothing. ``wait`` waits
     until no other process holds the lock.

@@ -39,7 +39,7 @@ def nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the cosines (m, k) float32 and rows (m, k) int64 of each query's k nearest candidates, the nearest first.
 
-    Exact; the first of equally near candidates comes first. With fewer than k candidates there are as many columns.
+    Exact; the first of equally near candidates comes first. With fewer than k candidates there is one column for each.
 
     Args:
         queries, candidates: (m, d) and (n, d).

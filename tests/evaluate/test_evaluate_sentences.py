@@ -199,6 +199,10 @@ def test_bucc_test_split_is_cut_at_the_threshold_of_dev(tmp_path: Path) -> None:
     assert "f1_test" not in {score.metric for score in outcome.scores}
     write(folder, zh___en__test__gold=[f"zh-{i}\ten-{i}" for i in range(3)])
     assert value(evaluate_bucc(encoder, folder), "zh-en", "f1_test") == pytest.approx(2 * 3 / (6 + 3))
+    plain = folder / "zh-en.test.en"
+    (folder / "zh-en.test.en.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    assert value(evaluate_bucc(encoder, folder), "zh-en", "f1_test") == pytest.approx(2 * 3 / (6 + 3))
 
 
 def test_tiny_bert_finds_identical_sentences(tmp_path: Path) -> None:

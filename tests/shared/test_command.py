@@ -1,4 +1,4 @@
-"""Threads of our commands sleep while they wait, as OpenMP itself reports, unless the environment sets otherwise."""
+"""Threads of our commands sleep while they wait, as OpenMP itself reports, unless the environment says otherwise."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ def test_fewer_batches_than_processes_are_refused(
 def test_missing_packages_are_named() -> None:
     script = "import sys; sys.modules['numpy'] = sys.modules['pyarrow'] = None; import ctloss.train"
     child = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert "got none named numpy, pyarrow; pip install 'ctloss[train]'" in child.stderr
+    assert "without numpy, pyarrow; pip install 'ctloss[train]'" in child.stderr
 
 
 def test_processes_train_together(corpus: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...shared.languages import XTREME_CODES
-from ...shared.text import DataError
+from ...shared.text import DataError, text_file
 from ...shared.vectors import centred, nearest, random_pair_cosine, retrieval_accuracy
 from ..data.parallel import Corpora, read_aligned, read_bucc, read_tatoeba
 from ..models.encoder import Encoder
@@ -176,7 +176,7 @@ def evaluate_bucc(
             for metric in ("f1", "precision", "recall")
         ]
         scores.append(Score("bucc", name, "f1_same_set", measure(kept, gold).f1, about=SAME_SET))
-        if (folder / f"{name}.test.en").exists():
+        if text_file(folder / f"{name}.test.en") is not None:
             [test] = read_bucc(folder, [language], "test")
             kept = above(_mined(encoder, test, options.neighbours), threshold)
             if test.gold is not None:

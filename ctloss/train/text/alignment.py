@@ -31,7 +31,7 @@ def with_alignments(sentences: Iterable[ParallelSentence], path: str | Path) -> 
 
     Line i holds the links of sentence i as ``s-t``, separated by spaces: zero-based positions among the tokens of
     source and target, which are separated by white space. A word pair is a link whose two tokens have no other link.
-    Punctuation at the edges of a token is stripped; a token without letters is not a word.
+    Punctuation at the edges of a token is stripped; a token without letters or digits is not a word.
 
     The sentences are those of one language pair. An unreadable file, a malformed link, a position outside the sentence,
     or a number of lines other than that of the sentences is refused when reading reaches it.

@@ -28,7 +28,7 @@ class CooccurrenceAligner:
     that with both. The Dice coefficient is 2 c(a, b) / (c(a) + c(b)). In a sentence pair, a and b are a word pair if
     each is the other's best by Dice, c(a, b) ≥ ``least_count`` and Dice ≥ ``least_dice``. Stop words are ignored. In
     languages written without spaces, runs of up to three characters without a stop word at either end count as words,
-    and the longer of two equals wins; word boundaries are guesses there, so a lexicon works better.
+    and of two that score equally the longer wins; word boundaries are guesses there, so a lexicon works better.
 
     The sentences may be of any number of language pairs; they are read twice.
 
