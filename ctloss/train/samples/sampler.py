@@ -14,8 +14,8 @@ class BatchPlan:
 
     An epoch shuffles the rows, splits them into windows of ``window`` batches, sorts each window by source length, then
     by target length, and fills batches in that order: rows of similar length share a batch (little padding), and every
-    epoch groups the rows differently. No batch holds a text twice on either side, which would be a false negative: a row whose
-    text is already in the batch waits for the next batch that can take it. Finally the batches are shuffled.
+    epoch groups the rows differently. No batch holds a text twice on either side, which would be a false negative: a
+    row whose text is already in the batch waits for the next batch that can take it. Finally the batches are shuffled.
 
     Every epoch has ``len(plan)`` batches, as many as epoch 0, so step k of a run is batch ``k % len(plan)`` of epoch
     ``k // len(plan)``. Rows left over at the end of an epoch are skipped, as are batches beyond that number; an epoch
@@ -142,13 +142,13 @@ class PlanSampler(Sampler[list[tuple[int, int]]]):
     """A plan's batches of an epoch as a DataLoader's ``batch_sampler``.
 
     Yields lists of (epoch, index), the keys of WPSDataset. With several processes, each takes batches rank,
-    rank + world_size, ... of the epoch; batches beyond the last multiple of world_size are skipped, so that all have the
-    same number.
+    rank + world_size, ... of the epoch; batches beyond the last multiple of world_size are skipped, so that all have
+    the same number.
 
     Args:
         plan: the batches.
-        epoch: called at the start of an iteration; returns the epoch to draw. There is no ``set_epoch``, because versions
-            of Trainer differ in whether they call it when a run is resumed.
+        epoch: called at the start of an iteration; returns the epoch to draw. There is no ``set_epoch``, because
+            versions of Trainer differ in whether they call it when a run is resumed.
         rank: this process's number, from 0.
         world_size: number of processes.
 
