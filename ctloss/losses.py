@@ -82,15 +82,10 @@ def _by_definition(batch: Batch, weights: Tensor | None, problem: Problem) -> An
     dtype = output_dtype(batch.shape.dtype)
     with torch.autocast(batch.x.device.type, enabled=False):
         z, positive = reference_contrast(
-            batch.x,
-            batch.y,
-            candidates=batch.candidates,
-            temperature=batch.temperature,
+            **batch._asdict(),
             negatives=problem.negatives,
             directions=problem.directions,
             normalize=problem.normalize,
-            ids=batch.ids,
-            candidate_ids=batch.candidate_ids,
             margin=problem.margin,
         )
         if problem.loss == "contrast":

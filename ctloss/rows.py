@@ -11,7 +11,9 @@ from .kernels.sigmoid import softplus
 
 def values(problem: Problem, z: Tensor, *, filled: bool = False) -> Tensor:
     """Row losses from ``z_i = lse_i − s⁺_i``: z for CZ-NCE, softplus(z) for infoNCE; equations (5) and (1) of
-    Chen et al. 2022 (arXiv 2202.13083). A row without negatives, whose z is −inf, has loss 0; if ``filled``, there is none.
+    Chen et al. 2022 (arXiv 2202.13083). A row without negatives, whose z is −inf, has loss 0.
+
+    ``filled`` says that every row is known to have a negative.
 
     Example:
         >>> values(Problem(loss="info_nce"), torch.tensor([0.0, -torch.inf]))
