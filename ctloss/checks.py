@@ -24,16 +24,10 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 def must(condition: Any, short: str, message: Callable[[], str]) -> None:
     """Refuse sizes that do not fit, including those that a compiler only knows at run time.
 
-    Args:
-        condition: what must hold.
-        short: the message where the sizes are not known yet.
-        message: makes the message otherwise.
+    ``short`` is the message where the sizes are not known yet, and ``message`` makes it otherwise.
 
     Raises:
         ValueError: with the message; RuntimeError at run time of a compiled graph.
-
-    Example:
-        >>> must(True, "never shown", lambda: "never shown either")
     """
     if condition is True:
         return
@@ -44,14 +38,7 @@ def must(condition: Any, short: str, message: Callable[[], str]) -> None:
 
 
 def embeddings(name: str, rows: object) -> Tensor:
-    """Refuse anything but a dense matrix of real floating-point rows.
-
-    Args:
-        name: the argument's name, for the message.
-        rows: the argument.
-
-    Returns:
-        The same.
+    """Refuse anything but a dense matrix of real floating-point rows; ``name`` is the argument's, for the message.
 
     Raises:
         TypeError: for another type, layout or dtype.
@@ -89,14 +76,7 @@ def embeddings(name: str, rows: object) -> Tensor:
 
 
 def pair(x: object, y: object) -> tuple[Tensor, Tensor]:
-    """Refuse anything but a batch of pairs.
-
-    Args:
-        x: anchors.
-        y: their positives.
-
-    Returns:
-        Both.
+    """Refuse anything but a batch of pairs: anchors x and their positives y.
 
     Raises:
         TypeError: see :func:`embeddings`.
@@ -131,9 +111,6 @@ def local(name: str, tensor: Tensor) -> None:
 
     Raises:
         TypeError: for a DTensor.
-
-    Example:
-        >>> local("x", torch.zeros(2))
     """
     if hasattr(tensor, "placements") and hasattr(tensor, "to_local"):
         raise TypeError(
@@ -148,9 +125,6 @@ def same_device(name: str, tensor: Tensor, x: Tensor) -> None:
     Raises:
         TypeError: for a DTensor.
         ValueError: naming both devices.
-
-    Example:
-        >>> same_device("y", torch.zeros(2), torch.zeros(2))
     """
     local(name, tensor)
     if tensor.device != x.device:
@@ -163,12 +137,7 @@ def same_device(name: str, tensor: Tensor, x: Tensor) -> None:
 def candidates(x: Tensor, given: object) -> tuple[Tensor, ...]:
     """Refuse candidates that rows cannot be compared with; lay each set out as ``(m, d)``.
 
-    Args:
-        x: anchors.
-        given: ``None``, ``(m, d)``, ``(n, k, d)``, or a sequence of these.
-
-    Returns:
-        One matrix per set.
+    They are given as ``None``, ``(m, d)``, ``(n, k, d)``, or a sequence of these.
 
     Raises:
         TypeError: see :func:`embeddings`.
@@ -207,16 +176,7 @@ def candidates(x: Tensor, given: object) -> tuple[Tensor, ...]:
 
 
 def ids(name: str, given: object, count: Any, x: Tensor) -> Tensor:
-    """Refuse ids that are not one integer per row.
-
-    Args:
-        name: the argument's name, for the message.
-        given: a tensor of ``count`` integers, of any shape.
-        count: the number of rows.
-        x: anchors.
-
-    Returns:
-        ``(count,)`` int64.
+    """Refuse ids that are not one integer for each of ``count`` rows; return them as ``(count,)`` int64.
 
     Raises:
         TypeError: for something other than a tensor of integers.
@@ -241,16 +201,7 @@ def ids(name: str, given: object, count: Any, x: Tensor) -> Tensor:
 
 
 def vector(name: str, given: Tensor, x: Tensor, num_directions: int) -> Tensor:
-    """Refuse anything but one number per pair or per anchor; repeat the former for both directions.
-
-    Args:
-        name: the argument's name, for the message.
-        given: ``(n,)``, or ``(rows,)`` with rows = 2n if both directions are anchors.
-        x: anchors.
-        num_directions: 1 or 2.
-
-    Returns:
-        ``(rows,)``, differentiable.
+    """Refuse anything but one number per pair or per anchor; repeat the former for both directions, into ``(rows,)``.
 
     Raises:
         ValueError: for another shape or device.
@@ -273,22 +224,11 @@ def vector(name: str, given: Tensor, x: Tensor, num_directions: int) -> Tensor:
 
 
 def weights(given: object, x: Tensor, num_directions: int) -> Tensor | None:
-    """Refuse weights that are not one number per pair or per anchor.
-
-    Args:
-        given: ``None``, ``(n,)`` or ``(rows,)``.
-        x: anchors.
-        num_directions: 1 or 2.
-
-    Returns:
-        ``(rows,)``, or ``None``.
+    """Refuse weights that are not one number per pair or per anchor; return ``(rows,)``, or ``None`` if there are none.
 
     Raises:
         TypeError: for something other than a real floating-point tensor.
         ValueError: for another shape or device.
-
-    Example:
-        >>> weights(None, torch.zeros(2, 3), 2)
     """
     if given is None:
         return None
@@ -353,9 +293,6 @@ def positive(value: Any) -> None:
 
     Raises:
         ValueError: naming the value.
-
-    Example:
-        >>> positive(0.07)
     """
     if not SMALLEST_TEMPERATURE <= value < math.inf:
         raise ValueError(

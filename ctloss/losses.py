@@ -82,15 +82,10 @@ def _by_definition(batch: Batch, weights: Tensor | None, problem: Problem) -> An
     dtype = output_dtype(batch.shape.dtype)
     with torch.autocast(batch.x.device.type, enabled=False):
         z, positive = reference_contrast(
-            batch.x,
-            batch.y,
-            candidates=batch.candidates,
-            temperature=batch.temperature,
+            **batch._asdict(),
             negatives=problem.negatives,
             directions=problem.directions,
             normalize=problem.normalize,
-            ids=batch.ids,
-            candidate_ids=batch.candidate_ids,
             margin=problem.margin,
         )
         if problem.loss == "contrast":
@@ -101,13 +96,6 @@ def _by_definition(batch: Batch, weights: Tensor | None, problem: Problem) -> An
 
 def choose(batch: Batch, problem: Problem) -> Plan:
     """The plan of a call in its context: under transforms the reference's.
-
-    Args:
-        batch: the checked tensors.
-        problem: the checked options.
-
-    Returns:
-        The :class:`~ctloss.plan.Plan`.
 
     Raises:
         RuntimeError: if a path named explicitly cannot run, in general or under transforms.
@@ -144,27 +132,12 @@ def prepared(
     x: Tensor,
     y: Tensor,
     options: dict[str, Any],
-    *,
     temperature: Temperature,
     candidates: Candidates,
     ids: Tensor | None,
     candidate_ids: CandidateIds,
 ) -> tuple[Problem, Batch]:
-    """Check a loss call's options and tensors.
-
-    Args:
-        loss: the loss's name.
-        x: anchors; this and all other tensors as for the loss.
-        y: positives.
-        options: the problem's fields.
-        temperature: τ.
-        candidates: further rows.
-        ids: one per pair.
-        candidate_ids: one per candidate.
-
-    Returns:
-        The options as a :class:`~ctloss.kernels.problem.Problem`, the tensors as a
-        :class:`~ctloss.kernels.problem.Batch`.
+    """Check a loss call's options and tensors, and lay them out as the paths take them.
 
     Raises:
         TypeError, ValueError: see :mod:`ctloss.checks`.
@@ -204,8 +177,8 @@ def _at_once(batch: Batch, weights: Tensor | None, problem: Problem) -> bool:
     return not seen and choose(batch, problem).nested
 
 
-def _loss(loss: str, x: Tensor, y: Tensor, weights: Tensor | None, options: Any, **tensors: Any) -> Tensor:
-    problem, batch = prepared(loss, x, y, options, **tensors)
+def _loss(loss: str, x: Tensor, y: Tensor, weights: Tensor | None, options: Any, *tensors: Any) -> Tensor:
+    problem, batch = prepared(loss, x, y, options, *tensors)
     if weights is not None:
         weights = checks.weights(weights, batch.x, problem.num_directions)
     if problem.dims is None or _at_once(batch, weights, problem):
@@ -287,17 +260,7 @@ def cz_nce(
         tensor([[0., 1.],
                 [1., 0.]])
     """
-    return _loss(
-        "cz_nce",
-        x,
-        y,
-        weights,
-        options,
-        temperature=temperature,
-        candidates=candidates,
-        ids=ids,
-        candidate_ids=candidate_ids,
-    )
+    return _loss("cz_nce", x, y, weights, options, temperature, candidates, ids, candidate_ids)
 
 
 @takes("info_nce")
@@ -357,17 +320,7 @@ def info_nce(
         >>> ctloss.info_nce(x, x, temperature=0.5, negatives="cross", directions="x", candidates=-x)
         tensor(0.2539)
     """
-    return _loss(
-        "info_nce",
-        x,
-        y,
-        weights,
-        options,
-        temperature=temperature,
-        candidates=candidates,
-        ids=ids,
-        candidate_ids=candidate_ids,
-    )
+    return _loss("info_nce", x, y, weights, options, temperature, candidates, ids, candidate_ids)
 
 
 @takes("contrast")
@@ -415,16 +368,7 @@ def contrast(
         >>> ctloss.contrast(x, x, temperature=0.5, directions="x")
         Contrast(z=tensor([-1.3069, -1.3069]), positive=tensor([2., 2.]))
     """
-    problem, batch = prepared(
-        "contrast",
-        x,
-        y,
-        dict(options),
-        temperature=temperature,
-        candidates=candidates,
-        ids=ids,
-        candidate_ids=candidate_ids,
-    )
+    problem, batch = prepared("contrast", x, y, dict(options), temperature, candidates, ids, candidate_ids)
     if problem.dims is None or _at_once(batch, None, problem):
         return Contrast(*_run(batch, None, problem))
     flat = replace(problem, dims=None)
@@ -451,11 +395,6 @@ def explain(
         x: ``(n, d)`` anchors; see :func:`cz_nce` for this and all other arguments.
         y: ``(n, d)``.
         loss: ``"cz_nce"``, ``"info_nce"`` or ``"contrast"``.
-        temperature: as for the loss.
-        candidates: as for the loss.
-        ids: as for the loss.
-        candidate_ids: as for the loss.
-        weights: as for the loss.
 
     Returns:
         A :class:`~ctloss.plan.Plan`, readable when printed.
@@ -472,16 +411,7 @@ def explain(
     """
     if loss not in ("contrast", "cz_nce", "info_nce"):
         raise ValueError(f"loss: expected one of 'contrast', 'cz_nce', 'info_nce', got {loss!r}")
-    problem, batch = prepared(
-        loss,
-        x,
-        y,
-        dict(options),
-        temperature=temperature,
-        candidates=candidates,
-        ids=ids,
-        candidate_ids=candidate_ids,
-    )
+    problem, batch = prepared(loss, x, y, dict(options), temperature, candidates, ids, candidate_ids)
     weights = checks.weights(weights, batch.x, problem.num_directions)
     if weights is not None and weights.requires_grad:
         problem = replace(problem, reduction="none")

@@ -189,13 +189,7 @@ class CZNCELoss(_PairLoss):
 class InfoNCELoss(_PairLoss):
     """:func:`ctloss.info_nce` as a module: equations (1) and (2) of Chen et al. 2022 (arXiv 2202.13083).
 
-    Args:
-        temperature: τ > 0; an ``nn.Parameter`` is learned as it is, and you have to keep it positive.
-        learnable_temperature: learn τ, as its logarithm, between 0.001 and 10, starting from ``temperature``.
-        options: those of :func:`ctloss.info_nce`.
-
-    Raises:
-        TypeError, ValueError: for an option that :func:`ctloss.info_nce` would refuse.
+    Arguments and errors are those of :class:`CZNCELoss`, with the options of :func:`ctloss.info_nce`.
 
     Example:
         >>> import torch, ctloss

@@ -246,12 +246,7 @@ def transformed() -> bool:
 
 
 def forward_mode() -> bool:
-    """Whether forward-mode differentiation is active here.
-
-    Example:
-        >>> forward_mode()
-        False
-    """
+    """Whether forward-mode differentiation is active here."""
     return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
 
 
@@ -270,12 +265,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def fused(batch: Batch, weights: Tensor | None, chosen: Plan) -> Any:
-    """Run a fused path on a checked batch.
-
-    Args:
-        batch: the tensors.
-        weights: ``(rows,)``, without gradient, or ``None``.
-        chosen: the plan, of the torch or the Triton path.
+    """Run the planned path, a fused one, on a checked batch; weights are ``(rows,)`` without gradient, or ``None``.
 
     Returns:
         The loss, or the pair (z, positive) for the problem ``"contrast"``; attached to autograd.

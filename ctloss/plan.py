@@ -69,9 +69,6 @@ def set_workspace_limit(num_bytes: int | None) -> None:
 def get_workspace_limit(device_type: str = "cpu") -> int:
     """The bytes of temporary memory a loss call on such a device may use; see :func:`set_workspace_limit`.
 
-    Args:
-        device_type: ``"cpu"``, ``"cuda"``, …
-
     Example:
         >>> get_workspace_limit(), get_workspace_limit("cuda")
         (268435456, 1073741824)
@@ -137,13 +134,6 @@ class Plan:
 def plan(shape: Shape, problem: Problem) -> Plan:
     """The path for a problem of this shape: a path named explicitly either runs or raises an error saying why.
 
-    Args:
-        shape: sizes, dtypes, device.
-        problem: the options, the path's name among them.
-
-    Returns:
-        The :class:`Plan`.
-
     Raises:
         RuntimeError: if the named path cannot run.
 
@@ -181,15 +171,7 @@ cached_plan = lru_cache(maxsize=4096)(plan)
 
 
 def problem_for(loss: str, device_type: str, options: dict[str, Any]) -> Problem:
-    """The checked problem of a loss's options, made once per set of options.
-
-    Args:
-        loss: the loss's name.
-        device_type: decides the workspace.
-        options: the problem's other fields.
-
-    Returns:
-        The :class:`~ctloss.kernels.problem.Problem`.
+    """The checked problem of a loss's options, made once per set of options; the device's type decides the workspace.
 
     Raises:
         TypeError, ValueError: for an unknown option, or one with a wrong value.

@@ -13,13 +13,7 @@ def values(problem: Problem, z: Tensor, *, filled: bool = False) -> Tensor:
     """Row losses from ``z_i = lse_i − s⁺_i``: z for CZ-NCE, softplus(z) for infoNCE; equations (5) and (1) of
     Chen et al. 2022 (arXiv 2202.13083). A row without negatives, whose z is −inf, has loss 0.
 
-    Args:
-        problem: its loss and form.
-        z: ``(rows,)``.
-        filled: every row is known to have a negative.
-
-    Returns:
-        ``(rows,)``, differentiable.
+    ``filled`` says that every row is known to have a negative.
 
     Example:
         >>> values(Problem(loss="info_nce"), torch.tensor([0.0, -torch.inf]))
@@ -37,13 +31,7 @@ def values(problem: Problem, z: Tensor, *, filled: bool = False) -> Tensor:
 def derivatives(problem: Problem, z: Tensor, *, filled: bool = False) -> float | Tensor:
     """``∂ value / ∂ z`` of every row: 1, or sigmoid(z) for infoNCE; 0 for a row without negatives, NaN where z is.
 
-    Args:
-        problem: its loss.
-        z: ``(rows,)`` float64.
-        filled: every row is known to have a negative.
-
-    Returns:
-        ``(rows,)``, at most 1; or one number for all rows.
+    ``z`` is float64, and ``filled`` as for :func:`values`. If all rows have the same derivative, it may be one number.
 
     Example:
         >>> derivatives(Problem(loss="cz_nce"), torch.tensor([3.0, -torch.inf]))
@@ -58,11 +46,6 @@ def derivatives(problem: Problem, z: Tensor, *, filled: bool = False) -> float |
 
 def shares(problem: Problem, num_rows: int, weights: Tensor | None) -> float | Tensor:
     """The factors of the row losses in their sum.
-
-    Args:
-        problem: its reduction.
-        num_rows: anchors.
-        weights: ``(rows,)``, or ``None`` for equal ones.
 
     Returns:
         A number for all rows, or ``(rows,)`` float64: weights over their sum for a mean. With ``dim_weights`` they are
@@ -91,14 +74,7 @@ def _sum(weights: Tensor) -> Tensor:
 
 
 def over_widths(problem: Problem, losses: Tensor) -> Tensor:
-    """The sum over ``dims`` of row losses times the widths' weights; without ``dims``, the row losses as they are.
-
-    Args:
-        problem: its dims and their weights.
-        losses: ``(K, rows)``, or ``(rows,)`` without dims.
-
-    Returns:
-        ``(rows,)``.
+    """The sum over ``dims`` of row losses ``(K, rows)`` times the widths' weights; without ``dims``, these as they are.
 
     Example:
         >>> over_widths(Problem(dims=(2, 1), dim_weights=(1.0, 0.5)), torch.tensor([[1.0], [4.0]]))
@@ -113,14 +89,6 @@ def over_widths(problem: Problem, losses: Tensor) -> Tensor:
 
 def reduce(problem: Problem, losses: Tensor, weights: Tensor | None) -> Tensor:
     """The mean or sum of the row losses times their weights, if any; or the row losses themselves.
-
-    Args:
-        problem: its reduction.
-        losses: ``(rows,)``.
-        weights: ``(rows,)`` or ``None``.
-
-    Returns:
-        ``()``, or ``(rows,)`` for ``"none"``.
 
     Example:
         >>> reduce(Problem(reduction="mean"), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]))

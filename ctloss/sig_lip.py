@@ -144,15 +144,7 @@ def _loss_dtype(inputs: Inputs) -> torch.dtype:
 
 
 def fused(batch: Batch, bias: float | Tensor, problem: Problem) -> Tensor:
-    """Call the operator for checked arguments.
-
-    Args:
-        batch: x, y, temperature and ids.
-        bias: b, a number or a tensor of one element.
-        problem: the call's options.
-
-    Returns:
-        The loss, attached to autograd.
+    """The loss of checked arguments, attached to autograd; ``bias`` is a number or a tensor of one element.
 
     Example:
         >>> fused(Batch(torch.eye(2), torch.eye(2), temperature=1.0), -1.0, Problem())

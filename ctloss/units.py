@@ -9,13 +9,9 @@ from .kernels.torch_path.rows import row_exponents
 
 
 def unit_rows(rows: Tensor) -> Tensor:
-    """Rows divided by their Euclidean norms in float64; a zero row stays zero and receives no gradient.
+    """Rows divided by their Euclidean norms in float64, differentiable any number of times.
 
-    Args:
-        rows: ``(n, d)``, any floating dtype and scale.
-
-    Returns:
-        ``(n, d)`` float64, differentiable any number of times.
+    They may have any floating dtype and scale; a zero row stays zero and receives no gradient.
 
     Example:
         >>> unit_rows(torch.tensor([[3e200, 4e200], [0.0, 0.0]], dtype=torch.float64))

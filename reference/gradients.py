@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,15 +45,8 @@ class Pairs(NamedTuple):
         """Σ_j W_ij v_j − c_i v_p(i) for every row i of all sides: the weighted sum of the rows it is paired with.
 
         W_ij = a_i P_ij / τ_i + a_j P_ji / τ_j and c_i = b_i / τ_i + b_p(i) / τ_p(i), where each term only exists if its
-        row is an anchor.
-
-        Args:
-            a: ``(rows,)``.
-            b: ``(rows,)``.
-            vectors: ``(M, k)``, one per row of all sides.
-
-        Returns:
-            ``(M, k)``.
+        row is an anchor. ``a`` and ``b`` are ``(rows,)``; ``vectors``, one per row of all sides, is ``(M, k)`` like the
+        result.
         """
         n, rows = self.num_pairs, len(a)
         weight = (a / self.temperature)[:, None] * self.softmax
@@ -133,12 +126,8 @@ def closed_form(
     *,
     candidates: Sequence[Tensor] = (),
     temperature: float | Tensor = 0.07,
-    negatives: Literal["both", "cross", "own", "none"] = "both",
-    directions: Literal["both", "x"] = "both",
     normalize: bool = True,
-    ids: Tensor | None = None,
-    candidate_ids: Sequence[Tensor | None] | None = None,
-    margin: float | None = None,
+    **options: Any,
 ) -> Gradients:
     """Gradients of ``Σ_i a_i lse_i − b_i s⁺_i``, from ∂lse_i/∂s_ij = P_ij, the softmax over a row's negatives.
 
@@ -152,13 +141,6 @@ def closed_form(
         a: ``(2n,)``, or ``(n,)`` with ``directions="x"``; its value does not matter where a row has no negatives.
         b: of the same shape.
         candidates: this and all other options as for :func:`ctloss.reference.contrast`.
-        temperature: τ > 0.
-        negatives: which other rows a row is compared with.
-        directions: which rows are anchors.
-        normalize: cosine similarity if true.
-        ids: of the pairs.
-        candidate_ids: of the candidates.
-        margin: the margin beyond which negatives are left out.
 
     Returns:
         :class:`Gradients` in float64.
@@ -169,18 +151,7 @@ def closed_form(
         >>> closed_form(x, y, mean, mean, candidates=[torch.randn(5, 3)]).candidates[0].shape
         torch.Size([5, 3])
     """
-    of = pairs(
-        x,
-        y,
-        candidates=candidates,
-        temperature=temperature,
-        negatives=negatives,
-        directions=directions,
-        normalize=normalize,
-        ids=ids,
-        candidate_ids=candidate_ids,
-        margin=margin,
-    )
+    of = pairs(x, y, candidates=candidates, temperature=temperature, normalize=normalize, **options)
     a, b = a.double(), b.double()
     gradient = of.gather(a, b, of.sides)
     if normalize:

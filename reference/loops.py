@@ -53,17 +53,7 @@ def log_ratios(
 ) -> list[tuple[Decimal | None, Decimal]]:
     """z_i, the negative log of the ratio in equation (4), and s⁺_i of every row, x's rows first.
 
-    Args:
-        x: anchors, ``(n, d)``.
-        y: their positives, ``(n, d)``.
-        candidates: ``(m, d)`` each: more rows that every row is compared with.
-        temperature: τ > 0, one for all or one per row.
-        negatives: the other rows a row is compared with: of both sides, of the other side, of its own side, or none.
-        directions: rows of both sides, or only of x.
-        normalize: cosine similarity if true, dot product otherwise.
-        ids: ``(n,)``; rows with equal ids are not negatives of each other; ``None`` stands for 0 … n − 1.
-        candidate_ids: ``(m,)`` for each side of candidates, or ``None`` if they are negatives of every row.
-        margin: leave out negatives whose similarity exceeds the positive's by more than this.
+    Arguments are those of :func:`ctloss.reference.contrast`.
 
     Returns:
         ``(z, s⁺)`` for every row; z is ``None`` for a row without negatives, whose z is −∞.

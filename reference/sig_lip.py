@@ -20,18 +20,7 @@ DIGITS = 60
 def loop(
     x: Tensor, y: Tensor, *, temperature: float = 0.1, bias: float = -10.0, ids: Tensor | None, normalize: bool
 ) -> list[Decimal]:
-    """The n row losses, entry by entry.
-
-    Args:
-        x: ``(n, d)``.
-        y: ``(n, d)``.
-        temperature: τ > 0.
-        bias: b.
-        ids: ``(n,)``; pairs i ≠ j with equal ones are left out.
-        normalize: cosine similarity if true, else the dot product.
-
-    Returns:
-        A list of n decimals.
+    """The n row losses, entry by entry; arguments as for :func:`row_losses`.
 
     Example:
         >>> import torch

@@ -17,14 +17,7 @@ __all__: list[str] = []
 
 
 def checked(c: object, name: str = "c") -> Contrast:
-    """Refuse anything but a contrast with one z per row.
-
-    Args:
-        c: the argument.
-        name: its name, for the message.
-
-    Returns:
-        The same.
+    """Refuse anything but a contrast with one z per row; ``name`` is the argument's, for the message.
 
     Raises:
         TypeError: for another type, such as the tuple that slicing a contrast gives.
@@ -66,9 +59,6 @@ def number(name: str, value: object, holds: Callable[[float], bool], wanted: str
         wanted: what the number should be, for the message.
         advice: what to do, for the message.
 
-    Returns:
-        The number.
-
     Raises:
         TypeError: for a tensor, which would lose its gradient here, and other types.
         ValueError: for another number.
@@ -90,13 +80,7 @@ def number(name: str, value: object, holds: Callable[[float], bool], wanted: str
 def per_row(name: str, values: object, c: Contrast) -> float | Tensor:
     """A number as it is; a tensor in float64, with one element or one per row. Entries per pair serve both its rows.
 
-    Args:
-        name: the argument's name, for the message.
-        values: a number; or a tensor ``()``, ``(1,)``, ``(rows,)`` or ``(rows / 2,)``.
-        c: the contrast with these rows.
-
-    Returns:
-        A number, or a tensor ``()`` or ``(rows,)`` float64.
+    So ``()`` and ``(1,)`` become ``()``; ``(rows,)`` and ``(rows / 2,)`` become ``(rows,)``.
 
     Raises:
         TypeError: for other types.
@@ -129,15 +113,7 @@ def per_row(name: str, values: object, c: Contrast) -> float | Tensor:
 
 
 def vector(name: str, values: object, c: Contrast) -> Tensor:
-    """Refuse anything but one number per row.
-
-    Args:
-        name: the argument's name, for the message.
-        values: ``(rows,)``.
-        c: the contrast with these rows.
-
-    Returns:
-        ``(rows,)`` float64, differentiable.
+    """Refuse anything but one number per row; return ``(rows,)`` float64, differentiable.
 
     Raises:
         TypeError: for something other than a floating-point tensor.
@@ -163,14 +139,7 @@ def vector(name: str, values: object, c: Contrast) -> Tensor:
 
 
 def temperature(value: object, c: Contrast) -> float | Tensor:
-    """The temperature that a contrast was formed with; refused if it is known not to be positive.
-
-    Args:
-        value: as for :func:`per_row`.
-        c: from ``ctloss.contrast``.
-
-    Returns:
-        As :func:`per_row`.
+    """The temperature that a contrast was formed with, as :func:`per_row`; refused if it is known not to be positive.
 
     Raises:
         TypeError, ValueError: as :func:`per_row`; for a number or a CPU tensor that is not positive and finite.
@@ -191,12 +160,7 @@ def temperature(value: object, c: Contrast) -> float | Tensor:
 def log_count(value: object, c: Contrast) -> Tensor:
     """The logarithm of the number M of a row's negatives, in float64 on the device of ``c``; 0 for a row without any.
 
-    Args:
-        value: ``num_negatives``, as for :func:`per_row`.
-        c: from ``ctloss.contrast``.
-
-    Returns:
-        ``()`` or ``(rows,)``.
+    The number is given as for :func:`per_row`.
 
     Raises:
         TypeError, ValueError: as :func:`per_row`; for a number or a CPU tensor that is below 0 or not finite.

@@ -21,7 +21,7 @@ from ctloss.kernels.torch_path.rows import prepare, row_exponents, times_power_o
 from ctloss.rows import derivatives, shares, values
 from support.acceptance import assert_alike, check, check_engine, truth_of_call
 from support.calls import peak_bytes
-from support.regimes import REGIMES, Case, cases
+from support.regimes import REGIMES, Case, cases, usual_calls
 
 pytestmark = pytest.mark.numeric
 
@@ -86,23 +86,8 @@ def test_the_engine_is_within_the_bounds_for_any_a_and_b(case: Case) -> None:
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("n", [2, 33, 140])
 def test_every_regime_reads_no_unwritten_memory(regime: str, n: int, dtype: torch.dtype, poisoned: None) -> None:
-    for negatives in ("both", "cross"):
-        for reduction in ("mean", "none"):
-            for loss in ("cz_nce", "info_nce"):
-                check(
-                    Case(
-                        regime,
-                        n,
-                        48,
-                        dtype=dtype,
-                        loss=loss,
-                        negatives=negatives,
-                        normalize=regime != "big",
-                        reduction=reduction,
-                        need=(True, True, regime != "big"),
-                    ),
-                    "torch",
-                )
+    for case in usual_calls(Case(regime, n, 48, dtype=dtype)):
+        check(case, "torch")
 
 
 @pytest.mark.parametrize("negatives", ["both", "cross"])

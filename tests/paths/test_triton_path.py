@@ -395,19 +395,16 @@ def test_lower_precisions_run(precision: str, path: str) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "device", "reason"),
-    [(torch.float64, DEVICE, "float64"), (torch.float32, "cpu" if ON_GPU else "cuda", "tensors")],
+    [
+        (torch.float64, DEVICE, "float64"),
+        (torch.float32, "cpu" if ON_GPU else "cuda", "tensors"),
+        pytest.param(torch.bfloat16, "cpu", "bfloat16", marks=pytest.mark.skipif(ON_GPU, reason="of the interpreter")),
+    ],
 )
 def test_unsupported_says_why(dtype: torch.dtype, device: str, reason: str) -> None:
     why = engine.unsupported(Shape(8, 8, dtype=dtype, device_type=device), problem())
     assert why is not None
     assert reason in why
-
-
-@pytest.mark.skipif(ON_GPU, reason="about the interpreter")
-def test_unsupported_bfloat16_under_the_interpreter() -> None:
-    why = engine.unsupported(Shape(8, 8, dtype=torch.bfloat16), problem())
-    assert why is not None
-    assert "bfloat16" in why
 
 
 @pytest.mark.gpu

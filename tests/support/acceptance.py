@@ -200,19 +200,22 @@ def check_value(case: Case, loss: Tensor, wanted: Plain, expected: Truth) -> Non
     """The loss: exactly 1 in ratio form; relative to itself for infoNCE, to max(1, |L|) for CZ-NCE."""
     assert loss.dtype == case.precise
     assert loss.shape == wanted.value.shape
+    within("value", loss, wanted.value, bound_of_value(case, wanted, expected.per_logit))
+
+
+def bound_of_value(case: Case, wanted: Plain, per_logit: float) -> Tensor:
+    """The error that a loss may have."""
     some = wanted.z > -torch.inf
     # A float32 below 1.2e-38 has fewer digits, and so does each row of a sum; that is not the path's fault.
     floor = 2.0**-149 * some if case.precise != torch.float64 else 0.0 * some
     if case.reduction == "none":
         size = wanted.rows if case.loss == "info_nce" else wanted.rows.abs().clamp_min(1)
-        allowed = wanted.shares * size * some * expected.per_logit + floor
-    else:
-        # z is off by as much as logits are, whatever its sign, so the result's size is at least the rows' shares.
-        size = wanted.value.abs()
-        if case.loss != "info_nce":
-            size = torch.maximum(size, (wanted.shares * some).sum())
-        allowed = size * expected.per_logit + floor.sum()
-    within("value", loss, wanted.value, allowed)
+        return wanted.shares * size * some * per_logit + floor
+    # z is off by as much as logits are, whatever its sign, so the result's size is at least the rows' shares.
+    size = wanted.value.abs()
+    if case.loss != "info_nce":
+        size = torch.maximum(size, (wanted.shares * some).sum())
+    return size * per_logit + floor.sum()
 
 
 def check_slope(case: Case, slope: Tensor, expected: Truth) -> None:

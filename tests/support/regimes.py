@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -226,6 +228,14 @@ def _laid_out(rows: Tensor, strides: str) -> Tensor:
         wide[::2, ::2] = rows
         return wide[::2, ::2]
     return rows.contiguous()
+
+
+def usual_calls(case: Case) -> Iterator[Case]:
+    """The case with each usual loss, reduction and choice of negatives; in the "big" regime of dot products."""
+    ordinary = case.regime != "big"
+    case = replace(case, normalize=ordinary, need=(True, True, ordinary))
+    for negatives, reduction, loss in itertools.product(("both", "cross"), ("mean", "none"), ("cz_nce", "info_nce")):
+        yield replace(case, negatives=negatives, reduction=reduction, loss=loss)
 
 
 @st.composite
