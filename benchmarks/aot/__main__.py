@@ -33,7 +33,7 @@ from benchmarks.aot.devices import Compiled, Device, compile_for
 from benchmarks.aot.table import COMMAND, markdown
 from benchmarks.results import insert
 from ctloss.kernels import triton_path
-from ctloss.kernels.triton_path import config, engine, tiles
+from ctloss.kernels.triton_path import config, engine, sig_lip, tiles
 
 MODULES = [
     importlib.import_module(f"{triton_path.__name__}.{each.name}") for each in iter_modules(triton_path.__path__)
@@ -141,6 +141,10 @@ def launches_of(arch: int, shipped: Shipped) -> list[Launch]:
     batch, problem = shipped.batch, shipped.problem
     a = torch.ones(shipped.n * problem.num_directions, dtype=torch.float64)
     with recording(arch) as launches:
+        if shipped.sigmoid:
+            for need in (True, False):
+                sig_lip.solve(batch, -10.0, problem, needs=(need, need, need, need))
+            return list(dict.fromkeys(launches))
         for gradient in (True, False):
             forward = engine.forward(batch, problem, moment=shipped.moment, gradient=gradient)
             engine.forward(batch, problem, moment=False, gradient=gradient)

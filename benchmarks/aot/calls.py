@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -25,6 +25,7 @@ class Shipped:
         ids: whether the pairs have ids.
         margin: whether negatives beyond a margin are left out.
         mixed: whether the other sides are float32.
+        sigmoid: whether the loss is that of pairs each by itself, ``ctloss.sig_lip``.
     """
 
     dtype: torch.dtype
@@ -41,6 +42,7 @@ class Shipped:
     ids: bool = False
     margin: bool = False
     mixed: bool = False
+    sigmoid: bool = False
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
@@ -48,7 +50,7 @@ class Shipped:
         given = ((self.negatives, "both"), (self.directions, "both"), (self.temperature, "number"))
         words += [option for option, usual in given if option != usual]
         words += [f"+{count}" for count in self.candidates]
-        words += [name for name in ("transposed", "ids", "margin", "mixed") if getattr(self, name)]
+        words += [name for name in ("transposed", "ids", "margin", "mixed", "sigmoid") if getattr(self, name)]
         return " ".join(words + ["constant"] * (not self.moment))
 
     @property
@@ -135,11 +137,18 @@ SHIPPED += [
     for normalize in BOTH
 ]
 SHIPPED += [Shipped(dtype, True, "highest", 64, candidates=(4096,), ids=True) for dtype in HALVES]
+SHIPPED += [
+    Shipped(dtype, normalize, precision, 768, n=n, ids=ids, sigmoid=True)
+    for n, ids in product((1500, 300), BOTH)
+    for dtype, precision in FORMATS
+    for normalize in BOTH
+]
 # What the documentation shows.
 TABLED = [
     shipped
     for shipped in SHIPPED
     if shipped.n in (1500, 300, 50)
     and shipped.candidates in ((), (8192,))
-    and shipped == Shipped(shipped.dtype, True, "highest", 768, n=shipped.n, candidates=shipped.candidates)
+    and replace(shipped, sigmoid=False)
+    == Shipped(shipped.dtype, True, "highest", 768, n=shipped.n, candidates=shipped.candidates)
 ]

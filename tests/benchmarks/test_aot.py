@@ -21,9 +21,9 @@ from benchmarks.results import ROOT, page_of, split_document
 
 KERNELS = {
     *("pack_pairs", "pack_candidates", "block_lse", "fold_slots", "weigh_rows", "block_weights", "add_weighed"),
-    *("finish_pairs", "finish_candidates", "small_products", "small_close", "small_gradient"),
+    *("finish_pairs", "finish_candidates", "small_products", "small_close", "small_gradient", "block_sigmoids"),
 }
-PRODUCTS = {"block_lse", "block_weights", "add_weighed", "small_products", "small_gradient"}
+PRODUCTS = {"block_lse", "block_weights", "add_weighed", "small_products", "small_gradient", "block_sigmoids"}
 ARCHITECTURES = {"80": "sm_80", "89": "sm_89", "90": "sm_90", "100": "sm_100", "gfx942": "gfx942"}
 # Cosines take more registers than dot products. A text that begins with float16 finds bfloat16 calls too.
 EVERYWHERE = [
@@ -33,6 +33,7 @@ EVERYWHERE = [
     "float32 n=300 d=75 cosine medium cross scalar transposed",
     "float16 n=1500 d=768 cosine highest own rows +1500 margin mixed",
     "float32 n=30 d=768 cosine highest",
+    "float16 n=1500 d=768 cosine highest ids sigmoid",
 ]
 BESIDES = {
     "80": ["float32 n=1500 d=768 cosine high", "bfloat16 n=1500 d=768 dot"],

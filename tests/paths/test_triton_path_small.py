@@ -171,6 +171,7 @@ ON_A_GPU = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(ON_GPU, reason="on a GPU every test uses its tiles")
 @pytest.mark.parametrize(("arch", "case"), ON_A_GPU, ids=lambda value: str(getattr(value, "regime", value)))
 def test_acceptance_in_the_tiles_of_a_gpu(arch: int, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
