@@ -18,6 +18,8 @@ from .logits import EXCLUDED, LN2, Logits
 
 NORMAL_BITS = {torch.float32: 124, torch.float64: 1000}
 WINDOW = 100.0
+# Entries in a whole number of cache lines, for any dtype.
+LINE = 64
 
 
 @dataclass
@@ -216,11 +218,13 @@ class _Scratch:
     """Memory for one panel at a time or, if panels are kept, for all of them.
 
     It is a single tensor: an allocator returns many small ones to the system and takes them back page by page, which
-    costs as much as a tenth of the products.
+    costs as much as a tenth of the products. Each panel begins where a tensor of its own would, because libraries round
+    differently by where in a cache line their operands begin, and a panel formed again has to be the same bit for bit.
     """
 
     def __init__(self, logits: Logits, layout: Layout, keep: bool) -> None:
-        self.memory = logits.rows.stacked.new_empty(layout.entries if keep else layout.largest)
+        size = layout.entries + LINE * len(layout.panels) if keep else layout.largest
+        self.memory = logits.rows.stacked.new_empty(size)
         self.kept: list[Tensor] | None = [] if keep else None
         self.used = 0
 
@@ -230,5 +234,5 @@ class _Scratch:
             return self.memory
         size = panel.height * panel.width
         self.kept.append(self.memory[self.used : self.used + size])
-        self.used += size
+        self.used += -(-size // LINE) * LINE
         return self.kept[-1]
