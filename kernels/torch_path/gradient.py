@@ -138,7 +138,7 @@ def accumulate(
     widest = max((panel.width for panel in layout.panels), default=1)
     scratch = rows.new_empty(max(widest, min(SCRATCH_ENTRIES, layout.largest)))
     again = rows.new_empty(layout.largest) if kept is None else None
-    by_rows = weights.factors()
+    by_rows = None if all(panel.both_ways for panel in layout.panels) else weights.factors()
     for index, panel in enumerate(layout.panels):
         if not any(touches(run, panel) for run in wanted):
             continue
