@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks [all | sweep | memory | numerics | family | plot | table]``."""
+"""The command line: ``python -m benchmarks [all | sweep | memory | numerics | family | race | plot | table]``."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from pathlib import Path
 import torch
 
 from benchmarks import providers
-from benchmarks.cpu import comparisons, family, memory, numerics, plots, report, sweep
+from benchmarks.cpu import comparisons, family, memory, numerics, plots, race, race_cells, race_report, report, sweep
 from benchmarks.cpu.sweep import Grid
-from benchmarks.results import Row, insert, page_of, read_csv, write_csv
+from benchmarks.results import Row, insert, page_of, read_csv, split_document, write_csv
 
 EPILOG = """
 Files: RESULTS/sweep-DEVICE.csv, memory-DEVICE.csv, numerics-DEVICE.csv, family-cpu.csv; FIGURES/speed.png,
 memory.png, numerics.png (CPU), speed-cuda.png and so on (GPU). Times are medians of interleaved samples in one
 process; cpu_s is the calling thread's CPU time. Errors are relative to float64 on the same rounded inputs; those of a
 gradient are |g - g_ref| / |g_ref|. Each peak of memory is measured in a fresh process. family, on the CPU: candidates,
-ids, other options and losses, each compared with what it replaces, with the goals.
+ids, other options and losses, each compared with what it replaces, with the goals. race, on the CPU and not part of
+all: every loss, kind of negatives, dtype, size and number of threads against the best of eager PyTorch and
+torch.compile.
 
 Providers:
 """
@@ -39,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = options.add_argument
-    add("what", nargs="?", default="all", choices=("all", "sweep", "memory", "numerics", "family", "plot", "table"),
+    add("what", nargs="?", default="all",
+        choices=("all", "sweep", "memory", "numerics", "family", "race", "plot", "table"),
         help="default: all, under an hour on two cores; plot and table show earlier measurements")  # fmt: skip
     add(
         "--n",
@@ -64,6 +67,13 @@ def parser() -> argparse.ArgumentParser:
     add("--output", type=Path, default=Path("benchmarks/results"), metavar="RESULTS", help="default: %(default)s")
     add("--write", action="store_true", help="put the tables into their page of docs/")
     add("--figures", type=Path, default=Path("docs/figures"), help="default: %(default)s")
+    only = options.add_argument_group("race, which has its own sizes")
+    add = only.add_argument
+    add("--minutes", type=float, default=race.MINUTES, help="the less important cells are left out (default: 25)")
+    add("--only", nargs="+", default=[], metavar="NAME=VALUES", help=f"such as n=2,8; of {', '.join(race_cells.AXES)}")
+    add("--full", action="store_true", help="every cell instead of the usual ones: hours")
+    add("--impl", default="auto", metavar="NAMES", help="paths side by side, such as torch,reference; the first counts")
+    add("--csv", type=Path, metavar="FILE", help="default: RESULTS/race-cpu.csv")
     return options
 
 
@@ -77,6 +87,11 @@ def check(options: argparse.Namespace) -> None:
         for value in getattr(options, name) or ():
             if value < smallest:
                 sys.exit(f"expected --{name} of at least {smallest}, got {value}")
+    if options.what == "race":
+        if options.device != "cpu":
+            sys.exit(f"expected --device cpu for the race, got {options.device}")
+        if ignored := [name for name in REPLACED if name != "seconds" and getattr(options, name)]:
+            sys.exit(f"expected --only to choose the race's cells, got {', '.join(ignored)} by options of their own")
     if not options.temperature > 0:
         sys.exit(f"expected --temperature above 0, got {options.temperature}")
 
@@ -136,7 +151,16 @@ def main(arguments: list[str] | None = None) -> None:
             seconds=options.seconds or (0.2 if options.quick else family.SECONDS),
             fewest_rounds=3 if options.quick else family.FEWEST_ROUNDS,
         )])  # fmt: skip
-    if options.what not in ("table", "family"):
+    of_race = options.csv or options.output / "race-cpu.csv"
+    if options.what == "race":
+        try:
+            cells = race_cells.only(race_cells.cells(full=options.full), options.only)
+        except ValueError as error:
+            sys.exit(str(error))
+        impls, seconds = options.impl.split(","), options.seconds or race.SECONDS
+        write_csv(of_race, race.run(cells, impls=impls, minutes=options.minutes, seconds=seconds))
+        print(of_race)
+    if options.what not in ("table", "family", "race"):
         for path in plots.draw_all(options.output, options.figures, kind):
             print(path)
     if kind == "cpu" and options.what in ("all", "table"):
@@ -144,6 +168,9 @@ def main(arguments: list[str] | None = None) -> None:
     of_family = options.output / "family-cpu.csv"
     if kind == "cpu" and options.what in ("all", "family", "table") and of_family.is_file():
         show(family.COMMAND, family.table(read_csv(of_family)))
+    if kind == "cpu" and options.what in ("race", "table") and of_race.is_file():
+        former = split_document(page_of(race_report.COMMAND), race_report.COMMAND)[1]
+        show(race_report.COMMAND, race_report.tables(read_csv(of_race), former))
 
 
 if __name__ == "__main__":
