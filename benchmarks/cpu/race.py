@@ -36,7 +36,7 @@ COMPILE_SHARE = 0.2
 """How much of the time may go into compiling."""
 LIMIT_SECONDS = 900
 """A cell that takes longer ends its process."""
-SECONDS = 0.25
+SECONDS = 0.2
 """For each cell and pass, shared by all that take part."""
 LARGE, LARGEST = 2048, 8192
 # How many times slower than the fastest a form may have been to be timed on a larger batch: a large one, or any.

@@ -123,7 +123,7 @@ def tables(rows: Sequence[Row], former: str = "") -> str:
         f"{met:,} of {len(ran):,} meet their goal: {met / len(ran):.0%}.",
         _unreached(rows),
         block("float32, d = 256, one thread:", [race for race in plain if race.cell.d == 256], kinds),
-        block("float32, one thread, the worst d:", plain, kinds),
+        block("float32, one thread, the worst d:", plain if len({race.cell.d for race in plain}) > 1 else [], kinds),
         block("Half precision, one thread, the worst d:", half, ("dtype", *kinds)),
         block("Two threads, the worst d:", several, ("dtype", *kinds)),
         _side_by_side(ran, ours),
