@@ -50,14 +50,15 @@ class Found(NamedTuple):
 
     Attributes:
         unit: ``(rows,)`` float64, the ``a`` of an upstream gradient of 1 apart from ``share``; 0 without negatives. Or
-            one number for all rows. With ``dims`` the tensors may have one row per width.
+            one number for all rows, or ``None`` if neither the temperature nor a path needs it. With ``dims`` the
+            tensors may have one row per width.
         share: what all upstream gradients have yet to be multiplied by, a number or a 0-d tensor.
         positive: ``(rows,)`` float64; ``None`` unless the temperature needs a gradient.
         moment: the same.
         state: the path's state; or the held gradient, if that only waits for one number.
     """
 
-    unit: float | Tensor
+    unit: float | Tensor | None
     share: Any
     positive: Tensor | None
     moment: Tensor | None
@@ -95,6 +96,10 @@ def _forward(
     """The loss, or z and the positives' logits; ``needs`` says which sides and, last, whether τ needs a gradient."""
     *of_sides, of_temperature = needs
     problem, engine = chosen.problem, chosen.engine
+    if not problem.by_row and hasattr(engine, "solve"):
+        solved = _solved(batch, weights, chosen, needs)
+        if solved is not None:
+            return solved
     with _WithoutAutocast(batch.x.device.type):
         found = engine.forward(batch, problem, moment=of_temperature, gradient=any(of_sides))
         dtype = output_dtype(chosen.shape.dtype)
@@ -117,6 +122,28 @@ def _forward(
         elif not isinstance(unit, Tensor):
             unit = torch.full_like(z, unit)
     return loss, None, Found(unit, share, found.positive if of_temperature else None, found.moment, state)
+
+
+def _solved(
+    batch: Batch, weights: Tensor | None, chosen: Plan, needs: tuple[bool, ...]
+) -> tuple[Tensor, None, Found] | None:
+    """What :func:`_forward` returns, from an engine that finds a loss and its gradient in one call; ``None`` if not."""
+    *of_sides, of_temperature = needs
+    problem = chosen.problem
+    num_rows = problem.num_directions * batch.x.shape[0]
+    share = rows.shares(problem, num_rows, weights)
+    solved = chosen.engine.solve(batch, problem, share, of_sides, moment=of_temperature)
+    if solved is None:
+        return None
+    loss, unit = solved.loss, None
+    if of_temperature:
+        unit = rows.derivatives(problem, solved.z, filled=True)
+    if isinstance(share, Tensor):
+        unit, share = None if unit is None else unit * share, 1.0
+    if problem.form == "ratio":
+        # φ/sg(φ) of every row is 1.
+        loss = rows.reduce(problem, torch.ones(num_rows), None if weights is None else weights.float())
+    return loss, None, Found(unit, share, None, solved.moment, solved.held)
 
 
 def _backward(
@@ -371,7 +398,7 @@ def _serialised(found: Found, batch: Batch, problem: Problem, engine: Any) -> li
     unit = found.unit
     if not isinstance(unit, Tensor):
         num_rows = problem.num_directions * batch.x.shape[0]
-        unit = torch.full((num_rows,), unit, dtype=torch.float64, device=batch.x.device)
+        unit = torch.full((num_rows,), 1.0 if unit is None else unit, dtype=torch.float64, device=batch.x.device)
     of_temperature = [unit.new_empty(0) if one is None else one.clone() for one in (found.positive, found.moment)]
     return [unit.clone(), unit.new_tensor(found.share), *of_temperature, *state]
 

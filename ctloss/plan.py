@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 import torch
 
+from .kernels.native import engine as native_engine
 from .kernels.problem import CZOptions, LossOptions, PairOptions, Problem, Shape
 from .kernels.torch_path import engine as torch_engine
 from .kernels.torch_path import nested as torch_nested
@@ -20,7 +21,7 @@ OPTIONS: dict[str, frozenset[str]] = {
     "cz_nce": frozenset(get_type_hints(CZOptions)),
     "sig_lip": frozenset({"normalize", "reduction", "precision", "impl"}),
 }
-ENGINES = {"torch": torch_engine, "triton": triton_engine}
+ENGINES = {"native": native_engine, "torch": torch_engine, "triton": triton_engine}
 # Engines that serve all widths of ``dims`` at once.
 NESTED = {"torch": torch_nested}
 
@@ -83,7 +84,7 @@ class Plan:
     """What would run, and why.
 
     Attributes:
-        path: ``"reference"``, ``"torch"`` or ``"triton"``.
+        path: ``"reference"``, ``"native"``, ``"torch"`` or ``"triton"``.
         reason: why this one.
         problem: the options.
         shape: the sizes, dtypes and devices it is for.
@@ -138,8 +139,8 @@ def plan(shape: Shape, problem: Problem) -> Plan:
         RuntimeError: if the named path cannot run.
 
     Example:
-        >>> plan(Shape(4, 8), Problem()).reason
-        'the embeddings are on the CPU'
+        >>> plan(Shape(4, 8, dtype=torch.float64), Problem()).path
+        'torch'
     """
     if problem.impl == "reference":
         return Plan("reference", "named explicitly", problem, shape)
@@ -149,7 +150,10 @@ def plan(shape: Shape, problem: Problem) -> Plan:
             raise RuntimeError(f"impl={problem.impl!r} cannot run here: {why_not}; impl='auto' takes a path that can")
         return Plan(problem.impl, "named explicitly", problem, shape)
     if shape.device_type == "cpu":
-        return Plan("torch", "the embeddings are on the CPU", problem, shape)
+        why_not = native_engine.unsupported(shape, problem)
+        if why_not is None:
+            return Plan("native", "the embeddings are on the CPU, and compiled kernels take them", problem, shape)
+        return Plan("torch", f"the embeddings are on the CPU; {why_not}", problem, shape)
     why_not = triton_engine.unsupported(shape, problem)
     if why_not is None:
         return Plan("triton", f"the embeddings are on {shape.device_type} and Triton can run", problem, shape)

@@ -16,7 +16,7 @@ Directions = Literal["both", "x"]
 Reduction = Literal["mean", "sum", "none"]
 Form = Literal["log", "ratio"]
 Precision = Literal["highest", "high", "medium"]
-Impl = Literal["auto", "reference", "torch", "triton"]
+Impl = Literal["auto", "reference", "native", "torch", "triton"]
 
 WORDS: dict[str, tuple[str, ...]] = {
     "loss": get_args(Loss),

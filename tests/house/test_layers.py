@@ -47,6 +47,11 @@ LAYERS = (
     Layer("ctloss.reference", frozenset({"torch"}), ("ctloss.reference",)),
     Layer("ctloss.kernels.torch_path", frozenset({"torch"}), ("ctloss.kernels.torch_path", *SHARED_BY_PATHS)),
     Layer(
+        "ctloss.kernels.native",
+        frozenset({"torch"}),
+        ("ctloss.kernels.native", "ctloss.kernels.torch_path", *SHARED_BY_PATHS),
+    ),
+    Layer(
         "ctloss.kernels.triton_path", frozenset({"torch", "triton"}), ("ctloss.kernels.triton_path", *SHARED_BY_PATHS)
     ),
     Layer("ctloss.kernels", frozenset({"torch"}), ("ctloss.kernels",)),

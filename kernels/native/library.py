@@ -1,0 +1,31 @@
+"""The compiled kernels, where the installation has them for this processor."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+kernels: ModuleType | None
+"""``None`` where they are missing."""
+
+_missing = ""
+if os.environ.get("CTLOSS_NATIVE") == "0":
+    kernels, _missing = None, "the environment variable CTLOSS_NATIVE=0 turns them off"
+else:
+    try:
+        from . import _kernels
+
+        kernels = _kernels
+    except ImportError as error:
+        kernels = None
+        _missing = f"this installation has none ({error}); where a C++ compiler is at hand, reinstalling builds them"
+
+
+def missing() -> str | None:
+    """Why there are no compiled kernels, or ``None``.
+
+    Example:
+        >>> (missing() is None) == (kernels is not None)
+        True
+    """
+    return None if kernels is not None else f"the compiled kernels are missing: {_missing}"

@@ -1,0 +1,151 @@
+// The kernels as a Python module that is the same for every version of Python and of PyTorch: it is given addresses.
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030a0000
+#include <Python.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "problem.h"
+#include "threads.h"
+
+namespace ctloss {
+
+#define CTLOSS_DECLARE(isa)                         \
+    namespace isa {                                 \
+    Status solve_contrast(const Problem& problem);  \
+    }
+CTLOSS_DECLARE(portable)
+#ifdef CTLOSS_AVX2
+CTLOSS_DECLARE(avx2)
+#endif
+#ifdef CTLOSS_AVX512
+CTLOSS_DECLARE(avx512)
+#endif
+
+namespace {
+
+struct Kernels {
+    const char* name;
+    Status (*contrast)(const Problem&);
+};
+
+// The widest vectors that both the processor and ATEN_CPU_CAPABILITY, which PyTorch's own kernels follow, allow.
+Kernels choose() {
+    const char* given = std::getenv("ATEN_CPU_CAPABILITY");
+    [[maybe_unused]] const int most = given == nullptr ? 2 : std::strcmp(given, "default") == 0 ? 0 : std::strcmp(given, "avx2") == 0 ? 1 : 2;
+#if defined(CTLOSS_AVX2) || defined(CTLOSS_AVX512)
+    __builtin_cpu_init();
+#endif
+#ifdef CTLOSS_AVX512
+    if (most >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+        return {"avx512", avx512::solve_contrast};
+#endif
+#ifdef CTLOSS_AVX2
+    if (most >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+        return {"avx2", avx2::solve_contrast};
+#endif
+    return {"portable", portable::solve_contrast};
+}
+
+const Kernels kernels = choose();
+
+// Reads a call's arguments one after the other.
+class Arguments {
+  public:
+    Arguments(PyObject* const* all, Py_ssize_t count) : next_(all), end_(all + count) {}
+
+    int64_t integer() { return next_ < end_ ? PyLong_AsLongLong(*next_++) : missing(); }
+    double number() { return next_ < end_ ? PyFloat_AsDouble(*next_++) : missing(); }
+    template <class Entry>
+    Entry* address() {
+        return reinterpret_cast<Entry*>(static_cast<uintptr_t>(next_ < end_ ? PyLong_AsUnsignedLongLong(*next_++) : missing()));
+    }
+    Py_ssize_t left() const { return end_ - next_; }
+
+  private:
+    int missing() {
+        PyErr_SetString(PyExc_TypeError, "too few arguments");
+        return 0;
+    }
+    PyObject* const* next_;
+    PyObject* const* end_;
+};
+
+constexpr int SIDE_ARGUMENTS = 6;
+
+PyObject* contrast(PyObject*, PyObject* const* all, Py_ssize_t count) {
+    Arguments given(all, count);
+    Problem problem{};
+    problem.n = given.integer();
+    problem.d = given.integer();
+    problem.negatives = static_cast<Negatives>(given.integer());
+    problem.num_directions = static_cast<int>(given.integer());
+    problem.normalize = given.integer() != 0;
+    problem.precise = given.integer() != 0;
+    problem.masked = given.integer() != 0;
+    problem.bounded = given.integer() != 0;
+    problem.margin = given.number();
+    problem.scale = given.number();
+    problem.scales = given.address<double>();
+    problem.loss = static_cast<Loss>(given.integer());
+    problem.a = given.address<double>();
+    problem.b = given.address<double>();
+    problem.shares = given.address<double>();
+    problem.share = given.number();
+    problem.held = given.number();
+    problem.z = given.address<double>();
+    problem.positive = given.address<double>();
+    problem.moment = given.address<double>();
+    problem.loss_value = given.address<float>();
+    problem.exponents = given.address<float>();
+    problem.threads = static_cast<int>(given.integer());
+    if (PyErr_Occurred() != nullptr) return nullptr;
+    const Py_ssize_t num_sides = given.left() / SIDE_ARGUMENTS;
+    if (num_sides < 2 || given.left() % SIDE_ARGUMENTS != 0) {
+        PyErr_SetString(PyExc_TypeError, "six arguments are expected for each of at least two sides");
+        return nullptr;
+    }
+    Side few[8];
+    Side* sides = num_sides <= 8 ? few : static_cast<Side*>(std::malloc(sizeof(Side) * num_sides));
+    if (sides == nullptr) return PyErr_NoMemory();
+    for (Py_ssize_t side = 0; side < num_sides; ++side) {
+        sides[side].rows = given.address<const void>();
+        sides[side].count = given.integer();
+        sides[side].stride = given.integer();
+        sides[side].dtype = static_cast<Dtype>(given.integer());
+        sides[side].ids = given.address<const int64_t>();
+        sides[side].gradient = given.address<float>();
+        if (sides[side].gradient != nullptr) problem.gradient = true;
+    }
+    problem.sides = sides;
+    problem.num_sides = static_cast<int>(num_sides);
+    bool rescaled = false;
+    problem.rescaled = &rescaled;
+    Status status = DONE;
+    if (PyErr_Occurred() == nullptr) {
+        Py_BEGIN_ALLOW_THREADS
+        status = kernels.contrast(problem);
+        release_scratch();
+        Py_END_ALLOW_THREADS
+    }
+    if (sides != few) std::free(sides);
+    if (PyErr_Occurred() != nullptr) return nullptr;
+    return PyLong_FromLong(status == DONE ? rescaled : -static_cast<long>(status));
+}
+
+PyObject* capability(PyObject*, PyObject*) { return PyUnicode_FromString(kernels.name); }
+
+PyMethodDef methods[] = {
+    {"contrast", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(contrast)), METH_FASTCALL,
+     "Sums, loss and gradient of one call, as ctloss.kernels.native.library calls it: 0, 1 if rows were rescaled, or a negative status."},
+    {"capability", capability, METH_NOARGS, "The instruction set the kernels were chosen for."},
+    {nullptr, nullptr, 0, nullptr},
+};
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernels", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+}  // namespace ctloss
+
+PyMODINIT_FUNC PyInit__kernels() { return PyModule_Create(&ctloss::definition); }
