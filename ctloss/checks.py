@@ -86,6 +86,12 @@ def pair(x: object, y: object) -> tuple[Tensor, Tensor]:
         >>> pair(torch.zeros(2, 3), torch.zeros(2, 3))[0].shape
         torch.Size([2, 3])
     """
+    if type(x) is type(y) is Tensor and not torch.compiler.is_compiling():
+        # What nearly every call brings, accepted in few steps: a small batch costs little more than its checks.
+        shape, dtype = x.shape, x.dtype
+        usual = y.shape == shape and y.dtype == dtype and dtype in DTYPES and x.layout == y.layout == torch.strided
+        if usual and len(shape) == 2 and shape[0] and shape[1] and x.device == y.device:
+            return x, y
     x, y = embeddings("x", x), embeddings("y", y)
     first, second = x, y
 
@@ -261,6 +267,8 @@ def temperature(value: object, x: Tensor, num_directions: int, *, read: bool) ->
         tensor(0.0700)
     """
     if not isinstance(value, Tensor):
+        if type(value) is float and SMALLEST_TEMPERATURE <= value < math.inf:
+            return value
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(
                 f"temperature: expected a float or a tensor, got {type(value).__name__}; convert it with float()"

@@ -7,7 +7,7 @@ modes and tensor subclasses get the operators instead, which take their options 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,8 @@ NO_SECOND_DERIVATIVE = (
 )
 
 
-Ids = tuple[Tensor | None, tuple[Tensor | None, ...]]
+Ids = Sequence[Any]
+"""The last two fields of a batch."""
 
 
 class Refused(torch.autograd.Function):
@@ -94,13 +95,13 @@ def _forward(
     batch: Batch, weights: Tensor | None, chosen: Plan, needs: tuple[bool, ...]
 ) -> tuple[Tensor, Tensor | None, Found]:
     """The loss, or z and the positives' logits; ``needs`` says which sides and, last, whether τ needs a gradient."""
-    *of_sides, of_temperature = needs
-    problem, engine = chosen.problem, chosen.engine
-    if not problem.by_row and hasattr(engine, "solve"):
+    if chosen.solves:
         solved = _solved(batch, weights, chosen, needs)
         if solved is not None:
             return solved
-    with _WithoutAutocast(batch.x.device.type):
+    *of_sides, of_temperature = needs
+    problem, engine = chosen.problem, chosen.engine
+    with torch.no_grad(), _WithoutAutocast(batch.x.device.type):
         found = engine.forward(batch, problem, moment=of_temperature, gradient=any(of_sides))
         dtype = output_dtype(chosen.shape.dtype)
         z, filled = found.z, chosen.shape.fills(problem)
@@ -128,17 +129,16 @@ def _solved(
     batch: Batch, weights: Tensor | None, chosen: Plan, needs: tuple[bool, ...]
 ) -> tuple[Tensor, None, Found] | None:
     """What :func:`_forward` returns, from an engine that finds a loss and its gradient in one call; ``None`` if not."""
-    *of_sides, of_temperature = needs
-    problem = chosen.problem
-    num_rows = problem.num_directions * batch.x.shape[0]
+    problem, of_temperature = chosen.problem, needs[-1]
+    num_rows = problem.num_directions * chosen.shape.n
     share = rows.shares(problem, num_rows, weights)
-    solved = chosen.engine.solve(batch, problem, share, of_sides, moment=of_temperature)
+    solved = chosen.engine.solve(batch, problem, share, needs[:-1], moment=of_temperature)
     if solved is None:
         return None
     loss, unit = solved.loss, None
     if of_temperature:
         unit = rows.derivatives(problem, solved.z, filled=True)
-    if isinstance(share, Tensor):
+    if weights is not None:
         unit, share = None if unit is None else unit * share, 1.0
     if problem.form == "ratio":
         # φ/sg(φ) of every row is 1.
@@ -153,11 +153,15 @@ def _backward(
     problem: Problem,
     engine: Any,
     needs: tuple[bool, ...],
+    last: bool,
     upstream: Tensor | None,
     upstream_positive: Tensor | None,
 ) -> list[Tensor | None]:
-    """Gradients of the sides, in the given dtypes, then of the temperature; ``None`` where not needed."""
-    *of_sides, of_temperature = needs
+    """Gradients of the sides, in the given dtypes, then of the temperature; ``None`` where not needed.
+
+    ``last`` says that nothing will ask for them again, so that what the forward left may be overwritten.
+    """
+    of_sides, of_temperature = needs[:-1], needs[-1]
     unit: Any = found.unit
     slope = None
     gradients: list[Tensor | None] = [None] * len(of_sides)
@@ -168,7 +172,7 @@ def _backward(
         if held and any(of_sides):
             assert upstream is not None
             factor = upstream.item() if upstream.device.type == "cpu" else upstream
-            gradients = engine.release(found.state, factor * found.share, dtypes)
+            gradients = engine.release(found.state, factor * found.share, dtypes, last=last)
         if of_temperature or not held:
             if problem.loss == "contrast":
                 # Whatever a loss makes of −inf, a row without negatives has no gradient.
@@ -177,7 +181,7 @@ def _backward(
                 a = some.double() * unit * found.share
             b = a if upstream_positive is None else a - upstream_positive
             if not held and any(of_sides):
-                gradients = engine.backward(found.state, a, b, tuple(of_sides))
+                gradients = engine.backward(found.state, a, b, of_sides)
             if of_temperature:
                 slope = _slope(found, a, b, temperature)
     return [*gradients, slope]
@@ -206,42 +210,46 @@ class Contrastive(torch.autograd.Function):
     def forward(
         ctx: Any, chosen: Plan, ids: Ids, weights: Tensor | None, temperature: float | Tensor, *sides: Tensor
     ) -> Any:
-        *_, of_temperature = ctx.needs_input_grad[:4]
-        needs = (*ctx.needs_input_grad[4:], of_temperature)
+        needed = ctx.needs_input_grad
+        needs = (*needed[4:], needed[3])
         batch = Batch(sides[0], sides[1], sides[2:], temperature, *ids)
         first, second, found = _forward(batch, weights, chosen, needs)
         ctx.set_materialize_grads(False)
-        ctx.chosen, ctx.needs, ctx.found = chosen, needs, found
-        ctx.dtypes = tuple(side.dtype for side in sides)
+        learnt = isinstance(temperature, Tensor)
+        ctx.call = chosen, None if learnt else temperature
+        ctx.needs, ctx.found = needs, found
         # So that a change of the inputs is noticed, and a second derivative reaches them.
-        ctx.save_for_backward(*sides, *((temperature,) if isinstance(temperature, Tensor) else ()))
-        ctx.temperature = temperature if not isinstance(temperature, Tensor) else None
+        ctx.save_for_backward(*sides, *((temperature,) if learnt else ()))
         return first if second is None else (first, second)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         first, second = upstream if len(upstream) == 2 else (upstream[0], None)
+        needs = ctx.needs
         if first is None and second is None:
-            return (None,) * (4 + len(ctx.dtypes))
+            return (None,) * (3 + len(needs))
         inputs = ctx.saved_tensors
-        temperature = inputs[-1] if ctx.temperature is None else ctx.temperature
-        problem, engine = ctx.chosen.problem, ctx.chosen.engine
-        run = partial(_backward, ctx.found, ctx.dtypes, temperature, problem, engine, ctx.needs)
-        plain = unwatched(first, second)
-        if torch.is_grad_enabled() and not all(one is None or is_plain(one) for one in upstream):
-            # Batched gradients would lose the refusal of second derivatives.
-            raise RuntimeError(NO_SECOND_DERIVATIVE)
-        with torch.no_grad():
-            gradients = run(first, second) if plain else batched(run, ctx, first, second)
-        if not torch._C._autograd._get_current_graph_task_keep_graph():
-            # Freed like saved tensors: a loss that is kept for its value keeps nothing else.
+        chosen, temperature = ctx.call
+        if temperature is None:
+            temperature = inputs[-1]
+        # Freed like saved tensors: a loss that is kept for its value keeps nothing else.
+        found, last = ctx.found, not torch._C._autograd._get_current_graph_task_keep_graph()
+        if last:
             ctx.found = None
-        # Grad mode is on if the gradient is to be differentiated.
-        if torch.is_grad_enabled():
+        dtypes = tuple([side.dtype for side in inputs[: len(needs) - 1]])
+        plain = unwatched(first, second)
+        run = partial(_backward, found, dtypes, temperature, chosen.problem, chosen.engine, needs, last and plain)
+        if not torch.is_grad_enabled():
+            gradients = run(first, second) if plain else batched(run, ctx, first, second)
+        else:
+            # The gradient is to be differentiated. Batched gradients would lose the refusal of second derivatives.
+            if not all(one is None or is_plain(one) for one in upstream):
+                raise RuntimeError(NO_SECOND_DERIVATIVE)
+            with torch.no_grad():
+                gradients = run(first, second) if plain else batched(run, ctx, first, second)
             sources = NO_SECOND_DERIVATIVE, *(one for one in upstream if one is not None), *inputs
             gradients = [None if one is None else Refused.apply(one, *sources) for one in gradients]
-        *of_sides, of_temperature = gradients
-        return None, None, None, of_temperature, *of_sides
+        return None, None, None, gradients[-1], *gradients[:-1]
 
 
 def unwatched(*tensors: object) -> bool:
@@ -251,13 +259,17 @@ def unwatched(*tensors: object) -> bool:
         >>> unwatched(torch.zeros(2), None)
         True
     """
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and all(not isinstance(tensor, Tensor) or is_plain(tensor) for tensor in tensors)
-    )
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() != 0
+    ):
+        return False
+    for tensor in tensors:  # noqa: SIM110 (a generator takes as long as the rest)
+        if isinstance(tensor, Tensor) and not is_plain(tensor):
+            return False
+    return True
 
 
 def transformed() -> bool:
@@ -284,11 +296,14 @@ def is_plain(tensor: Tensor) -> bool:
         >>> is_plain(torch.zeros(2))
         True
     """
-    if type(tensor) not in PLAIN:
-        return False
+    return type(tensor) in PLAIN and _is_dense(torch._C._dispatch_keys(tensor).raw_repr())
+
+
+@cache
+def _is_dense(keys: int) -> bool:
     # A batched tensor has the type and the device of the tensors in the batch, but not their dispatch key.
-    keys = torch._C._dispatch_keys(tensor)
-    return any(keys.has(key) for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA))
+    found = torch._C.DispatchKeySet.from_raw_repr(keys)
+    return any(found.has(key) for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA))
 
 
 def fused(batch: Batch, weights: Tensor | None, chosen: Plan) -> Any:
@@ -304,21 +319,20 @@ def fused(batch: Batch, weights: Tensor | None, chosen: Plan) -> Any:
         >>> fused(batch, None, plan(batch.shape, Problem(loss="cz_nce", reduction="sum")))
         tensor(-1.2274)
     """
-    problem = chosen.problem
-    recording = torch.is_grad_enabled()
-    tensors = (*batch.sides, batch.temperature)
-    needs = tuple(recording and isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
+    x, y, candidates, temperature, *ids = batch
+    tensors = (x, y, *candidates, temperature)
+    needs = (False,) * len(tensors)
+    if torch.is_grad_enabled():
+        needs = tuple([isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors])
     if unwatched(*tensors, weights):
-        ids = (batch.ids, batch.candidate_ids)
-        if any(needs):
-            return Contrastive.apply(chosen, ids, weights, batch.temperature, *batch.sides)
-        with torch.no_grad():
-            first, second, _ = _forward(batch, weights, chosen, needs)
+        if True in needs:
+            return Contrastive.apply(chosen, ids, weights, temperature, x, y, *candidates)
+        first, second, _ = _forward(batch, weights, chosen, needs)
     else:
         flops.announce()
-        arguments, *rest = _arguments(batch, needs, problem)
+        arguments, *rest = _arguments(batch, needs, chosen.problem)
         first, second, _ = torch.ops.ctloss.contrastive(*arguments, weights, *rest)
-    return (first, second) if problem.loss == "contrast" else first
+    return first if second is None or chosen.problem.loss != "contrast" else (first, second)
 
 
 _backwards: dict[int, Callable[..., list[Tensor | None]]] = {}
@@ -470,7 +484,9 @@ def _contrastive_backward(
     shared = share.item() if share.device.type == "cpu" else share
     found = Found(unit, shared, positive if positive.numel() else None, moment if moment.numel() else None, state)
     dtypes = tuple(side.dtype for side in sides)
-    gradients = _backward(found, dtypes, batch.temperature, problem, engine, tuple(needs), upstream, upstream_positive)
+    gradients = _backward(
+        found, dtypes, batch.temperature, problem, engine, tuple(needs), False, upstream, upstream_positive
+    )
     return [unit.new_empty(0) if gradient is None else gradient for gradient in gradients]
 
 

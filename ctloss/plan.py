@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, get_type_hints
 
 import torch
@@ -101,12 +101,17 @@ class Plan:
     problem: Problem
     shape: Shape
 
-    @property
+    @cached_property
     def engine(self) -> Any:
         """The module that runs a fused path."""
         return NESTED[self.path] if self.nested else ENGINES[self.path]
 
-    @property
+    @cached_property
+    def solves(self) -> bool:
+        """Whether the engine finds the loss and its gradient in one call."""
+        return not self.problem.by_row and hasattr(self.engine, "solve")
+
+    @cached_property
     def nested(self) -> bool:
         """Whether one call serves all of ``dims``; otherwise there is one call per width."""
         return self.problem.dims is not None and self.path in NESTED and self.shape.device_type == "cpu"

@@ -245,19 +245,16 @@ class Batch(NamedTuple):
     @property
     def shape(self) -> Shape:
         """What a path's choices depend on."""
-        dtype = self.x.dtype
-        for side in (self.y, *self.candidates):
+        x, y, candidates, temperature, ids, candidate_ids = self
+        n, d = x.shape
+        dtype, per_row = x.dtype, isinstance(temperature, Tensor) and temperature.dim() == 1
+        if y.dtype == dtype and not candidates:
+            return Shape(n, d, (), dtype, x.device.type, ids is not None, per_row)
+        for side in (y, *candidates):
             if side.dtype != dtype:
                 dtype = torch.promote_types(dtype, side.dtype)
-        return Shape(
-            self.x.shape[0],
-            self.x.shape[1],
-            tuple(side.shape[0] for side in self.candidates),
-            dtype,
-            self.x.device.type,
-            self.ids is not None or any(ids is not None for ids in self.candidate_ids),
-            isinstance(self.temperature, Tensor) and self.temperature.dim() == 1,
-        )
+        masked = ids is not None or any(own is not None for own in candidate_ids)
+        return Shape(n, d, tuple(side.shape[0] for side in candidates), dtype, x.device.type, masked, per_row)
 
 
 def narrowed(batch: Batch, width: int) -> Batch:

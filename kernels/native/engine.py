@@ -8,7 +8,7 @@ negative, and where a row is not finite, the kernels say so, and the torch path 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,8 +42,8 @@ LOSSES = {"contrast": 0, "cz_nce": 1, "info_nce": 2}
 LOG2E = math.log2(math.e)
 # Up to this many rows of all sides, rounding hardly averages out over a row's negatives.
 FEW_ROWS = 64
-SCALE = 2.0**30
-"""The largest weight, so that even infoNCE's weights at φ = 1e-36 stay normal numbers."""
+SCALE_BITS = 30
+"""The power of two of the largest weight, so that even infoNCE's weights at φ = 1e-36 stay normal numbers."""
 
 
 def unsupported(shape: Shape, problem: Problem) -> str | None:
@@ -126,13 +126,12 @@ def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> 
         >>> forward(Batch(eye, eye, temperature=1.0), Problem(), moment=False, gradient=False).z
         tensor([-0.3069, -0.3069, -0.3069, -0.3069], dtype=torch.float64)
     """
-    rows = problem.num_directions * batch.x.shape[0]
-    outputs = torch.empty((3 if moment else 2, rows), dtype=torch.float64)
-    z, positive, *rest = outputs.unbind()
-    call = _Call(batch, problem, precise=problem.by_row)
-    if call.run(z=z, positive=positive, moment=rest[0] if moment else None) is None:
+    outputs = torch.empty((3, problem.num_directions * batch.x.shape[0]), dtype=torch.float64)
+    z, positive, deviation = outputs.unbind()
+    done = _call(batch, problem, problem.by_row, z=z, positive=positive, moment=deviation if moment else None)
+    if done is None:
         return torch_engine.forward(batch, problem, moment=moment, gradient=gradient)
-    return Forward(z, positive, rest[0] if moment else None, State(batch, problem))
+    return Forward(z, positive, deviation if moment else None, State(batch, problem))
 
 
 def hold(
@@ -158,8 +157,7 @@ def hold(
     assert isinstance(weights, Tensor)
     assert isinstance(pulls, Tensor)
     assert isinstance(bits, int)
-    call = _Call(batch, problem, precise=problem.by_row)
-    found = call.run(needs=needs, a=weights.contiguous(), b=pulls.contiguous())
+    found = _call(batch, problem, problem.by_row, needs, a=weights.contiguous(), b=pulls.contiguous())
     if found is None:
         again = torch_engine.forward(batch, problem, moment=False, gradient=True)
         return torch_engine.hold(again.state, a, b, needs, largest)
@@ -205,106 +203,107 @@ def solve(
     Returns:
         The :class:`Solved`, or ``None`` for a batch that must go another way.
     """
-    outputs = torch.empty((2, problem.num_directions * batch.x.shape[0]), dtype=torch.float64) if moment else None
-    z, deviation = (None, None) if outputs is None else outputs.unbind()
-    loss = torch.empty(())
-    call = _Call(batch, problem, precise=False)
-    held = call.run(loss=loss, z=z, moment=deviation, shares=shares, needs=needs)
+    z = deviation = None
+    if moment:
+        z, deviation = torch.empty((2, problem.num_directions * batch.x.shape[0]), dtype=torch.float64).unbind()
+    loss = torch.empty((), dtype=torch.float32)
+    held = _call(batch, problem, False, needs, loss, z=z, moment=deviation, shares=shares)
     return None if held is None else Solved(loss, held, z, deviation)
 
 
-class _Call:
-    """One call of the kernels; it keeps every tensor alive whose address it passes."""
-
-    def __init__(self, batch: Batch, problem: Problem, *, precise: bool) -> None:
-        self.batch, self.problem = batch, problem
-        self.sides = [side if side.stride(1) == 1 or side.shape[1] == 1 else side.contiguous() for side in batch.sides]
-        self.precise = precise or sum(side.shape[0] for side in self.sides) <= FEW_ROWS
-
-    def run(
-        self,
-        *,
-        needs: tuple[bool, ...] = (),
-        loss: Tensor | None = None,
-        z: Tensor | None = None,
-        positive: Tensor | None = None,
-        moment: Tensor | None = None,
-        shares: float | Tensor = 1.0,
-        a: Tensor | None = None,
-        b: Tensor | None = None,
-    ) -> Held | None:
-        """Run it, write the outputs that are given, and return the gradients; ``None`` where the kernels decline."""
-        batch, problem = self.batch, self.problem
-        n, d = batch.x.shape
-        temperature = batch.temperature
-        scales, scale = None, 0.0
-        if isinstance(temperature, Tensor) and temperature.dim():
+def _call(
+    batch: Batch,
+    problem: Problem,
+    precise: bool,
+    needs: tuple[bool, ...] = (),
+    loss: Tensor | None = None,
+    z: Tensor | None = None,
+    positive: Tensor | None = None,
+    moment: Tensor | None = None,
+    shares: float | Tensor = 1.0,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    rescaled: bool = False,
+) -> Held | None:
+    """Write the outputs that are given and return the gradients that are needed; ``None`` if the kernels decline."""
+    x, y, candidates, temperature, ids, candidate_ids = batch
+    n, d = x.shape
+    scales, scale = None, 0.0
+    if isinstance(temperature, Tensor):
+        if temperature.dim():
             scales = LOG2E / temperature.detach().double()
         else:
-            scale = LOG2E / float(temperature)
-        held, bits = 1.0, 0
-        if loss is not None and needs:
-            held, bits = _held_scale(batch, shares)
-        gradients: list[Tensor | None] = [None] * len(self.sides)
-        for index, need in enumerate(needs):
-            if need:
-                gradients[index] = torch.empty(self.sides[index].shape)
-        ids = (batch.ids, *(batch.candidate_ids or (None,) * len(batch.candidates)))
-        of_sides: list[int] = []
-        for index, side in enumerate(self.sides):
-            own, gradient = ids[max(0, index - 1)], gradients[index]
-            of_sides += (
-                side.data_ptr(),
-                side.shape[0],
-                side.stride(0),
-                DTYPES[side.dtype],
-                0 if own is None else own.data_ptr(),
-                0 if gradient is None else gradient.data_ptr(),
-            )
-        exponents = torch.empty(sum(side.shape[0] for side in self.sides)) if needs else None
-        assert library.kernels is not None
-        code = library.kernels.contrast(
-            n,
-            d,
-            NEGATIVES[problem.negatives],
-            problem.num_directions,
-            problem.normalize,
-            self.precise,
-            batch.ids is not None or any(one is not None for one in batch.candidate_ids),
-            problem.margin is not None,
-            0.0 if problem.margin is None else float(problem.margin),
-            scale,
-            _address(scales),
-            0 if loss is None else LOSSES[problem.loss],
-            _address(a),
-            _address(b),
-            _address(shares) if isinstance(shares, Tensor) else 0,
-            0.0 if isinstance(shares, Tensor) else shares,
-            held,
-            _address(z),
-            _address(positive),
-            _address(moment),
-            _address(loss),
-            _address(exponents),
-            torch.get_num_threads(),
-            *of_sides,
-        )
-        if code < 0:
-            return None
-        powers = None if code == 0 or exponents is None else list(exponents.unsqueeze(1).split(batch.sizes))
-        return Held(gradients, powers, bits)
+            scale = LOG2E / temperature.item()
+    else:
+        scale = LOG2E / temperature
+    # Copies must live as long as their addresses are used.
+    keep: list[Tensor] = []
+    gradients: list[Tensor | None] = [None] * (2 + len(candidates))
+    arguments: list[Any] = []
+    count = 0
+    for index, side in enumerate((x, y, *candidates)):
+        if d > 1 and side.stride(1) != 1:
+            side = side.contiguous()
+            keep.append(side)
+        rows = side.shape[0]
+        count += rows
+        own = ids if index < 2 else candidate_ids[index - 2] if candidate_ids else None
+        address = 0
+        if needs and needs[index]:
+            gradient = torch.empty((rows, d), dtype=torch.float32)
+            gradients[index], address = gradient, gradient.data_ptr()
+        of_ids = 0 if own is None else own.data_ptr()
+        arguments += (side.data_ptr(), rows, side.stride(0), DTYPES[side.dtype], of_ids, address)
+    held, bits, exponents = 1.0, 0, None
+    if rescaled:
+        exponents = torch.empty((count, 1), dtype=torch.float32)
+    if loss is not None and True in needs:
+        held, bits = _held_scale(temperature, shares)
+    margin, by_share = problem.margin, isinstance(shares, Tensor)
+    assert library.kernels is not None
+    code = library.kernels.contrast(
+        n,
+        d,
+        NEGATIVES[problem.negatives],
+        problem.num_directions,
+        problem.normalize,
+        precise or count <= FEW_ROWS,
+        ids is not None or any(one is not None for one in candidate_ids),
+        margin is not None,
+        0.0 if margin is None else float(margin),
+        scale,
+        0 if scales is None else scales.data_ptr(),
+        0 if loss is None else LOSSES[problem.loss],
+        0 if a is None else a.data_ptr(),
+        0 if b is None else b.data_ptr(),
+        shares.data_ptr() if by_share else 0,  # type: ignore[union-attr]
+        0.0 if by_share else shares,
+        held,
+        0 if z is None else z.data_ptr(),
+        0 if positive is None else positive.data_ptr(),
+        0 if moment is None else moment.data_ptr(),
+        0 if loss is None else loss.data_ptr(),
+        0 if exponents is None else exponents.data_ptr(),
+        torch.get_num_threads(),
+        *arguments,
+    )
+    if code < 0:
+        return None
+    if code == 0 or not needs:
+        return Held(gradients, None, bits)
+    if exponents is None:
+        # Rows were rescaled, which is rare: ask again, this time for their powers of two.
+        return _call(batch, problem, precise, needs, loss, z, positive, moment, shares, a, b, rescaled=True)
+    return Held(gradients, list(exponents.split(batch.sizes)), bits)
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _held_scale(batch: Batch, shares: float | Tensor) -> tuple[float, int]:
+def _held_scale(temperature: float | Tensor, shares: float | Tensor) -> tuple[float, int]:
     """What weights are multiplied by so that the largest is about 2^30, and the power of two that undoes it."""
-    temperature = batch.temperature
+    # Each row's own temperature is divided by in the kernels.
+    divisor = 1.0
     if isinstance(temperature, Tensor) and temperature.dim():
         size = 1 / temperature.detach().amin().item()
-        divisor = 1.0
     else:
         divisor = float(temperature)
         size = 1 / divisor
@@ -313,7 +312,7 @@ def _held_scale(batch: Batch, shares: float | Tensor) -> tuple[float, int]:
     else:
         divisor *= shares
     bits = math.frexp(size)[1] if 0 < size < math.inf else 0
-    return 2.0 ** (30 - bits) / divisor, bits - 30
+    return 2.0 ** (SCALE_BITS - bits) / divisor, bits - SCALE_BITS
 
 
 def save(state: State) -> list[Tensor]:

@@ -238,13 +238,16 @@ def hold(
     return Held(found, exponents, bits)
 
 
-def release(held: Held, factor: float | Tensor, dtypes: tuple[torch.dtype, ...]) -> list[Tensor | None]:
+def release(
+    held: Held, factor: float | Tensor, dtypes: tuple[torch.dtype, ...], *, last: bool = False
+) -> list[Tensor | None]:
     """Held gradients times a factor.
 
     Args:
-        held: from :func:`hold`; not modified.
+        held: from :func:`hold`; modified only if this is the last time.
         factor: a number, or a 0-d tensor off the CPU.
         dtypes: the sides'.
+        last: the held gradients may be overwritten, which saves as much fresh memory.
 
     Returns:
         One tensor per side; ``None`` where not needed.
@@ -261,7 +264,11 @@ def release(held: Held, factor: float | Tensor, dtypes: tuple[torch.dtype, ...])
     if held.exponents is None and isinstance(power, int) and abs(power) < 100:
         number = mantissa * 2.0**power
         both = zip(held.gradients, dtypes, strict=True)
-        return [None if one is None else (one * number).to(dtype) for one, dtype in both]
+        # Parts of one tensor would keep each other's memory alive.
+        return [
+            None if one is None else (one.mul_(number) if last and not one._is_view() else one * number).to(dtype)
+            for one, dtype in both
+        ]
     gradients: list[Tensor | None] = []
     for index, (gradient, dtype) in enumerate(zip(held.gradients, dtypes, strict=True)):
         if gradient is None:

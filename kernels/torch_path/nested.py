@@ -347,10 +347,12 @@ def hold(
     return Held(found, None if exponents is None else list(exponents.split(state.batch.sizes)), bits)
 
 
-def release(held: Held | list[Held], factor: float | Tensor, dtypes: tuple[torch.dtype, ...]) -> list[Tensor | None]:
+def release(
+    held: Held | list[Held], factor: float | Tensor, dtypes: tuple[torch.dtype, ...], *, last: bool = False
+) -> list[Tensor | None]:
     """Held gradients times a factor; arguments and result as in :mod:`.engine`."""
     if isinstance(held, Held):
-        return engine.release(held, factor, dtypes)
+        return engine.release(held, factor, dtypes, last=last)
     wide = tuple(accumulation_dtype(dtype) for dtype in dtypes)
     sides = zip(*(engine.release(one, factor, wide) for one in held), strict=True)
     gradients: list[Tensor | None] = []
