@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..problem import Batch, Forward, Problem, Shape
 from ..torch_path import engine as torch_engine
-from ..torch_path.engine import Held, pack, packed_shapes, release, scaled, unpack
+from ..torch_path.engine import Held, pack, packed_shapes, scaled, unpack
 from . import library
 
 __all__ = [
@@ -40,6 +40,9 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NEGATIVES = {"both": 0, "cross": 1, "own": 2, "none": 3}
 LOSSES = {"contrast": 0, "cz_nce": 1, "info_nce": 2}
 LOG2E = math.log2(math.e)
+# Entries that are scaled here rather than in PyTorch, which has threads for more.
+SMALL = 1 << 16
+LEAST_FACTOR = 2.0**-100
 # Up to this many rows of all sides, rounding hardly averages out over a row's negatives.
 FEW_ROWS = 64
 SCALE_BITS = 30
@@ -164,6 +167,25 @@ def hold(
     return found._replace(bits=bits)
 
 
+def release(
+    held: Held, factor: float | Tensor, dtypes: tuple[torch.dtype, ...], *, last: bool = False
+) -> list[Tensor | None]:
+    """Held gradients times a factor; see the torch path's ``release``."""
+    if last and held.exponents is None and isinstance(factor, float) and library.kernels is not None:
+        number = factor * 2.0**held.bits
+        some = [one for one in held.gradients if one is not None]
+        small = sum([one.numel() for one in some]) <= SMALL
+        if (
+            small
+            and LEAST_FACTOR < abs(number) < 1 / LEAST_FACTOR
+            and all(one.dtype == torch.float32 for one in some)
+        ):
+            library.kernels.scale(number, *[argument for one in some for argument in (one.data_ptr(), one.numel())])
+            both = zip(held.gradients, dtypes, strict=True)
+            return [one if one is None or dtype == torch.float32 else one.to(dtype) for one, dtype in both]
+    return torch_engine.release(held, factor, dtypes, last=last)
+
+
 def backward(
     state: State | torch_engine.State, a: float | Tensor, b: float | Tensor, needs: tuple[bool, ...]
 ) -> list[Tensor | None]:
@@ -251,7 +273,8 @@ def _call(
         own = ids if index < 2 else candidate_ids[index - 2] if candidate_ids else None
         address = 0
         if needs and needs[index]:
-            gradient = torch.empty((rows, d), dtype=torch.float32)
+            usual = side.dtype == torch.float32 and side.is_contiguous()
+            gradient = torch.empty_like(side) if usual else torch.empty((rows, d), dtype=torch.float32)
             gradients[index], address = gradient, gradient.data_ptr()
         of_ids = 0 if own is None else own.data_ptr()
         arguments += (side.data_ptr(), rows, side.stride(0), DTYPES[side.dtype], of_ids, address)

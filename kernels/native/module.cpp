@@ -135,11 +135,26 @@ PyObject* contrast(PyObject*, PyObject* const* all, Py_ssize_t count) {
     return PyLong_FromLong(status == DONE ? rescaled : -static_cast<long>(status));
 }
 
+// Small gradients are multiplied by a number at less than what a call of PyTorch costs.
+PyObject* scale(PyObject*, PyObject* const* all, Py_ssize_t count) {
+    Arguments given(all, count);
+    const float factor = static_cast<float>(given.number());
+    while (given.left() >= 2 && PyErr_Occurred() == nullptr) {
+        float* values = given.address<float>();
+        const int64_t size = given.integer();
+        for (int64_t i = 0; i < size; ++i) values[i] *= factor;
+    }
+    if (PyErr_Occurred() != nullptr) return nullptr;
+    Py_RETURN_NONE;
+}
+
 PyObject* capability(PyObject*, PyObject*) { return PyUnicode_FromString(kernels.name); }
 
 PyMethodDef methods[] = {
     {"contrast", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(contrast)), METH_FASTCALL,
      "Sums, loss and gradient of one call, as ctloss.kernels.native.library calls it: 0, 1 if rows were rescaled, or a negative status."},
+    {"scale", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(scale)), METH_FASTCALL,
+     "Multiply numbers in place: the factor, then addresses and counts of single-precision numbers."},
     {"capability", capability, METH_NOARGS, "The instruction set the kernels were chosen for."},
     {nullptr, nullptr, 0, nullptr},
 };
