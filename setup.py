@@ -14,7 +14,8 @@ from setuptools.errors import CompileError
 # Through the link, so that a checkout and a source archive look alike.
 FOLDER = "ctloss/kernels/native"
 X86 = ("x86_64", "amd64")
-INSTRUCTION_SETS = {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
+AVX512 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+INSTRUCTION_SETS = {"avx2": ["-march=x86-64-v3"], "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
 FLAGS = ["-O3", "-std=gnu++17", "-fno-math-errno", "-fvisibility=hidden", "-pthread"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
 

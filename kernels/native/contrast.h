@@ -41,14 +41,22 @@ struct Contrast {
     int parts = 1;
     bool moment;
     double *total, *moments, *pull;
-    float *scale, *shift, *limit, *weight;  // per anchor; weight for every stacked row, 0 where it is no anchor
+    float *scale, *shift, *limit;  // per anchor
+    float *weight, *inverse;       // per stacked row; the weights are 0 where it is no anchor
     float* centred = nullptr;
+    bool paired;         // the processor multiplies pairs of bfloat16 numbers, and all rows are such
+    uint16_t* raw;       // (count, 2 · paired_stride), the rows as they were given, if so
+    int64_t paired_width, paired_stride;
     char* working;         // each part's memory
     unsigned long working_size = 0;
     const int64_t** ids;   // each side's
     int64_t* offsets;
 
     explicit Contrast(const Problem& given) : problem(given), rows(given.d, given.count()), moment(given.moment != nullptr) {
+        paired = MULTIPLIES_PAIRS && !given.precise;
+        for (int side = 0; side < given.num_sides; ++side) paired = paired && given.sides[side].dtype == BFLOAT16;
+        paired_width = up((given.d + 1) / 2, LANES);
+        paired_stride = paired_width % 256 == 0 ? paired_width + 16 : paired_width;
         lay_out();
     }
 
@@ -109,6 +117,8 @@ struct Contrast {
         limit = plan.take<float>(problem.bounded ? anchors : 0);
         weight = plan.take<float>(problem.gradient ? rows.count + TILE : 0);
         centred = plan.take<float>(problem.gradient ? rows.count * rows.stride + BLOCK_COLUMNS : 0);
+        inverse = plan.take<float>(paired ? rows.count + TILE : 0);
+        raw = plan.take<uint16_t>(paired ? 2 * ((rows.count + 16) * paired_stride + 64) : 0);
         ids = plan.take<const int64_t*>(problem.num_sides);
         offsets = plan.take<int64_t>(problem.num_sides + 1);
         for (int index = 0; index < num_rectangles; ++index) {
@@ -131,6 +141,8 @@ struct Contrast {
         float* tile;      // (TILE, TILE)
         double* precise;  // (TILE, TILE)
         float* product;   // (TILE, stride)
+        float* pairs;     // (TILE / 2, TILE) weights in bfloat16
+        float* others;    // (TILE / 2, stride) the rows they are multiplied by, two at a time
         double* sums;     // (TILE,)
         float* column_sums;
         float* column_moments;
@@ -144,6 +156,8 @@ struct Contrast {
         found.tile = own.take<float>((TILE + BLOCK_ROWS) * TILE);
         found.precise = own.take<double>(problem.precise ? TILE * TILE : 0);
         found.product = own.take<float>(problem.gradient ? TILE * rows.stride + BLOCK_COLUMNS : 0);
+        found.pairs = own.take<float>(paired && problem.gradient ? TILE * TILE / 2 + LANES : 0);
+        found.others = own.take<float>(paired && problem.gradient ? TILE / 2 * rows.stride + BLOCK_COLUMNS : 0);
         found.sums = own.take<double>(TILE);
         found.column_sums = own.take<float>(TILE);
         found.column_moments = own.take<float>(TILE);
@@ -171,7 +185,10 @@ struct Contrast {
         place(plan);
         if (!prepare(rows, problem.sides, problem.num_sides, problem.n, problem.normalize, problem.exponents, parts)) return NOT_FINITE;
         *problem.rescaled = rows.rescaled;
+        // Rescaled rows are no longer the numbers that were given.
+        paired = paired && !rows.rescaled;
         per_anchor();
+        if (paired) copy_raw();
         sum_exponentials();
         const Status status = finish_sums();
         if (status != DONE || !problem.gradient) return status;
@@ -192,6 +209,23 @@ struct Contrast {
             if (problem.bounded) limit[i] = static_cast<float>(rows.positive[i < n ? i : i - n] + problem.margin);
         }
     }
+
+    void copy_raw() {
+        for (int64_t i = 0; i < rows.count; ++i) inverse[i] = static_cast<float>(rows.inverse[i]);
+        for (int side = 0; side < problem.num_sides; ++side)
+            for (int64_t i = 0; i < problem.sides[side].count; ++i) {
+                uint16_t* to = raw + (offsets[side] + i) * 2 * paired_stride;
+                memcpy(to, static_cast<const uint16_t*>(problem.sides[side].rows) + i * problem.sides[side].stride, 2 * problem.d);
+                memset(to + problem.d, 0, 2 * (2 * paired_width - problem.d));
+            }
+    }
+
+    // A stacked row as the products take it, and the entries from one to the next.
+    const float* factor(int64_t row) const {
+        return paired ? reinterpret_cast<const float*>(raw) + row * paired_stride : rows.units + row * rows.stride;
+    }
+    int64_t factor_stride() const { return paired ? paired_stride : rows.stride; }
+    int64_t factor_width() const { return paired ? paired_width : rows.padded; }
 
     double scale_of(int64_t anchor) const { return problem.scales != nullptr ? problem.scales[anchor] : problem.scale; }
 
@@ -215,7 +249,8 @@ struct Contrast {
 
     void sum_strip(const Rectangle& r, int64_t strip, const Working& memory) {
         const int64_t first = strip * TILE, columns = least(TILE, r.columns - first);
-        transpose(rows.units + (r.column + first) * rows.stride, rows.stride, columns, rows.padded, memory.columns);
+        const int64_t stride_in = factor_stride(), width = factor_width();
+        transpose(factor(r.column + first), stride_in, columns, width, memory.columns);
         memset(memory.wide_sums, 0, sizeof(double) * TILE);
         memset(memory.wide_moments, 0, sizeof(double) * TILE);
         const int64_t end = r.kind == TRIANGLE ? first + columns : r.rows;
@@ -224,10 +259,11 @@ struct Contrast {
             const bool mirrored = r.kind == MIRRORED || (r.kind == TRIANGLE && start < first);
             float* tile = problem.gradient ? r.entries + start * r.stride + first : memory.tile;
             const int64_t stride = problem.gradient ? r.stride : TILE;
-            const float* left = rows.units + (r.row + start) * rows.stride;
+            const float* left = factor(r.row + start);
             const bool own = r.kind == TRIANGLE && start == first;
-            if (problem.precise) multiply(left, rows.stride, height, memory.columns, columns, rows.padded, own, memory.precise, TILE);
-            else multiply(left, rows.stride, height, memory.columns, columns, rows.padded, own, tile, stride);
+            if (problem.precise) multiply<SINGLES>(left, stride_in, height, memory.columns, columns, width, own, memory.precise, TILE);
+            else if (paired) multiply<PAIRS>(left, stride_in, height, memory.columns, columns, width, own, tile, stride);
+            else multiply<SINGLES>(left, stride_in, height, memory.columns, columns, width, own, tile, stride);
             for (int64_t from = 0; from < height; from += SUMMED_ROWS) {
                 if (mirrored) {
                     memset(memory.column_sums, 0, sizeof(float) * TILE);
@@ -236,7 +272,7 @@ struct Contrast {
                 for (int64_t i = from; i < least(from + SUMMED_ROWS, height); ++i) {
                     float* line = tile + i * stride;
                     const int64_t anchor = r.row + start + i;
-                    to_logits(line, memory.precise + i * TILE, anchor, columns);
+                    to_logits(line, memory.precise + i * TILE, anchor, r.column + first, columns);
                     leave_out(line, anchor, r.column + first, columns);
                     Floats sums{}, of_logits{};
                     for (int64_t j = 0; j < columns; j += LANES) {
@@ -265,7 +301,7 @@ struct Contrast {
     }
 
     // Similarities to base-2 logits less the shift.
-    void to_logits(float* line, const double* precise, int64_t anchor, int64_t columns) const {
+    void to_logits(float* line, const double* precise, int64_t anchor, int64_t first, int64_t columns) const {
         const Floats excluded = all(EXCLUDED), bound = all(problem.bounded ? limit[anchor] : INFINITY);
         if (problem.precise) {
             const Doubles factor = all_doubles(scale_of(anchor)), less = all_doubles(shift[anchor]);
@@ -276,6 +312,10 @@ struct Contrast {
             }
         } else {
             const Floats factor = all(scale[anchor]), less = all(shift[anchor]);
+            if (paired && problem.normalize) {
+                const Floats own = all(static_cast<float>(rows.inverse[anchor]));
+                for (int64_t j = 0; j < columns; j += LANES) store(line + j, load(line + j) * (own * load(inverse + first + j)));
+            }
             for (int64_t j = 0; j < columns; j += LANES) {
                 const Floats similarity = load(line + j);
                 store(line + j, similarity > bound ? excluded : similarity * factor - less);
@@ -408,6 +448,8 @@ struct Contrast {
         for (int side = side_of(first); side <= side_of(last - 1); ++side) wanted |= problem.sides[side].gradient != nullptr;
         if (!wanted) return;
         const int64_t count = last - first;
+        // Nothing outweighs the rounding of candidates' weights, as the positive does for the pairs.
+        const bool halves = paired && first < 2 * problem.n;
         bool add = false;
         memset(memory.sums, 0, sizeof(double) * TILE);
         for (int index = 0; index < num_rectangles; ++index) {
@@ -415,11 +457,11 @@ struct Contrast {
             if (r.row <= first && last <= r.row + r.rows) {
                 const int64_t own = first - r.row;
                 for (int64_t k = r.kind == TRIANGLE ? own : 0; k < r.columns; k += TILE, add = true)
-                    add_rows(r, own, count, k, least(TILE, r.columns - k), add, memory);
+                    add_rows(r, own, count, k, least(TILE, r.columns - k), add, halves, memory);
             }
             if (r.column <= first && last <= r.column + r.columns) {
                 const int64_t own = first - r.column, end = r.kind == TRIANGLE ? own : r.rows;
-                for (int64_t k = 0; k < end; k += TILE, add = true) add_columns(r, own, count, k, least(TILE, end - k), add, memory);
+                for (int64_t k = 0; k < end; k += TILE, add = true) add_columns(r, own, count, k, least(TILE, end - k), add, halves, memory);
             }
         }
         if (!add) memset(memory.product, 0, sizeof(float) * count * rows.stride);
@@ -434,42 +476,97 @@ struct Contrast {
     }
 
     // Weights of some rows of a rectangle times its columns' rows.
-    void add_rows(const Rectangle& r, int64_t first, int64_t count, int64_t k, int64_t terms, bool add, const Working& memory) const {
-        const float *of_rows = weight + r.row + first, *of_columns = weight + r.column + k;
+    void add_rows(const Rectangle& r, int64_t first, int64_t count, int64_t k, int64_t terms, bool add, bool halves, const Working& memory) const {
         for (int64_t i = 0; i < count; ++i) {
-            const float* entries = r.entries + (first + i) * r.stride + k;
             float* line = memory.tile + i * TILE;
-            const Floats own = all(of_rows[i]);
-            if (r.kind == PLAIN) {
-                for (int64_t j = 0; j < terms; j += LANES) store(line + j, load(entries + j) * own);
-            } else {
-                for (int64_t j = 0; j < terms; j += LANES) store(line + j, load(entries + j) * (own + load(of_columns + j)));
-            }
-            if (rows.centre != nullptr) {
-                double sum = 0;
-                for (int64_t j = 0; j < terms; ++j) sum += line[j];
-                memory.sums[i] += sum;
-            }
+            weigh(r, first + i, k, terms, line);
+            if (rows.centre != nullptr) memory.sums[i] += sum_of(line, terms);
         }
-        accumulate(memory.tile, {TILE, 1}, count, rows.centred + (r.column + k) * rows.stride, rows.stride, terms, rows.padded, memory.product, rows.stride, add);
+        const int64_t others = r.column + k;
+        if (!halves) {
+            accumulate<SINGLES>(memory.tile, {TILE, 1}, count, rows.centred + others * rows.stride, rows.stride, terms, rows.padded, memory.product, rows.stride, add);
+            return;
+        }
+        for (int64_t i = 0; i < count; ++i) {
+            uint16_t* to = reinterpret_cast<uint16_t*>(memory.pairs + i * (TILE / 2));
+            for (int64_t j = 0; j < terms; j += LANES) {
+                const Bits bits = rounded_bfloat16(over_lengths(load(memory.tile + i * TILE + j), others + j)) >> 16;
+                *reinterpret_cast<ShortsAnywhere*>(to + j) = __builtin_convertvector(bits, Shorts);
+            }
+            for (int64_t j = terms; j % 2 != 0; ++j) to[j] = 0;
+        }
+        pair_rows(others, terms, memory.others);
+        accumulate<PAIRS>(memory.pairs, {TILE / 2, 1}, count, memory.others, rows.stride, (terms + 1) / 2, rows.padded, memory.product, rows.stride, add);
     }
 
     // Weights of some columns of a rectangle times its rows.
-    void add_columns(const Rectangle& r, int64_t first, int64_t count, int64_t k, int64_t terms, bool add, const Working& memory) const {
-        const float *of_rows = weight + r.row + k, *of_columns = weight + r.column + first;
+    void add_columns(const Rectangle& r, int64_t first, int64_t count, int64_t k, int64_t terms, bool add, bool halves, const Working& memory) const {
         for (int64_t i = 0; i < terms; ++i) {
-            const float* entries = r.entries + (k + i) * r.stride + first;
             float* line = memory.tile + i * TILE;
-            const Floats own = all(of_rows[i]);
-            if (r.kind == PLAIN) {
-                for (int64_t j = 0; j < count; j += LANES) store(line + j, load(entries + j) * own);
-            } else {
-                for (int64_t j = 0; j < count; j += LANES) store(line + j, load(entries + j) * (own + load(of_columns + j)));
-            }
+            weigh(r, k + i, first, count, line);
             if (rows.centre != nullptr)
                 for (int64_t j = 0; j < count; ++j) memory.sums[j] += line[j];
         }
-        accumulate(memory.tile, {1, TILE}, count, rows.centred + (r.row + k) * rows.stride, rows.stride, terms, rows.padded, memory.product, rows.stride, add);
+        const int64_t others = r.row + k;
+        if (!halves) {
+            accumulate<SINGLES>(memory.tile, {1, TILE}, count, rows.centred + others * rows.stride, rows.stride, terms, rows.padded, memory.product, rows.stride, add);
+            return;
+        }
+        for (int64_t i = 0; i < terms; i += 2) {
+            const bool alone = i + 1 == terms;
+            const float *upper = memory.tile + i * TILE, *lower = upper + TILE;
+            const Floats of_first = all(own_length(others + i)), of_second = all(alone ? 0 : own_length(others + i + 1));
+            for (int64_t j = 0; j < count; j += LANES) {
+                const Bits first_bits = rounded_bfloat16(load(upper + j) * of_first) >> 16;
+                const Bits second_bits = alone ? Bits{} : rounded_bfloat16(load(lower + j) * of_second);
+                store(memory.pairs + i / 2 * TILE + j, (Floats)(first_bits | second_bits));
+            }
+        }
+        pair_rows(others, terms, memory.others);
+        accumulate<PAIRS>(memory.pairs, {1, TILE}, count, memory.others, rows.stride, (terms + 1) / 2, rows.padded, memory.product, rows.stride, add);
+    }
+
+    // The weights of one row of a rectangle.
+    void weigh(const Rectangle& r, int64_t row, int64_t first, int64_t columns, float* line) const {
+        const float *entries = r.entries + row * r.stride + first, *of_columns = weight + r.column + first;
+        const Floats own = all(weight[r.row + row]);
+        if (r.kind == PLAIN) {
+            for (int64_t j = 0; j < columns; j += LANES) store(line + j, load(entries + j) * own);
+        } else {
+            for (int64_t j = 0; j < columns; j += LANES) store(line + j, load(entries + j) * (own + load(of_columns + j)));
+        }
+    }
+
+    static double sum_of(const float* line, int64_t count) {
+        double sum = 0;
+        for (int64_t j = 0; j < count; ++j) sum += line[j];
+        return sum;
+    }
+
+    // Raw rows are multiplied by weights over the rows' lengths; rows less their centre are not raw.
+    bool multiplies_raw() const { return rows.centre == nullptr; }
+    float own_length(int64_t row) const { return multiplies_raw() ? inverse[row] : 1; }
+    Floats over_lengths(Floats weights, int64_t first) const { return multiplies_raw() ? weights * load(inverse + first) : weights; }
+
+    // Two rows of the right factor at a time, entry by entry.
+    void pair_rows(int64_t first, int64_t count, float* to) const {
+        for (int64_t i = 0; i < count; i += 2, to += rows.stride) {
+            const bool alone = i + 1 == count;
+            if (multiplies_raw()) {
+                const uint16_t *upper = raw + (first + i) * 2 * paired_stride, *lower = upper + 2 * paired_stride;
+                for (int64_t k = 0; k < rows.padded; k += LANES) {
+                    const Bits one = __builtin_convertvector(*reinterpret_cast<const ShortsAnywhere*>(upper + k), Bits);
+                    const Bits other = alone ? Bits{} : __builtin_convertvector(*reinterpret_cast<const ShortsAnywhere*>(lower + k), Bits);
+                    store(to + k, (Floats)(one | other << 16));
+                }
+            } else {
+                const float *upper = rows.centred + (first + i) * rows.stride, *lower = upper + rows.stride;
+                for (int64_t k = 0; k < rows.padded; k += LANES) {
+                    const Bits other = alone ? Bits{} : rounded_bfloat16(load(lower + k));
+                    store(to + k, (Floats)(rounded_bfloat16(load(upper + k)) >> 16 | other));
+                }
+            }
+        }
     }
 };
 

@@ -22,6 +22,9 @@ CTLOSS_DECLARE(avx2)
 #ifdef CTLOSS_AVX512
 CTLOSS_DECLARE(avx512)
 #endif
+#ifdef CTLOSS_AVX512BF16
+CTLOSS_DECLARE(avx512bf16)
+#endif
 
 namespace {
 
@@ -39,8 +42,12 @@ Kernels choose() {
 #endif
 #ifdef CTLOSS_AVX512
     if (most >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+#ifdef CTLOSS_AVX512BF16
+        if (__builtin_cpu_supports("avx512bf16")) return {"avx512bf16", avx512bf16::solve_contrast};
+#endif
         return {"avx512", avx512::solve_contrast};
+    }
 #endif
 #ifdef CTLOSS_AVX2
     if (most >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))

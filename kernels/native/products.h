@@ -30,7 +30,23 @@ struct Strides {
     int64_t row, term;
 };
 
-template <int VECTORS>
+// Single-precision numbers, or pairs of bfloat16 numbers in their place, whose products are added up in single precision.
+enum Terms { SINGLES, PAIRS };
+#if defined(__AVX512BF16__)
+constexpr bool MULTIPLIES_PAIRS = true;
+#else
+constexpr bool MULTIPLIES_PAIRS = false;
+#endif
+
+template <Terms TERMS>
+inline Floats add_product(Floats sum, Floats left, Floats right) {
+#if defined(__AVX512BF16__)
+    if constexpr (TERMS == PAIRS) return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
+#endif
+    return sum + left * right;
+}
+
+template <Terms TERMS, int VECTORS>
 inline void form_block(
     const float* left, Strides at, const float* right, int64_t right_stride, int64_t terms, Floats (&block)[BLOCK_ROWS][VECTORS]
 ) {
@@ -41,9 +57,9 @@ inline void form_block(
         for (int v = 0; v < VECTORS; ++v) columns[v] = load(right + v * LANES);
 #pragma GCC unroll 16
         for (int i = 0; i < BLOCK_ROWS; ++i) {
-            const Floats row = all(left[i * at.row]);
+            const Floats row = repeated(left + i * at.row);
 #pragma GCC unroll 2
-            for (int v = 0; v < VECTORS; ++v) block[i][v] += row * columns[v];
+            for (int v = 0; v < VECTORS; ++v) block[i][v] = add_product<TERMS>(block[i][v], row, columns[v]);
         }
         left += at.term;
         right += right_stride;
@@ -51,12 +67,12 @@ inline void form_block(
 }
 
 // Add a block's products to what is there, or write them.
-template <int VECTORS>
+template <Terms TERMS, int VECTORS>
 inline void add_block(
     const float* left, Strides at, const float* right, int64_t right_stride, int64_t terms, float* out, int64_t out_stride, bool add
 ) {
     Floats block[BLOCK_ROWS][VECTORS];
-    form_block<VECTORS>(left, at, right, right_stride, terms, block);
+    form_block<TERMS, VECTORS>(left, at, right, right_stride, terms, block);
     for (int i = 0; i < BLOCK_ROWS; ++i)
         for (int v = 0; v < VECTORS; ++v) {
             float* to = out + i * out_stride + v * LANES;
@@ -68,7 +84,7 @@ inline void add_block_precisely(
     const float* left, Strides at, const float* right, int64_t right_stride, int64_t terms, double* out, int64_t out_stride, bool add
 ) {
     Floats block[BLOCK_ROWS][BLOCK_VECTORS];
-    form_block<BLOCK_VECTORS>(left, at, right, right_stride, terms, block);
+    form_block<SINGLES, BLOCK_VECTORS>(left, at, right, right_stride, terms, block);
     for (int i = 0; i < BLOCK_ROWS; ++i)
         for (int v = 0; v < BLOCK_VECTORS; ++v) {
             double* to = out + i * out_stride + v * LANES;
@@ -119,13 +135,13 @@ inline void transpose(const float* rows, int64_t stride, int64_t count, int64_t 
 
 // rows · columnsᵀ into a tile, `tile_stride` entries from one of its rows to the next; whole blocks are written. Of rows
 // with themselves only the blocks that touch the diagonal or lie above it are formed; the others are their mirror image.
-template <class Entry>
+template <Terms TERMS, class Entry>
 inline void multiply(
     const float* rows, int64_t stride, int64_t num_rows, const float* columns, int64_t num_columns, int64_t d, bool symmetric, Entry* tile,
     int64_t tile_stride
 ) {
     constexpr bool PRECISE = sizeof(Entry) == sizeof(double);
-    const int64_t chunk = PRECISE ? precise_chunk(d) : CHUNK;
+    const int64_t chunk = PRECISE ? precise_chunk(d) : TERMS == PAIRS ? CHUNK / 2 : CHUNK;
     for (int64_t k = 0; k < d; k += chunk) {
         const int64_t terms = least(chunk, d - k);
         for (int64_t j = 0; j < num_columns; j += BLOCK_COLUMNS)
@@ -135,7 +151,7 @@ inline void multiply(
                 if constexpr (PRECISE) {
                     add_block_precisely(left, {stride, 1}, right, TILE, terms, out, tile_stride, k > 0);
                 } else {
-                    add_block<BLOCK_VECTORS>(left, {stride, 1}, right, TILE, terms, out, tile_stride, k > 0);
+                    add_block<TERMS, BLOCK_VECTORS>(left, {stride, 1}, right, TILE, terms, out, tile_stride, k > 0);
                 }
             }
     }
@@ -146,6 +162,7 @@ inline void multiply(
 }
 
 // Add weights · rows to some rows of a gradient. The weights' rows beyond `count` are read up to a whole block.
+template <Terms TERMS>
 inline void accumulate(
     const float* weights, Strides at, int64_t count, const float* rows, int64_t stride, int64_t terms, int64_t d, float* out,
     int64_t out_stride, bool add
@@ -153,10 +170,10 @@ inline void accumulate(
     int64_t k = 0;
     for (; k + BLOCK_COLUMNS <= d; k += BLOCK_COLUMNS)
         for (int64_t i = 0; i < count; i += BLOCK_ROWS)
-            add_block<BLOCK_VECTORS>(weights + i * at.row, at, rows + k, stride, terms, out + i * out_stride + k, out_stride, add);
+            add_block<TERMS, BLOCK_VECTORS>(weights + i * at.row, at, rows + k, stride, terms, out + i * out_stride + k, out_stride, add);
     for (; k < d; k += LANES)
         for (int64_t i = 0; i < count; i += BLOCK_ROWS)
-            add_block<1>(weights + i * at.row, at, rows + k, stride, terms, out + i * out_stride + k, out_stride, add);
+            add_block<TERMS, 1>(weights + i * at.row, at, rows + k, stride, terms, out + i * out_stride + k, out_stride, add);
 }
 
 }  // namespace

@@ -16,7 +16,7 @@
 #define CTLOSS_LANES 4
 #endif
 
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__F16C__)
 #include <immintrin.h>
 #endif
 
@@ -40,6 +40,13 @@ inline void store(float* to, Floats value) { *reinterpret_cast<FloatsAnywhere*>(
 inline Doubles load(const double* from) { return *reinterpret_cast<const DoublesAnywhere*>(from); }
 inline void store(double* to, Doubles value) { *reinterpret_cast<DoublesAnywhere*>(to) = value; }
 inline Floats all(float value) { return Floats{} + value; }
+// One entry in every lane, whatever its bits stand for.
+inline Floats repeated(const float* from) {
+    Bits bits{};
+    uint32_t one;
+    memcpy(&one, from, sizeof one);
+    return (Floats)(bits + one);
+}
 inline Doubles all_doubles(double value) { return Doubles{} + value; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -123,6 +130,12 @@ inline Floats widened_float16(const uint16_t* from) {
     const Bits bits = (special & (rest | 0x7f800000)) | (~special & (Bits)value);
     return (Floats)(bits | sign);
 #endif
+}
+
+// Nearest bfloat16 numbers, ties to even, in the upper halves; for finite numbers.
+inline Bits rounded_bfloat16(Floats value) {
+    const Bits bits = (Bits)value;
+    return (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000;
 }
 
 // A row in single precision; entries beyond d become 0 up to `padded`.
