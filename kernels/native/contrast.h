@@ -15,6 +15,8 @@ namespace {
 constexpr double WINDOW = 100.0, NORMAL = 0x1p124;
 // Rows of a tile whose sums along columns are added up in single precision.
 constexpr int SUMMED_ROWS = 16;
+// Bytes of exponentials that are kept at a time where not all can be: a cache's worth.
+constexpr int64_t BAND = 32 << 20;
 // Products below which a second thread costs more than it does.
 constexpr int64_t WORTH_A_THREAD = 1 << 21;
 
@@ -26,10 +28,11 @@ struct Rectangle {
     int64_t row, rows, column, columns;
     Kind kind;
     int64_t strips, stride;
-    float* entries;      // (rows, stride) exponentials, if a gradient is wanted
-    double* row_sums;    // (strips, rows) each strip's share of its rows' sums
+    int64_t first, last; // the columns whose exponentials are kept at the moment
+    float* entries;      // (rows, stride) those exponentials
+    float* row_sums;     // (strips, rows) each strip's share of its rows' sums
     double* column_sums; // (columns,) unless plain
-    double* row_moments;
+    float* row_moments;
     double* column_moments;
 };
 
@@ -47,6 +50,10 @@ struct Contrast {
     bool paired;         // the processor multiplies pairs of bfloat16 numbers, and all rows are such
     uint16_t* raw;       // (count, 2 · paired_stride), the rows as they were given, if so
     int64_t paired_width, paired_stride;
+    bool kept = false;     // all exponentials, from the sums until the gradient is formed; else a band of columns at a time
+    float* band;
+    float* products;       // (rows of all sides, stride) and
+    double* weight_sums;   // (rows of all sides,) what the bands add up to
     char* working;         // each part's memory
     unsigned long working_size = 0;
     const int64_t** ids;   // each side's
@@ -63,10 +70,15 @@ struct Contrast {
     void add(int64_t row, int64_t end_row, int64_t column, int64_t end_column, Kind kind) {
         if (row >= end_row || column >= end_column) return;
         Rectangle& added = rectangles[num_rectangles++];
-        added = {row, end_row - row, column, end_column - column, kind, (end_column - column + TILE - 1) / TILE, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
-        const int64_t padded = up(added.columns, TILE);
-        added.stride = padded % 256 == 0 ? padded + 16 : padded;
+        added = {row, end_row - row, column, end_column - column, kind, (end_column - column + TILE - 1) / TILE, 0, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
     }
+
+    // Entries of a row of exponentials when so many columns are kept.
+    static int64_t stride_of(int64_t columns) {
+        const int64_t padded = up(columns, TILE);
+        return padded % 256 == 0 ? padded + 16 : padded;
+    }
+    static int64_t size_of(const Rectangle& r, int64_t columns) { return up(r.rows, BLOCK_ROWS) * stride_of(columns) + TILE; }
 
     // One rectangle serves both of its sides only where a logit is the same both ways.
     void lay_out() {
@@ -124,16 +136,32 @@ struct Contrast {
         for (int index = 0; index < num_rectangles; ++index) {
             Rectangle& r = rectangles[index];
             const int64_t shared = r.kind == PLAIN ? 0 : up(r.columns, TILE);
-            r.row_sums = plan.take<double>(r.strips * r.rows);
+            r.row_sums = plan.take<float>(r.strips * r.rows);
             r.column_sums = plan.take<double>(shared);
-            r.row_moments = plan.take<double>(moment ? r.strips * r.rows : 0);
+            r.row_moments = plan.take<float>(moment ? r.strips * r.rows : 0);
             r.column_moments = plan.take<double>(moment ? shared : 0);
-            r.entries = plan.take<float>(problem.gradient ? up(r.rows, BLOCK_ROWS) * r.stride + TILE : 0);
+            if (!kept) continue;
+            r.entries = plan.take<float>(size_of(r, r.columns));
+            r.last = r.columns;
+            r.stride = stride_of(r.columns);
+        }
+        if (problem.gradient && !kept) {
+            int64_t largest = 0;
+            for (int index = 0; index < num_rectangles; ++index) largest = most(largest, size_of(rectangles[index], width_of_band(rectangles[index])));
+            band = plan.take<float>(largest);
+            products = plan.take<float>(rows.count * rows.stride);
+            weight_sums = plan.take<double>(rows.count);
         }
         Plan own;
         place_working(own);
         working_size = own.used;
         working = plan.take<char>(static_cast<int64_t>(working_size) * parts);
+    }
+
+    // Columns of a rectangle that are kept at a time where not all can be.
+    int64_t width_of_band(const Rectangle& r) const {
+        const int64_t strips = least(BAND, problem.workspace) / static_cast<int64_t>(sizeof(float) * TILE * r.rows);
+        return least(r.columns, TILE * most(1, strips));
     }
 
     struct Working {
@@ -173,10 +201,13 @@ struct Contrast {
     }
 
     Status solve() {
-        int64_t products = rows.count * problem.d;
-        for (int index = 0; index < num_rectangles; ++index)
-            products += rectangles[index].rows * rectangles[index].columns * problem.d * (problem.gradient ? 3 : 1);
-        parts = static_cast<int>(most(1, least(problem.threads, products / WORTH_A_THREAD)));
+        int64_t work = rows.count * problem.d, entries = 0;
+        for (int index = 0; index < num_rectangles; ++index) {
+            work += rectangles[index].rows * rectangles[index].columns * problem.d * (problem.gradient ? 3 : 1);
+            entries += size_of(rectangles[index], rectangles[index].columns);
+        }
+        kept = problem.gradient && entries * static_cast<int64_t>(sizeof(float)) <= problem.workspace;
+        parts = static_cast<int>(most(1, least(problem.threads, work / WORTH_A_THREAD)));
         Plan plan;
         place(plan);
         plan.start = static_cast<char*>(scratch(plan.used));
@@ -241,13 +272,14 @@ struct Contrast {
                 while (strip >= rectangles[index].strips) strip -= rectangles[index++].strips;
                 const Rectangle& r = rectangles[index];
                 // The last strips of a triangle are the longest.
-                sum_strip(r, r.kind == TRIANGLE ? r.strips - 1 - strip : strip, memory);
+                form_strip(r, r.kind == TRIANGLE ? r.strips - 1 - strip : strip, kept, memory);
             }
         };
         parallel(parts, work);
     }
 
-    void sum_strip(const Rectangle& r, int64_t strip, const Working& memory) {
+    // Exponentials of a strip, and their sums; they are kept if so wished.
+    void form_strip(const Rectangle& r, int64_t strip, bool keep, const Working& memory) const {
         const int64_t first = strip * TILE, columns = least(TILE, r.columns - first);
         const int64_t stride_in = factor_stride(), width = factor_width();
         transpose(factor(r.column + first), stride_in, columns, width, memory.columns);
@@ -257,8 +289,8 @@ struct Contrast {
         for (int64_t start = 0; start < end; start += TILE) {
             const int64_t height = least(TILE, r.rows - start);
             const bool mirrored = r.kind == MIRRORED || (r.kind == TRIANGLE && start < first);
-            float* tile = problem.gradient ? r.entries + start * r.stride + first : memory.tile;
-            const int64_t stride = problem.gradient ? r.stride : TILE;
+            float* tile = keep ? r.entries + start * r.stride + (first - r.first) : memory.tile;
+            const int64_t stride = keep ? r.stride : TILE;
             const float* left = factor(r.row + start);
             const bool own = r.kind == TRIANGLE && start == first;
             if (problem.precise) multiply<SINGLES>(left, stride_in, height, memory.columns, columns, width, own, memory.precise, TILE);
@@ -286,8 +318,8 @@ struct Contrast {
                             if (mirrored) store(memory.column_moments + j, load(memory.column_moments + j) + product);
                         }
                     }
-                    r.row_sums[strip * r.rows + start + i] = sum_wide(sums);
-                    if (moment) r.row_moments[strip * r.rows + start + i] = sum_wide(of_logits);
+                    r.row_sums[strip * r.rows + start + i] = static_cast<float>(sum_wide(sums));
+                    if (moment) r.row_moments[strip * r.rows + start + i] = static_cast<float>(sum_wide(of_logits));
                 }
                 if (mirrored)
                     for (int64_t j = 0; j < columns; ++j) {
@@ -405,36 +437,82 @@ struct Contrast {
     // Stacked rows that are tiled together: a triangle's, or those of one side.
     struct Stretch {
         int64_t first, last;
+        int64_t pieces() const { return (last - first + TILE - 1) / TILE; }
     };
 
-    Status differentiate() {
-        centre_rows(rows, problem.normalize, centred);
+    Stretch stretch(int side) const {
+        const bool joined = num_rectangles > 0 && rectangles[0].kind == TRIANGLE && rectangles[0].rows == 2 * problem.n;
+        if (!joined || side > 1) return {offsets[side], offsets[side + 1]};
+        return side == 0 ? Stretch{0, 2 * problem.n} : Stretch{0, 0};
+    }
+
+    // Call a function on every piece of rows whose gradient is wanted.
+    template <class Function>
+    void for_pieces(Function& function) {
         int64_t pieces = 0;
-        const bool joined_pair = num_rectangles > 0 && rectangles[0].kind == TRIANGLE && rectangles[0].rows == 2 * problem.n;
-        auto stretch = [&](int side) {
-            if (!joined_pair || side > 1) return Stretch{offsets[side], offsets[side + 1]};
-            return side == 0 ? Stretch{0, 2 * problem.n} : Stretch{0, 0};
-        };
-        for (int side = 0; side < problem.num_sides; ++side) pieces += (stretch(side).last - stretch(side).first + TILE - 1) / TILE;
+        for (int side = 0; side < problem.num_sides; ++side) pieces += stretch(side).pieces();
         Queue queue(pieces);
         auto work = [&](int part) {
             const Working memory = working_of(part);
             for (int64_t taken = queue.take(); taken < pieces; taken = queue.take()) {
                 int64_t piece = taken;
-                for (int side = 0; side < problem.num_sides; ++side) {
-                    const Stretch here = stretch(side);
-                    const int64_t own = (here.last - here.first + TILE - 1) / TILE;
-                    if (piece < own) {
-                        const int64_t first = here.first + piece * TILE;
-                        differentiate_rows(first, least(first + TILE, here.last), memory);
-                        break;
-                    }
-                    piece -= own;
-                }
+                int side = 0;
+                while (piece >= stretch(side).pieces()) piece -= stretch(side++).pieces();
+                const int64_t first = stretch(side).first + piece * TILE, last = least(first + TILE, stretch(side).last);
+                bool wanted = false;
+                for (int own = side_of(first); own <= side_of(last - 1); ++own) wanted |= problem.sides[own].gradient != nullptr;
+                if (wanted) function(first, last, memory);
             }
         };
         parallel(parts, work);
+    }
+
+    Status differentiate() {
+        centre_rows(rows, problem.normalize, centred);
+        if (kept) {
+            auto whole = [&](int64_t first, int64_t last, const Working& memory) {
+                memset(memory.sums, 0, sizeof(double) * TILE);
+                if (!add_products(first, last, memory)) memset(memory.product, 0, sizeof(float) * (last - first) * rows.stride);
+                finish(first, last, memory.product, memory.sums);
+            };
+            for_pieces(whole);
+            return DONE;
+        }
+        memset(products, 0, sizeof(float) * rows.count * rows.stride);
+        memset(weight_sums, 0, sizeof(double) * rows.count);
+        auto of_band = [&](int64_t first, int64_t last, const Working& memory) {
+            memset(memory.sums, 0, sizeof(double) * TILE);
+            if (!add_products(first, last, memory)) return;
+            for (int64_t i = 0; i < last - first; ++i) {
+                float* to = products + (first + i) * rows.stride;
+                for (int64_t k = 0; k < rows.padded; k += LANES) store(to + k, load(to + k) + load(memory.product + i * rows.stride + k));
+                weight_sums[first + i] += memory.sums[i];
+            }
+        };
+        for (int index = 0; index < num_rectangles; ++index) {
+            Rectangle& r = rectangles[index];
+            r.entries = band;
+            for (r.first = 0; r.first < r.columns; r.first = r.last) {
+                r.last = least(r.columns, r.first + width_of_band(r));
+                r.stride = stride_of(r.last - r.first);
+                form_band(r);
+                for_pieces(of_band);
+            }
+            r.first = r.last = 0;
+        }
+        auto end = [&](int64_t first, int64_t last, const Working&) { finish(first, last, products + first * rows.stride, weight_sums + first); };
+        for_pieces(end);
         return DONE;
+    }
+
+    void form_band(const Rectangle& r) {
+        const int64_t first = r.first / TILE, strips = (r.last - r.first + TILE - 1) / TILE;
+        Queue queue(strips);
+        auto work = [&](int part) {
+            const Working memory = working_of(part);
+            for (int64_t taken = queue.take(); taken < strips; taken = queue.take()) form_strip(r, first + strips - 1 - taken, true, memory);
+        };
+        parallel(parts, work);
     }
 
     int side_of(int64_t row) const {
@@ -443,35 +521,35 @@ struct Contrast {
         return side;
     }
 
-    void differentiate_rows(int64_t first, int64_t last, const Working& memory) const {
-        bool wanted = false;
-        for (int side = side_of(first); side <= side_of(last - 1); ++side) wanted |= problem.sides[side].gradient != nullptr;
-        if (!wanted) return;
+    // Weights times rows for the exponentials that are kept; returns whether there were any.
+    bool add_products(int64_t first, int64_t last, const Working& memory) const {
         const int64_t count = last - first;
+        bool add = false;
         // Nothing outweighs the rounding of candidates' weights, as the positive does for the pairs.
         const bool halves = paired && first < 2 * problem.n;
-        bool add = false;
-        memset(memory.sums, 0, sizeof(double) * TILE);
         for (int index = 0; index < num_rectangles; ++index) {
             const Rectangle& r = rectangles[index];
             if (r.row <= first && last <= r.row + r.rows) {
-                const int64_t own = first - r.row;
-                for (int64_t k = r.kind == TRIANGLE ? own : 0; k < r.columns; k += TILE, add = true)
-                    add_rows(r, own, count, k, least(TILE, r.columns - k), add, halves, memory);
+                const int64_t own = first - r.row, begin = r.kind == TRIANGLE ? most(own, r.first) : r.first;
+                for (int64_t k = begin; k < r.last; k += TILE, add = true)
+                    add_rows(r, own, count, k, least(TILE, r.last - k), add, halves, memory);
             }
-            if (r.column <= first && last <= r.column + r.columns) {
+            if (r.column + r.first <= first && last <= r.column + r.last) {
                 const int64_t own = first - r.column, end = r.kind == TRIANGLE ? own : r.rows;
-                for (int64_t k = 0; k < end; k += TILE, add = true) add_columns(r, own, count, k, least(TILE, end - k), add, halves, memory);
+                for (int64_t k = 0; k < end; k += TILE, add = true)
+                    add_columns(r, own, count, k, least(TILE, end - k), add, halves, memory);
             }
         }
-        if (!add) memset(memory.product, 0, sizeof(float) * count * rows.stride);
-        for (int64_t i = 0; i < count; ++i) {
-            const int64_t row = first + i, n = problem.n;
+        return add;
+    }
+
+    void finish(int64_t first, int64_t last, float* product, const double* sums) const {
+        for (int64_t row = first; row < last; ++row) {
             const int side = side_of(row);
             if (problem.sides[side].gradient == nullptr) continue;
-            const int64_t place = row - offsets[side], partner = side == 0 ? n + place : side == 1 ? place : -1;
+            const int64_t place = row - offsets[side], partner = side == 0 ? problem.n + place : side == 1 ? place : -1;
             float* out = problem.sides[side].gradient + place * problem.d;
-            finish_gradient(rows, row, partner, side < 2 ? pull[place] : 0, memory.sums[i], problem.normalize, memory.product + i * rows.stride, out);
+            finish_gradient(rows, row, partner, side < 2 ? pull[place] : 0, sums[row - first], problem.normalize, product + (row - first) * rows.stride, out);
         }
     }
 
@@ -528,7 +606,7 @@ struct Contrast {
 
     // The weights of one row of a rectangle.
     void weigh(const Rectangle& r, int64_t row, int64_t first, int64_t columns, float* line) const {
-        const float *entries = r.entries + row * r.stride + first, *of_columns = weight + r.column + first;
+        const float *entries = r.entries + row * r.stride + (first - r.first), *of_columns = weight + r.column + first;
         const Floats own = all(weight[r.row + row]);
         if (r.kind == PLAIN) {
             for (int64_t j = 0; j < columns; j += LANES) store(line + j, load(entries + j) * own);

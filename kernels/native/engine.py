@@ -1,7 +1,7 @@
 """The native path's entry points: compiled kernels for the CPU that take a whole batch in one call.
 
-Exponentials of all pairs less one common shift are formed and kept until the gradient is, so this path is for batches
-whose exponentials fit the workspace. Where their sums leave the range of normal numbers, where an anchor has no
+Exponentials of all pairs, less one common shift, are formed a tile at a time and kept until the gradient is; if they do
+not fit the workspace, they are formed again. Where their sums leave the range of normal numbers, where an anchor has no
 negative, and where a row is not finite, the kernels say so, and the torch path does the batch.
 """
 
@@ -65,12 +65,6 @@ def unsupported(shape: Shape, problem: Problem) -> str | None:
         return f"the compiled kernels take float32, bfloat16 and float16, not {str(shape.dtype).removeprefix('torch.')}"
     if problem.dims is not None:
         return "the compiled kernels take one width at a time, and dims has several at once on the torch path"
-    needed = memory(shape, problem)
-    if needed > problem.workspace:
-        return (
-            f"the exponentials of all pairs take {needed >> 20} MiB, more than the {problem.workspace >> 20} MiB of "
-            "the workspace"
-        )
     return None
 
 
@@ -92,10 +86,9 @@ def symmetric(shape: Shape, problem: Problem) -> bool:
     return not shape.per_row and problem.margin is None
 
 
-def memory(shape: Shape, problem: Problem) -> int:
-    """Bytes of temporary memory: two copies of the rows, and the exponentials."""
-    rows = 2 * shape.n + sum(shape.candidates)
-    return 4 * (2 * rows * shape.d + entries(shape, problem))
+def spare(shape: Shape, problem: Problem) -> int:
+    """Bytes of the workspace that two copies of the rows leave for exponentials."""
+    return max(0, problem.workspace - 8 * (2 * shape.n + sum(shape.candidates)) * shape.d)
 
 
 def describe(shape: Shape, problem: Problem) -> dict[str, object]:
@@ -105,11 +98,12 @@ def describe(shape: Shape, problem: Problem) -> dict[str, object]:
         >>> describe(Shape(512, 256), Problem())["logits"]
         'tiles of 96 x 96'
     """
+    kept = 4 * entries(shape, problem) <= spare(shape, problem)
     return {
         "accumulated in": "float32, float64 over few rows and where single rows are returned",
         "instructions": "none" if library.kernels is None else library.kernels.capability(),
         "logits": "tiles of 96 x 96",
-        "gradient": "from exponentials kept",
+        "gradient": f"from exponentials {'kept' if kept else 'formed again'}",
         "maximum": "none, guarded by their range",
     }
 
@@ -308,6 +302,7 @@ def _call(
         0 if moment is None else moment.data_ptr(),
         0 if loss is None else loss.data_ptr(),
         0 if exponents is None else exponents.data_ptr(),
+        spare(batch.shape, problem) if True in needs else 0,
         torch.get_num_threads(),
         *arguments,
     )

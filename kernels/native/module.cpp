@@ -107,6 +107,7 @@ PyObject* contrast(PyObject*, PyObject* const* all, Py_ssize_t count) {
     problem.moment = given.address<double>();
     problem.loss_value = given.address<float>();
     problem.exponents = given.address<float>();
+    problem.workspace = given.integer();
     problem.threads = static_cast<int>(given.integer());
     if (PyErr_Occurred() != nullptr) return nullptr;
     const Py_ssize_t num_sides = given.left() / SIDE_ARGUMENTS;

@@ -49,6 +49,7 @@ struct Problem {
     float* loss_value;    // Σ shares_i · value_i
     float* exponents;     // (rows of all sides,) powers of two that raw rows were multiplied by
     bool* rescaled;       // whether any of them is not 0
+    int64_t workspace;    // bytes of exponentials to keep at most; what does not fit is formed again
     int threads;
 
     int64_t count() const {
