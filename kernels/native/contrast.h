@@ -27,9 +27,9 @@ enum Kind { PLAIN, MIRRORED, TRIANGLE };
 struct Rectangle {
     int64_t row, rows, column, columns;
     Kind kind;
-    int64_t strips, stride;
+    int64_t strips;
     int64_t first, last; // the columns whose exponentials are kept at the moment
-    float* entries;      // (rows, stride) those exponentials
+    float* entries;      // those exponentials, strip by strip: (rows, TILE) each, of a triangle down to the diagonal
     float* row_sums;     // (strips, rows) each strip's share of its rows' sums
     double* column_sums; // (columns,) unless plain
     float* row_moments;
@@ -70,15 +70,14 @@ struct Contrast {
     void add(int64_t row, int64_t end_row, int64_t column, int64_t end_column, Kind kind) {
         if (row >= end_row || column >= end_column) return;
         Rectangle& added = rectangles[num_rectangles++];
-        added = {row, end_row - row, column, end_column - column, kind, (end_column - column + TILE - 1) / TILE, 0, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+        added = {row, end_row - row, column, end_column - column, kind, (end_column - column + TILE - 1) / TILE, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
     }
 
-    // Entries of a row of exponentials when so many columns are kept.
-    static int64_t stride_of(int64_t columns) {
-        const int64_t padded = up(columns, TILE);
-        return padded % 256 == 0 ? padded + 16 : padded;
+    // Entries of the strips before one.
+    static int64_t entries_before(const Rectangle& r, int64_t strip) {
+        return r.kind == TRIANGLE ? TILE * TILE * (strip * (strip + 1) / 2) : strip * up(r.rows, BLOCK_ROWS) * TILE;
     }
-    static int64_t size_of(const Rectangle& r, int64_t columns) { return up(r.rows, BLOCK_ROWS) * stride_of(columns) + TILE; }
+    static float* strip_of(const Rectangle& r, int64_t strip) { return r.entries + (entries_before(r, strip) - entries_before(r, r.first / TILE)); }
 
     // One rectangle serves both of its sides only where a logit is the same both ways.
     void lay_out() {
@@ -141,14 +140,17 @@ struct Contrast {
             r.row_moments = plan.take<float>(moment ? r.strips * r.rows : 0);
             r.column_moments = plan.take<double>(moment ? shared : 0);
             if (!kept) continue;
-            r.entries = plan.take<float>(size_of(r, r.columns));
+            r.entries = plan.take<float>(entries_before(r, r.strips) + TILE);
             r.last = r.columns;
-            r.stride = stride_of(r.columns);
         }
         if (problem.gradient && !kept) {
             int64_t largest = 0;
-            for (int index = 0; index < num_rectangles; ++index) largest = most(largest, size_of(rectangles[index], width_of_band(rectangles[index])));
-            band = plan.take<float>(largest);
+            for (int index = 0; index < num_rectangles; ++index) {
+                const Rectangle& r = rectangles[index];
+                for (int64_t strip = 0; strip < r.strips; strip = end_of_band(r, strip))
+                    largest = most(largest, entries_before(r, end_of_band(r, strip)) - entries_before(r, strip));
+            }
+            band = plan.take<float>(largest + TILE);
             products = plan.take<float>(rows.count * rows.stride);
             weight_sums = plan.take<double>(rows.count);
         }
@@ -158,10 +160,12 @@ struct Contrast {
         working = plan.take<char>(static_cast<int64_t>(working_size) * parts);
     }
 
-    // Columns of a rectangle that are kept at a time where not all can be.
-    int64_t width_of_band(const Rectangle& r) const {
-        const int64_t strips = least(BAND, problem.workspace) / static_cast<int64_t>(sizeof(float) * TILE * r.rows);
-        return least(r.columns, TILE * most(1, strips));
+    // One past the last of the strips that are kept together with one, where not all can be.
+    int64_t end_of_band(const Rectangle& r, int64_t strip) const {
+        const int64_t limit = least(BAND, problem.workspace) / static_cast<int64_t>(sizeof(float)) + entries_before(r, strip);
+        int64_t end = strip + 1;
+        while (end < r.strips && entries_before(r, end + 1) <= limit) ++end;
+        return end;
     }
 
     struct Working {
@@ -204,7 +208,7 @@ struct Contrast {
         int64_t work = rows.count * problem.d, entries = 0;
         for (int index = 0; index < num_rectangles; ++index) {
             work += rectangles[index].rows * rectangles[index].columns * problem.d * (problem.gradient ? 3 : 1);
-            entries += size_of(rectangles[index], rectangles[index].columns);
+            entries += entries_before(rectangles[index], rectangles[index].strips);
         }
         kept = problem.gradient && entries * static_cast<int64_t>(sizeof(float)) <= problem.workspace;
         parts = static_cast<int>(most(1, least(problem.threads, work / WORTH_A_THREAD)));
@@ -289,20 +293,19 @@ struct Contrast {
         for (int64_t start = 0; start < end; start += TILE) {
             const int64_t height = least(TILE, r.rows - start);
             const bool mirrored = r.kind == MIRRORED || (r.kind == TRIANGLE && start < first);
-            float* tile = keep ? r.entries + start * r.stride + (first - r.first) : memory.tile;
-            const int64_t stride = keep ? r.stride : TILE;
+            float* tile = keep ? strip_of(r, strip) + start * TILE : memory.tile;
             const float* left = factor(r.row + start);
             const bool own = r.kind == TRIANGLE && start == first;
             if (problem.precise) multiply<SINGLES>(left, stride_in, height, memory.columns, columns, width, own, memory.precise, TILE);
-            else if (paired) multiply<PAIRS>(left, stride_in, height, memory.columns, columns, width, own, tile, stride);
-            else multiply<SINGLES>(left, stride_in, height, memory.columns, columns, width, own, tile, stride);
+            else if (paired) multiply<PAIRS>(left, stride_in, height, memory.columns, columns, width, own, tile, TILE);
+            else multiply<SINGLES>(left, stride_in, height, memory.columns, columns, width, own, tile, TILE);
             for (int64_t from = 0; from < height; from += SUMMED_ROWS) {
                 if (mirrored) {
                     memset(memory.column_sums, 0, sizeof(float) * TILE);
                     memset(memory.column_moments, 0, sizeof(float) * TILE);
                 }
                 for (int64_t i = from; i < least(from + SUMMED_ROWS, height); ++i) {
-                    float* line = tile + i * stride;
+                    float* line = tile + i * TILE;
                     const int64_t anchor = r.row + start + i;
                     to_logits(line, memory.precise + i * TILE, anchor, r.column + first, columns);
                     leave_out(line, anchor, r.column + first, columns);
@@ -493,8 +496,7 @@ struct Contrast {
             Rectangle& r = rectangles[index];
             r.entries = band;
             for (r.first = 0; r.first < r.columns; r.first = r.last) {
-                r.last = least(r.columns, r.first + width_of_band(r));
-                r.stride = stride_of(r.last - r.first);
+                r.last = least(r.columns, end_of_band(r, r.first / TILE) * TILE);
                 form_band(r);
                 for_pieces(of_band);
             }
@@ -606,12 +608,19 @@ struct Contrast {
 
     // The weights of one row of a rectangle.
     void weigh(const Rectangle& r, int64_t row, int64_t first, int64_t columns, float* line) const {
-        const float *entries = r.entries + row * r.stride + (first - r.first), *of_columns = weight + r.column + first;
+        const float *of_columns = weight + r.column;
         const Floats own = all(weight[r.row + row]);
-        if (r.kind == PLAIN) {
-            for (int64_t j = 0; j < columns; j += LANES) store(line + j, load(entries + j) * own);
-        } else {
-            for (int64_t j = 0; j < columns; j += LANES) store(line + j, load(entries + j) * (own + load(of_columns + j)));
+        // Columns may begin within a strip and end in the next; what is written too much is written again.
+        for (int64_t column = first; column < first + columns;) {
+            const int64_t strip = column / TILE, offset = column - strip * TILE, count = least(TILE - offset, first + columns - column);
+            const float *entries = strip_of(r, strip) + row * TILE + offset;
+            if (r.kind == PLAIN) {
+                for (int64_t j = 0; j < count; j += LANES) store(line + j, load(entries + j) * own);
+            } else {
+                for (int64_t j = 0; j < count; j += LANES) store(line + j, load(entries + j) * (own + load(of_columns + column + j)));
+            }
+            column += count;
+            line += count;
         }
     }
 

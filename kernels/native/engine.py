@@ -69,16 +69,22 @@ def unsupported(shape: Shape, problem: Problem) -> str | None:
 
 
 def entries(shape: Shape, problem: Problem) -> int:
-    """How many exponentials are kept: of every anchor and every row it is compared with, self and positive included.
+    """How many exponentials there are: of every anchor and every row it is compared with, but one for both ways.
 
     Example:
         >>> entries(Shape(4, 8), Problem(negatives="cross")), entries(Shape(4, 8, (6,)), Problem(negatives="none"))
         (16, 48)
     """
-    n, anchors = shape.n, problem.num_directions * shape.n
-    mirrored = problem.negatives == "cross" and problem.num_directions == 2 and symmetric(shape, problem)
-    sides = {"both": 2, "cross": 1, "own": 1, "none": 0}[problem.negatives]
-    return (n * n if mirrored else anchors * n * sides) + anchors * sum(shape.candidates)
+    n, anchors, once = shape.n, problem.num_directions * shape.n, symmetric(shape, problem)
+    both = problem.num_directions == 2
+    others = anchors * sum(shape.candidates)
+    if problem.negatives == "both":
+        return others + (anchors * (anchors + 1) // 2 + anchors * (2 * n - anchors) if once else anchors * 2 * n)
+    if problem.negatives == "cross":
+        return others + (n * n if once or not both else 2 * n * n)
+    if problem.negatives == "own":
+        return others + (anchors * (n + 1) // 2 if once else anchors * n)
+    return others
 
 
 def symmetric(shape: Shape, problem: Problem) -> bool:
