@@ -45,6 +45,8 @@ SMALL = 1 << 16
 LEAST_FACTOR = 2.0**-100
 # Up to this many rows of all sides, rounding hardly averages out over a row's negatives.
 FEW_ROWS = 64
+# Sides of the kernels' tiles, and the most rows of a block and entries of a vector.
+TILE, BLOCK, VECTOR = 96, 12, 16
 SCALE_BITS = 30
 """The power of two of the largest weight, so that even infoNCE's weights at φ = 1e-36 stay normal numbers."""
 
@@ -74,17 +76,30 @@ def unsupported(shape: Shape, problem: Problem) -> str | None:
     return None
 
 
-def entries(shape: Shape, problem: Problem) -> int:
-    """How many exponentials are kept: of every anchor and every row it is compared with, self and positive included.
+def rectangles(shape: Shape, problem: Problem) -> list[tuple[int, int]]:
+    """Rows and columns of the rectangles of pairs whose exponentials are kept, as the kernels lay them out.
 
     Example:
-        >>> entries(Shape(4, 8), Problem(negatives="cross")), entries(Shape(4, 8, (6,)), Problem(negatives="none"))
-        (16, 48)
+        >>> rectangles(Shape(4, 8, (6,)), Problem(negatives="cross"))
+        [(4, 4), (8, 6)]
     """
-    n, anchors = shape.n, problem.num_directions * shape.n
-    mirrored = problem.negatives == "cross" and problem.num_directions == 2 and symmetric(shape, problem)
-    sides = {"both": 2, "cross": 1, "own": 1, "none": 0}[problem.negatives]
-    return (n * n if mirrored else anchors * n * sides) + anchors * sum(shape.candidates)
+    n, m, both = shape.n, sum(shape.candidates), problem.num_directions == 2
+    anchors = problem.num_directions * n
+    if not symmetric(shape, problem):
+        of_pairs = {
+            "both": [(anchors, 2 * n + m)],
+            "cross": [(n, n + m), *([(n, n), (n, m)] if both else [])],
+            "own": [(n, n), (n, m), *([(n, n + m)] if both else [])],
+            "none": [(anchors, m)],
+        }[problem.negatives]
+    else:
+        of_pairs = {
+            "both": [(anchors, anchors), (anchors, 2 * n + m - anchors)],
+            "cross": [(n, n), (anchors, m)] if both else [(n, n + m)],
+            "own": [*[(n, n)] * problem.num_directions, (anchors, m)],
+            "none": [(anchors, m)],
+        }[problem.negatives]
+    return of_pairs
 
 
 def symmetric(shape: Shape, problem: Problem) -> bool:
@@ -93,9 +108,24 @@ def symmetric(shape: Shape, problem: Problem) -> bool:
 
 
 def memory(shape: Shape, problem: Problem) -> int:
-    """Bytes of temporary memory: two copies of the rows, and the exponentials."""
+    """Bytes of temporary memory: two copies of the rows, and the exponentials, both padded to whole tiles and vectors.
+
+    Example:
+        >>> memory(Shape(1200, 16, (1,)), Problem(negatives="none")) >= 4 * 2400 * 96
+        True
+    """
     rows = 2 * shape.n + sum(shape.candidates)
-    return 4 * (2 * rows * shape.d + entries(shape, problem))
+    entries = sum(_up(height, BLOCK) * _padded(width, TILE) for height, width in rectangles(shape, problem))
+    return 4 * (2 * rows * _padded(shape.d, VECTOR) + entries)
+
+
+def _up(size: int, unit: int) -> int:
+    return (size + unit - 1) // unit * unit
+
+
+def _padded(width: int, unit: int) -> int:
+    """Entries from one row to the next, at most: some are kept off the distances that contend for one line of cache."""
+    return _up(width, unit) + VECTOR
 
 
 def describe(shape: Shape, problem: Problem) -> dict[str, object]:
