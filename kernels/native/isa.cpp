@@ -9,5 +9,7 @@ Status solve_contrast(const Problem& problem) {
     return contrast.solve();
 }
 
+int64_t size_of_contrast(const Problem& problem) { return Contrast(problem).size(); }
+
 }  // namespace CTLOSS_ISA
 }  // namespace ctloss

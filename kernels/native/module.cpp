@@ -14,6 +14,7 @@ namespace ctloss {
 #define CTLOSS_DECLARE(isa)                         \
     namespace isa {                                 \
     Status solve_contrast(const Problem& problem);  \
+    int64_t size_of_contrast(const Problem& problem); \
     }
 CTLOSS_DECLARE(portable)
 #ifdef CTLOSS_AVX2
@@ -31,6 +32,7 @@ namespace {
 struct Kernels {
     const char* name;
     Status (*contrast)(const Problem&);
+    int64_t (*size_of_contrast)(const Problem&);
 };
 
 // The widest vectors that both the processor and ATEN_CPU_CAPABILITY, which PyTorch's own kernels follow, allow.
@@ -44,16 +46,16 @@ Kernels choose() {
     if (most >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
 #ifdef CTLOSS_AVX512BF16
-        if (__builtin_cpu_supports("avx512bf16")) return {"avx512bf16", avx512bf16::solve_contrast};
+        if (__builtin_cpu_supports("avx512bf16")) return {"avx512bf16", avx512bf16::solve_contrast, avx512bf16::size_of_contrast};
 #endif
-        return {"avx512", avx512::solve_contrast};
+        return {"avx512", avx512::solve_contrast, avx512::size_of_contrast};
     }
 #endif
 #ifdef CTLOSS_AVX2
     if (most >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-        return {"avx2", avx2::solve_contrast};
+        return {"avx2", avx2::solve_contrast, avx2::size_of_contrast};
 #endif
-    return {"portable", portable::solve_contrast};
+    return {"portable", portable::solve_contrast, portable::size_of_contrast};
 }
 
 const Kernels kernels = choose();
@@ -143,6 +145,22 @@ PyObject* contrast(PyObject*, PyObject* const* all, Py_ssize_t count) {
     return PyLong_FromLong(status == DONE ? rescaled : -static_cast<long>(status));
 }
 
+PyObject* size(PyObject*, PyObject* const* all, Py_ssize_t count) {
+    Arguments given(all, count);
+    Side sides[3] = {};
+    Problem problem{};
+    problem.n = sides[0].count = sides[1].count = given.integer();
+    sides[2].count = given.integer();
+    problem.negatives = static_cast<Negatives>(given.integer());
+    problem.num_directions = static_cast<int>(given.integer());
+    problem.bounded = given.integer() == 0;
+    problem.d = 1;
+    problem.sides = sides;
+    problem.num_sides = 3;
+    if (PyErr_Occurred() != nullptr) return nullptr;
+    return PyLong_FromLongLong(kernels.size_of_contrast(problem));
+}
+
 // Small gradients are multiplied by a number at less than what a call of PyTorch costs.
 PyObject* scale(PyObject*, PyObject* const* all, Py_ssize_t count) {
     Arguments given(all, count);
@@ -161,6 +179,8 @@ PyObject* capability(PyObject*, PyObject*) { return PyUnicode_FromString(kernels
 PyMethodDef methods[] = {
     {"contrast", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(contrast)), METH_FASTCALL,
      "Sums, loss and gradient of one call, as ctloss.kernels.native.library calls it: 0, 1 if rows were rescaled, or a negative status."},
+    {"size", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(size)), METH_FASTCALL,
+     "Bytes of all exponentials of a call, from its pairs, candidates, negatives, directions and whether a logit serves both ways."},
     {"scale", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(scale)), METH_FASTCALL,
      "Multiply numbers in place: the factor, then addresses and counts of single-precision numbers."},
     {"capability", capability, METH_NOARGS, "The instruction set the kernels were chosen for."},
