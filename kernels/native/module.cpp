@@ -3,6 +3,10 @@
 #define Py_LIMITED_API 0x030a0000
 #include <Python.h>
 
+#if defined(CTLOSS_AVX2) || defined(CTLOSS_AVX512)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 
@@ -30,6 +34,15 @@ struct Kernels {
     Status (*contrast)(const Problem&);
 };
 
+#if defined(CTLOSS_AVX2) || defined(CTLOSS_AVX512)
+// What both sets are compiled for; setup.py names the same features. Clang before 19 does not know f16c by name.
+bool has_avx2() {
+    unsigned a, b, c = 0, d;
+    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+    return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+#endif
+
 // The widest vectors that both the processor and ATEN_CPU_CAPABILITY, which PyTorch's own kernels follow, allow.
 Kernels choose() {
     const char* given = std::getenv("ATEN_CPU_CAPABILITY");
@@ -38,13 +51,12 @@ Kernels choose() {
     __builtin_cpu_init();
 #endif
 #ifdef CTLOSS_AVX512
-    if (most >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+    if (most >= 2 && has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         return {"avx512", avx512::solve_contrast};
 #endif
 #ifdef CTLOSS_AVX2
-    if (most >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-        return {"avx2", avx2::solve_contrast};
+    if (most >= 1 && has_avx2()) return {"avx2", avx2::solve_contrast};
 #endif
     return {"portable", portable::solve_contrast};
 }
