@@ -30,9 +30,10 @@ class BuildKernels(build_ext):
     """Compile one source once for every instruction set that the compiler knows."""
 
     def run(self) -> None:
-        """Remove what an earlier build left in the source tree: it would outlive a build that fails."""
-        if self.inplace:
-            for library in Path(FOLDER).glob("_kernels*.so"):
+        """Remove what an earlier build left behind: it would be installed if this one fails."""
+        places = [Path(self.build_lib), Path()] if self.inplace else [Path(self.build_lib)]
+        for place in places:
+            for library in (place / FOLDER).glob("_kernels*.so"):
                 library.unlink()
         super().run()
 
