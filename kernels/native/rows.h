@@ -86,7 +86,8 @@ inline int prepare_row(const Rows& rows, const Side& side, int64_t place, int64_
     }
     const double norm = std::sqrt(dot(row, row, rows.padded));
     rows.length[index] = normalize ? (norm > 0) : norm;
-    rows.inverse[index] = !normalize ? 1.0 : norm > 0 ? 1.0 / norm : norm == 0 ? 0.0 : norm;
+    // One over an infinite length would pass for a zero row.
+    rows.inverse[index] = !normalize ? 1.0 : norm == 0 ? 0.0 : std::isfinite(norm) ? 1.0 / norm : norm;
     return exponent;
 }
 
