@@ -20,7 +20,8 @@ from setuptools.errors import CompileError
 # Through the link, so that a checkout and a source archive look alike.
 FOLDER = "ctloss/kernels/native"
 FLAGS = ["-O3", "-std=gnu++17", "-fno-math-errno", "-fvisibility=hidden", "-pthread"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-DCTLOSS_SANITIZE"]
+SANITIZERS += ["-O1", "-g", "-fno-omit-frame-pointer"]
 # One by one, not as -march: these are what module.cpp asks the processor for.
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]

@@ -1,5 +1,9 @@
 // The rows of all sides as the products need them: stacked, in single precision, of unit length if normalised.
 #pragma once
+#ifdef CTLOSS_SANITIZE
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "simd.h"
 #include "threads.h"
 
@@ -25,7 +29,7 @@ struct Queue {
     int64_t take() { return __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED); }
 };
 
-// Memory for one call, parted by cache lines: sizes first, then places.
+// Memory for one call, parted by cache lines, and by more that AddressSanitizer watches: sizes first, then places.
 struct Plan {
     unsigned long used = 0;
     char* start = nullptr;
@@ -33,6 +37,10 @@ struct Plan {
     Entry* take(int64_t count) {
         Entry* found = reinterpret_cast<Entry*>(start + used);
         used += (static_cast<unsigned long>(count) * sizeof(Entry) + 63) & ~63ul;
+#ifdef CTLOSS_SANITIZE
+        if (start != nullptr) __asan_poison_memory_region(start + used, 64);
+        used += 64;
+#endif
         return found;
     }
 };
