@@ -1,10 +1,16 @@
 """Builds the compiled CPU kernels where a C++ compiler is at hand; everything else is declared in pyproject.toml.
 
-CTLOSS_NATIVE=0 leaves them out. CTLOSS_SANITIZE=1 builds them to check every address and every undefined operation.
+Environment variables that it reads:
+
+- CTLOSS_NATIVE: 0 leaves the kernels out; 1 makes a build that fails an error, which else leaves them out.
+- CTLOSS_SANITIZE: 1 builds them to check every address and every operation that C++ leaves undefined.
 """
 
+from __future__ import annotations
+
 import os
-import platform
+import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -13,24 +19,39 @@ from setuptools.errors import CompileError
 
 # Through the link, so that a checkout and a source archive look alike.
 FOLDER = "ctloss/kernels/native"
-X86 = ("x86_64", "amd64")
-AVX512 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
-INSTRUCTION_SETS = {"avx2": ["-march=x86-64-v3"], "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
 FLAGS = ["-O3", "-std=gnu++17", "-fno-math-errno", "-fvisibility=hidden", "-pthread"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-DCTLOSS_SANITIZE"]
+SANITIZERS += ["-O1", "-g", "-fno-omit-frame-pointer"]
+# One by one, not as -march: these are what module.cpp asks the processor for.
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+AVX512BF16 = [*AVX512, "-mavx512bf16"]
 
 
 class BuildKernels(build_ext):
     """Compile one source once for every instruction set that the compiler knows."""
 
-    def build_extension(self, extension):
-        flags = FLAGS + (SANITIZERS if os.environ.get("CTLOSS_SANITIZE") == "1" else [])
-        extension.extra_compile_args = flags
-        extension.extra_link_args = [flag for flag in flags if flag.startswith(("-pthread", "-fsanitize"))]
-        wanted = INSTRUCTION_SETS if platform.machine().lower() in X86 else {}
-        for name, options in {"portable": [], **wanted}.items():
+    def run(self) -> None:
+        """Remove what an earlier build left behind: it would be installed if this one fails."""
+        places = [Path(self.build_lib), Path()] if self.inplace else [Path(self.build_lib)]
+        for place in places:
+            for library in (place / FOLDER).glob("_kernels*.so"):
+                library.unlink()
+        super().run()
+
+    def build_extension(self, extension: Extension) -> None:
+        """Compile isa.cpp for each set, then the module around them, which is told which there are."""
+        # Flags come from the environment, which no time stamp shows.
+        self.force = True
+        flags = FLAGS + (SANITIZERS if os.environ.get("CTLOSS_SANITIZE") == "1" else ["-g0"])
+        sets: dict[str, list[str]] = {"portable": []}
+        if self.plat_name.endswith(("x86_64", "amd64")):
+            sets |= {"avx2": AVX2, "avx512": AVX512, "avx512bf16": AVX512BF16}
+        objects: list[str] = []
+        found: list[tuple[str, str | None]] = []
+        for name, options in sets.items():
             try:
-                extension.extra_objects += self.compiler.compile(
+                objects += self.compiler.compile(
                     [f"{FOLDER}/isa.cpp"],
                     output_dir=os.path.join(self.build_temp, name),
                     macros=[("CTLOSS_ISA", name)],
@@ -40,18 +61,26 @@ class BuildKernels(build_ext):
                 if name == "portable":
                     raise
             else:
-                extension.define_macros.append((f"CTLOSS_{name.upper()}", None))
+                found.append((f"CTLOSS_{name.upper()}", None))
+        extension.extra_objects = objects
+        extension.define_macros = found
+        extension.extra_compile_args = flags
+        extension.extra_link_args = [flag for flag in flags if flag.startswith(("-pthread", "-fsanitize"))]
         super().build_extension(extension)
 
 
+# The kernels are written in the vector types of GCC and Clang, and for the stable ABI, which Python without a global
+# lock does not have yet.
+possible = sys.platform != "win32" and not sysconfig.get_config_var("Py_GIL_DISABLED")
+wanted = os.environ.get("CTLOSS_NATIVE")
+with_kernels = possible and wanted != "0"
 kernels = Extension(
     "ctloss.kernels.native._kernels",
     [f"{FOLDER}/module.cpp", f"{FOLDER}/threads.cpp"],
-    depends=sorted(path.as_posix() for path in Path(FOLDER).glob("*.h")) + [f"{FOLDER}/isa.cpp"],
-    optional=True,
+    depends=[f"{FOLDER}/isa.cpp", *sorted(path.as_posix() for path in Path(FOLDER).glob("*.h"))],
+    optional=wanted != "1",
     py_limited_api=True,
 )
-with_kernels = os.environ.get("CTLOSS_NATIVE") != "0"
 setup(
     ext_modules=[kernels] if with_kernels else [],
     cmdclass={"build_ext": BuildKernels},

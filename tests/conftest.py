@@ -1,6 +1,9 @@
 """Settings of the test processes, made before anything reads them, and a fixture that many tests use."""
 
 import os
+import shlex
+import subprocess
+import sysconfig
 
 # libgomp reads this while torch is loaded. Threads that spin while they wait slow down everything else on the machine:
 # other test processes, and the commands that tests start.
@@ -37,6 +40,26 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+# GCC before 12 does not have it.
+PROBE = """
+typedef float Floats __attribute__((vector_size(16)));
+Floats turned(Floats v) { return __builtin_shufflevector(v, v, 1, 2, 3, 0); }
+"""
+
+
+@pytest.fixture(scope="session")
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> str | None:
+    """The C++ compiler of an installation, if it knows the vectors that the compiled kernels are written in."""
+    command = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")[0]
+    program = tmp_path_factory.mktemp("probe") / "probe.cpp"
+    program.write_text(PROBE)
+    try:
+        done = subprocess.run([command, "-c", program, "-o", os.devnull], capture_output=True, check=False)
+    except OSError:
+        return None
+    return command if done.returncode == 0 else None
 
 
 @pytest.fixture

@@ -3,6 +3,10 @@
 #define Py_LIMITED_API 0x030a0000
 #include <Python.h>
 
+#if defined(CTLOSS_AVX2) || defined(CTLOSS_AVX512)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 
@@ -34,6 +38,16 @@ struct Kernels {
     Status (*contrast)(const Problem&);
     int64_t (*size_of_contrast)(const Problem&);
 };
+#define CTLOSS_KERNELS(isa) (Kernels{#isa, isa::solve_contrast, isa::size_of_contrast})
+
+#if defined(CTLOSS_AVX2) || defined(CTLOSS_AVX512)
+// What both sets are compiled for; setup.py names the same features. Clang before 19 does not know f16c by name.
+bool has_avx2() {
+    unsigned a, b, c = 0, d;
+    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+    return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+#endif
 
 // The widest vectors that both the processor and ATEN_CPU_CAPABILITY, which PyTorch's own kernels follow, allow.
 Kernels choose() {
@@ -43,19 +57,18 @@ Kernels choose() {
     __builtin_cpu_init();
 #endif
 #ifdef CTLOSS_AVX512
-    if (most >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    if (most >= 2 && has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
 #ifdef CTLOSS_AVX512BF16
-        if (__builtin_cpu_supports("avx512bf16")) return {"avx512bf16", avx512bf16::solve_contrast, avx512bf16::size_of_contrast};
+        if (__builtin_cpu_supports("avx512bf16")) return CTLOSS_KERNELS(avx512bf16);
 #endif
-        return {"avx512", avx512::solve_contrast, avx512::size_of_contrast};
+        return CTLOSS_KERNELS(avx512);
     }
 #endif
 #ifdef CTLOSS_AVX2
-    if (most >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-        return {"avx2", avx2::solve_contrast, avx2::size_of_contrast};
+    if (most >= 1 && has_avx2()) return CTLOSS_KERNELS(avx2);
 #endif
-    return {"portable", portable::solve_contrast, portable::size_of_contrast};
+    return CTLOSS_KERNELS(portable);
 }
 
 const Kernels kernels = choose();

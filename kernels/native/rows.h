@@ -1,5 +1,9 @@
 // The rows of all sides as the products need them: stacked, in single precision, of unit length if normalised.
 #pragma once
+#ifdef CTLOSS_SANITIZE
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "simd.h"
 #include "threads.h"
 
@@ -25,7 +29,7 @@ struct Queue {
     int64_t take() { return __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED); }
 };
 
-// Memory for one call, parted by cache lines: sizes first, then places.
+// Memory for one call, parted by cache lines, and by more that AddressSanitizer watches: sizes first, then places.
 struct Plan {
     unsigned long used = 0;
     char* start = nullptr;
@@ -33,6 +37,10 @@ struct Plan {
     Entry* take(int64_t count) {
         Entry* found = reinterpret_cast<Entry*>(start + used);
         used += (static_cast<unsigned long>(count) * sizeof(Entry) + 63) & ~63ul;
+#ifdef CTLOSS_SANITIZE
+        if (start != nullptr) __asan_poison_memory_region(start + used, 64);
+        used += 64;
+#endif
         return found;
     }
 };
@@ -86,7 +94,8 @@ inline int prepare_row(const Rows& rows, const Side& side, int64_t place, int64_
     }
     const double norm = std::sqrt(dot(row, row, rows.padded));
     rows.length[index] = normalize ? (norm > 0) : norm;
-    rows.inverse[index] = !normalize ? 1.0 : norm > 0 ? 1.0 / norm : norm == 0 ? 0.0 : norm;
+    // One over an infinite length would pass for a zero row.
+    rows.inverse[index] = !normalize ? 1.0 : norm == 0 ? 0.0 : std::isfinite(norm) ? 1.0 / norm : norm;
     return exponent;
 }
 

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -98,15 +99,26 @@ struct Memory {
     ~Memory() { std::free(start); }
 
     void* of(unsigned long bytes) {
+#ifdef CTLOSS_SANITIZE
+        // Afresh and exactly, so that nothing is read that an earlier call left there or that lies beyond.
+        constexpr unsigned long unit = 64;
+        size = 0;
+#else
         if (bytes <= size) return start;
-        std::free(start);
         const unsigned long unit = bytes < HUGE_PAGE ? 4096 : HUGE_PAGE;
+#endif
+        std::free(start);
         size = (bytes + unit - 1) / unit * unit;
-        start = std::aligned_alloc(unit, size);
-        if (start == nullptr) size = 0;
+        if (posix_memalign(&start, unit, size) != 0) {
+            start = nullptr;
+            size = 0;
+        }
+#ifdef CTLOSS_SANITIZE
+        if (start != nullptr) std::memset(start, 0xff, size);
+#endif
 #ifdef MADV_HUGEPAGE
         // Fresh pages cost as much as the arithmetic on them unless they are large.
-        else if (unit == HUGE_PAGE) madvise(start, size, MADV_HUGEPAGE);
+        if (start != nullptr && unit == HUGE_PAGE) madvise(start, size, MADV_HUGEPAGE);
 #endif
         return start;
     }

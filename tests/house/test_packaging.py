@@ -23,17 +23,38 @@ DATA = sorted(
     for path in (ROOT / "ctloss").rglob("*.*")
     if path.suffix not in (".py", ".pyc") and not path.name.startswith(".")
 )
+NATIVE = "ctloss/kernels/native"
+LIBRARY = f"{NATIVE}/_kernels.abi3.so"
 IMPORT_ALL = (
     "import ctloss, ctloss.kernels.problem, ctloss.kernels.torch_path.engine, ctloss.kernels.triton_path.engine;"
-    "import ctloss.reference;"
-    "print(ctloss.__file__)"
+    "import ctloss.kernels.native.engine, ctloss.reference, torch;"
+    "print(ctloss.__file__);"
+    "print(ctloss.explain(torch.eye(2), torch.eye(2)).path)"
 )
+# Which path takes a small batch, and why, after it did so.
+EXPLAIN = """
+import torch, ctloss
+x = torch.randn(4, 8, requires_grad=True)
+ctloss.cz_nce(x, torch.randn(4, 8)).backward()
+assert x.grad.isfinite().all()
+print(ctloss.explain(x, x))
+"""
+NO_COMPILER = {"CC": "/bin/false", "CXX": "/bin/false"}
+NO_KERNELS = {"CTLOSS_NATIVE": "0"}
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
     """The standard output of a command, which must succeed, in an environment that leads to no other ctloss."""
-    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    done = subprocess.run(
+    done = attempt(*command, cwd=cwd, **environment)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def attempt(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The same for a command that may fail."""
+    ours = ("PYTHONPATH", "PYTHONHOME", "CTLOSS_NATIVE", "CTLOSS_SANITIZE")
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
+    return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
         env=inherited | environment,
@@ -42,8 +63,6 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
         timeout=HANGS,
         check=False,
     )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def expected_modules() -> list[str]:
@@ -59,16 +78,24 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tracked part of the tree, links kept as links, so that builds leave nothing behind here."""
     copy = tmp_path_factory.mktemp("checkout") / "ctloss"
     copy.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "MANIFEST.in", "constraints.txt"):
+    for name in (
+        "pyproject.toml",
+        "setup.py",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "MANIFEST.in",
+        "constraints.txt",
+    ):
         shutil.copy(ROOT / name, copy)
     for name in ("ctloss", "kernels", "reference"):
-        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     return copy
 
 
 @pytest.fixture(scope="module")
 def archives(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Source archive and, built from it, the wheel."""
+    """Source archive and, built from it with its compiled kernels, the wheel."""
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, checkout, cwd=checkout)
     return folder
@@ -90,19 +117,21 @@ def environment(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def install(python: Path, *what: str | Path, cwd: Path) -> None:
+def install(python: Path, *what: str | Path, cwd: Path, **environment: str) -> None:
     """pip install without dependencies or build isolation: setuptools and torch are borrowed."""
     flags = ("--no-deps", "--no-build-isolation", "--no-index", "--force-reinstall", "--ignore-installed", "-q")
-    run(python, "-m", "pip", "install", *flags, *what, cwd=cwd)
+    run(python, "-m", "pip", "install", *flags, *what, cwd=cwd, **environment)
 
 
-def test_wheel_holds_real_files(archives: Path) -> None:
+def test_wheel_holds_real_files(archives: Path, compiler: str | None) -> None:
     (wheel,) = archives.glob("*.whl")
+    assert "-cp310-abi3-" in wheel.name
     with zipfile.ZipFile(wheel) as archive:
         members = {info.filename: info for info in archive.infolist()}
     inside = [name for name in members if ".dist-info/" not in name]
     assert "ctloss/py.typed" in DATA
-    assert sorted(inside) == sorted(expected_modules() + DATA)
+    compiled = [LIBRARY] if compiler is not None else []
+    assert sorted(inside) == sorted([*expected_modules(), *DATA, f"{NATIVE}/_kernels.pyi", *compiled])
     links = [name for name, info in members.items() if (info.external_attr >> 16) & 0o170000 == 0o120000]
     assert links == []
 
@@ -125,12 +154,54 @@ def test_source_archive_holds_real_files(archives: Path) -> None:
     assert not any(member.issym() or member.islnk() for member in members)
     inside = {member.name.partition("/")[2] for member in members if member.isfile()}
     assert set(expected_modules() + DATA) <= inside
-    assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "constraints.txt"} <= inside
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.py", "constraints.txt"} <= inside
+    of_kernels = {
+        f"{NATIVE}/{path.name}" for path in (ROOT / "kernels/native").iterdir() if path.suffix in (".cpp", ".h")
+    }
+    assert {f"{NATIVE}/{name}" for name in ("isa.cpp", "module.cpp", "simd.h")} <= of_kernels <= inside
+    assert LIBRARY not in inside
+
+
+def test_wheel_without_kernels_is_for_every_platform(checkout: Path, tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path, checkout)
+    run(*command, cwd=checkout, **NO_KERNELS)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert LIBRARY not in archive.namelist()
+
+
+def test_install_without_a_compiler(checkout: Path, environment: Path, tmp_path: Path) -> None:
+    """It succeeds, removes what an earlier build left, and says why another path runs, unless kernels are demanded."""
+    library = checkout / LIBRARY
+    library.write_bytes(b"of an earlier build")
+    install(environment, "-e", checkout, cwd=tmp_path, **NO_COMPILER)
+    assert not library.exists()
+    reason, *_ = run(environment, "-c", EXPLAIN, cwd=tmp_path).splitlines()
+    assert reason.startswith(
+        "torch: the embeddings are on the CPU; the compiled kernels are missing: this installation"
+    )
+    command = (
+        sys.executable,
+        "setup.py",
+        "build_ext",
+        "--build-lib",
+        tmp_path / "lib",
+        "--build-temp",
+        tmp_path / "temp",
+    )
+    assert attempt(*command, cwd=checkout, **NO_COMPILER).returncode == 0
+    assert attempt(*command, cwd=checkout, **NO_COMPILER, CTLOSS_NATIVE="1").returncode != 0
 
 
 @pytest.mark.parametrize("kind", ["wheel", "source archive", "plain", "editable", "editable strict"])
-def test_install(kind: str, archives: Path, checkout: Path, environment: Path, tmp_path: Path) -> None:
-    """Everything imports, from a foreign folder and from the repository root, whichever way it was installed."""
+def test_install(
+    kind: str, archives: Path, checkout: Path, environment: Path, tmp_path: Path, compiler: str | None
+) -> None:
+    """Everything imports, from a foreign folder and from the repository root, whichever way it was installed.
+
+    The wheel and one editable install have compiled kernels; the others leave them out to save the time.
+    """
     what: dict[str, tuple[str | Path, ...]] = {
         "wheel": tuple(archives.glob("*.whl")),
         "source archive": tuple(archives.glob("*.tar.gz")),
@@ -138,20 +209,23 @@ def test_install(kind: str, archives: Path, checkout: Path, environment: Path, t
         "editable": ("-e", checkout),
         "editable strict": ("--config-settings", "editable_mode=strict", "-e", checkout),
     }
-    install(environment, *what[kind], cwd=tmp_path)
+    with_kernels = kind in ("wheel", "editable")
+    install(environment, *what[kind], cwd=tmp_path, **({} if with_kernels else NO_KERNELS))
 
-    outside = Path(run(environment, "-c", IMPORT_ALL, cwd=tmp_path).strip())
+    file, path = run(environment, "-c", IMPORT_ALL, cwd=tmp_path).splitlines()
+    assert path == ("native" if with_kernels and compiler is not None else "torch")
+    outside = Path(file)
     assert outside.is_relative_to(checkout) == kind.startswith("editable")
     assert (outside.parent / "py.typed").exists()
     # python -c puts the current folder first: in the root it is the checkout's ctloss that is imported.
-    inside = Path(run(environment, "-c", IMPORT_ALL, cwd=checkout).strip())
+    inside = Path(run(environment, "-c", IMPORT_ALL, cwd=checkout).splitlines()[0])
     assert inside.is_relative_to(checkout)
 
 
 def test_type_checker_sees_everything_under_an_editable_install(
     checkout: Path, environment: Path, tmp_path: Path
 ) -> None:
-    install(environment, "-e", checkout, cwd=tmp_path)
+    install(environment, "-e", checkout, cwd=tmp_path, **NO_KERNELS)
     (tmp_path / "user.py").write_text(
         "import torch\n"
         "import ctloss\n"
