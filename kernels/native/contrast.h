@@ -303,9 +303,9 @@ struct Contrast {
             float* tile = keep ? strip_of(r, strip) + start * TILE : memory.tile;
             const float* left = factor(r.row + start);
             const bool own = r.kind == TRIANGLE && start == first;
-            if (problem.precise) multiply<SINGLES>(left, stride_in, height, memory.columns, columns, width, own, memory.precise, TILE);
-            else if (paired) multiply<PAIRS>(left, stride_in, height, memory.columns, columns, width, own, tile, TILE);
-            else multiply<SINGLES>(left, stride_in, height, memory.columns, columns, width, own, tile, TILE);
+            if (problem.precise) multiply<SINGLES>(left, stride_in, height, memory.columns, columns, width, precise_chunk(width, problem.precise), own, memory.precise, TILE);
+            else if (paired) multiply<PAIRS>(left, stride_in, height, memory.columns, columns, width, CHUNK / 2, own, tile, TILE);
+            else multiply<SINGLES>(left, stride_in, height, memory.columns, columns, width, CHUNK, own, tile, TILE);
             for (int64_t from = 0; from < height; from += SUMMED_ROWS) {
                 if (mirrored) {
                     memset(memory.column_sums, 0, sizeof(float) * TILE);
@@ -415,8 +415,10 @@ struct Contrast {
         if (problem.gradient) memset(weight, 0, sizeof(float) * (rows.count + TILE));
         if (problem.gradient) memset(pull, 0, sizeof(double) * n);
         double value = 0;
+        // Exponentials below the normal numbers count as 0: all of them together must be less than a sum's rounding.
+        const double smallest = static_cast<double>(rows.count) * 0x1p-100;
         for (int64_t i = 0; i < anchors; ++i) {
-            if (!(total[i] >= 1 / NORMAL && total[i] <= NORMAL)) return OUT_OF_RANGE;
+            if (!(total[i] >= smallest && total[i] <= NORMAL)) return OUT_OF_RANGE;
             const double own = scale_of(i), positive = rows.positive[i < n ? i : i - n] * own;
             const double z = (std::log2(total[i]) + shift[i] - positive) * LN2;
             const double mean = moment ? (moments[i] / total[i] - positive) * LN2 : 0;

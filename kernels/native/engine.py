@@ -285,7 +285,7 @@ def _call(
         NEGATIVES[problem.negatives],
         problem.num_directions,
         problem.normalize,
-        precise or count <= FEW_ROWS,
+        2 if precise else int(count <= FEW_ROWS),
         ids is not None or any(one is not None for one in candidate_ids),
         margin is not None,
         0.0 if margin is None else float(margin),

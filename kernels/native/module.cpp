@@ -105,7 +105,7 @@ PyObject* contrast(PyObject*, PyObject* const* all, Py_ssize_t count) {
     problem.negatives = static_cast<Negatives>(given.integer());
     problem.num_directions = static_cast<int>(given.integer());
     problem.normalize = given.integer() != 0;
-    problem.precise = given.integer() != 0;
+    problem.precise = static_cast<int>(given.integer());
     problem.masked = given.integer() != 0;
     problem.bounded = given.integer() != 0;
     problem.margin = given.number();

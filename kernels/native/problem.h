@@ -27,7 +27,7 @@ struct Problem {
     Negatives negatives;
     int num_directions;
     bool normalize;
-    bool precise;         // products summed in float64, for few rows and for results returned row by row
+    int precise;          // products added up in float64: 1 for few rows, 2 for results returned row by row; else 0
     bool masked;          // ids decide which pairs are left out; else places do
     bool bounded;         // leave out negatives that exceed their positive by more than the margin
     double margin;

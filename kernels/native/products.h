@@ -23,7 +23,11 @@ static_assert(TILE % BLOCK_ROWS == 0 && TILE % BLOCK_COLUMNS == 0, "tiles are ma
 // Products that are added up in single precision before they are added to the rest. In one go, cosines near 1 err by up
 // to 6e-7; in chunks that are added up in single precision too, by a third of that, and else by a tenth of it.
 constexpr int64_t CHUNK = 64;
-inline int64_t precise_chunk(int64_t d) { return d >= 512 ? 16 : d >= 128 ? 8 : 4; }
+// How many, where the rest is added up in double precision: the fewer, the less a single product errs.
+inline int64_t precise_chunk(int64_t d, int precise) {
+    const int64_t chunk = d >= 512 ? 64 : d >= 128 ? 32 : 16;
+    return precise > 1 ? chunk / 4 : chunk;
+}
 
 // How the entries of a left factor lie: from one row, and from one term of the sum, to the next.
 struct Strides {
@@ -137,11 +141,10 @@ inline void transpose(const float* rows, int64_t stride, int64_t count, int64_t 
 // with themselves only the blocks that touch the diagonal or lie above it are formed; the others are their mirror image.
 template <Terms TERMS, class Entry>
 inline void multiply(
-    const float* rows, int64_t stride, int64_t num_rows, const float* columns, int64_t num_columns, int64_t d, bool symmetric, Entry* tile,
+    const float* rows, int64_t stride, int64_t num_rows, const float* columns, int64_t num_columns, int64_t d, int64_t chunk, bool symmetric, Entry* tile,
     int64_t tile_stride
 ) {
     constexpr bool PRECISE = sizeof(Entry) == sizeof(double);
-    const int64_t chunk = PRECISE ? precise_chunk(d) : TERMS == PAIRS ? CHUNK / 2 : CHUNK;
     for (int64_t k = 0; k < d; k += chunk) {
         const int64_t terms = least(chunk, d - k);
         for (int64_t j = 0; j < num_columns; j += BLOCK_COLUMNS)

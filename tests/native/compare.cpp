@@ -210,7 +210,7 @@ void compare(const char* isa, Solve solve, const Call& call) {
     problem.negatives = call.negatives;
     problem.num_directions = call.directions;
     problem.normalize = call.normalize;
-    problem.precise = call.precise;
+    problem.precise = call.precise ? 2 : 0;
     problem.masked = call.ids;
     problem.scale = scales[0];
     problem.scales = call.per_row ? scales.data() : nullptr;
