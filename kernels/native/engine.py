@@ -43,8 +43,9 @@ LOG2E = math.log2(math.e)
 # Entries that are scaled here rather than in PyTorch, which has threads for more.
 SMALL = 1 << 16
 LEAST_FACTOR = 2.0**-100
-# Up to this many rows of all sides, rounding hardly averages out over a row's negatives.
-FEW_ROWS = 64
+# Up to this many rows of all sides rounding hardly averages out over a row's negatives; up to this many entries care
+# costs little.
+FEW_ROWS, FEW_ENTRIES = 64, 1 << 14
 # Sides of the kernels' tiles, and the most rows of a block and entries of a vector.
 TILE, BLOCK, VECTOR = 96, 12, 16
 SCALE_BITS = 30
@@ -285,7 +286,7 @@ def _call(
         NEGATIVES[problem.negatives],
         problem.num_directions,
         problem.normalize,
-        2 if precise else int(count <= FEW_ROWS),
+        2 if precise else int(count <= FEW_ROWS or count * d <= FEW_ENTRIES),
         ids is not None or any(one is not None for one in candidate_ids),
         margin is not None,
         0.0 if margin is None else float(margin),
