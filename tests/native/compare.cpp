@@ -21,6 +21,7 @@ namespace ctloss {
 CTLOSS_DECLARE(portable)
 CTLOSS_DECLARE(avx2)
 CTLOSS_DECLARE(avx512)
+CTLOSS_DECLARE(avx512bf16)
 
 }  // namespace ctloss
 
@@ -40,6 +41,7 @@ struct Call {
     Loss loss = INFO_NCE;
     int threads = 1;
     double temperature = 0.1;
+    int64_t workspace = int64_t{1} << 30;
 };
 
 std::mt19937_64 generator(7);
@@ -105,7 +107,8 @@ std::string described(const Call& call) {
            " candidates=" + std::to_string(call.candidates.size()) + " ids=" + std::to_string(call.ids) +
            " per_row=" + std::to_string(call.per_row) + " normalize=" + std::to_string(call.normalize) +
            " precise=" + std::to_string(call.precise) + " gradient=" + std::to_string(call.gradient) +
-           " loss=" + std::to_string(call.loss) + " threads=" + std::to_string(call.threads);
+           " loss=" + std::to_string(call.loss) + " threads=" + std::to_string(call.threads) +
+           " workspace=" + std::to_string(call.workspace);
 }
 
 void expect(bool good, const char* isa, const Call& call, const char* what) {
@@ -160,7 +163,9 @@ void compare(const char* isa, Solve solve, const Call& call) {
     const double unit = std::ldexp(1, -24);
     const double terms = std::fmin(static_cast<double>(call.d), 64) + static_cast<double>(call.d) / 64 + 8;
     const double of_logit = (terms * longest / call.temperature + 8) * unit;
-    const double of_weight = 4 * of_logit + (96 + static_cast<double>(m) / 96 + 8) * unit;
+    double of_weight = 4 * of_logit + (96 + static_cast<double>(m) / 96 + 8) * unit;
+    // That set multiplies bfloat16 rows by weights that are rounded to bfloat16 too.
+    if (call.dtype == BFLOAT16 && std::strcmp(isa, "avx512bf16") == 0) of_weight += std::ldexp(1, -8);
 
     double loss = 0;
     std::vector<double> z(anchors), positive(anchors), moment(anchors), sizes(m);
@@ -216,8 +221,11 @@ void compare(const char* isa, Solve solve, const Call& call) {
     problem.scales = call.per_row ? scales.data() : nullptr;
     problem.loss = call.loss;
     problem.gradient = call.gradient;
-    problem.a = a.data();
-    problem.b = b.data();
+    // With a temperature for each row, theirs are by the cosines.
+    std::vector<double> given_a(a), given_b(b);
+    for (int64_t i = 0; i < anchors && call.per_row; ++i) given_a[i] /= temperatures[i], given_b[i] /= temperatures[i];
+    problem.a = given_a.data();
+    problem.b = given_b.data();
     problem.shares = shares.data();
     // The gradient with one temperature is by the cosines, and what it is held at makes it one by the logits.
     problem.held = call.per_row ? 1 : 1 / call.temperature;
@@ -228,6 +236,7 @@ void compare(const char* isa, Solve solve, const Call& call) {
     problem.exponents = exponents.data();
     problem.rescaled = &rescaled;
     problem.threads = call.threads;
+    problem.workspace = call.workspace;
     expect(solve(problem) == DONE, isa, call, "declined");
     release_scratch();
 
@@ -279,7 +288,12 @@ void decline(const char* isa, Solve solve) {
 
 void compare_all(const char* isa, Solve solve) {
     int calls = 0;
-    auto run = [&](const Call& call) {
+    auto run = [&](Call call) {
+        compare(isa, solve, call);
+        ++calls;
+        if (!call.gradient) return;
+        // Exponentials that are not kept are formed again.
+        call.workspace = 0;
         compare(isa, solve, call);
         ++calls;
     };
@@ -308,8 +322,12 @@ int main() {
 #endif
 #ifdef CTLOSS_AVX512
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512vl")) {
         compare_all("avx512", ctloss::avx512::solve_contrast);
+#ifdef CTLOSS_AVX512BF16
+        if (__builtin_cpu_supports("avx512bf16")) compare_all("avx512bf16", ctloss::avx512bf16::solve_contrast);
+#endif
+    }
 #endif
     return 0;
 }

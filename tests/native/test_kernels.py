@@ -59,8 +59,10 @@ def test_no_function_is_shared_between_instruction_sets(objects: dict[str, Path]
         listed = [line.split()[-2:] for line in run("nm", objects[name]).splitlines()]
         # Those in lower case are the object's own, except for v and w, which are weak; U are others'.
         shared = [symbol for kind, symbol in listed if (kind.isupper() or kind in "vwu") and kind != "U"]
-        assert len(shared) == 1
-        assert re.search(rf"{name}\d+solve_contrast", shared[0])
+        # The namespace of the set, as compilers write it.
+        own = f"6ctloss{len(name)}{name}"
+        assert [symbol for symbol in shared if own not in symbol] == []
+        assert any(f"{own}14solve_contrast" in symbol for symbol in shared)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="of x86-64")
@@ -69,7 +71,7 @@ def test_only_the_wide_sets_need_more_than_the_first_x86_64(objects: dict[str, P
     if shutil.which("objdump") is None:
         pytest.skip("needs objdump")
     wide = {name for name, path in objects.items() if WIDE.search(run("objdump", "-d", "--no-show-raw-insn", path))}
-    assert wide == {"avx2", "avx512"} & set(objects)
+    assert wide == set(objects) - {"portable", "module", "threads"}
     assert {"portable", "module", "threads"} <= set(objects)
 
 
