@@ -42,6 +42,8 @@ LOSSES = {"contrast": 0, "cz_nce": 1, "info_nce": 2}
 LOG2E = math.log2(math.e)
 # Entries that are scaled here rather than in PyTorch, which has threads for more.
 SMALL = 1 << 16
+# Bytes of the sigmoid loss's weights beyond which panels of them, overwritten one by the other, are as fast.
+KEPT_WEIGHTS = 64 << 20
 LEAST_FACTOR = 2.0**-100
 # Up to this many rows of all sides, rounding hardly averages out over a row's negatives.
 FEW_ROWS = 64
@@ -66,6 +68,8 @@ def unsupported(shape: Shape, problem: Problem) -> str | None:
     if problem.dims is not None:
         return "the compiled kernels take one width at a time, and dims has several at once on the torch path"
     needed = memory(shape, problem)
+    if problem.loss == "sig_lip" and 4 * entries(shape, problem) > KEPT_WEIGHTS:
+        return f"the weights of all pairs take more than {KEPT_WEIGHTS >> 20} MiB"
     if needed > problem.workspace:
         return (
             f"the exponentials of all pairs take {needed >> 20} MiB, more than the {problem.workspace >> 20} MiB of "
@@ -82,6 +86,8 @@ def entries(shape: Shape, problem: Problem) -> int:
         (16, 48)
     """
     n, anchors = shape.n, problem.num_directions * shape.n
+    if problem.loss == "sig_lip":
+        return n * n
     mirrored = problem.negatives == "cross" and problem.num_directions == 2 and symmetric(shape, problem)
     sides = {"both": 2, "cross": 1, "own": 1, "none": 0}[problem.negatives]
     return (n * n if mirrored else anchors * n * sides) + anchors * sum(shape.candidates)

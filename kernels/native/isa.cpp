@@ -1,5 +1,6 @@
 // The kernels for one instruction set; compiled once for each, with CTLOSS_ISA naming it.
 #include "contrast.h"
+#include "sigmoid.h"
 
 namespace ctloss {
 namespace CTLOSS_ISA {
@@ -7,6 +8,11 @@ namespace CTLOSS_ISA {
 Status solve_contrast(const Problem& problem) {
     Contrast contrast(problem);
     return contrast.solve();
+}
+
+Status solve_sigmoid(const Sigmoid& problem) {
+    SigmoidLoss loss(problem);
+    return loss.solve();
 }
 
 }  // namespace CTLOSS_ISA

@@ -14,6 +14,7 @@ namespace ctloss {
 #define CTLOSS_DECLARE(isa)                         \
     namespace isa {                                 \
     Status solve_contrast(const Problem& problem);  \
+    Status solve_sigmoid(const Sigmoid& problem);   \
     }
 CTLOSS_DECLARE(portable)
 #ifdef CTLOSS_AVX2
@@ -28,6 +29,7 @@ namespace {
 struct Kernels {
     const char* name;
     Status (*contrast)(const Problem&);
+    Status (*sigmoid)(const Sigmoid&);
 };
 
 // The widest vectors that both the processor and ATEN_CPU_CAPABILITY, which PyTorch's own kernels follow, allow.
@@ -40,13 +42,13 @@ Kernels choose() {
 #ifdef CTLOSS_AVX512
     if (most >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
-        return {"avx512", avx512::solve_contrast};
+        return {"avx512", avx512::solve_contrast, avx512::solve_sigmoid};
 #endif
 #ifdef CTLOSS_AVX2
     if (most >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-        return {"avx2", avx2::solve_contrast};
+        return {"avx2", avx2::solve_contrast, avx2::solve_sigmoid};
 #endif
-    return {"portable", portable::solve_contrast};
+    return {"portable", portable::solve_contrast, portable::solve_sigmoid};
 }
 
 const Kernels kernels = choose();
@@ -135,6 +137,47 @@ PyObject* contrast(PyObject*, PyObject* const* all, Py_ssize_t count) {
     return PyLong_FromLong(status == DONE ? rescaled : -static_cast<long>(status));
 }
 
+Side read_side(Arguments& given, int64_t count) {
+    Side side{};
+    side.count = count;
+    side.rows = given.address<const void>();
+    side.stride = given.integer();
+    side.dtype = static_cast<Dtype>(given.integer());
+    side.gradient = given.address<float>();
+    return side;
+}
+
+PyObject* sigmoid(PyObject*, PyObject* const* all, Py_ssize_t count) {
+    Arguments given(all, count);
+    Sigmoid problem{};
+    problem.n = given.integer();
+    problem.d = given.integer();
+    problem.normalize = given.integer() != 0;
+    problem.precise = given.integer() != 0;
+    problem.inverse = given.number();
+    problem.bias = given.number();
+    problem.weights = given.address<const double>();
+    problem.losses = given.address<double>();
+    problem.total = given.address<float>();
+    problem.share = given.number();
+    problem.slope = given.address<double>();
+    problem.offset = given.address<double>();
+    problem.exponents = given.address<float>();
+    problem.threads = static_cast<int>(given.integer());
+    problem.x = read_side(given, problem.n);
+    problem.y = read_side(given, problem.n);
+    problem.x.ids = given.address<const int64_t>();
+    if (PyErr_Occurred() != nullptr) return nullptr;
+    bool rescaled = false;
+    problem.rescaled = &rescaled;
+    Status status = DONE;
+    Py_BEGIN_ALLOW_THREADS
+    status = kernels.sigmoid(problem);
+    release_scratch();
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong(status == DONE ? rescaled : -static_cast<long>(status));
+}
+
 // Small gradients are multiplied by a number at less than what a call of PyTorch costs.
 PyObject* scale(PyObject*, PyObject* const* all, Py_ssize_t count) {
     Arguments given(all, count);
@@ -153,6 +196,8 @@ PyObject* capability(PyObject*, PyObject*) { return PyUnicode_FromString(kernels
 PyMethodDef methods[] = {
     {"contrast", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(contrast)), METH_FASTCALL,
      "Sums, loss and gradient of one call, as ctloss.kernels.native.library calls it: 0, 1 if rows were rescaled, or a negative status."},
+    {"sigmoid", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(sigmoid)), METH_FASTCALL,
+     "Losses and gradient of one call of the sigmoid loss, as ctloss.kernels.native.sig_lip calls it; returns what contrast does."},
     {"scale", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(scale)), METH_FASTCALL,
      "Multiply numbers in place: the factor, then addresses and counts of single-precision numbers."},
     {"capability", capability, METH_NOARGS, "The instruction set the kernels were chosen for."},

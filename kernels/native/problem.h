@@ -60,17 +60,19 @@ struct Problem {
 };
 
 struct Sigmoid {
-    Side x, y;
+    Side x, y;              // x's ids leave out pairs i ≠ j of equal ones
     int64_t n, d;
     bool normalize, precise;
-    double inverse, bias;   // logits are similarity * inverse + bias
-    const double* weights;  // (n,) at most 1 in size; null: ones
-    bool gradient;          // whether any of the outputs below is wanted beside the losses
-    double* losses;         // (n,)
-    double* slope;          // 2^30 Σ W s⁻¹…: with respect to 1/temperature; null: not wanted
-    double* offset;         // 2^30 ΣW; null: not wanted
-    float* exponents;
-    bool* rescaled;
+    double inverse, bias;   // logits are similarity · inverse + bias
+    const double* weights;  // (n,) factors of the row losses in what is differentiated, at most 1 in size; null: ones
+
+    double* losses;         // (n,) outputs; null: not wanted. Gradients are times 2^30, those of rows times temperature
+    float* total;           // share · Σ losses
+    double share;
+    double* slope;          // with respect to the temperature
+    double* offset;         // with respect to the bias
+    float* exponents;       // (2n,) powers of two that raw rows were multiplied by
+    bool* rescaled;         // whether any of them is not 0
     int threads;
 };
 

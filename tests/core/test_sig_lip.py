@@ -61,6 +61,11 @@ def test_gradcheck(n: int, reduction: str) -> None:
 EVERY_DTYPE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+@given(question=questions(max_n=230, max_d=80, dtypes=EVERY_DTYPE[:1] + EVERY_DTYPE[2:]))
+def test_native_path_within_its_bounds(question: Question) -> None:
+    check(question, "native")
+
+
 @given(question=questions(max_n=150, max_d=80, dtypes=EVERY_DTYPE))
 def test_torch_path_within_its_bounds(question: Question) -> None:
     check(question, "torch")
@@ -68,9 +73,10 @@ def test_torch_path_within_its_bounds(question: Question) -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("regime", ["random", "trained", "collapsed"])
-def test_torch_path_of_several_panels(regime: str, reduction: str) -> None:
+@pytest.mark.parametrize("impl", ["native", "torch"])
+def test_many_rows(impl: str, regime: str, reduction: str) -> None:
     case = Case(regime=regime, n=700, d=256, temperature=0.02, reduction=reduction, need=(True, True, True))
-    check(Question(case, ids=tuple(i // 2 for i in range(700))), "torch")
+    check(Question(case, ids=tuple(i // 2 for i in range(700))), impl)
 
 
 def test_no_tensor_grows_with_all_pairs() -> None:
