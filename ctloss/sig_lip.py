@@ -210,8 +210,11 @@ class Sigmoid(torch.autograd.Function):
         solved, last = ctx.solved, not torch._C._autograd._get_current_graph_task_keep_graph()
         if last:
             ctx.solved = None
-        last = last and unwatched(upstream)
-        run = partial(_direct_gradients, solved, inputs, Call(chosen.problem, ctx.needs), chosen, last)
+        if last and unwatched(upstream) and not torch.is_grad_enabled():
+            # The usual call, in few steps.
+            found = _direct_gradients(solved, inputs, Call(chosen.problem, ctx.needs), chosen, True, upstream)
+            return None, None, *found
+        run = partial(_direct_gradients, solved, inputs, Call(chosen.problem, ctx.needs), chosen, False)
         return None, None, *ops.once(run, ctx, upstream, ctx.saved_tensors, ONLY_FIRST_DERIVATIVES)
 
 
@@ -221,8 +224,6 @@ def _direct_gradients(
     factor = upstream
     if solved is None:
         factor, solved = _solve_again(upstream, inputs, call, chosen)
-    elif call.problem.reduction == "mean":
-        factor = upstream.double() / inputs.x.shape[0]
     return _gradients(solved, factor, inputs, call, last=last)
 
 
@@ -315,7 +316,7 @@ def _backward(upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     if call.holds_gradient:
         grad_x, grad_y, exponents, slope, offset = held
         solved = Solved(upstream, (grad_x, grad_y), exponents, slope, offset)
-        factor = upstream.double() / (inputs.x.shape[0] if call.problem.reduction == "mean" else 1)
+        factor = upstream
     else:
         factor, solved = _solve_again(upstream, inputs, call, _planned(inputs, call))
     gradients = _gradients(solved, factor, inputs, call)
@@ -343,29 +344,39 @@ def _gradients(
 
     ``last`` says that nothing will ask for them again, so that what was solved may be overwritten.
     """
-    (x, y, temperature, *_), needs = inputs, call.needs
+    x, y, temperature, bias, _ = inputs
+    need_x, need_y, *need_scalars = call.needs
     n, exponents = x.shape[0], solved.exponents
-    factor: Any = upstream.double()
+    factor: Any
     if upstream.device.type == "cpu":
         factor = upstream.item()
         if exponents is not None and not exponents.any():
             exponents = None
+    else:
+        factor = upstream.double()
+    if call.problem.reduction == "mean":
+        factor = factor / n
     over_tau = factor / _number(temperature)
     if isinstance(over_tau, Tensor):
         over_tau = over_tau.double().to(upstream.device)
-    gradients = [one if need else None for one, need in zip(solved.gradients, needs, strict=False)]
-    powers = None if exponents is None else [exponents[:n], exponents[n:]]
-    held = Held(gradients, powers, -SCALE_BITS)
+    grad_x, grad_y = solved.gradients
+    held = Held([grad_x if need_x else None, grad_y if need_y else None], None, -SCALE_BITS)
+    if exponents is not None:
+        held = held._replace(exponents=[exponents[:n], exponents[n:]])
     release = native_engine.release if last and x.device.type == "cpu" else torch_engine.release
     results = release(held, over_tau, (x.dtype, y.dtype), last=last)
-    for scalar, gradient, need in zip(inputs[2:4], (solved.slope, solved.offset), needs[2:], strict=True):
-        if not need:
-            results.append(None)
-            continue
-        assert isinstance(scalar, Tensor)
-        assert gradient is not None
-        results.append((gradient * (factor / SCALE)).to(scalar.device, scalar.dtype).reshape(scalar.shape))
+    if True not in need_scalars:
+        return [*results, None, None]
+    for scalar, slope, need in zip((temperature, bias), (solved.slope, solved.offset), need_scalars, strict=True):
+        results.append(_of_scalar(scalar, slope, factor) if need else None)
     return results
+
+
+def _of_scalar(scalar: float | Tensor, slope: Tensor | None, factor: float | Tensor) -> Tensor:
+    """The gradient of the temperature or the bias."""
+    assert isinstance(scalar, Tensor)
+    assert slope is not None
+    return (slope * (factor / SCALE)).to(scalar.device, scalar.dtype).reshape(scalar.shape)
 
 
 def _backward_fake(upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:

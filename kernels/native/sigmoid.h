@@ -30,8 +30,6 @@ inline Floats log1p_over(Floats e) {
     return p * e + 1.0f;
 }
 
-inline double softplus(double s) { return std::log1p(std::exp(-std::fabs(s))) + (s > 0 ? s : 0); }
-
 struct SigmoidLoss {
     const Sigmoid& problem;
     const int64_t n, strips, stride;
@@ -117,8 +115,9 @@ struct SigmoidLoss {
         *problem.rescaled = rows.rescaled;
         for (int64_t i = 0; i < n; ++i) {
             const double logit = rows.positive[i] * problem.inverse + problem.bias;
-            positive_loss[i] = softplus(-logit);
-            pull[i] = -HELD * std::exp(-softplus(logit));
+            const double small = std::exp(-std::fabs(logit));
+            positive_loss[i] = std::log1p(small) + (logit < 0 ? -logit : 0);
+            pull[i] = -HELD * (logit < 0 ? 1 : small) / (1 + small);
         }
         Queue queue(strips);
         auto work = [&](int part) {
