@@ -325,16 +325,9 @@ def _backward(upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 def _solve_again(upstream: Tensor, inputs: Inputs, call: Call, chosen: Plan) -> tuple[Tensor, Solved]:
     """The gradient of rows that each have an upstream number of their own, and what it has yet to be multiplied by."""
-    factor = _power_of_two(upstream.double())
+    factor = rows.power_of_two(upstream.double())
     weights = (upstream.double() / factor).to(_loss_dtype(inputs))
     return factor, _solve(inputs, call, chosen, needs=call.needs, weights=weights)
-
-
-def _power_of_two(weights: Tensor) -> Tensor:
-    """The divisor that brings the largest weight between 1 and 2, whatever the upstream gradient's scale."""
-    largest = torch.cat((weights.abs(), weights.new_zeros(1))).amax()
-    ordinary = (largest > 0) & torch.isfinite(largest)
-    return torch.exp2(torch.floor(torch.log2(torch.where(ordinary, largest, 1.0))))
 
 
 def _gradients(

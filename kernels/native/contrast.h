@@ -308,8 +308,9 @@ struct Contrast {
         }
     }
 
-    Status finish_sums() {
-        const int64_t n = problem.n, anchors = problem.anchors();
+    // The sums of all anchors, from their shares.
+    void add_up() {
+        const int64_t anchors = problem.anchors();
         memset(total, 0, sizeof(double) * anchors);
         if (moment) memset(moments, 0, sizeof(double) * anchors);
         for (int index = 0; index < num_rectangles; ++index) {
@@ -325,6 +326,11 @@ struct Contrast {
             if (moment)
                 for (int64_t j = 0; j < r.columns; ++j) moments[r.column + j] += r.column_moments[j];
         }
+    }
+
+    Status finish_sums() {
+        const int64_t n = problem.n, anchors = problem.anchors();
+        add_up();
         if (problem.gradient) memset(weight, 0, sizeof(float) * (rows.count + TILE));
         if (problem.gradient) memset(pull, 0, sizeof(double) * n);
         double value = 0;
@@ -407,9 +413,22 @@ struct Contrast {
         bool wanted = false;
         for (int side = side_of(first); side <= side_of(last - 1); ++side) wanted |= problem.sides[side].gradient != nullptr;
         if (!wanted) return;
+        memset(memory.sums, 0, sizeof(double) * TILE);
+        add_all(first, last, memory);
+        for (int64_t i = 0; i < last - first; ++i) {
+            const int64_t row = first + i, n = problem.n;
+            const int side = side_of(row);
+            if (problem.sides[side].gradient == nullptr) continue;
+            const int64_t place = row - offsets[side], partner = side == 0 ? n + place : side == 1 ? place : -1;
+            float* out = problem.sides[side].gradient + place * problem.d;
+            finish_gradient(rows, row, partner, side < 2 ? pull[place] : 0, memory.sums[i], problem.normalize, memory.product + i * rows.stride, out);
+        }
+    }
+
+    // What all rectangles add to the gradient of some rows.
+    void add_all(int64_t first, int64_t last, const Working& memory) const {
         const int64_t count = last - first;
         bool add = false;
-        memset(memory.sums, 0, sizeof(double) * TILE);
         for (int index = 0; index < num_rectangles; ++index) {
             const Rectangle& r = rectangles[index];
             if (r.row <= first && last <= r.row + r.rows) {
@@ -423,14 +442,6 @@ struct Contrast {
             }
         }
         if (!add) memset(memory.product, 0, sizeof(float) * count * rows.stride);
-        for (int64_t i = 0; i < count; ++i) {
-            const int64_t row = first + i, n = problem.n;
-            const int side = side_of(row);
-            if (problem.sides[side].gradient == nullptr) continue;
-            const int64_t place = row - offsets[side], partner = side == 0 ? n + place : side == 1 ? place : -1;
-            float* out = problem.sides[side].gradient + place * problem.d;
-            finish_gradient(rows, row, partner, side < 2 ? pull[place] : 0, memory.sums[i], problem.normalize, memory.product + i * rows.stride, out);
-        }
     }
 
     // Weights of some rows of a rectangle times its columns' rows.

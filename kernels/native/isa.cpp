@@ -1,4 +1,5 @@
 // The kernels for one instruction set; compiled once for each, with CTLOSS_ISA naming it.
+#include "classes.h"
 #include "contrast.h"
 #include "sigmoid.h"
 
@@ -8,6 +9,11 @@ namespace CTLOSS_ISA {
 Status solve_contrast(const Problem& problem) {
     Contrast contrast(problem);
     return contrast.solve();
+}
+
+Status solve_classes(const Classes& problem) {
+    ClassLoss loss(problem);
+    return loss.solve();
 }
 
 Status solve_sigmoid(const Sigmoid& problem) {

@@ -14,6 +14,7 @@ namespace ctloss {
 #define CTLOSS_DECLARE(isa)                         \
     namespace isa {                                 \
     Status solve_contrast(const Problem& problem);  \
+    Status solve_classes(const Classes& problem);   \
     Status solve_sigmoid(const Sigmoid& problem);   \
     }
 CTLOSS_DECLARE(portable)
@@ -29,6 +30,7 @@ namespace {
 struct Kernels {
     const char* name;
     Status (*contrast)(const Problem&);
+    Status (*classes)(const Classes&);
     Status (*sigmoid)(const Sigmoid&);
 };
 
@@ -42,13 +44,13 @@ Kernels choose() {
 #ifdef CTLOSS_AVX512
     if (most >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
-        return {"avx512", avx512::solve_contrast, avx512::solve_sigmoid};
+        return {"avx512", avx512::solve_contrast, avx512::solve_classes, avx512::solve_sigmoid};
 #endif
 #ifdef CTLOSS_AVX2
     if (most >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-        return {"avx2", avx2::solve_contrast, avx2::solve_sigmoid};
+        return {"avx2", avx2::solve_contrast, avx2::solve_classes, avx2::solve_sigmoid};
 #endif
-    return {"portable", portable::solve_contrast, portable::solve_sigmoid};
+    return {"portable", portable::solve_contrast, portable::solve_classes, portable::solve_sigmoid};
 }
 
 const Kernels kernels = choose();
@@ -147,6 +149,36 @@ Side read_side(Arguments& given, int64_t count) {
     return side;
 }
 
+PyObject* classes(PyObject*, PyObject* const* all, Py_ssize_t count) {
+    Arguments given(all, count);
+    Classes problem{};
+    problem.n = given.integer();
+    problem.d = given.integer();
+    problem.normalize = given.integer() != 0;
+    problem.precise = given.integer() != 0;
+    problem.scale = given.number();
+    problem.weights = given.address<const double>();
+    problem.mean = given.integer() != 0;
+    problem.losses = given.address<double>();
+    problem.total = given.address<float>();
+    problem.slope = given.address<double>();
+    problem.exponents = given.address<float>();
+    problem.threads = static_cast<int>(given.integer());
+    problem.x = read_side(given, problem.n);
+    problem.x.ids = given.address<const int64_t>();
+    if (PyErr_Occurred() != nullptr) return nullptr;
+    bool rescaled = false;
+    int64_t paired = 0;
+    problem.rescaled = &rescaled;
+    problem.paired = &paired;
+    Status status = DONE;
+    Py_BEGIN_ALLOW_THREADS
+    status = kernels.classes(problem);
+    release_scratch();
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLongLong(status == DONE ? 2 * paired + rescaled : -static_cast<long long>(status));
+}
+
 PyObject* sigmoid(PyObject*, PyObject* const* all, Py_ssize_t count) {
     Arguments given(all, count);
     Sigmoid problem{};
@@ -196,6 +228,8 @@ PyObject* capability(PyObject*, PyObject*) { return PyUnicode_FromString(kernels
 PyMethodDef methods[] = {
     {"contrast", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(contrast)), METH_FASTCALL,
      "Sums, loss and gradient of one call, as ctloss.kernels.native.library calls it: 0, 1 if rows were rescaled, or a negative status."},
+    {"classes", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(classes)), METH_FASTCALL,
+     "Losses and gradient of one call of the supervised loss, as ctloss.kernels.native.sup_con calls it: twice the rows with a positive, plus 1 if rows were rescaled, or a negative status."},
     {"sigmoid", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(sigmoid)), METH_FASTCALL,
      "Losses and gradient of one call of the sigmoid loss, as ctloss.kernels.native.sig_lip calls it; returns what contrast does."},
     {"scale", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(scale)), METH_FASTCALL,

@@ -59,6 +59,24 @@ struct Problem {
     int64_t anchors() const { return n * num_directions; }
 };
 
+// The supervised contrastive loss: rows of one label are each other's positives.
+struct Classes {
+    Side x;                 // its ids are the labels
+    int64_t n, d;
+    bool normalize, precise;
+    double scale;           // log2(e) / temperature
+    const double* weights;  // (n,) factors of the row losses in what is differentiated, at most 1 in size; null: ones
+    bool mean;              // the total is a mean over the rows with a positive
+
+    double* losses;         // (n,) outputs; null: not wanted. Gradients are times temperature and 2^30
+    float* total;
+    double* slope;          // with respect to the temperature, times it
+    float* exponents;       // (n,) powers of two that raw rows were multiplied by
+    bool* rescaled;         // whether any of them is not 0
+    int64_t* paired;        // how many rows have a positive
+    int threads;
+};
+
 struct Sigmoid {
     Side x, y;              // x's ids leave out pairs i ≠ j of equal ones
     int64_t n, d;
