@@ -7,8 +7,11 @@ namespace ctloss {
 namespace CTLOSS_ISA {
 namespace {
 
-// Rows whose positives are found at a time.
+// Rows whose positives are weighed at a time.
 constexpr int64_t SHARED_ROWS = 16;
+// Classes up to this size are weighed in double precision. In larger ones a row's loss is so large that single precision
+// serves, and products pay to be formed tile by tile.
+constexpr int64_t SMALL_CLASS = 32;
 constexpr double HELD_WEIGHTS = 1 << 30;
 
 struct ClassLoss {
@@ -22,7 +25,10 @@ struct ClassLoss {
     int64_t *first, *last;   // (n,) the class of a row, as places
     double** of_class;       // (n,) a row's logits with its class, in base 2, which become their weights
     double* own_logits;      // room for all pairs, of which those of one class are used
-    double *peak, *sum;      // (n,) lse over the positives is peak + log2 sum
+    double *peak, *sum, *mean;     // (n,) of a row's logits with its class: lse is peak + log2 sum; the mean less the peak
+    double *sigma, *factor;        // (n,) the derivative of a row's loss by its negatives' lse, and the loss's own factor
+    double* moment;                // (n,) Σ of a row's weights times logits, less the peak
+    double* tiles;                 // each part's tile of products
     double wanted = 0;       // what says that moments are wanted
 
     explicit ClassLoss(const Classes& from) : given(from), n(from.n), side(from.x), problem(as_contrast(from, &side, &wanted)), core(problem) {}
@@ -56,8 +62,13 @@ struct ClassLoss {
         last = plan.take<int64_t>(n);
         peak = plan.take<double>(n);
         sum = plan.take<double>(n);
+        mean = plan.take<double>(n);
+        sigma = plan.take<double>(n);
+        factor = plan.take<double>(n);
+        moment = plan.take<double>(n);
+        tiles = plan.take<double>(core.parts * TILE * TILE);
         of_class = plan.take<double*>(n);
-        own_logits = plan.take<double>(n * n);
+        own_logits = plan.take<double>(n * up(n, LANES));
     }
 
     Status solve() {
@@ -99,7 +110,7 @@ struct ClassLoss {
         double* next = own_logits;
         for (int64_t start = 0, end = 0; start < n; start = end) {
             while (end < n && labels[end] == labels[start]) ++end;
-            for (int64_t i = start; i < end; ++i, next += end - start) {
+            for (int64_t i = start; i < end; ++i, next += up(end - start, LANES)) {
                 first[i] = start;
                 last[i] = end;
                 of_class[i] = next;
@@ -124,21 +135,29 @@ struct ClassLoss {
         return !bad;
     }
 
-    void by_rows(void (ClassLoss::*each)(int64_t)) {
-        Queue queue((n + SHARED_ROWS - 1) / SHARED_ROWS);
-        auto work = [&](int) {
-            for (int64_t taken = queue.take(); taken < queue.size; taken = queue.take())
-                for (int64_t i = taken * SHARED_ROWS; i < least((taken + 1) * SHARED_ROWS, n); ++i) (this->*each)(i);
+    template <class Function>
+    void by_pieces(int64_t size, Function each) {
+        Queue queue((n + size - 1) / size);
+        auto work = [&](int part) {
+            for (int64_t taken = queue.take(); taken < queue.size; taken = queue.take()) each(part, taken * size, least((taken + 1) * size, n));
         };
         parallel(core.parts, work);
     }
 
     void compare_classes() {
-        by_rows(&ClassLoss::multiply_row);
-        by_rows(&ClassLoss::sum_row);
+        by_pieces(TILE, [&](int part, int64_t from, int64_t to) {
+            for (int64_t start = from; start < to; start = least(to, last[start])) {
+                if (last[start] - first[start] > SMALL_CLASS) multiply_large(part, start, least(to, last[start]));
+                else for (int64_t i = start; i < least(to, last[start]); ++i) multiply_small(i);
+            }
+        });
+        // Only now is every logit of a row there.
+        by_pieces(SHARED_ROWS, [&](int, int64_t from, int64_t to) {
+            for (int64_t i = from; i < to; ++i) sum_row(i);
+        });
     }
 
-    void multiply_row(int64_t i) {
+    void multiply_small(int64_t i) {
         const Rows& rows = core.rows;
         const int64_t start = first[i];
         for (int64_t j = i + 1; j < last[i]; ++j) {
@@ -147,69 +166,137 @@ struct ClassLoss {
         }
     }
 
+    // Some rows of one class with all of it.
+    void multiply_large(int part, int64_t from, int64_t to) {
+        const Rows& rows = core.rows;
+        const int64_t start = first[from], end = last[from];
+        float* columns = core.working_of(part).columns;
+        double* tile = tiles + part * TILE * TILE;
+        for (int64_t k = start; k < end; k += TILE) {
+            const int64_t count = least(TILE, end - k);
+            transpose(rows.units + k * rows.stride, rows.stride, count, rows.padded, columns);
+            multiply(rows.units + from * rows.stride, rows.stride, to - from, columns, count, rows.padded, false, tile, TILE);
+            for (int64_t i = from; i < to; ++i)
+                for (int64_t j = 0; j < count; ++j) of_class[i][k - start + j] = tile[(i - from) * TILE + j] * problem.scale;
+        }
+    }
+
+    // The exponentials of a large class's logits, less the peak.
+    Floats exponentials(int64_t i, int64_t j) const {
+        const Doubles less = all_doubles(peak[i]);
+        return exp2(joined(load(of_class[i] + j) - less, load(of_class[i] + j + LANES / 2) - less));
+    }
+
+    void fill(int64_t i, double value) {
+        const int64_t size = last[i] - first[i];
+        of_class[i][i - first[i]] = value;
+        for (int64_t j = size; j < up(size, LANES); ++j) of_class[i][j] = value;
+    }
+
     void sum_row(int64_t i) {
-        const int64_t start = first[i], size = last[i] - start;
-        double largest = -INFINITY, total = 0;
-        for (int64_t j = 0; j < size; ++j)
-            if (j != i - start && of_class[i][j] > largest) largest = of_class[i][j];
-        for (int64_t j = 0; j < size; ++j)
-            if (j != i - start) total += std::exp2(of_class[i][j] - largest);
+        const int64_t size = last[i] - first[i], padded = up(size, LANES), own = i - first[i];
+        double* logits = of_class[i];
+        peak[i] = mean[i] = sum[i] = 0;
+        if (size == 1) return;
+        constexpr int HALF = LANES / 2;
+        double largest = -INFINITY;
+        // The row itself, and what lies beyond its class, must neither be the largest nor count.
+        fill(i, -INFINITY);
+        Doubles peaks = all_doubles(-INFINITY), total{};
+        for (int64_t j = 0; j < padded; j += HALF) peaks = peaks > load(logits + j) ? peaks : load(logits + j);
+        for (int lane = 0; lane < HALF; ++lane) largest = peaks[lane] > largest ? peaks[lane] : largest;
         peak[i] = largest;
-        sum[i] = total;
+        fill(i, largest);
+        for (int64_t j = 0; j < padded; j += HALF) total += load(logits + j) - largest;
+        mean[i] = CTLOSS_ISA::sum(total) / static_cast<double>(size - 1);
+        fill(i, EXCLUDED);
+        if (size > SMALL_CLASS) {
+            for (int64_t j = 0; j < padded; j += LANES) sum[i] += sum_wide(exponentials(i, j));
+        } else {
+            for (int64_t j = 0; j < size; ++j)
+                if (j != own) sum[i] += std::exp2(logits[j] - largest);
+        }
+    }
+
+    // Turn a row's logits with its class into weights, once the negatives' share is known.
+    void weigh_row(int64_t i) {
+        const int64_t size = last[i] - first[i], own = i - first[i];
+        double* logits = of_class[i];
+        moment[i] = 0;
+        if (size == 1) {
+            logits[0] = 0;
+            return;
+        }
+        const double even = 1 / static_cast<double>(size - 1), by = 1 / sum[i], held = factor[i] * HELD_WEIGHTS;
+        if (size > SMALL_CLASS) {
+            Doubles moments{};
+            for (int64_t j = 0; j < size; j += LANES) {
+                const Floats all_of_them = exponentials(i, j);
+                for (int half = 0; half < 2; ++half) {
+                    double* here = logits + j + half * (LANES / 2);
+                    const Doubles share = (half == 0 ? low(all_of_them) : high(all_of_them)) * by, logit = load(here);
+                    const Doubles weight = share - even - sigma[i] * share;
+                    moments += logit == all_doubles(EXCLUDED) ? Doubles{} : weight * (logit - peak[i]);
+                    store(here, weight * held);
+                }
+            }
+            moment[i] = CTLOSS_ISA::sum(moments);
+        } else {
+            for (int64_t j = 0; j < size; ++j) {
+                if (j == own) continue;
+                const double share = std::exp2(logits[j] - peak[i]) * by;
+                const double weight = (share - even) - sigma[i] * share;
+                moment[i] += weight * (logits[j] - peak[i]);
+                logits[j] = weight * held;
+            }
+        }
+        logits[own] = 0;
     }
 
     Status finish() {
         core.add_up();
+        const bool weighs = problem.gradient || given.slope != nullptr;
         int64_t paired = 0;
-        for (int64_t i = 0; i < n; ++i) paired += last[i] - first[i] > 1;
-        *given.paired = paired;
+        double total = 0, of_temperature = 0;
         if (problem.gradient) {
             memset(core.weight, 0, sizeof(float) * (n + TILE));
             memset(core.pull, 0, sizeof(double) * n);
         }
-        double total = 0, of_temperature = 0;
         for (int64_t i = 0; i < n; ++i) {
-            const int64_t start = first[i], size = last[i] - start, own = i - start;
-            double* logits = of_class[i];
+            const int64_t size = last[i] - first[i];
+            factor[i] = given.weights != nullptr ? given.weights[order[i]] : 1.0;
+            sigma[i] = 0;
             if (size == 1) {
                 if (given.losses != nullptr) given.losses[order[i]] = 0;
-                logits[0] = 0;
                 continue;
             }
-            const bool alone = size == n;
-            if (!alone && !(core.total[i] >= 1 / NORMAL && core.total[i] <= NORMAL)) return OUT_OF_RANGE;
-            double mean = 0;
-            for (int64_t j = 0; j < size; ++j)
-                if (j != own) mean += logits[j] - peak[i];
-            mean /= static_cast<double>(size - 1);
-            const double of_sum = std::log2(sum[i]);
-            const double z = alone ? -INFINITY : (std::log2(core.total[i]) + core.shift[i] - peak[i] - of_sum) * LN2;
-            const double small = std::exp(z > 0 ? -z : z), sigma = (z > 0 ? 1 : small) / (1 + small);
-            const double loss = std::log1p(small) + (z > 0 ? z : 0) + (of_sum - mean) * LN2;
+            ++paired;
+            const double of_sum = std::log2(sum[i]), of_negatives = core.total[i];
+            double loss = (of_sum - mean[i]) * LN2;
+            if (size < n) {
+                if (!(of_negatives >= 1 / NORMAL && of_negatives <= NORMAL)) return OUT_OF_RANGE;
+                const double z = (std::log2(of_negatives) + core.shift[i] - peak[i] - of_sum) * LN2, small = std::exp(z > 0 ? -z : z);
+                loss += std::log1p(small) + (z > 0 ? z : 0);
+                sigma[i] = (z > 0 ? 1 : small) / (1 + small);
+            }
             if (!std::isfinite(loss)) return OUT_OF_RANGE;
             if (given.losses != nullptr) given.losses[order[i]] = loss;
             total += loss;
-            if (!problem.gradient && given.slope == nullptr) continue;
-            const double factor = given.weights != nullptr ? given.weights[order[i]] : 1.0;
-            // Of the negatives, and of the positives relative to the largest.
-            double moment = alone ? 0 : sigma * (core.moment ? core.moments[i] / core.total[i] + core.shift[i] - peak[i] : 0);
-            for (int64_t j = 0; j < size; ++j) {
-                if (j == own) {
-                    logits[j] = 0;
-                    continue;
-                }
-                const double share = std::exp2(logits[j] - peak[i]) / sum[i];
-                const double weight = (share - 1 / static_cast<double>(size - 1)) - sigma * share;
-                moment += weight * (logits[j] - peak[i]);
-                logits[j] = weight * factor * HELD_WEIGHTS;
-            }
-            of_temperature += factor * moment;
-            if (!problem.gradient || alone) continue;
-            const double a = sigma * factor * HELD_WEIGHTS;
-            core.weight[i] = static_cast<float>(a / core.total[i]);
+            if (size == n || !weighs) continue;
+            const double a = sigma[i] * factor[i];
+            if (core.moment) of_temperature += a * (core.moments[i] / of_negatives + core.shift[i] - peak[i]);
+            if (!problem.gradient) continue;
+            core.weight[i] = static_cast<float>(a * HELD_WEIGHTS / of_negatives);
             const float magnitude = std::fabs(core.weight[i]);
             if (a != 0 && !(magnitude >= 1 / NORMAL && magnitude <= NORMAL)) return OUT_OF_RANGE;
         }
+        if (weighs) {
+            by_pieces(SHARED_ROWS, [&](int, int64_t from, int64_t to) {
+                for (int64_t i = from; i < to; ++i) weigh_row(i);
+            });
+            for (int64_t i = 0; i < n; ++i) of_temperature += factor[i] * moment[i];
+        }
+        *given.paired = paired;
         if (given.total != nullptr) *given.total = static_cast<float>(given.mean && paired > 0 ? total / static_cast<double>(paired) : total);
         if (given.slope != nullptr) *given.slope = -of_temperature * LN2;
         return DONE;
@@ -217,13 +304,7 @@ struct ClassLoss {
 
     void differentiate() {
         centre_rows(core.rows, given.normalize, core.centred);
-        Queue queue((n + TILE - 1) / TILE);
-        auto work = [&](int part) {
-            const Contrast::Working memory = core.working_of(part);
-            for (int64_t taken = queue.take(); taken < queue.size; taken = queue.take())
-                differentiate_rows(taken * TILE, least((taken + 1) * TILE, n), memory);
-        };
-        parallel(core.parts, work);
+        by_pieces(TILE, [&](int part, int64_t from, int64_t to) { differentiate_rows(from, to, core.working_of(part)); });
     }
 
     void differentiate_rows(int64_t from, int64_t to, const Contrast::Working& memory) const {
