@@ -169,7 +169,7 @@ def fused(batch: Batch, bias: float | Tensor, chosen: Plan) -> Tensor:
         if True in needs:
             loss = Sigmoid.apply(chosen, batch.ids, *tensors)
         else:
-            loss, _ = _loss(Inputs(*tensors, batch.ids), call, chosen)
+            loss, _ = _loss(Inputs(batch.x, batch.y, batch.temperature, bias, batch.ids), call, chosen)
         return loss
     flops.announce()
     inputs = Inputs(batch.x, batch.y, _as_tensor(batch.temperature), _as_tensor(bias), batch.ids)
@@ -192,7 +192,8 @@ class Sigmoid(torch.autograd.Function):
     def forward(ctx: Any, chosen: Plan, ids: Tensor | None, *tensors: Any) -> Tensor:
         ctx.needs = ctx.needs_input_grad[2:]
         ctx.set_materialize_grads(False)
-        inputs = Inputs(*tensors, ids)
+        x, y, temperature, bias = tensors
+        inputs = Inputs(x, y, temperature, bias, ids)
         loss, ctx.solved = _loss(inputs, Call(chosen.problem, ctx.needs), chosen)
         ctx.rest = chosen, ids, [None if isinstance(one, Tensor) else one for one in tensors]
         # So that a change of the inputs is noticed, and a second derivative reaches them.
@@ -205,7 +206,8 @@ class Sigmoid(torch.autograd.Function):
             return (None,) * 6
         chosen, ids, numbers = ctx.rest
         saved = iter(ctx.saved_tensors)
-        inputs = Inputs(*[next(saved) if one is None else one for one in numbers], ids)
+        x, y, temperature, bias = [next(saved) if one is None else one for one in numbers]
+        inputs = Inputs(x, y, temperature, bias, ids)
         # Freed like saved tensors: a loss that is kept for its value keeps nothing else.
         solved, last = ctx.solved, not torch._C._autograd._get_current_graph_task_keep_graph()
         if last:

@@ -144,11 +144,12 @@ class Solved(torch.autograd.Function):
         if upstream is None:
             return (None,) * 6
         # Freed like saved tensors: a loss that is kept for its value keeps nothing else.
-        inputs, solved, last = ctx.saved_tensors, ctx.solved, not torch._C._autograd._get_current_graph_task_keep_graph()
+        solved, last = ctx.solved, not torch._C._autograd._get_current_graph_task_keep_graph()
         if last:
             ctx.solved = None
         last = last and unwatched(upstream) and not torch.is_grad_enabled()
-        run = partial(_gradients, solved, *ctx.rest, inputs, ctx.needs, last)
+        inputs, (labels, problem, number) = ctx.saved_tensors, ctx.rest
+        run = partial(_gradients, solved, labels, problem, number, inputs, ctx.needs, last)
         if last:
             return None, None, None, None, *run(upstream, None)
         return None, None, None, None, *once(run, ctx, upstream, inputs, ONLY_FIRST_DERIVATIVES)
