@@ -14,12 +14,12 @@ from torch._subclasses.fake_tensor import is_fake
 from . import checks
 from .kernels.native import sup_con as native
 from .kernels.native.engine import release
-from .kernels.problem import Batch, Impl, Precision, Problem, Reduction
+from .kernels.problem import Impl, Precision, Problem, Reduction, Shape
 from .kernels.sigmoid import SCALE_BITS, softplus
 from .kernels.torch_path.engine import Held
-from .losses import choose, contrast
-from .ops import once, output_dtype, unwatched
-from .plan import problem_for
+from .losses import contrast
+from .ops import forward_mode, once, output_dtype, unwatched
+from .plan import cached_plan, problem_for
 from .rows import power_of_two, reduce
 from .units import unit_rows
 
@@ -106,9 +106,11 @@ def sup_con(
 def _native(x: Tensor, labels: Tensor, tau: float | Tensor, problem: Problem) -> Tensor | None:
     """The loss in one call of the native path, attached to autograd; ``None`` where another way must be taken."""
     per_row = isinstance(tau, Tensor) and tau.dim() > 0
-    if per_row or not x.shape[0] or choose(Batch(x, x, (), tau, labels), problem).path != "native":
+    if per_row or not x.shape[0] or forward_mode():
         return None
-    if not native.fits(x.shape[0], problem):
+    n, d = x.shape
+    shape = Shape(n, d, dtype=x.dtype, device_type=x.device.type, masked=True)
+    if cached_plan(shape, problem).path != "native" or not native.fits(n, problem):
         return None
     needs = (False, False)
     if torch.is_grad_enabled():
