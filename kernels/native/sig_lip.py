@@ -40,7 +40,7 @@ def solve(
     Example:
         >>> eye = torch.eye(2)
         >>> solve(Batch(eye, eye, temperature=1.0), -1.0, Problem(), share=1.0).rows
-        tensor(2.0129)
+        tensor(2.0128)
     """
     found = _call(batch, float(bias), problem, weights, needs, share, None)
     if found is not None:
