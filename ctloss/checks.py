@@ -203,7 +203,9 @@ def ids(name: str, given: object, count: Any, x: Tensor) -> Tensor:
         lambda: f"{name}: expected one id per row, {count} in all, got shape {tuple(given.shape)}",
     )
     same_device(name, given, x)
-    return given.detach().reshape(-1).to(torch.int64)
+    if type(given) is Tensor and given.dtype == torch.int64 and given.ndim == 1 and given.is_contiguous():
+        return given
+    return given.detach().reshape(-1).to(torch.int64).contiguous()
 
 
 def vector(name: str, given: Tensor, x: Tensor, num_directions: int) -> Tensor:

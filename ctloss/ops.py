@@ -66,7 +66,7 @@ class Found(NamedTuple):
     state: Any
 
 
-class _WithoutAutocast:
+class WithoutAutocast:
     """Disable autocast only if it is on: entering its context costs more than the products of a small batch."""
 
     def __init__(self, device_type: str) -> None:
@@ -101,7 +101,7 @@ def _forward(
             return solved
     *of_sides, of_temperature = needs
     problem, engine = chosen.problem, chosen.engine
-    with torch.no_grad(), _WithoutAutocast(batch.x.device.type):
+    with torch.no_grad(), WithoutAutocast(batch.x.device.type):
         found = engine.forward(batch, problem, moment=of_temperature, gradient=any(of_sides))
         dtype = output_dtype(chosen.shape.dtype)
         z, filled = found.z, chosen.shape.fills(problem)
@@ -168,7 +168,7 @@ def _backward(
     gradients: list[Tensor | None] = [None] * len(of_sides)
     some = upstream if upstream is not None else upstream_positive
     assert some is not None
-    with _WithoutAutocast(some.device.type):
+    with WithoutAutocast(some.device.type):
         held = holds(problem, engine)
         if held and any(of_sides):
             assert upstream is not None
@@ -338,6 +338,21 @@ def fused(batch: Batch, weights: Tensor | None, chosen: Plan) -> Any:
         arguments, *rest = _arguments(batch, needs, chosen.problem)
         first, second, _ = torch.ops.ctloss.contrastive(*arguments, weights, *rest)
     return first if second is None or chosen.problem.loss != "contrast" else (first, second)
+
+
+def once(
+    run: Callable[..., list[Tensor | None]], ctx: Any, upstream: Tensor, inputs: Sequence[Tensor], message: str
+) -> list[Tensor | None]:
+    """The gradients that ``run`` forms from one upstream gradient or a batch of them; theirs in turn are an error."""
+    plain = unwatched(upstream)
+    if not torch.is_grad_enabled():
+        return run(upstream, None) if plain else batched(run, ctx, upstream, None)
+    if not is_plain(upstream):
+        # Batching drops the graph of results of plain tensors, and with it the refusal later on.
+        raise RuntimeError(f"{message}; or leave out create_graph=True")
+    with torch.no_grad():
+        gradients = run(upstream, None) if plain else batched(run, ctx, upstream, None)
+    return [None if one is None else Refused.apply(one, message, upstream, *inputs) for one in gradients]
 
 
 _backwards: dict[int, Callable[..., list[Tensor | None]]] = {}

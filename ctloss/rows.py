@@ -101,3 +101,15 @@ def reduce(problem: Problem, losses: Tensor, weights: Tensor | None) -> Tensor:
     if problem.reduction == "mean":
         return losses.mean() if weights is None else losses.sum() / _sum(weights)
     return losses
+
+
+def power_of_two(weights: Tensor) -> Tensor:
+    """The divisor that brings the largest weight between 1 and 2, whatever the upstream gradient's scale.
+
+    Example:
+        >>> power_of_two(torch.tensor([0.1, -5.0]))
+        tensor(4.)
+    """
+    largest = torch.cat((weights.abs(), weights.new_zeros(1))).amax()
+    ordinary = (largest > 0) & torch.isfinite(largest)
+    return torch.exp2(torch.floor(torch.log2(torch.where(ordinary, largest, 1.0))))

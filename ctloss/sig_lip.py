@@ -1,12 +1,12 @@
 """The sigmoid loss, ``ctloss.sig_lip``: classifies every pair of rows on its own and keeps no pair's logit.
 
-First the public function, then the operator of its fused paths: schema, fakes and autograd.
+First the public function, then its fused paths called directly, then their operator: schema, fakes and autograd.
 """
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from . import checks, flops, ops, rows
+from .kernels.native import engine as native_engine
+from .kernels.native.sig_lip import solve as native_solve
 from .kernels.problem import Batch, Impl, Precision, Problem, Reduction, Shape, parse
 from .kernels.sigmoid import SCALE, SCALE_BITS, Solved
-from .kernels.torch_path.engine import Held, release
+from .kernels.torch_path import engine as torch_engine
+from .kernels.torch_path.engine import Held
 from .kernels.torch_path.sig_lip import solve as torch_solve
 from .losses import choose
 from .ops import output_dtype, unwatched
-from .plan import cached_plan, problem_for
+from .plan import Plan, cached_plan, problem_for
 from .reference.sig_lip import row_losses
 
 ONLY_FIRST_DERIVATIVES = (
@@ -49,7 +52,8 @@ def sig_lip(
 
     with + for i = j and − for all others. Source: SigLIP, arXiv 2303.15343, algorithm 1, whose t is 1/τ.
 
-    Value and gradient come from one pass over the logits, a panel of rows at a time: memory grows with n, not n².
+    Value and gradient come from one pass over the logits, a panel of rows at a time: memory grows with n, not n². Only
+    the native path, up to 4096 pairs, keeps the pairs' weights.
     Logits, losses and weights are float32 or better whatever the rows' dtype. A positive's logit is formed in float64,
     and no weight is one minus a probability, so the gradient of a nearly certain pair does not vanish. With S the
     largest |s| + |b| and A_i = Σ_j |W_ij| ‖u_j‖ / (n τ ‖x_i‖), W being the pairs' weights and u the unit rows (without
@@ -66,8 +70,8 @@ def sig_lip(
         reduction: ``"mean"`` over the n rows of x, ``"sum"``, or ``"none"`` for ``(n,)`` row losses, whose
             gradient needs a second pass over the logits, because each row's upstream gradient is only known then.
         precision: as for :func:`ctloss.info_nce`; the bounds above hold for ``"highest"``.
-        impl: ``"auto"``, or the path to take: ``"torch"``, ``"triton"`` or ``"reference"``. Under transforms of
-            ``torch.func`` and forward-mode differentiation ``"auto"`` takes the reference.
+        impl: ``"auto"``, or the path to take: ``"native"``, ``"torch"``, ``"triton"`` or ``"reference"``. Under
+            transforms of ``torch.func`` and forward-mode differentiation ``"auto"`` takes the reference.
 
     Returns:
         The loss: ``()``, or ``(n,)`` for ``reduction="none"``; float32, or float64 if x or y is.
@@ -93,14 +97,17 @@ def sig_lip(
         candidate_ids_given=None,
         read=not isinstance(temperature, Tensor) or unwatched(temperature),
     )
-    for name, option in (("temperature", temperature), ("bias", bias)):
-        _check_scalar(name, option, x)
-    if choose(batch, problem).path == "reference":
+    if isinstance(temperature, Tensor):
+        _check_scalar("temperature", temperature, x)
+    if type(bias) is not float or not -math.inf < bias < math.inf:
+        _check_scalar("bias", bias, x)
+    chosen = choose(batch, problem)
+    if chosen.path == "reference":
         options = batch._asdict() | {"bias": bias, "normalize": normalize}
         del options["candidates"], options["candidate_ids"]
         with torch.autocast(x.device.type, enabled=False):
             return rows.reduce(problem, row_losses(**options), None).to(output_dtype(batch.shape.dtype))
-    return fused(batch, bias, problem)
+    return fused(batch, bias, chosen)
 
 
 def _check_scalar(name: str, value: object, x: Tensor) -> None:
@@ -130,32 +137,44 @@ class Call(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """The operator's tensors."""
+    """The operator's tensors; called directly, temperature and bias may be numbers."""
 
     x: Tensor
     y: Tensor
-    temperature: Tensor
-    bias: Tensor
+    temperature: float | Tensor
+    bias: float | Tensor
     ids: Tensor | None
 
 
 def _loss_dtype(inputs: Inputs) -> torch.dtype:
-    return output_dtype(torch.promote_types(inputs.x.dtype, inputs.y.dtype))
+    dtype = inputs.x.dtype
+    return output_dtype(dtype if inputs.y.dtype == dtype else torch.promote_types(dtype, inputs.y.dtype))
 
 
-def fused(batch: Batch, bias: float | Tensor, problem: Problem) -> Tensor:
+def fused(batch: Batch, bias: float | Tensor, chosen: Plan) -> Tensor:
     """The loss of checked arguments, attached to autograd; ``bias`` is a number or a tensor of one element.
 
     Example:
-        >>> fused(Batch(torch.eye(2), torch.eye(2), temperature=1.0), -1.0, Problem())
+        >>> batch = Batch(torch.eye(2), torch.eye(2), temperature=1.0)
+        >>> fused(batch, -1.0, cached_plan(batch.shape, Problem(loss="sig_lip")))
         tensor(1.0064)
     """
+    tensors = batch.x, batch.y, batch.temperature, bias
+    needs = (False,) * 4
+    if torch.is_grad_enabled():
+        needs = tuple([isinstance(one, Tensor) and one.requires_grad for one in tensors])  # type: ignore[assignment]
+    call = Call(chosen.problem, needs)
+    loss: Tensor
+    if unwatched(*tensors):
+        if True in needs:
+            loss = Sigmoid.apply(chosen, batch.ids, *tensors)
+        else:
+            loss, _ = _loss(Inputs(batch.x, batch.y, batch.temperature, bias, batch.ids), call, chosen)
+        return loss
+    flops.announce()
     inputs = Inputs(batch.x, batch.y, _as_tensor(batch.temperature), _as_tensor(bias), batch.ids)
-    recording = torch.is_grad_enabled()
-    needs = "".join(str(int(recording and tensor.requires_grad)) for tensor in inputs[:4])  # type: ignore[union-attr]
-    if not unwatched(*inputs):
-        flops.announce()
-    loss: Tensor = torch.ops.ctloss.sig_lip(*inputs, f"{problem.spell()}|{needs}")[0]
+    spelled = "".join(str(int(need)) for need in needs)
+    loss = torch.ops.ctloss.sig_lip(*inputs, f"{chosen.problem.spell()}|{spelled}")[0]
     return loss
 
 
@@ -166,6 +185,50 @@ def _as_tensor(number: float | Tensor) -> Tensor:
     return torch.ones((), dtype=torch.float64) * number
 
 
+class Sigmoid(torch.autograd.Function):
+    """The loss called directly."""
+
+    @staticmethod
+    def forward(ctx: Any, chosen: Plan, ids: Tensor | None, *tensors: Any) -> Tensor:
+        ctx.needs = ctx.needs_input_grad[2:]
+        ctx.set_materialize_grads(False)
+        x, y, temperature, bias = tensors
+        inputs = Inputs(x, y, temperature, bias, ids)
+        loss, ctx.solved = _loss(inputs, Call(chosen.problem, ctx.needs), chosen)
+        ctx.rest = chosen, ids, [None if isinstance(one, Tensor) else one for one in tensors]
+        # So that a change of the inputs is noticed, and a second derivative reaches them.
+        ctx.save_for_backward(*[one for one in tensors if isinstance(one, Tensor)])
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return (None,) * 6
+        chosen, ids, numbers = ctx.rest
+        saved = iter(ctx.saved_tensors)
+        x, y, temperature, bias = [next(saved) if one is None else one for one in numbers]
+        inputs = Inputs(x, y, temperature, bias, ids)
+        # Freed like saved tensors: a loss that is kept for its value keeps nothing else.
+        solved, last = ctx.solved, not torch._C._autograd._get_current_graph_task_keep_graph()
+        if last:
+            ctx.solved = None
+        if last and unwatched(upstream) and not torch.is_grad_enabled():
+            # The usual call, in few steps.
+            found = _direct_gradients(solved, inputs, Call(chosen.problem, ctx.needs), chosen, True, upstream)
+            return None, None, *found
+        run = partial(_direct_gradients, solved, inputs, Call(chosen.problem, ctx.needs), chosen, False)
+        return None, None, *ops.once(run, ctx, upstream, ctx.saved_tensors, ONLY_FIRST_DERIVATIVES)
+
+
+def _direct_gradients(
+    solved: Solved | None, inputs: Inputs, call: Call, chosen: Plan, last: bool, upstream: Tensor, _: None = None
+) -> list[Tensor | None]:
+    factor = upstream
+    if solved is None:
+        factor, solved = _solve_again(upstream, inputs, call, chosen)
+    return _gradients(solved, factor, inputs, call, last=last)
+
+
 @lru_cache(maxsize=1024)
 def _parse(options: str) -> Call:
     spelled, needs = options.rsplit("|", 1)
@@ -173,30 +236,59 @@ def _parse(options: str) -> Call:
     return Call(parse(spelled), (need_x, need_y, need_temperature, need_bias))
 
 
-def _number(tensor: Tensor) -> float | Tensor:
+def _number(value: float | Tensor) -> float | Tensor:
     """A number where the host can read it, else a 0-d tensor."""
-    return float(tensor) if tensor.device.type == "cpu" else tensor.detach().reshape(())
+    if not isinstance(value, Tensor):
+        return value
+    return value.item() if value.device.type == "cpu" else value.detach().reshape(())
 
 
-def _solve(inputs: Inputs, call: Call, *, needs: Needs, weights: Tensor | None = None) -> Solved:
-    tau = _number(inputs.temperature)
-    if isinstance(tau, float):
+def _solve(
+    inputs: Inputs,
+    call: Call,
+    chosen: Plan,
+    *,
+    needs: Needs,
+    weights: Tensor | None = None,
+    share: float | None = None,
+) -> Solved:
+    x, y, temperature, bias, ids = inputs
+    tau: Any = _number(temperature)
+    if tau is not temperature and isinstance(tau, float):
         checks.positive(tau)
-    batch, solve = Batch(inputs.x, inputs.y, (), tau, inputs.ids), torch_solve
-    if cached_plan(batch.shape, call.problem).path == "triton":
-        # Imported only where Triton is known to be installed.
-        from .kernels.triton_path.sig_lip import solve
-    with torch.autocast(inputs.x.device.type, enabled=False):
-        return solve(batch, _number(inputs.bias), call.problem, weights=weights, needs=needs)
+    batch, path = Batch(x, y, (), tau, ids), chosen.path
+    with ops.WithoutAutocast(x.device.type):
+        if path == "native":
+            return native_solve(batch, _number(bias), call.problem, weights=weights, needs=needs, share=share)
+        solve = torch_solve
+        if path == "triton":
+            # Imported only where Triton is known to be installed.
+            from .kernels.triton_path.sig_lip import solve
+        return solve(batch, _number(bias), call.problem, weights=weights, needs=needs)
+
+
+def _loss(inputs: Inputs, call: Call, chosen: Plan) -> tuple[Tensor, Solved | None]:
+    """The loss, and the gradient if the forward forms it."""
+    problem, holds = call.problem, call.holds_gradient
+    needs = call.needs if holds else (False,) * 4
+    if chosen.path == "native" and problem.reduction != "none":
+        share = 1.0 / inputs.x.shape[0] if problem.reduction == "mean" else 1.0
+        solved = _solve(inputs, call, chosen, needs=needs, share=share)
+        return solved.rows, solved if holds else None
+    solved = _solve(inputs, call, chosen, needs=needs)
+    return rows.reduce(problem, solved.rows, None).to(_loss_dtype(inputs)), solved if holds else None
+
+
+def _planned(inputs: Inputs, call: Call) -> Plan:
+    return cached_plan(Batch(inputs.x, inputs.y, (), 1.0, inputs.ids).shape, call.problem)
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
     *tensors, options = arguments
     inputs, call = Inputs(*tensors), _parse(options)
     x, dtype = inputs.x, _loss_dtype(inputs)
-    solved = _solve(inputs, call, needs=call.needs if call.holds_gradient else (False,) * 4)
-    loss = rows.reduce(call.problem, solved.rows, None).to(dtype)
-    if not call.holds_gradient:
+    loss, solved = _loss(inputs, call, _planned(inputs, call))
+    if solved is None:
         return loss, []
     exponents = x.new_zeros((2 * x.shape[0], 1), dtype=dtype) if solved.exponents is None else solved.exponents
     held = (*solved.gradients, exponents.to(dtype), solved.slope, solved.offset)
@@ -226,38 +318,60 @@ def _backward(upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     if call.holds_gradient:
         grad_x, grad_y, exponents, slope, offset = held
         solved = Solved(upstream, (grad_x, grad_y), exponents, slope, offset)
-        factor = upstream.double() / (inputs.x.shape[0] if call.problem.reduction == "mean" else 1)
+        factor = upstream
     else:
-        factor = _power_of_two(upstream.double())
-        weights = (upstream.double() / factor).to(_loss_dtype(inputs))
-        solved = _solve(inputs, call, needs=call.needs, weights=weights)
-    return _unscaled(solved, factor, inputs, call)
+        factor, solved = _solve_again(upstream, inputs, call, _planned(inputs, call))
+    gradients = _gradients(solved, factor, inputs, call)
+    return tuple([inputs.x.new_empty(0) if one is None else one for one in gradients])
 
 
-def _power_of_two(weights: Tensor) -> Tensor:
-    """The divisor that brings the largest weight between 1 and 2, whatever the upstream gradient's scale."""
-    largest = torch.cat((weights.abs(), weights.new_zeros(1))).amax()
-    ordinary = (largest > 0) & torch.isfinite(largest)
-    return torch.exp2(torch.floor(torch.log2(torch.where(ordinary, largest, 1.0))))
+def _solve_again(upstream: Tensor, inputs: Inputs, call: Call, chosen: Plan) -> tuple[Tensor, Solved]:
+    """The gradient of rows that each have an upstream number of their own, and what it has yet to be multiplied by."""
+    factor = rows.power_of_two(upstream.double())
+    weights = (upstream.double() / factor).to(_loss_dtype(inputs))
+    return factor, _solve(inputs, call, chosen, needs=call.needs, weights=weights)
 
 
-def _unscaled(solved: Solved, factor: Tensor, inputs: Inputs, call: Call) -> tuple[Tensor, ...]:
-    """The final gradients of x, y, the temperature and the bias; empty where not needed."""
-    n, exponents = inputs.x.shape[0], solved.exponents
-    over_tau: Any = factor / inputs.temperature.double().reshape(()).to(factor.device)
-    if factor.device.type == "cpu":
-        over_tau = over_tau.item()
+def _gradients(
+    solved: Solved, upstream: Tensor, inputs: Inputs, call: Call, *, last: bool = False
+) -> list[Tensor | None]:
+    """The final gradients of x, y, the temperature and the bias; ``None`` where not needed.
+
+    ``last`` says that nothing will ask for them again, so that what was solved may be overwritten.
+    """
+    x, y, temperature, bias, _ = inputs
+    need_x, need_y, *need_scalars = call.needs
+    n, exponents = x.shape[0], solved.exponents
+    factor: Any
+    if upstream.device.type == "cpu":
+        factor = upstream.item()
         if exponents is not None and not exponents.any():
             exponents = None
-    gradients = [one if need else None for one, need in zip(solved.gradients, call.needs, strict=False)]
-    powers = None if exponents is None else [exponents[:n], exponents[n:]]
-    of_sides = release(Held(gradients, powers, -SCALE_BITS), over_tau, (inputs.x.dtype, inputs.y.dtype))
-    results = [inputs.x.new_empty(0) if one is None else one for one in of_sides]
-    for scalar, gradient, need in zip(inputs[2:4], (solved.slope, solved.offset), call.needs[2:], strict=True):
-        assert scalar is not None
-        done = (gradient * (factor / SCALE)).to(scalar.device, scalar.dtype) if need and gradient is not None else None
-        results.append(inputs.x.new_empty(0) if done is None else done.reshape(scalar.shape))
-    return tuple(results)
+    else:
+        factor = upstream.double()
+    if call.problem.reduction == "mean":
+        factor = factor / n
+    over_tau = factor / _number(temperature)
+    if isinstance(over_tau, Tensor):
+        over_tau = over_tau.double().to(upstream.device)
+    grad_x, grad_y = solved.gradients
+    held = Held([grad_x if need_x else None, grad_y if need_y else None], None, -SCALE_BITS)
+    if exponents is not None:
+        held = held._replace(exponents=[exponents[:n], exponents[n:]])
+    release = native_engine.release if last and x.device.type == "cpu" else torch_engine.release
+    results = release(held, over_tau, (x.dtype, y.dtype), last=last)
+    if True not in need_scalars:
+        return [*results, None, None]
+    for scalar, slope, need in zip((temperature, bias), (solved.slope, solved.offset), need_scalars, strict=True):
+        results.append(_of_scalar(scalar, slope, factor) if need else None)
+    return results
+
+
+def _of_scalar(scalar: float | Tensor, slope: Tensor | None, factor: float | Tensor) -> Tensor:
+    """The gradient of the temperature or the bias."""
+    assert isinstance(scalar, Tensor)
+    assert slope is not None
+    return (slope * (factor / SCALE)).to(scalar.device, scalar.dtype).reshape(scalar.shape)
 
 
 def _backward_fake(upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:

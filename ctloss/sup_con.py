@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,13 +12,22 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
 from . import checks
-from .kernels.problem import Impl, Precision, Problem, Reduction
-from .kernels.sigmoid import softplus
+from .kernels.native import sup_con as native
+from .kernels.native.engine import release
+from .kernels.problem import Impl, Precision, Problem, Reduction, Shape
+from .kernels.sigmoid import SCALE_BITS, softplus
+from .kernels.torch_path.engine import Held
 from .losses import contrast
-from .ops import output_dtype, unwatched
-from .rows import reduce
+from .ops import forward_mode, once, output_dtype, unwatched
+from .plan import cached_plan, problem_for
+from .rows import power_of_two, reduce
 from .units import unit_rows
 
+ONLY_FIRST_DERIVATIVES = (
+    "ctloss: the fused paths of sup_con have no second derivative; impl='reference' can be differentiated any number "
+    "of times"
+)
+_OF_NEGATIVES = {"negatives": "own", "directions": "x"}
 SMALL_CLASS = 32
 """Classes up to this size are compared with themselves in one small float64 product, larger ones in the core."""
 
@@ -49,7 +59,8 @@ def sup_con(
     per row the second term is exactly 0, and the loss is infoNCE. Otherwise a row's loss is at least log |P_i|, and the
     second term's gradient, a difference of weights that sum to 1, is formed in float64 in classes of up to 32 rows, and
     within the bounds of :func:`ctloss.cz_nce` in larger ones. No n × n matrix is formed: memory is that of
-    :func:`ctloss.contrast` plus the rows in float64 and 32 n logits.
+    :func:`ctloss.contrast` plus the rows in float64 and 32 n logits. On the native path, which is one call, the
+    exponentials of all pairs and the logits of those of one class are kept as long as they fit the workspace.
 
     A row whose label no other row has gets loss 0 and gradient 0 and is left out of the mean, as in
     pytorch-metric-learning; the authors' code counts it as a 0. Without any positive the mean is 0. The labels are read
@@ -76,13 +87,119 @@ def sup_con(
         >>> ctloss.sup_con(x, torch.tensor([0, 0, 1, 1]), temperature=0.5)
         tensor(0.4302)
     """
-    problem = Problem(normalize=normalize, reduction=reduction, precision=precision, impl=impl)
+    options = _OF_NEGATIVES | {"normalize": normalize, "reduction": reduction, "precision": precision, "impl": impl}
+    # The negatives' term is CZ-NCE's.
+    problem = problem_for("cz_nce", x.device.type if isinstance(x, Tensor) else "cpu", options)
     checks.embeddings("x", x)
-    classes = Classes.of(_readable(checks.ids("labels", labels, x.shape[0], x)))
+    ids = checks.ids("labels", labels, x.shape[0], x)
     tau = checks.temperature(temperature, x, 1, read=not isinstance(temperature, Tensor) or unwatched(temperature))
+    if unwatched(x, ids, tau):
+        loss = _native(x, ids, tau, problem)
+        if loss is not None:
+            return loss
+    classes = Classes.of(_readable(ids))
     with torch.autocast(x.device.type, enabled=False):
         rows = _row_losses(x, classes, tau, problem).to(output_dtype(x.dtype))
     return reduce(problem, rows, None if reduction == "none" else classes.paired.to(rows.dtype))
+
+
+def _native(x: Tensor, labels: Tensor, tau: float | Tensor, problem: Problem) -> Tensor | None:
+    """The loss in one call of the native path, attached to autograd; ``None`` where another way must be taken."""
+    per_row = isinstance(tau, Tensor) and tau.dim() > 0
+    if per_row or not x.shape[0] or forward_mode():
+        return None
+    n, d = x.shape
+    shape = Shape(n, d, dtype=x.dtype, device_type=x.device.type, masked=True)
+    if cached_plan(shape, problem).path != "native" or not native.fits(n, problem):
+        return None
+    needs = (False, False)
+    if torch.is_grad_enabled():
+        needs = x.requires_grad, isinstance(tau, Tensor) and tau.requires_grad
+    number = tau.item() if isinstance(tau, Tensor) else tau
+    # Where each row's upstream gradient has yet to come, everything is formed again in the backward.
+    now = needs if problem.reduction != "none" else (False, False)
+    solved = native.solve(x, labels, number, problem, needs=now)
+    if solved is None:
+        return None
+    if True not in needs:
+        return solved.loss.float()
+    loss: Tensor = Solved.apply(solved, labels, problem, number, x, tau)
+    return loss
+
+
+class Solved(torch.autograd.Function):
+    """The native path's loss, whose gradient has been found with it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, solved: native.Solved, labels: Tensor, problem: Problem, number: float, x: Tensor, tau: float | Tensor
+    ) -> Tensor:
+        ctx.needs = ctx.needs_input_grad[4:]
+        ctx.set_materialize_grads(False)
+        ctx.solved, ctx.rest = solved, (labels, problem, number)
+        # So that a change of the inputs is noticed, and a second derivative reaches them.
+        ctx.save_for_backward(x, *((tau,) if isinstance(tau, Tensor) else ()))
+        return solved.loss.float()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return (None,) * 6
+        # Freed like saved tensors: a loss that is kept for its value keeps nothing else.
+        solved, last = ctx.solved, not torch._C._autograd._get_current_graph_task_keep_graph()
+        if last:
+            ctx.solved = None
+        last = last and unwatched(upstream) and not torch.is_grad_enabled()
+        inputs, (labels, problem, number) = ctx.saved_tensors, ctx.rest
+        run = partial(_gradients, solved, labels, problem, number, inputs, ctx.needs, last)
+        if last:
+            return None, None, None, None, *run(upstream, None)
+        return None, None, None, None, *once(run, ctx, upstream, inputs, ONLY_FIRST_DERIVATIVES)
+
+
+def _gradients(
+    solved: native.Solved,
+    labels: Tensor,
+    problem: Problem,
+    tau: float,
+    inputs: tuple[Tensor, ...],
+    needs: tuple[bool, bool],
+    last: bool,
+    upstream: Tensor,
+    _: None,
+) -> list[Tensor | None]:
+    """The gradients of the rows and of the temperature; ``last`` says that nothing will ask for them again."""
+    x = inputs[0]
+    if problem.reduction == "none":
+        factor = power_of_two(upstream).item()
+        weights = upstream.double() / factor
+        again = native.solve(x, labels, tau, problem, needs=needs, weights=weights)
+        if again is None:
+            return _gradients_by_contrast(labels, problem, tau, inputs, needs, upstream)
+        solved = again
+    else:
+        factor = upstream.item()
+        if problem.reduction == "mean":
+            factor /= max(solved.paired, 1)
+    powers = None if solved.exponents is None else [solved.exponents]
+    found = release(Held([solved.gradient], powers, -SCALE_BITS), factor / tau, (x.dtype,), last=last)
+    if not needs[1]:
+        return [*found, None]
+    assert solved.slope is not None
+    return [*found, (solved.slope * (factor / tau)).to(inputs[1].dtype)]
+
+
+def _gradients_by_contrast(
+    labels: Tensor, problem: Problem, tau: float, inputs: tuple[Tensor, ...], needs: tuple[bool, bool], upstream: Tensor
+) -> list[Tensor | None]:
+    """The same for a batch that the native path declines once it knows the upstream gradient."""
+    x = inputs[0].detach().requires_grad_(needs[0])
+    learnt = inputs[1].detach().requires_grad_() if needs[1] else tau
+    with torch.enable_grad():
+        losses = _row_losses(x, Classes.of(labels), learnt, problem)
+    wanted = [leaf for leaf in (x, learnt) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    found = iter(torch.autograd.grad(losses, wanted, upstream.double()))
+    return [next(found) if need else None for need in needs]
 
 
 def _readable(labels: Tensor) -> Tensor:
@@ -143,9 +260,7 @@ class Classes:
 
 def _row_losses(x: Tensor, classes: Classes, tau: float | Tensor, problem: Problem) -> Tensor:
     """``(n,)`` float64."""
-    options: dict[str, Any] = {
-        "negatives": "own",
-        "directions": "x",
+    options: dict[str, Any] = _OF_NEGATIVES | {
         "normalize": problem.normalize,
         "precision": problem.precision,
         "impl": problem.impl,

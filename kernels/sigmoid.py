@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,12 +23,11 @@ def softplus(z: Tensor) -> Tensor:
     return torch.nn.functional.softplus(z, threshold=40)
 
 
-@dataclass(frozen=True)
-class Solved:
+class Solved(NamedTuple):
     """Row losses, and the gradient of their weighted sum.
 
     Attributes:
-        rows: ``(n,)`` float64.
+        rows: ``(n,)`` float64; from a path that was asked for a share of their sum, that, ``()`` float32.
         gradients: of the rescaled rows of x and y, times τ and 2^30, in the accumulation dtype; ``None`` where not
             needed.
         exponents: ``(2n, 1)`` powers of two that raw rows were multiplied by, or ``None``.

@@ -395,8 +395,9 @@ struct Contrast {
         }
     }
 
-    Status finish_sums() {
-        const int64_t n = problem.n, anchors = problem.anchors();
+    // The sums of all anchors, from their shares.
+    void add_up() {
+        const int64_t anchors = problem.anchors();
         memset(total, 0, sizeof(double) * anchors);
         if (moment) memset(moments, 0, sizeof(double) * anchors);
         for (int index = 0; index < num_rectangles; ++index) {
@@ -412,13 +413,16 @@ struct Contrast {
             if (moment)
                 for (int64_t j = 0; j < r.columns; ++j) moments[r.column + j] += r.column_moments[j];
         }
+    }
+
+    Status finish_sums() {
+        const int64_t n = problem.n, anchors = problem.anchors();
+        add_up();
         if (problem.gradient) memset(weight, 0, sizeof(float) * (rows.count + TILE));
         if (problem.gradient) memset(pull, 0, sizeof(double) * n);
         double value = 0;
-        // Exponentials below the normal numbers count as 0: all of them together must be less than a sum's rounding.
-        const double smallest = static_cast<double>(rows.count) * 0x1p-100;
         for (int64_t i = 0; i < anchors; ++i) {
-            if (!(total[i] >= smallest && total[i] <= NORMAL)) return OUT_OF_RANGE;
+            if (!trusted(total[i])) return OUT_OF_RANGE;
             const double own = scale_of(i), positive = rows.positive[i < n ? i : i - n] * own;
             const double z = (std::log2(total[i]) + shift[i] - positive) * LN2;
             const double mean = moment ? (moments[i] / total[i] - positive) * LN2 : 0;
@@ -451,6 +455,9 @@ struct Contrast {
         if (problem.loss_value != nullptr) *problem.loss_value = static_cast<float>(value);
         return DONE;
     }
+
+    // Exponentials below the normal numbers count as 0: all of them together must be less than a sum's rounding.
+    bool trusted(double sum) const { return sum >= static_cast<double>(rows.count) * 0x1p-100 && sum <= NORMAL; }
 
     // Stacked rows that are tiled together: a triangle's, or those of one side.
     struct Stretch {

@@ -42,6 +42,8 @@ LOSSES = {"contrast": 0, "cz_nce": 1, "info_nce": 2}
 LOG2E = math.log2(math.e)
 # Entries that are scaled here rather than in PyTorch, which has threads for more.
 SMALL = 1 << 16
+# Bytes of the sigmoid loss's weights beyond which panels of them, overwritten one by the other, are as fast.
+KEPT_WEIGHTS = 64 << 20
 LEAST_FACTOR = 2.0**-100
 # Up to this many rows of all sides rounding hardly averages out over a row's negatives; up to this many entries care
 # costs little.
@@ -68,6 +70,8 @@ def unsupported(shape: Shape, problem: Problem) -> str | None:
         return f"the compiled kernels take float32, bfloat16 and float16, not {str(shape.dtype).removeprefix('torch.')}"
     if problem.dims is not None:
         return "the compiled kernels take one width at a time, and dims has several at once on the torch path"
+    if problem.loss == "sig_lip" and 4 * shape.n**2 > KEPT_WEIGHTS:
+        return f"the weights of all pairs take more than the {KEPT_WEIGHTS >> 20} MiB that are kept"
     return None
 
 

@@ -19,6 +19,8 @@ namespace ctloss {
     namespace isa {                                 \
     Status solve_contrast(const Problem& problem);  \
     int64_t size_of_contrast(const Problem& problem); \
+    Status solve_classes(const Classes& problem);   \
+    Status solve_sigmoid(const Sigmoid& problem);   \
     }
 CTLOSS_DECLARE(portable)
 #ifdef CTLOSS_AVX2
@@ -37,8 +39,10 @@ struct Kernels {
     const char* name;
     Status (*contrast)(const Problem&);
     int64_t (*size_of_contrast)(const Problem&);
+    Status (*classes)(const Classes&);
+    Status (*sigmoid)(const Sigmoid&);
 };
-#define CTLOSS_KERNELS(isa) (Kernels{#isa, isa::solve_contrast, isa::size_of_contrast})
+#define CTLOSS_KERNELS(isa) (Kernels{#isa, isa::solve_contrast, isa::size_of_contrast, isa::solve_classes, isa::solve_sigmoid})
 
 #if defined(CTLOSS_AVX2) || defined(CTLOSS_AVX512)
 // What both sets are compiled for; setup.py names the same features. Clang before 19 does not know f16c by name.
@@ -174,6 +178,77 @@ PyObject* size(PyObject*, PyObject* const* all, Py_ssize_t count) {
     return PyLong_FromLongLong(kernels.size_of_contrast(problem));
 }
 
+Side read_side(Arguments& given, int64_t count) {
+    Side side{};
+    side.count = count;
+    side.rows = given.address<const void>();
+    side.stride = given.integer();
+    side.dtype = static_cast<Dtype>(given.integer());
+    side.gradient = given.address<float>();
+    return side;
+}
+
+PyObject* classes(PyObject*, PyObject* const* all, Py_ssize_t count) {
+    Arguments given(all, count);
+    Classes problem{};
+    problem.n = given.integer();
+    problem.d = given.integer();
+    problem.normalize = given.integer() != 0;
+    problem.precise = given.integer() != 0;
+    problem.scale = given.number();
+    problem.weights = given.address<const double>();
+    problem.mean = given.integer() != 0;
+    problem.losses = given.address<double>();
+    problem.total = given.address<float>();
+    problem.slope = given.address<double>();
+    problem.exponents = given.address<float>();
+    problem.threads = static_cast<int>(given.integer());
+    problem.x = read_side(given, problem.n);
+    problem.x.ids = given.address<const int64_t>();
+    if (PyErr_Occurred() != nullptr) return nullptr;
+    bool rescaled = false;
+    int64_t paired = 0;
+    problem.rescaled = &rescaled;
+    problem.paired = &paired;
+    Status status = DONE;
+    Py_BEGIN_ALLOW_THREADS
+    status = kernels.classes(problem);
+    release_scratch();
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLongLong(status == DONE ? 2 * paired + rescaled : -static_cast<long long>(status));
+}
+
+PyObject* sigmoid(PyObject*, PyObject* const* all, Py_ssize_t count) {
+    Arguments given(all, count);
+    Sigmoid problem{};
+    problem.n = given.integer();
+    problem.d = given.integer();
+    problem.normalize = given.integer() != 0;
+    problem.precise = given.integer() != 0;
+    problem.inverse = given.number();
+    problem.bias = given.number();
+    problem.weights = given.address<const double>();
+    problem.losses = given.address<double>();
+    problem.total = given.address<float>();
+    problem.share = given.number();
+    problem.slope = given.address<double>();
+    problem.offset = given.address<double>();
+    problem.exponents = given.address<float>();
+    problem.threads = static_cast<int>(given.integer());
+    problem.x = read_side(given, problem.n);
+    problem.y = read_side(given, problem.n);
+    problem.x.ids = given.address<const int64_t>();
+    if (PyErr_Occurred() != nullptr) return nullptr;
+    bool rescaled = false;
+    problem.rescaled = &rescaled;
+    Status status = DONE;
+    Py_BEGIN_ALLOW_THREADS
+    status = kernels.sigmoid(problem);
+    release_scratch();
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong(status == DONE ? rescaled : -static_cast<long>(status));
+}
+
 // Small gradients are multiplied by a number at less than what a call of PyTorch costs.
 PyObject* scale(PyObject*, PyObject* const* all, Py_ssize_t count) {
     Arguments given(all, count);
@@ -194,6 +269,10 @@ PyMethodDef methods[] = {
      "Sums, loss and gradient of one call, as ctloss.kernels.native.library calls it: 0, 1 if rows were rescaled, or a negative status."},
     {"size", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(size)), METH_FASTCALL,
      "Bytes of all exponentials of a call, from its pairs, candidates, negatives, directions and whether a logit serves both ways."},
+    {"classes", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(classes)), METH_FASTCALL,
+     "Losses and gradient of one call of the supervised loss, as ctloss.kernels.native.sup_con calls it: twice the rows with a positive, plus 1 if rows were rescaled, or a negative status."},
+    {"sigmoid", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(sigmoid)), METH_FASTCALL,
+     "Losses and gradient of one call of the sigmoid loss, as ctloss.kernels.native.sig_lip calls it; returns what contrast does."},
     {"scale", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(scale)), METH_FASTCALL,
      "Multiply numbers in place: the factor, then addresses and counts of single-precision numbers."},
     {"capability", capability, METH_NOARGS, "The instruction set the kernels were chosen for."},

@@ -60,18 +60,38 @@ struct Problem {
     int64_t anchors() const { return n * num_directions; }
 };
 
-struct Sigmoid {
-    Side x, y;
+// The supervised contrastive loss: rows of one label are each other's positives.
+struct Classes {
+    Side x;                 // its ids are the labels
     int64_t n, d;
     bool normalize, precise;
-    double inverse, bias;   // logits are similarity * inverse + bias
-    const double* weights;  // (n,) at most 1 in size; null: ones
-    bool gradient;          // whether any of the outputs below is wanted beside the losses
-    double* losses;         // (n,)
-    double* slope;          // 2^30 Σ W s⁻¹…: with respect to 1/temperature; null: not wanted
-    double* offset;         // 2^30 ΣW; null: not wanted
-    float* exponents;
-    bool* rescaled;
+    double scale;           // log2(e) / temperature
+    const double* weights;  // (n,) factors of the row losses in what is differentiated, at most 1 in size; null: ones
+    bool mean;              // the total is a mean over the rows with a positive
+
+    double* losses;         // (n,) outputs; null: not wanted. Gradients are times temperature and 2^30
+    float* total;
+    double* slope;          // with respect to the temperature, times it
+    float* exponents;       // (n,) powers of two that raw rows were multiplied by
+    bool* rescaled;         // whether any of them is not 0
+    int64_t* paired;        // how many rows have a positive
+    int threads;
+};
+
+struct Sigmoid {
+    Side x, y;              // x's ids leave out pairs i ≠ j of equal ones
+    int64_t n, d;
+    bool normalize, precise;
+    double inverse, bias;   // logits are similarity · inverse + bias
+    const double* weights;  // (n,) factors of the row losses in what is differentiated, at most 1 in size; null: ones
+
+    double* losses;         // (n,) outputs; null: not wanted. Gradients are times 2^30, those of rows times temperature
+    float* total;           // share · Σ losses
+    double share;
+    double* slope;          // with respect to the temperature
+    double* offset;         // with respect to the bias
+    float* exponents;       // (2n,) powers of two that raw rows were multiplied by
+    bool* rescaled;         // whether any of them is not 0
     int threads;
 };
 

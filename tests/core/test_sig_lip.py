@@ -1,4 +1,4 @@
-"""The sigmoid loss: its references agree, its torch path stays within its bounds, and mistakes are refused."""
+"""The sigmoid loss: its references agree, its paths on CPUs stay within their bounds, and mistakes are refused."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import batches, peers
 from ctloss import sig_lip
-from ctloss.kernels.problem import Batch, Problem
+from ctloss.kernels.problem import Batch, Problem, Shape
 from ctloss.kernels.torch_path import sig_lip as torch_path
+from ctloss.plan import plan
 from ctloss.reference.sig_lip import loop, row_losses
 from support.calls import Largest, autocast, present, value_and_gradients
 from support.regimes import Case
@@ -61,6 +62,11 @@ def test_gradcheck(n: int, reduction: str) -> None:
 EVERY_DTYPE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+@given(question=questions(max_n=230, max_d=80, dtypes=EVERY_DTYPE[:1] + EVERY_DTYPE[2:]))
+def test_native_path_within_its_bounds(question: Question) -> None:
+    check(question, "native")
+
+
 @given(question=questions(max_n=150, max_d=80, dtypes=EVERY_DTYPE))
 def test_torch_path_within_its_bounds(question: Question) -> None:
     check(question, "torch")
@@ -68,9 +74,57 @@ def test_torch_path_within_its_bounds(question: Question) -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("regime", ["random", "trained", "collapsed"])
-def test_torch_path_of_several_panels(regime: str, reduction: str) -> None:
+@pytest.mark.parametrize("impl", ["native", "torch"])
+def test_many_rows(impl: str, regime: str, reduction: str) -> None:
     case = Case(regime=regime, n=700, d=256, temperature=0.02, reduction=reduction, need=(True, True, True))
-    check(Question(case, ids=tuple(i // 2 for i in range(700))), "torch")
+    check(Question(case, ids=tuple(i // 2 for i in range(700))), impl)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_native_path_gives_the_same_bits_on_any_number_of_threads(reduction: str) -> None:
+    x, y = pairs(301, 130)
+    before = x.detach().clone(), y.detach().clone()
+    upstream = torch.linspace(-1, 2, 301)
+    tau, bias = (torch.tensor(value, requires_grad=True) for value in (0.1, -3.0))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            loss = sig_lip(x, y, temperature=tau, bias=bias, reduction=reduction, impl="native")
+            leaves = (x, y, tau, bias)
+            found.append((loss, *torch.autograd.grad(loss, leaves, upstream if loss.dim() else None)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+    assert torch.equal(x, before[0])
+    assert torch.equal(y, before[1])
+
+
+def test_native_path_leaves_more_pairs_than_it_keeps_weights_of() -> None:
+    problem = Problem(loss="sig_lip")
+    assert plan(Shape(4096, 8), problem).path == "native"
+    assert plan(Shape(4097, 8), problem).path == "torch"
+    with pytest.raises(RuntimeError, match="the weights of all pairs take more than the 64 MiB"):
+        plan(Shape(4097, 8), Problem(loss="sig_lip", impl="native"))
+
+
+def test_inputs_changed_before_the_backward_are_noticed() -> None:
+    x, y = pairs()
+    loss = sig_lip(x, y)
+    with torch.no_grad():
+        y.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("impl", ["native", "torch"])
+def test_every_second_id(impl: str) -> None:
+    """Ids may be any view."""
+    x, y = pairs()
+    ids = torch.arange(14) // 4
+    found = sig_lip(x, y, ids=ids[::2], bias=0.0, impl=impl)
+    assert torch.equal(found, sig_lip(x, y, ids=ids[::2].clone(), bias=0.0, impl=impl))
 
 
 def test_no_tensor_grows_with_all_pairs() -> None:

@@ -16,6 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ctloss
 from benchmarks import batches, peers
+from ctloss.kernels.native import sup_con as native
+from ctloss.kernels.problem import Problem
 from ctloss.reference.eager import unit_rows
 from support.calls import Largest, on_this_machine, present
 
@@ -58,6 +60,112 @@ def test_is_the_definition(labels: list[int], temperature: float, normalize: boo
     upstream = torch.linspace(-1, 2, len(labels), dtype=torch.float64)
     mine, truth = (torch.autograd.grad(loss, (x, tau), upstream) for loss in (found, wanted))
     torch.testing.assert_close(mine, truth, rtol=1e-9, atol=1e-9)
+
+
+@given(
+    classes=st.lists(st.integers(1, 45), min_size=1, max_size=8),
+    d=st.integers(1, 40),
+    temperature=st.sampled_from([0.05, 0.5]),
+    normalize=st.booleans(),
+    reduction=st.sampled_from(["mean", "sum", "none"]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    exponent=st.sampled_from([0, -30]),
+    seed=st.integers(0, 99),
+)
+def test_native_path_within_its_bounds(
+    classes: list[int],
+    d: int,
+    temperature: float,
+    normalize: bool,
+    reduction: str,
+    dtype: torch.dtype,
+    exponent: int,
+    seed: int,
+) -> None:
+    """The bounds of infoNCE, 5e-7 + 1e-7 S of what a row's terms add up to: those of the negatives and of the class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor(classes)) - 2
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    n = len(labels)
+    raw = torch.randn(n, d, generator=generator) / d**0.5
+    if normalize:
+        raw = raw * torch.exp2(exponent * torch.rand(n, 1, generator=generator))
+    x = raw.to(dtype).requires_grad_()
+    tau = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(n if reduction == "none" else (), generator=generator)
+    loss = ctloss.sup_con(x, labels, temperature=tau, normalize=normalize, reduction=reduction, impl="native")
+    found = torch.autograd.grad(loss, (x, tau), upstream)
+
+    wide = x.detach().double().requires_grad_()
+    each = definition(wide, labels, tau, normalize)
+    paired = (labels[:, None] == labels).sum(1) > 1
+    share = upstream.double() / (max(int(paired.sum()), 1) if reduction == "mean" else 1)
+    truth = torch.autograd.grad((each * share).sum(), (wide, tau))
+    value = each.detach() if reduction == "none" else each.detach().sum() * share / upstream.double()
+
+    units = unit_rows(wide.detach()) if normalize else wide.detach()
+    logits = units @ units.T / temperature
+    own = torch.eye(n, dtype=torch.bool)
+    positive = (labels[:, None] == labels) & ~own
+    softmax = torch.softmax(logits.masked_fill(own, -torch.inf), 1).nan_to_num()
+    sizes = (softmax + positive / positive.sum(1, keepdim=True).clamp(min=1)) * paired[:, None]
+    per_logit = 5e-7 + 1e-7 * logits.abs().max().item()
+    allowed = 2 * paired if reduction == "none" else 2 * (paired * share / upstream).sum()
+    assert ((loss.detach().double() - value).abs() <= (allowed + value) * per_logit).all()
+
+    norm = wide.detach().norm(dim=1) if normalize else torch.ones(n, dtype=torch.float64)
+    weights = sizes * share.abs().expand(n)[:, None]
+    bound = (weights + weights.T) @ units.norm(dim=1) / temperature
+    rounding = 2.0**-24 if dtype == torch.float32 else 4e-3
+    error = ((found[0].double() - truth[0]) * norm[:, None]).norm()
+    assert error <= (bound * per_logit).norm() + rounding * (truth[0] * norm[:, None]).norm() + 1e-37
+    slope_bound = (weights * logits.abs()).sum() / temperature
+    assert (found[1] - truth[1]).abs() <= slope_bound * per_logit + 1e-37
+
+
+def test_native_path_gives_the_same_bits_on_any_number_of_threads() -> None:
+    x, labels = rows(330, 200, torch.float32), torch.arange(330) ** 2 % 11
+    before, upstream = x.detach().clone(), torch.linspace(-1, 2, 330)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            loss = ctloss.sup_con(x, labels, reduction="none", impl="native")
+            mean = ctloss.sup_con(x, labels, impl="native")
+            found.append((loss, mean, *torch.autograd.grad(loss, x, upstream), *torch.autograd.grad(mean, x)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+    assert torch.equal(x, before)
+
+
+def test_native_path_declines_what_its_exponentials_cannot_hold() -> None:
+    """A negative's weight of 2^-600 is no single-precision number; the same call then goes another way."""
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]], requires_grad=True)
+    labels, tau = torch.tensor([0, 0, 1, 1]), 2 / 600
+    assert native.solve(x, labels, tau, Problem(), needs=(True, False)) is None
+    found = ctloss.sup_con(x, labels, temperature=tau, impl="native")
+    torch.testing.assert_close(found, definition(x, labels, tau).mean().float())
+
+
+def test_backward_may_run_twice() -> None:
+    x, labels = rows(9, 4, torch.float32), torch.arange(9) // 2
+    loss = ctloss.sup_con(x, labels, impl="native")
+    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(loss, x)
+    assert torch.equal(first, kept)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_several_upstream_gradients_at_once() -> None:
+    x, labels = rows(9, 4, torch.float32), torch.arange(9) // 2
+    loss = ctloss.sup_con(x, labels, reduction="none", impl="native")
+    upstream = torch.eye(9)[:3]
+    (found,) = torch.autograd.grad(loss, x, upstream, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(loss, x, one, retain_graph=True)[0] for one in upstream]
+    torch.testing.assert_close(found, torch.stack(each))
 
 
 def test_mean_is_over_rows_with_a_positive() -> None:
@@ -112,13 +220,13 @@ def test_reference_is_differentiable_twice() -> None:
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 0, 2, 0, 1], [0, 1, 2, 3, 4, 4], [0] * 6])
-@pytest.mark.parametrize("small", [1, 32])
-def test_fused_path_refuses_second_derivatives(labels: list[int], small: int) -> None:
+@pytest.mark.parametrize(("small", "impl"), [(1, "torch"), (32, "torch"), (32, "native")])
+def test_fused_path_refuses_second_derivatives(labels: list[int], small: int, impl: str) -> None:
     """Never a partial one: the classes' own rows could be differentiated twice, the negatives' term cannot."""
-    x = rows(6, 3)
+    x = rows(6, 3, torch.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(import_module("ctloss.sup_con"), "SMALL_CLASS", small)
-        loss = ctloss.sup_con(x, torch.tensor(labels), impl="torch")
+        loss = ctloss.sup_con(x, torch.tensor(labels), impl=impl)
     (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
     with pytest.raises(RuntimeError, match="impl='reference'"):
         torch.autograd.grad(gradient.square().sum(), x)
