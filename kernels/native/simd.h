@@ -185,8 +185,8 @@ inline double dot(const float* a, const float* b, int64_t d) {
 
 inline float largest(const float* row, int64_t d) {
     Floats found{};
-    const Bits sign = (Bits)all(-0.0f);
-    for (int64_t k = 0; k < d; k += LANES) found = maximum(found, (Floats)((Bits)load(row + k) & ~sign));
+    const Bits magnitude = Bits{} + 0x7fffffffu;
+    for (int64_t k = 0; k < d; k += LANES) found = maximum(found, (Floats)((Bits)load(row + k) & magnitude));
     float size = 0;
     for (int lane = 0; lane < LANES; ++lane) size = found[lane] > size ? found[lane] : size;
     return size;
