@@ -427,7 +427,8 @@ struct Contrast {
                 a = b = share * slope;
             }
             if (!problem.gradient) continue;
-            const double per_logit = problem.held * (problem.scales != nullptr ? own * LN2 : 1.0);
+            // Factors that are given are divided by their temperatures already.
+            const double per_logit = problem.held * (problem.scales != nullptr && problem.loss != CONTRAST ? own * LN2 : 1.0);
             pull[i < n ? i : i - n] += b * per_logit;
             weight[i] = static_cast<float>(a * per_logit / total[i]);
             const float size = std::fabs(weight[i]);
