@@ -172,6 +172,7 @@ struct Contrast {
         float* columns;   // (d, TILE)
         float* tile;      // (TILE, TILE)
         double* precise;  // (TILE, TILE)
+        float* unshifted; // (TILE,) base-2 logits as they are: the shift would cancel in a mean of small ones
         float* product;   // (TILE, stride)
         float* pairs;     // (TILE / 2, TILE) weights in bfloat16
         float* others;    // (TILE / 2, stride) the rows they are multiplied by, two at a time
@@ -187,6 +188,7 @@ struct Contrast {
         found.columns = own.take<float>(rows.padded * TILE);
         found.tile = own.take<float>((TILE + BLOCK_ROWS) * TILE);
         found.precise = own.take<double>(problem.precise ? TILE * TILE : 0);
+        found.unshifted = own.take<float>(moment ? TILE : 0);
         found.product = own.take<float>(problem.gradient ? TILE * rows.stride + BLOCK_COLUMNS : 0);
         found.pairs = own.take<float>(paired && problem.gradient ? TILE * TILE / 2 + LANES : 0);
         found.others = own.take<float>(paired && problem.gradient ? TILE / 2 * rows.stride + BLOCK_COLUMNS : 0);
@@ -307,7 +309,7 @@ struct Contrast {
                 for (int64_t i = from; i < least(from + SUMMED_ROWS, height); ++i) {
                     float* line = tile + i * TILE;
                     const int64_t anchor = r.row + start + i;
-                    to_logits(line, memory.precise + i * TILE, anchor, r.column + first, columns);
+                    to_logits(line, memory.precise + i * TILE, anchor, r.column + first, columns, memory.unshifted);
                     leave_out(line, anchor, r.column + first, columns);
                     Floats sums{}, of_logits{};
                     for (int64_t j = 0; j < columns; j += LANES) {
@@ -316,7 +318,7 @@ struct Contrast {
                         sums += value;
                         if (mirrored) store(memory.column_sums + j, load(memory.column_sums + j) + value);
                         if (moment) {
-                            const Floats product = value * logit;
+                            const Floats product = value * load(memory.unshifted + j);
                             of_logits += product;
                             if (mirrored) store(memory.column_moments + j, load(memory.column_moments + j) + product);
                         }
@@ -335,8 +337,8 @@ struct Contrast {
         if (r.kind != PLAIN && moment) memcpy(r.column_moments + first, memory.wide_moments, sizeof(double) * columns);
     }
 
-    // Similarities to base-2 logits less the shift.
-    void to_logits(float* line, const double* precise, int64_t anchor, int64_t first, int64_t columns) const {
+    // Similarities to base-2 logits less the shift; for the moment, without it too.
+    void to_logits(float* line, const double* precise, int64_t anchor, int64_t first, int64_t columns, float* unshifted) const {
         const Floats excluded = all(EXCLUDED), bound = all(problem.bounded ? limit[anchor] : INFINITY);
         if (problem.precise) {
             const Doubles factor = all_doubles(scale_of(anchor)), less = all_doubles(shift[anchor]);
@@ -344,6 +346,7 @@ struct Contrast {
                 const Doubles first = load(precise + j), second = load(precise + j + LANES / 2);
                 const Floats logits = joined(first * factor - less, second * factor - less);
                 store(line + j, joined(first, second) > bound ? excluded : logits);
+                if (moment) store(unshifted + j, joined(first * factor, second * factor));
             }
         } else {
             const Floats factor = all(scale[anchor]), less = all(shift[anchor]);
@@ -354,9 +357,13 @@ struct Contrast {
             for (int64_t j = 0; j < columns; j += LANES) {
                 const Floats similarity = load(line + j);
                 store(line + j, similarity > bound ? excluded : similarity * factor - less);
+                if (moment) store(unshifted + j, similarity * factor);
             }
         }
-        for (int64_t j = columns; j % LANES != 0; ++j) line[j] = EXCLUDED;
+        for (int64_t j = columns; j % LANES != 0; ++j) {
+            line[j] = EXCLUDED;
+            if (moment) unshifted[j] = 0;
+        }
     }
 
     // The pairs of a row that are no negatives: the row itself, its positive, and rows of the same id.
@@ -407,7 +414,7 @@ struct Contrast {
             if (!(total[i] >= 1 / NORMAL && total[i] <= NORMAL)) return OUT_OF_RANGE;
             const double own = scale_of(i), positive = rows.positive[i < n ? i : i - n] * own;
             const double z = (std::log2(total[i]) + shift[i] - positive) * LN2;
-            const double mean = moment ? (moments[i] / total[i] + shift[i] - positive) * LN2 : 0;
+            const double mean = moment ? (moments[i] / total[i] - positive) * LN2 : 0;
             if (problem.z != nullptr) problem.z[i] = z;
             if (problem.positive != nullptr) problem.positive[i] = positive * LN2;
             if (problem.moment != nullptr) problem.moment[i] = mean;
