@@ -142,7 +142,8 @@ def _solved(
         unit, share = None if unit is None else unit * share, 1.0
     if problem.form == "ratio":
         # φ/sg(φ) of every row is 1.
-        loss = rows.reduce(problem, torch.ones(num_rows), None if weights is None else weights.float())
+        ones = loss.new_ones(num_rows)
+        loss = rows.reduce(problem, ones, None if weights is None else weights.float())
     return loss, None, Found(unit, share, None, solved.moment, solved.held)
 
 

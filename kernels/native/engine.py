@@ -129,7 +129,7 @@ def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> 
         >>> forward(Batch(eye, eye, temperature=1.0), Problem(), moment=False, gradient=False).z
         tensor([-0.3069, -0.3069, -0.3069, -0.3069], dtype=torch.float64)
     """
-    outputs = torch.empty((3, problem.num_directions * batch.x.shape[0]), dtype=torch.float64)
+    outputs = torch.empty((3, problem.num_directions * batch.x.shape[0]), dtype=torch.float64, device="cpu")
     z, positive, deviation = outputs.unbind()
     done = _call(batch, problem, problem.by_row, z=z, positive=positive, moment=deviation if moment else None)
     if done is None:
@@ -152,10 +152,10 @@ def hold(
         return Held([None] * len(needs), None, 0)
     rows = problem.num_directions * batch.x.shape[0]
     if not isinstance(a, Tensor):
-        same, a = b is a, torch.full((rows,), a, dtype=torch.float64)
+        same, a = b is a, torch.full((rows,), a, dtype=torch.float64, device="cpu")
         b = a if same else b
     if not isinstance(b, Tensor):
-        b = torch.full((rows,), b, dtype=torch.float64)
+        b = torch.full((rows,), b, dtype=torch.float64, device="cpu")
     weights, pulls, bits = scaled(a, b, batch.temperature, largest)
     assert isinstance(weights, Tensor)
     assert isinstance(pulls, Tensor)
@@ -227,8 +227,9 @@ def solve(
     """
     z = deviation = None
     if moment:
-        z, deviation = torch.empty((2, problem.num_directions * batch.x.shape[0]), dtype=torch.float64).unbind()
-    loss = torch.empty((), dtype=torch.float32)
+        rows = problem.num_directions * batch.x.shape[0]
+        z, deviation = torch.empty((2, rows), dtype=torch.float64, device="cpu").unbind()
+    loss = torch.empty((), dtype=torch.float32, device="cpu")
     held = _call(batch, problem, False, needs, loss, z=z, moment=deviation, shares=shares)
     return None if held is None else Solved(loss, held, z, deviation)
 
@@ -261,29 +262,36 @@ def _call(
         scale = LOG2E / temperature
     # Copies must live as long as their addresses are used.
     keep: list[Tensor] = []
+
+    def readable(tensor: Tensor) -> Tensor:
+        # A sign may only be noted beside the memory.
+        copy = tensor.contiguous().resolve_neg()
+        keep.append(copy)
+        return copy
+
     gradients: list[Tensor | None] = [None] * (2 + len(candidates))
     arguments: list[Any] = []
     count = 0
     for index, side in enumerate((x, y, *candidates)):
-        if d > 1 and side.stride(1) != 1:
-            side = side.contiguous()
-            keep.append(side)
+        if (d > 1 and side.stride(1) != 1) or side.is_neg():
+            side = readable(side)
         rows = side.shape[0]
         count += rows
         own = ids if index < 2 else candidate_ids[index - 2] if candidate_ids else None
         address = 0
         if needs and needs[index]:
             usual = side.dtype == torch.float32 and side.is_contiguous()
-            gradient = torch.empty_like(side) if usual else torch.empty((rows, d), dtype=torch.float32)
+            gradient = torch.empty_like(side) if usual else torch.empty((rows, d), dtype=torch.float32, device="cpu")
             gradients[index], address = gradient, gradient.data_ptr()
-        of_ids = 0 if own is None else own.data_ptr()
+        of_ids = 0 if own is None else readable(own).data_ptr()
         arguments += (side.data_ptr(), rows, side.stride(0), DTYPES[side.dtype], of_ids, address)
     held, bits, exponents = 1.0, 0, None
     if rescaled:
-        exponents = torch.empty((count, 1), dtype=torch.float32)
+        exponents = torch.empty((count, 1), dtype=torch.float32, device="cpu")
     if loss is not None and True in needs:
         held, bits = _held_scale(temperature, shares)
-    margin, by_share = problem.margin, isinstance(shares, Tensor)
+    of_shares = 0 if not isinstance(shares, Tensor) else readable(shares).data_ptr()
+    margin = problem.margin
     assert library.kernels is not None
     code = library.kernels.contrast(
         n,
@@ -300,8 +308,8 @@ def _call(
         0 if loss is None else LOSSES[problem.loss],
         0 if a is None else a.data_ptr(),
         0 if b is None else b.data_ptr(),
-        shares.data_ptr() if by_share else 0,  # type: ignore[union-attr]
-        0.0 if by_share else shares,
+        of_shares,
+        0.0 if of_shares else shares,
         held,
         0 if z is None else z.data_ptr(),
         0 if positive is None else positive.data_ptr(),
