@@ -101,7 +101,7 @@ def choose(batch: Batch, problem: Problem) -> Plan:
         RuntimeError: if a path named explicitly cannot run, in general or under transforms.
 
     Example:
-        >>> choose(Batch(torch.eye(2), torch.eye(2)), Problem()).path
+        >>> choose(Batch(torch.eye(2).double(), torch.eye(2).double()), Problem()).path
         'torch'
     """
     if transformed():
