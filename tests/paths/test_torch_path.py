@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -18,9 +19,8 @@ from ctloss.kernels.torch_path import denominators, engine, square
 from ctloss.kernels.torch_path.layout import layout
 from ctloss.kernels.torch_path.products import ExactProducts
 from ctloss.kernels.torch_path.rows import prepare, row_exponents, times_power_of_two
-from ctloss.rows import derivatives, shares, values
 from support.acceptance import assert_alike, check, check_engine, truth_of_call
-from support.calls import peak_bytes
+from support.calls import factors, like, noisy, peak_bytes, solved
 from support.regimes import REGIMES, Case, cases, usual_calls
 
 pytestmark = pytest.mark.numeric
@@ -30,46 +30,7 @@ ROOMY = Problem(loss="cz_nce")
 BOTH = (True, True)
 
 
-def weights(problem: Problem, z: Tensor, upstream: Tensor | None = None) -> Tensor:
-    """What the core passes to the path's backward: the derivatives of the reduced loss times upstream."""
-    if upstream is None:
-        upstream = torch.ones(()) if problem.reduction == "mean" else torch.full_like(z, 1 / len(z))
-    return derivatives(problem, z) * shares(problem, len(z), None) * upstream
-
-
-def solve(
-    x: Tensor, y: Tensor, problem: Problem, tau: float = 0.07, upstream: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Row losses and all gradients, straight from the engine."""
-    found = engine.forward(Batch(x, y, temperature=tau), problem, moment=True, gradient=True)
-    a = weights(problem, found.z, upstream)
-    grad_x, grad_y = engine.backward(found.state, a, a, BOTH)
-    assert grad_x is not None
-    assert grad_y is not None
-    assert found.moment is not None
-    return values(problem, found.z), grad_x, grad_y, -(a * found.moment).sum() / tau
-
-
-def call(problem: Problem, n: int, d: int, tau: float = 0.07) -> Case:
-    """A case with the options of a call on other rows."""
-    return Case(
-        "random",
-        n,
-        d,
-        temperature=tau,
-        loss=problem.loss,
-        negatives=problem.negatives,
-        normalize=problem.normalize,
-        reduction=problem.reduction,
-    )
-
-
-def pairs(n: int, d: int, dtype: torch.dtype = torch.float32, seed: int = 0, noise: float = 1.0) -> list[Tensor]:
-    """Rows and noisy copies of them."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
-    y = x + noise * torch.randn(n, d, generator=generator, dtype=torch.float64)
-    return [x.to(dtype), y.to(dtype)]
+solve = partial(solved, engine)
 
 
 @given(case=cases(max_n=300, max_d=800, dtypes=DTYPES))
@@ -97,7 +58,7 @@ def test_every_regime_reads_no_unwritten_memory(regime: str, n: int, dtype: torc
 @pytest.mark.parametrize("loss", ["cz_nce", "info_nce"])
 @pytest.mark.parametrize("n", [100, 300])
 def test_kept_recomputed_and_dense_agree(n: int, loss: str, negatives: str) -> None:
-    x, y = pairs(n, 40)
+    x, y = noisy(n, 40)
     roomy = replace(ROOMY, loss=loss, negatives=negatives)
     tight = replace(roomy, workspace=1)
     middle = replace(roomy, workspace=4 * (2 * n * 40 + 2 * 2 * n * n + 6 * 128 * 2 * n))
@@ -105,20 +66,20 @@ def test_kept_recomputed_and_dense_agree(n: int, loss: str, negatives: str) -> N
     assert {plan.keep for plan in plans} == {True, False}
     answers = [solve(x, y, problem) for problem in (roomy, tight, middle, replace(tight, reduction="none"))]
     for answer in answers[1:]:
-        assert_alike(call(roomy, n, 40), x, y, answer, answers[0])
+        assert_alike(like(roomy, n, 40), x, y, answer, answers[0])
 
 
 @pytest.mark.parametrize("negatives", ["both", "cross"])
 @pytest.mark.parametrize("loss", ["cz_nce", "info_nce"])
 def test_optimistic_and_running_maximum_agree(loss: str, negatives: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = pairs(150, 30)
+    x, y = noisy(150, 30)
     problem = replace(ROOMY, loss=loss, negatives=negatives)
     plain = solve(x, y, problem), solve(x, y, replace(problem, reduction="none"))
     monkeypatch.setattr(engine, "choose_shift", lambda logits, problem: None)
     monkeypatch.setattr(square, "solve", lambda *args, **kwargs: None)
     careful = solve(x, y, problem), solve(x, y, replace(problem, reduction="none"))
     for one, other in zip(plain, careful, strict=True):
-        assert_alike(call(problem, 150, 30), x, y, one, other)
+        assert_alike(like(problem, 150, 30), x, y, one, other)
 
 
 def test_the_optimistic_pass_declines_what_it_cannot_represent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,11 +91,11 @@ def test_the_optimistic_pass_declines_what_it_cannot_represent(monkeypatch: pyte
         return running(*args, **kwargs)
 
     monkeypatch.setattr(denominators, "running", counted)
-    x, y = pairs(20, 16)
+    x, y = noisy(20, 16)
     solve(x, y, replace(ROOMY, normalize=False), 1.0)
     assert not called
     for n in (20, 200):
-        x, y = pairs(n, 16)
+        x, y = noisy(n, 16)
         solve(x * 20, y * 20, replace(ROOMY, normalize=False), 1.0)
     assert len(called) == 2
 
@@ -145,14 +106,14 @@ def test_the_optimistic_pass_declines_what_it_cannot_represent(monkeypatch: pyte
 @pytest.mark.parametrize("negatives", ["both", "cross"])
 def test_memory_stays_within_the_workspace(negatives: str, reduction: str, tau: float, limit: int) -> None:
     n, d = 1200, 8
-    x, y = pairs(n, d)
+    x, y = noisy(n, d)
     problem = replace(ROOMY, loss="info_nce", workspace=limit, reduction=reduction, negatives=negatives)
     batch = Batch(x, y, temperature=tau)
     allowed = limit + 2 * n * d * 4 + 24 * 2 * n * 8
 
     def both() -> list[Tensor | None]:
         found = engine.forward(batch, problem, moment=True, gradient=True)
-        a = weights(problem, found.z)
+        a = factors(problem, found.z)
         return engine.backward(found.state, a, a, BOTH)
 
     assert peak_bytes(lambda: engine.forward(batch, problem, moment=True, gradient=True)) <= allowed
@@ -164,7 +125,7 @@ def test_memory_stays_within_the_workspace(negatives: str, reduction: str, tau: 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", [20, 150])
 def test_repeats_are_bitwise_equal_and_inputs_untouched(n: int, dtype: torch.dtype) -> None:
-    x, y = pairs(n, 24, dtype)
+    x, y = noisy(n, 24, dtype)
     before = x.clone(), y.clone()
     for reduction in ("mean", "none"):
         problem = replace(ROOMY, reduction=reduction)
@@ -180,7 +141,7 @@ def test_repeats_are_bitwise_equal_and_inputs_untouched(n: int, dtype: torch.dty
 @pytest.mark.parametrize("negatives", ["both", "cross"])
 @pytest.mark.parametrize("n", [4, 140])
 def test_what_is_not_finite_gives_nan(n: int, negatives: str, normalize: bool, value: float) -> None:
-    x, y = pairs(n, 6)
+    x, y = noisy(n, 6)
     y[1, 2] = value
     for reduction in ("mean", "none"):
         for loss in ("cz_nce", "info_nce"):
@@ -198,7 +159,7 @@ def test_what_is_not_finite_gives_nan(n: int, negatives: str, normalize: bool, v
 
 
 def test_zero_rows_have_cosine_zero_and_no_gradient() -> None:
-    x, y = pairs(3, 5)
+    x, y = noisy(3, 5)
     x[0] = 0
     rows, grad_x, grad_y, _ = solve(x, y, ROOMY, 1.0)
     # Logits are cosines here, at most 1.
@@ -212,7 +173,7 @@ def test_zero_rows_have_cosine_zero_and_no_gradient() -> None:
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("n", [9, 40])
 def test_scaling_a_row_by_a_power_of_two_scales_its_gradient_back(exponent: int, reduction: str, n: int) -> None:
-    x, y = pairs(n, 12)
+    x, y = noisy(n, 12)
     problem = replace(ROOMY, reduction=reduction)
     # Upstream gradients that bring the scaled row's gradient back into the normal range.
     size = 2.0 ** max(min(exponent, 60), -60)
@@ -227,7 +188,7 @@ def test_scaling_a_row_by_a_power_of_two_scales_its_gradient_back(exponent: int,
     representable = exact.abs() < torch.finfo(torch.float32).max
     back = gradient.double()
     back[4] = torch.where(representable, back[4] * 2.0**exponent, plain[4].double())
-    of_call = replace(call(problem, n, 12), need=(True, False, False))
+    of_call = replace(like(problem, n, 12), need=(True, False, False))
     assert_alike(of_call, x, y, (rows, back, None, None), (unscaled, plain, None, None), upstream)
     expected = truth_of_call(of_call, x, y, upstream)
     error = torch.linalg.vector_norm(back[4] - plain[4])
@@ -237,14 +198,14 @@ def test_scaling_a_row_by_a_power_of_two_scales_its_gradient_back(exponent: int,
 @pytest.mark.parametrize("n", [16, 40])
 @pytest.mark.parametrize("exponent", [31, 58])
 def test_long_rows_keep_tiny_gradients(n: int, exponent: int) -> None:
-    x, y = pairs(n, 64, noise=0.01)
+    x, y = noisy(n, 64, noise=0.01)
     problem, size = replace(ROOMY, loss="info_nce"), 2.0**90
     upstream = torch.tensor(size)
     _, plain, _, _ = solve(x, y, problem, 0.0125, upstream=upstream)
     scale = 2.0**exponent
     _, scaled, _, _ = solve(x * scale, y * scale, problem, 0.0125, upstream=upstream)
     assert torch.linalg.vector_norm(plain) > 0
-    of_call = call(problem, n, 64, 0.0125)
+    of_call = like(problem, n, 64, 0.0125)
     assert_alike(of_call, x, y, (None, scaled * scale, None, None), (None, plain, None, None), upstream)
 
 
@@ -257,7 +218,7 @@ def test_a_vanishing_infonce_survives_under_a_large_upstream(reduction: str) -> 
     huge = torch.tensor(1e30) if reduction == "mean" else torch.full((4,), 1e30 / 4)
     rows, grad_x, _, _ = solve(x, y, problem, tau, upstream=huge)
     assert 0 < rows.max().item() < 1e-34
-    expected = truth_of_call(call(problem, 2, 2, tau), x, y, huge)
+    expected = truth_of_call(like(problem, 2, 2, tau), x, y, huge)
     # The terms that cancel in such a small gradient are up to 500 times larger.
     bounds = expected.cancelling[:2] * expected.per_logit
     for ours, exact, bound in zip(grad_x.double(), expected.gradient[:2], bounds, strict=True):
@@ -266,7 +227,7 @@ def test_a_vanishing_infonce_survives_under_a_large_upstream(reduction: str) -> 
 
 
 def test_a_process_that_allows_bfloat16_products_gets_float32_ones() -> None:
-    x, y = pairs(80, 64)
+    x, y = noisy(80, 64)
     expected = solve(x, y, ROOMY)
     former = torch.get_float32_matmul_precision()
     try:
@@ -284,14 +245,14 @@ def test_any_part_of_the_gradient_is_the_same() -> None:
     for n in (12, 150):
         for reduction in ("mean", "none"):
             problem = replace(ROOMY, loss="info_nce", reduction=reduction)
-            x, y = pairs(n, 10)
+            x, y = noisy(n, 10)
             _, *whole = solve(x, y, problem)
             for needs in itertools.product([True, False], repeat=2):
                 found = engine.forward(Batch(x, y), problem, moment=False, gradient=any(needs))
-                a = weights(problem, found.z)
+                a = factors(problem, found.z)
                 parts = engine.backward(found.state, a, a, needs)
                 assert tuple(part is not None for part in parts) == needs
-                assert_alike(call(problem, n, 10), x, y, (None, *parts, None), (None, *whole))
+                assert_alike(like(problem, n, 10), x, y, (None, *parts, None), (None, *whole))
 
 
 def test_powers_of_two_are_exact_and_rows_know_theirs() -> None:
@@ -314,14 +275,14 @@ def test_refuses_what_it_cannot_run() -> None:
 def test_saved_tensors_have_the_promised_shape(loss: Literal["cz_nce", "contrast"]) -> None:
     problem = Problem(loss=loss, directions="x")
     for dtype in (torch.bfloat16, torch.float64):
-        x, y = pairs(6, 3, dtype)
+        x, y = noisy(6, 3, dtype)
         batch = Batch(x, y, (x[:4],), 0.1, None, (None,))
         found = engine.forward(batch, problem, moment=False, gradient=True)
         if loss == "contrast":
             saved, promised = engine.save(found.state), engine.saved_shapes(batch.shape, problem, gradient=True)
         else:
             needs = (True, False, True)
-            a = weights(problem, found.z)
+            a = factors(problem, found.z)
             saved = engine.pack(engine.hold(found.state, a, a, needs), batch.shape.dtype, x.device)
             promised = engine.packed_shapes(batch.shape, needs)
         assert [(tuple(tensor.shape), tensor.dtype) for tensor in saved] == promised
@@ -333,7 +294,7 @@ def test_saved_tensors_have_the_promised_shape(loss: Literal["cz_nce", "contrast
 @pytest.mark.parametrize("n", [40, 100, 600])
 def test_a_row_that_one_negative_dominates_is_exact(n: int, negatives: str) -> None:
     """Where single rows are returned, a row must not carry the full rounding error of one float32 product."""
-    x, y = pairs(n, 256, noise=0.1)
+    x, y = noisy(n, 256, noise=0.1)
     # Each row of the second half nearly repeats one of the first; the product for their cosine rounds by 1e-7 or more.
     half = n // 2
     x[half:] = x[:half] + 1e-3 * y[half:]

@@ -14,6 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.peers import PairLoss, PeerMissing
+from ctloss.kernels.problem import Batch, Problem
+from ctloss.rows import derivatives, shares, values
+
+from .regimes import Case
 
 
 def present(make: Callable[..., Callable[..., Tensor]], *arguments: float) -> Callable[..., Tensor]:
@@ -65,3 +69,42 @@ class Largest(TorchDispatchMode):
             if isinstance(one, Tensor):
                 self.entries = max(self.entries, one.untyped_storage().nbytes() // one.element_size())
         return result
+
+
+def noisy(n: int, d: int, dtype: torch.dtype = torch.float32, seed: int = 0, noise: float = 1.0) -> list[Tensor]:
+    """Rows and noisy copies of them."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    y = x + noise * torch.randn(n, d, generator=generator, dtype=torch.float64)
+    return [x.to(dtype), y.to(dtype)]
+
+
+def factors(problem: Problem, z: Tensor, upstream: Tensor | None = None) -> Tensor:
+    """What the core passes to a path's backward: the derivatives of the reduced loss times upstream."""
+    if upstream is None:
+        upstream = torch.ones(()) if problem.reduction == "mean" else torch.full_like(z, 1 / len(z))
+    return derivatives(problem, z) * shares(problem, len(z), None) * upstream
+
+
+def solved(
+    engine: Any, x: Tensor, y: Tensor, problem: Problem, tau: float = 0.07, upstream: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Row losses and all gradients, straight from an engine."""
+    found = engine.forward(Batch(x, y, temperature=tau), problem, moment=True, gradient=True)
+    a = factors(problem, found.z, upstream)
+    grad_x, grad_y = engine.backward(found.state, a, a, (True, True))
+    return values(problem, found.z), grad_x, grad_y, -(a * found.moment).sum() / tau
+
+
+def like(problem: Problem, n: int, d: int, tau: float = 0.07) -> Case:
+    """A case with the options of a call on other rows."""
+    return Case(
+        "random",
+        n,
+        d,
+        temperature=tau,
+        loss=problem.loss,
+        negatives=problem.negatives,
+        normalize=problem.normalize,
+        reduction=problem.reduction,
+    )
