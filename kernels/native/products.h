@@ -23,7 +23,7 @@ static_assert(TILE % BLOCK_ROWS == 0 && TILE % BLOCK_COLUMNS == 0, "tiles are ma
 // Products that are added up in single precision before they are added to the rest. In one go, cosines near 1 err by up
 // to 6e-7; in chunks that are added up in single precision too, by a third of that, and else by a tenth of it.
 constexpr int64_t CHUNK = 64;
-inline int64_t precise_chunk(int64_t d) { return d >= 512 ? 64 : d >= 256 ? 32 : 16; }
+inline int64_t precise_chunk(int64_t d) { return d >= 512 ? 16 : d >= 128 ? 8 : 4; }
 
 // How the entries of a left factor lie: from one row, and from one term of the sum, to the next.
 struct Strides {
