@@ -54,8 +54,8 @@ class Found(NamedTuple):
             one number for all rows, or ``None`` if neither the temperature nor a path needs it. With ``dims`` the
             tensors may have one row per width.
         share: what all upstream gradients have yet to be multiplied by, a number or a 0-d tensor.
-        positive: ``(rows,)`` float64; ``None`` unless the temperature needs a gradient.
-        moment: the same.
+        positive: ``(rows,)`` float64, for z itself, whose ``a`` and ``b`` differ; else ``None``.
+        moment: ``(rows,)`` float64; ``None`` unless the temperature needs a gradient.
         state: the path's state; or the held gradient, if that only waits for one number.
     """
 
@@ -122,7 +122,7 @@ def _forward(
             state = engine.hold(state, unit, unit, tuple(of_sides), largest)
         elif not isinstance(unit, Tensor):
             unit = torch.full_like(z, unit)
-    return loss, None, Found(unit, share, found.positive if of_temperature else None, found.moment, state)
+    return loss, None, Found(unit, share, None, found.moment, state)
 
 
 def _solved(
@@ -463,7 +463,7 @@ def _contrastive_fake(
         shapes = engine.packed_shapes(shape, needs[:-1])
     else:
         shapes = engine.saved_shapes(shape, problem, gradient=any(needs[:-1]))
-    positive = (num_rows,) if needs[-1] or problem.loss == "contrast" else (0,)
+    positive = (num_rows,) if problem.loss == "contrast" else (0,)
     vectors = [(num_rows,), (), positive, (num_rows,) if needs[-1] else (0,)]
     saved = [new(size, dtype=torch.float64) for size in vectors] + [new(size, dtype=kind) for size, kind in shapes]
     return first, second, saved
