@@ -13,12 +13,13 @@ from torch import Tensor
 
 import ctloss
 from ctloss.kernels.problem import Problem
+from support.calls import on_this_machine
 
 pytestmark = pytest.mark.numeric
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-PATHS = ("reference", "torch", "triton")
-FUSED = ("torch", "triton")
+FUSED = (*on_this_machine(DEVICE), "torch", "triton")
+PATHS = ("reference", *FUSED)
 
 
 def batch(n: int = 6, d: int = 8, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -106,7 +107,7 @@ def test_compiles_without_a_graph_break(impl: str) -> None:
     torch.testing.assert_close(gradients(compiled(x, y, tau), x, y, tau), expected)
 
 
-@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("impl", ["reference", "torch", *on_this_machine(DEVICE)])
 def test_compiled_once_for_changing_sizes_and_temperatures(impl: str) -> None:
     torch.compiler.reset()
 
@@ -260,7 +261,7 @@ def test_zero_rows_are_defined(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", FUSED)
 def test_gradcheck_of_every_option(impl: str) -> None:
-    if impl == "triton":
+    if impl in ("native", "triton"):
         with pytest.raises(RuntimeError, match="float64"):
             ctloss.cz_nce(*batch(dtype=torch.float64), impl=impl)
         return
@@ -298,7 +299,7 @@ REFUSED = [
     (lambda x, y: ctloss.cz_nce(x, y, reduction="max"), ValueError, "'mean', 'sum', 'none'"),
     (lambda x, y: ctloss.cz_nce(x, y, form="exp"), ValueError, "'log', 'ratio'"),
     (lambda x, y: ctloss.cz_nce(x, y, precision="best"), ValueError, "'highest', 'high', 'medium'"),
-    (lambda x, y: ctloss.cz_nce(x, y, impl="cuda"), ValueError, "'auto', 'reference', 'torch', 'triton'"),
+    (lambda x, y: ctloss.cz_nce(x, y, impl="cuda"), ValueError, "'auto', 'reference', 'native', 'torch', 'triton'"),
     (lambda x, y: ctloss.cz_nce(x, y, normalize="yes"), TypeError, "True or False"),
     (lambda x, y: ctloss.set_workspace_limit(10), ValueError, "1 MiB"),
     (lambda x, y: ctloss.set_workspace_limit("1G"), TypeError, "int"),
@@ -367,7 +368,7 @@ def test_explain_names_path_reason_and_configuration() -> None:
         assert told.reason == "named explicitly"
         assert told.configuration
         assert str(told).startswith(f"{impl}: ")
-    expected = "triton" if DEVICE == "cuda" else "torch"
+    expected = "triton" if DEVICE == "cuda" else [*on_this_machine(DEVICE), "torch"][0]
     assert ctloss.explain(x, y).path == expected
 
 

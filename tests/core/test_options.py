@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import ctloss
+from support.calls import on_this_machine
 
 LOSSES = (ctloss.cz_nce, ctloss.info_nce)
+PATHS = ("reference", *on_this_machine(), "torch")
 
 
 def rows(n: int, d: int = 8, seed: int = 0) -> Tensor:
@@ -88,7 +90,7 @@ def test_margin_leaves_out_what_is_more_alike_than_the_positive() -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("impl", PATHS)
 def test_weights_make_a_weighted_mean(loss: Any, impl: str) -> None:
     x, y = pair()
     weights = torch.tensor([1.0, 0.0, 2.0, 0.5, 1.0, 3.0])
@@ -107,7 +109,7 @@ def test_weights_make_a_weighted_mean(loss: Any, impl: str) -> None:
     torch.testing.assert_close(learnt.grad, one_by_one.detach().view(2, 6).sum(0))
 
 
-@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("impl", PATHS)
 def test_temperatures_of_pairs_and_of_rows(impl: str) -> None:
     x, y = pair()
     taus = torch.linspace(0.05, 0.3, 6).requires_grad_()
@@ -139,7 +141,7 @@ def test_dims_add_up_the_loss_over_widths(impl: str) -> None:
     assert ctloss.contrast(x, y, dims=widths).z.shape == (3, 12)
 
 
-@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("impl", PATHS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_row_without_negatives_has_loss_zero(loss: Any, impl: str) -> None:
     x, y = rows(1).requires_grad_(), rows(1, seed=1).requires_grad_()
@@ -279,8 +281,9 @@ def test_transforms_are_right(name: str) -> None:
 
 def test_a_fused_path_refuses_transforms_by_name() -> None:
     x, y = rows(6), rows(6, seed=1)
-    with pytest.raises(RuntimeError, match="impl='reference'"):
-        torch.func.grad(lambda a: ctloss.cz_nce(a, y, impl="torch"))(x)
+    for impl in PATHS[1:]:
+        with pytest.raises(RuntimeError, match="impl='reference'"):
+            torch.func.grad(lambda a, impl=impl: ctloss.cz_nce(a, y, impl=impl))(x)
     assert torch.func.hessian(lambda a: ctloss.cz_nce(a, y))(x).abs().max() > 0
 
 
@@ -421,7 +424,7 @@ def test_weights_of_any_dtype_are_summed_in_double_precision() -> None:
     assert (torch.autograd.grad(nothing, x)[0] == 0).all()
 
 
-@pytest.mark.parametrize("impl", ["torch", "triton"])
+@pytest.mark.parametrize("impl", [*PATHS[1:], "triton"])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_every_reduction_has_a_gradient_on_every_path(loss: Any, reduction: Any, impl: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from benchmarks.cpu.numerics import FLOAT16_SCALE
 from benchmarks.exact import Exact, errors, exact
 from benchmarks.peers import PairLoss, PeerMissing
 from support.acceptance import OUTPUT_ROUNDING, Call, truth_of_call
-from support.calls import autocast, present, value_and_gradients
+from support.calls import autocast, on_this_machine, present, value_and_gradients
 from support.regimes import Case
 from support.truth import length
 
@@ -70,9 +71,14 @@ def assert_exact(
     assert {name: value for name, value in found.items() if not value <= most[name]} == {}
 
 
-@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize(
+    ("impl", "dtype"),
+    [
+        *itertools.product(["reference", "torch"], [torch.float64, torch.float32]),
+        *((impl, torch.float32) for impl in on_this_machine()),
+    ],
+)
 @pytest.mark.parametrize(("n", "d", "temperature"), [(2, 3, 0.5), (7, 16, 0.07), (33, 40, 0.1)])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", PEERS)
 def test_equal_to_peer(name: str, dtype: torch.dtype, n: int, d: int, temperature: float, impl: str) -> None:
     """Up to both roundings: on such a batch no form loses digits, so our bound also holds for theirs."""

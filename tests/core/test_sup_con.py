@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import ctloss
 from benchmarks import batches, peers
 from ctloss.reference.eager import unit_rows
-from support.calls import Largest, present
+from support.calls import Largest, on_this_machine, present
 
 F = torch.nn.functional
 
@@ -93,7 +93,7 @@ def test_a_temperature_for_each_row() -> None:
     torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), tau)[0] for loss in (found, wanted)))
 
 
-@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("impl", ["reference", "torch", *on_this_machine()])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_narrower_rows(dtype: torch.dtype, impl: str) -> None:
     x, labels = rows(80, 32, dtype), torch.arange(80) % 31

@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.peers import PairLoss, PeerMissing
+from ctloss.kernels.native import library
 from ctloss.kernels.problem import Batch, Problem
 from ctloss.rows import derivatives, shares, values
 
@@ -69,6 +70,11 @@ class Largest(TorchDispatchMode):
             if isinstance(one, Tensor):
                 self.entries = max(self.entries, one.untyped_storage().nbytes() // one.element_size())
         return result
+
+
+def on_this_machine(device: str = "cpu") -> list[str]:
+    """The native path's name, for tests of every path on such a device, where this installation has it."""
+    return ["native"] if device == "cpu" and library.kernels is not None else []
 
 
 def noisy(n: int, d: int, dtype: torch.dtype = torch.float32, seed: int = 0, noise: float = 1.0) -> list[Tensor]:
