@@ -491,7 +491,8 @@ struct Contrast {
         }
         memset(products, 0, sizeof(float) * rows.count * rows.stride);
         memset(weight_sums, 0, sizeof(double) * rows.count);
-        auto of_band = [&](int64_t first, int64_t last, const Working& memory) {
+        auto within_or_beyond = [&](int64_t first, int64_t last, const Working& memory) {
+            if (first == last) return;
             memset(memory.sums, 0, sizeof(double) * TILE);
             if (!add_products(first, last, memory)) return;
             for (int64_t i = 0; i < last - first; ++i) {
@@ -500,18 +501,27 @@ struct Contrast {
                 weight_sums[first + i] += memory.sums[i];
             }
         };
+        int64_t begin = 0, end = 0;
+        auto of_band = [&](int64_t first, int64_t last, const Working& memory) {
+            // Tiles of a side need not begin where a band does.
+            const int64_t left = least(most(first, begin), last), right = least(most(first, end), last);
+            within_or_beyond(first, left, memory);
+            within_or_beyond(left, right, memory);
+            within_or_beyond(right, last, memory);
+        };
         for (int index = 0; index < num_rectangles; ++index) {
             Rectangle& r = rectangles[index];
             r.entries = band;
             for (r.first = 0; r.first < r.columns; r.first = r.last) {
                 r.last = least(r.columns, end_of_band(r, r.first / TILE) * TILE);
+                begin = r.column + r.first, end = r.column + r.last;
                 form_band(r);
                 for_pieces(of_band);
             }
             r.first = r.last = 0;
         }
-        auto end = [&](int64_t first, int64_t last, const Working&) { finish(first, last, products + first * rows.stride, weight_sums + first); };
-        for_pieces(end);
+        auto done = [&](int64_t first, int64_t last, const Working&) { finish(first, last, products + first * rows.stride, weight_sums + first); };
+        for_pieces(done);
         return DONE;
     }
 
