@@ -505,34 +505,37 @@ struct Contrast {
         }
         memset(products, 0, sizeof(float) * rows.count * rows.stride);
         memset(weight_sums, 0, sizeof(double) * rows.count);
-        int64_t edges[2];  // of the band, as stacked rows
-        auto of_band = [&](int64_t first, int64_t last, const Working& memory) {
-            // A band may begin or end within a piece: sides begin anywhere, bands with whole tiles of a rectangle.
-            for (int64_t from = first, to = last; from < last; from = to, to = last) {
-                for (const int64_t edge : edges)
-                    if (edge > from && edge < to) to = edge;
-                memset(memory.sums, 0, sizeof(double) * TILE);
-                if (!add_products(from, to, memory)) continue;
-                for (int64_t i = 0; i < to - from; ++i) {
-                    float* sum = products + (from + i) * rows.stride;
-                    for (int64_t k = 0; k < rows.padded; k += LANES) store(sum + k, load(sum + k) + load(memory.product + i * rows.stride + k));
-                    weight_sums[from + i] += memory.sums[i];
-                }
+        auto within_or_beyond = [&](int64_t first, int64_t last, const Working& memory) {
+            if (first == last) return;
+            memset(memory.sums, 0, sizeof(double) * TILE);
+            if (!add_products(first, last, memory)) return;
+            for (int64_t i = 0; i < last - first; ++i) {
+                float* to = products + (first + i) * rows.stride;
+                for (int64_t k = 0; k < rows.padded; k += LANES) store(to + k, load(to + k) + load(memory.product + i * rows.stride + k));
+                weight_sums[first + i] += memory.sums[i];
             }
+        };
+        int64_t begin = 0, end = 0;
+        auto of_band = [&](int64_t first, int64_t last, const Working& memory) {
+            // Tiles of a side need not begin where a band does.
+            const int64_t left = least(most(first, begin), last), right = least(most(first, end), last);
+            within_or_beyond(first, left, memory);
+            within_or_beyond(left, right, memory);
+            within_or_beyond(right, last, memory);
         };
         for (int index = 0; index < num_rectangles; ++index) {
             Rectangle& r = rectangles[index];
             r.entries = band;
             for (r.first = 0; r.first < r.columns; r.first = r.last) {
                 r.last = least(r.columns, end_of_band(r, r.first / TILE) * TILE);
-                edges[0] = r.column + r.first, edges[1] = r.column + r.last;
+                begin = r.column + r.first, end = r.column + r.last;
                 form_band(r);
                 for_pieces(of_band);
             }
             r.first = r.last = 0;
         }
-        auto end = [&](int64_t first, int64_t last, const Working&) { finish(first, last, products + first * rows.stride, weight_sums + first); };
-        for_pieces(end);
+        auto done = [&](int64_t first, int64_t last, const Working&) { finish(first, last, products + first * rows.stride, weight_sums + first); };
+        for_pieces(done);
         return DONE;
     }
 
