@@ -15,8 +15,9 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from benchmarks.gpu.changes import Changes
-from ctloss.kernels.triton_path import gradient, layout, lse, tiles, weights
+from ctloss.kernels.triton_path import gradient, kept, layout, lse, tiles, weights
 from ctloss.kernels.triton_path.config import BlockConfig
+from ctloss.kernels.triton_path.kept import counted_columns
 from ctloss.kernels.triton_path.layout import Panel, length
 from ctloss.kernels.triton_path.lse import store_own_peak, store_slot
 from ctloss.kernels.triton_path.pack import Rows
@@ -28,11 +29,9 @@ from ctloss.kernels.triton_path.tiles import (
     logits,
     needs_mask,
     no_products,
-    rows_inside,
-    stem_of,
     tile_at,
 )
-from ctloss.kernels.triton_path.weights import Factors, pair_weights, round_to_tf32
+from ctloss.kernels.triton_path.weights import Factors, pair_weights, round_to_tf32, store_weights
 
 LOWEST = tl.constexpr(layout.LOWEST)
 STEPS, SHIFT = tl.constexpr(tiles.STEPS.value), tl.constexpr(tiles.SHIFT.value)
@@ -53,18 +52,6 @@ def both_products(  # type: ignore[no-untyped-def]
         left = add_products(left, rows, halved.load([first_b, start]), PRECISION)
         right = add_products(right, rows, halved.load([first_b + HALF, start]), PRECISION)
     return left, right
-
-
-@triton.jit
-def counted_in_half(  # type: ignore[no-untyped-def]
-    first_a, first_b, columns, num_pairs, num_candidates, padded, BLOCK: tl.constexpr
-):
-    """The pairs of some columns of a tile that belong to different pairs, neither of them padding."""
-    rows = tl.arange(0, BLOCK)
-    a, b = stem_of(first_a, padded), stem_of(first_b, padded)
-    inside_a = rows < rows_inside(a, num_pairs, num_candidates, padded)
-    inside_b = columns < rows_inside(b, num_pairs, num_candidates, padded)
-    return ((a + rows)[:, None] != (b + columns)[None, :]) & inside_a[:, None] & inside_b[None, :]
 
 
 @triton.jit
@@ -121,7 +108,7 @@ def lse_together(  # type: ignore[no-untyped-def]
         columns = half * HALF + tl.arange(0, HALF)
         logit = logits(products[half], stats_ptr, plane, first_a + index, first_b + columns, 1, NORMALIZE, False)
         if masked:
-            counted = counted_in_half(first_a, first_b, columns, num_pairs, num_candidates, padded, BLOCK)
+            counted = counted_columns(None, first_a, first_b, columns, num_pairs, num_candidates, padded, BLOCK)
             logit = tl.where(counted, logit, float("-inf"))
         if kept_ptr is not None:
             place = kept_place(first_a, first_b, block_a, block_b, tiles_before, tiles_high, BLOCK)
@@ -192,21 +179,16 @@ def weights_together(  # type: ignore[no-untyped-def]
         row, column = tl.load(coefficient_ptr + index_a), tl.load(coefficient_ptr + index_b)
         weight = pair_weights(logit, logit, row, column, stats_ptr, plane, index_a, index_b, NORMALIZE, False, False)
         if masked:
-            counted = counted_in_half(first_a, first_b, columns, num_pairs, num_candidates, padded, BLOCK)
+            counted = counted_columns(None, first_a, first_b, columns, num_pairs, num_candidates, padded, BLOCK)
             weight = tl.where(counted, weight, 0.0)
         if ROUND:
             weight = round_to_tf32(weight)
-        upper = weights_ptr + (a * BLOCK + index).to(tl.int64)[:, None] * weights_pitch + (b * BLOCK + columns)[None, :]
-        lower = weights_ptr + (b * BLOCK + columns).to(tl.int64)[:, None] * weights_pitch + (a * BLOCK + index)[None, :]
-        for term in tl.static_range(TERMS):
-            rounded = weight.to(weights_ptr.dtype.element_ty)
-            tl.store(upper, rounded)
-            if TRIANGLE and a != b:
-                tl.store(lower, rounded.T)
-            if term + 1 < TERMS:
-                weight -= rounded.to(tl.float32)
-                upper += weights_plane
-                lower += weights_plane
+        mirrored = False
+        if TRIANGLE:
+            mirrored = a != b
+        store_weights(
+            weights_ptr, weights_pitch, weights_plane, a * BLOCK, b * BLOCK, index, columns, weight, mirrored, TERMS
+        )
 
 
 def _takes(rows: Rows, config: BlockConfig) -> bool:
@@ -226,7 +208,7 @@ def _options(rows: Rows, panel: Panel, config: BlockConfig) -> dict[str, Any]:
 
 def changes() -> Changes:
     """The candidate in the place of the kernels of logits, and of weights where no tile of the panel was kept."""
-    shipped_lse, shipped_weights = lse._panel_lse, weights.panel_weights
+    shipped_lse, shipped_weights = lse._panel_lse, kept.panel_weights
 
     def panel_lse(rows: Rows, panel: Panel, memory: Tensor, planes: int, config: BlockConfig) -> list[Tensor]:
         if planes != 2 or not _takes(rows, config):
@@ -252,18 +234,16 @@ def changes() -> Changes:
         return [row_slots, column_slots] if panel.serves_columns else [row_slots]
 
     def panel_weights(rows: Rows, panel: Panel, factors: Factors, memory: Tensor, config: BlockConfig) -> Tensor:
-        kept, *place = rows.extents(panel, config)
-        if not _takes(rows, config) or kept is not None:
+        if not _takes(rows, config) or kept.kept_share(rows, panel, config) != "none":
             return shipped_weights(rows, panel, factors, memory, config)
-        num_a, num_b = length(panel.rows), length(panel.columns)
-        block = memory[: config.weight_terms * panel.pairs].view(config.weight_terms, num_a, num_b)
+        block = weights.panel_memory(memory, panel, config)
         weights_together[(panel.tiles(config.block),)](
             *_operands(rows, config),
             factors.coefficient,
             block,
-            num_b,
-            panel.pairs,
-            *place[5:],
+            block.stride(1),
+            block.stride(0),
+            *rows.extents(panel, config)[6:],
             ROUND=config.rounds_weights,
             TERMS=config.weight_terms,
             **_options(rows, panel, config),

@@ -22,6 +22,7 @@ from benchmarks.gpu.changes import IN_PANELS, Changes, changed, configured
 from benchmarks.measure import PASSES, Timing, interleaved
 from benchmarks.peers import PairLoss
 from benchmarks.providers import DTYPES, Case
+from ctloss.kernels.triton_path import kept
 
 SHIPPED = "shipped"
 # Pairs and columns that fill no tile and no panel.
@@ -69,6 +70,8 @@ VARIANTS = (
     Variant("group 4", {"group": 4}, seconds=30),
     Variant("group 16", {"group": 16}, seconds=30),
     Variant("formed again", {"keeps": False}, sizes=(4096, 16384), seconds=25),
+    # Kept logits by the kernel that could also form them again.
+    Variant("both ways", changes=lambda: ((kept, "share_of", lambda *about: "some"),), sizes=(4096, 16384), seconds=25),
 )
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 

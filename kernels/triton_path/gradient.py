@@ -12,10 +12,11 @@ from torch import Tensor
 from ..problem import Problem
 from . import layout
 from .config import BlockConfig, RowConfig
+from .kept import edge_of, panel_weights
 from .layout import CANDIDATES, Panel, Span, length
 from .pack import PACK_DEPTH, Rows
 from .tiles import tile_at
-from .weights import Factors, panel_weights, weight_memory
+from .weights import Factors, weight_memory
 
 SCALE, INVERSE = tl.constexpr(layout.SCALE), tl.constexpr(layout.INVERSE)
 
@@ -242,7 +243,9 @@ def _in_shared_panels(
     def sums_of(span: Span) -> Tensor:
         return sums[span[0] - origin : span[1] - origin]
 
-    panels = list(layout.panels(layout.blocks(stack, problem, config.block), size, stack))
+    blocks = layout.blocks(stack, problem, config.block)
+    edge = None if rows.kept is None else edge_of(blocks, rows.kept.numel() // config.block**2, config.block)
+    panels = list(layout.panels(blocks, size, stack, edge))
     panels = [panel for panel in panels if _common(panel.rows, wanted) or _common(panel.columns, wanted)]
     for span in wanted:
         if not any(_common(run, [span]) for panel in panels for run in (panel.rows, panel.columns)):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import isqrt
 
 import torch
@@ -272,27 +272,34 @@ def partners(side: int, stack: Stack, problem: Problem) -> list[Span]:
     return found
 
 
-def cut(span: Span, size: int, stack: Stack) -> list[Span]:
+def cut(span: Span, size: int, stack: Stack, edge: int | None = None) -> list[Span]:
     """Cut stacked rows into runs of at most ``size``; if there are several, none crosses from side to side.
+
+    A run is cut once more at the row ``edge`` unless that leaves less than a quarter of ``size`` on a side.
 
     >>> stack = stack_of(Shape(300, 8))
     >>> cut((0, 640), 256, stack)
     [(0, 256), (256, 320), (320, 576), (576, 640)]
-    >>> cut((0, 640), 640, stack)
-    [(0, 640)]
+    >>> cut((0, 640), 640, stack), cut((0, 640), 640, stack, 192)
+    ([(0, 640)], [(0, 192), (192, 640)])
     """
-    if length(span) <= size:
-        return [span]
-    sides = [stack.span(side) for side in (X, Y, CANDIDATES)]
-    inside = [(max(start, span[0]), min(stop, span[1])) for start, stop in sides]
-    return [(start, min(start + size, stop)) for first, stop in inside for start in range(first, stop, size)]
+    runs = [span]
+    if length(span) > size:
+        sides = [stack.span(side) for side in (X, Y, CANDIDATES)]
+        inside = [(max(start, span[0]), min(stop, span[1])) for start, stop in sides]
+        runs = [(start, min(start + size, stop)) for first, stop in inside for start in range(first, stop, size)]
+    if edge is None:
+        return runs
+    least = size // 4
+    ends = [(start, edge, stop) if start + least <= edge <= stop - least else (start, stop) for start, stop in runs]
+    return [piece for each in ends for piece in pairwise(each)]
 
 
-def panels(found: Sequence[Block], size: int, stack: Stack) -> Iterator[Panel]:
-    """Every pair of rows once, in panels of at most ``size`` rows and columns."""
+def panels(found: Sequence[Block], size: int, stack: Stack, edge: int | None = None) -> Iterator[Panel]:
+    """Every pair of rows once, in panels of at most ``size`` rows and columns; ``edge`` as in :func:`cut`."""
     for block in found:
-        columns_of_rows = cut(block.columns, size, stack)
-        for position, rows in enumerate(cut(block.rows, size, stack)):
+        columns_of_rows = cut(block.columns, size, stack, edge)
+        for position, rows in enumerate(cut(block.rows, size, stack, edge)):
             for columns in columns_of_rows[position if block.square else 0 :]:
                 yield Panel(rows, columns, block)
 
