@@ -29,6 +29,12 @@ def changed(changes: Changes) -> Iterator[None]:
             setattr(module, name, value)
 
 
+def small_configured(**fields: Any) -> Changes:
+    """Small batches whose three kernels' configuration has these fields."""
+    choose = config.choose_small
+    return ((config, "choose_small", lambda *about: replace(choose(*about), **fields)),)
+
+
 def configured(**fields: Any) -> Changes:
     """Panels whose configuration has these fields."""
     choose = config.choose

@@ -19,7 +19,7 @@ import ctloss
 from benchmarks import batches
 from benchmarks.exact import Exact, errors
 from benchmarks.gpu.case import OURS, Run, build, captured
-from benchmarks.gpu.changes import IN_PANELS, Changes, changed, configured
+from benchmarks.gpu.changes import IN_PANELS, Changes, changed, configured, small_configured
 from benchmarks.measure import Timing, forward, forward_backward, interleaved, peak_bytes
 from benchmarks.peers import PairLoss
 from benchmarks.providers import DTYPES, Case
@@ -102,6 +102,8 @@ def small_races(run: Run) -> Iterator[Race]:
     """Batches of which all products are kept."""
     small: dict[str, Changes] = {
         "three kernels": ((config, "SMALL_PAIRS", SMALL),),
+        "products kept": small_configured(exponentials=False),
+        "launched apart": small_configured(overlap=False),
         "panels": ((config, "SMALL_PAIRS", 0),),
     }
     for case in _cases(run, (64, 256, 512), ("bfloat16",)):
