@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..problem import Batch, Forward, Problem, Shape
-from . import config, layout
+from . import config, layout, memory
 from .layout import identities, stack_of, wanted_spans
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -114,7 +114,7 @@ def describe(shape: Shape, problem: Problem) -> dict[str, object]:
         num_columns = sum(map(layout.length, swept))
         plan = layout.plan_flash(layout.length(span), num_columns, stack.width, flash.block, problem.workspace)
         return {**in_panels, "kernels": "panels, flash gradient", "flash": asdict(flash) | asdict(plan)}
-    plan_of_panels = layout.plan_backward(stack, chosen.weight_bytes, workspace)
+    plan_of_panels = memory.plan_backward(stack, chosen.weight_bytes, workspace)
     return {**in_panels, "backward_panel": plan_of_panels.size, "backward_shared": plan_of_panels.shared}
 
 

@@ -358,45 +358,14 @@ def _longest(stack: Stack) -> int:
     return max(2 * stack.padded, stack.num_rows - 2 * stack.padded)
 
 
-def _fit(stack: Stack, size: int) -> int:
+def fit(stack: Stack, size: int) -> int:
     """At least one padded run of rows, at most the longest side, and a multiple of the padding."""
     return max(ROW_PADDING, min(size // ROW_PADDING * ROW_PADDING, _longest(stack)))
 
 
 def forward_panel(stack: Stack, block: int, planes: int, workspace: int) -> int:
     """Side of the square panels whose slots fit: a panel of p rows and columns has 2 p (p / block) of them."""
-    return _fit(stack, isqrt(max(0, workspace) * block // (2 * 4 * planes)))
-
-
-@dataclass(frozen=True)
-class BackwardPlan:
-    """How the gradient's memory is spent.
-
-    Attributes:
-        size: side of the square panels of weights.
-        shared: each panel of weights serves both of its sides, which needs float32 sums for all rows. Otherwise one
-            run of rows is finished before the next begins, and every weight is computed twice.
-    """
-
-    size: int
-    shared: bool
-
-
-def plan_backward(stack: Stack, weight_bytes: int, workspace: int) -> BackwardPlan:
-    """Share panels if the sums of all rows leave half of the workspace to the weights.
-
-    >>> plan_backward(stack_of(Shape(65536, 768)), 2, 2**28)
-    BackwardPlan(size=10752, shared=False)
-    >>> plan_backward(stack_of(Shape(65536, 768)), 2, 2**30)
-    BackwardPlan(size=11264, shared=True)
-    """
-    width = 4 * stack.width
-    sums = stack.num_rows * width
-    if 2 * sums <= workspace:
-        return BackwardPlan(_fit(stack, min(LARGEST_PANEL, isqrt((workspace - sums) // weight_bytes))), shared=True)
-    # size² weight_bytes + size · width = workspace.
-    size = (isqrt(width**2 + 4 * weight_bytes * workspace) - width) // (2 * weight_bytes)
-    return BackwardPlan(_fit(stack, min(LARGEST_PANEL, size)), shared=False)
+    return fit(stack, isqrt(max(0, workspace) * block // (2 * 4 * planes)))
 
 
 @dataclass(frozen=True)
