@@ -107,6 +107,8 @@ def small_gradient(
         other = first_other + steps
         offsets = index[:, None] * num_columns + (start + steps)[None, :]
         product = load_products(products_ptr, plane * num_columns, offsets, PARTS)
+        if not EXPONENTIALS:
+            logit = logits(product, stats_ptr, plane, index, other, 1, NORMALIZE, False)
         column = scaled_values(a_ptr, scale, other, num_pairs, num_anchors, padded)
         column = over_total(stats_ptr, column, other, plane)
         if EXPONENTIALS:
@@ -117,7 +119,6 @@ def small_gradient(
             # A product over both norms is its logit over the rate.
             radial += tl.sum(shares * quick_log2(tl.maximum(product, SMALLEST)), 1)
         else:
-            logit = logits(product, stats_ptr, plane, index, other, 1, NORMALIZE, False)
             weights = pair_weights(logit, logit, row, column, stats_ptr, plane, index, other, NORMALIZE, False, False)
             weights = tl.where(differ(index, other, num_pairs, padded), weights, 0.0)
         if ROUND:
