@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from math import isqrt
 
 from ..problem import Problem
+from . import layout
 from .config import ROW_PADDING
-from .layout import LARGEST_PANEL, Block, Panel, Span, Stack, fit, length, partners
+from .layout import Block, Panel, Span, Stack, fit, length, partners
 from .layout import cut as cut_span
 
 # A run's products with 768 columns are one full wave on 132 SMs, long enough in these many terms.
@@ -53,7 +54,7 @@ def plan_backward(stack: Stack, weight_bytes: int, workspace: int) -> BackwardPl
     width = 4 * stack.width
     sums = stack.num_rows * width
     if 2 * sums <= workspace:
-        size = fit(stack, min(LARGEST_PANEL, isqrt((workspace - sums) // weight_bytes)))
+        size = fit(stack, min(layout.LARGEST_PANEL, isqrt((workspace - sums) // weight_bytes)))
         return BackwardPlan(size, size, shared=True, held=stack.num_rows)
     # With half as many columns as rows, size² weight_bytes / 2 + size · width = workspace.
     size = fit(stack, min(LARGEST_RUN, (isqrt(width**2 + 2 * weight_bytes * workspace) - width) // weight_bytes))
