@@ -1,30 +1,41 @@
 #!/usr/bin/env bash
-# Correctness, checkers, ceilings and times on a bare CUDA machine: bash benchmarks/gpu.sh [--output FOLDER] [--dry]
-# It stops after 9.5 minutes (--minutes). gpu/__main__.py has the order and limits of its parts; --parts NAME... runs some.
+# Kernels compiled, raced, tested, checked and timed on a bare CUDA machine:
+#     bash benchmarks/gpu.sh --output FOLDER [--minutes 9] [--parts NAME...] [--dry]
+# It ends 9 minutes after its first line. Results stand in FOLDER as they are found (default: a temporary folder outside
+# the checkout). gpu/plan.py has the order and limits of the parts. A TRITON_CACHE_DIR that `python -m
+# benchmarks.gpu.compiling --arch 90` filled elsewhere, under the same triton, saves the compiling.
 # WHEELS=FOLDER first installs the wheels in it (the rivals; FOLDER/fallback if pytest is missing), without a network.
 set -euo pipefail
+started=${EPOCHREALTIME/,/.}
+from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
+
+# Reading the versions imports nothing, which would take seconds.
+"$python" - <<'CHECK'
+import re, sys
+from importlib.metadata import PackageNotFoundError, version
+def found(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
+def release(text): return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+if release(found("torch")) < (2, 11) or release(found("triton")) < (3, 6):
+    sys.exit(f"expected torch >= 2.11 and triton >= 3.6, found torch {found('torch')}, triton {found('triton')}")
+CHECK
 
 if [[ -n ${WHEELS:-} ]]; then
     site=$(mktemp -d)
     install=("$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site")
-    "${install[@]}" "$WHEELS"/*.whl || echo "wheels of $WHEELS could not be installed; continuing without them" >&2
-    if ! "$python" -c 'import pytest, hypothesis' 2>/dev/null; then
-        "${install[@]}" "$WHEELS"/fallback/*.whl || echo "no pytest; its part is skipped" >&2
-    fi
+    # Only the last parts need them, so the first ones do not wait.
+    {
+        if ! "$python" -c 'import pytest, hypothesis' 2>/dev/null; then
+            "${install[@]}" "$WHEELS"/fallback/*.whl || echo "no pytest; its part is skipped" >&2
+        fi
+        "${install[@]}" "$WHEELS"/*.whl || echo "wheels of $WHEELS could not be installed; continuing without them" >&2
+    } &
     export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 fi
 
-"$python" - <<'CHECK'
-import re, sys
-try:
-    import torch, triton
-except ImportError as error:
-    sys.exit(f"expected torch >= 2.11 and triton >= 3.6, found: {error}")
-def release(text): return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
-if release(torch.__version__) < (2, 11) or release(triton.__version__) < (3, 6):
-    sys.exit(f"expected torch >= 2.11 and triton >= 3.6, found torch {torch.__version__}, triton {triton.__version__}")
-CHECK
-
-exec "$python" -m benchmarks.gpu "$@"
+exec "$python" -m benchmarks.gpu --started "$started" --from "$from" "$@"

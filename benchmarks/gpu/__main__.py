@@ -1,16 +1,15 @@
-"""One command for a bare CUDA machine: correctness, checkers, ceilings, times; one JSON and one Markdown table.
+"""One command for a bare CUDA machine: kernels compiled, raced, tested, checked, timed; one JSON, one Markdown table.
 
-``bash benchmarks/gpu.sh [--output FOLDER]``. Each part runs in a process of its own under a time limit; a failure is
-recorded and the next part starts. The results are written after every part. ``--dry`` runs everything on the CPU under
-Triton's interpreter at tiny sizes.
+``bash benchmarks/gpu.sh --output FOLDER``. Each part runs in a process of its own under a time limit; a failure is
+recorded and the next part starts. What a part finds is appended to FOLDER/rows/PART.jsonl line by line, and the summary
+is written after every part, so that a run that is killed leaves what it has found. ``--dry`` runs everything on the CPU
+under Triton's interpreter at tiny sizes.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import glob
-import importlib.util
 import json
 import os
 import shutil
@@ -19,101 +18,36 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from benchmarks.gpu import report
+from benchmarks.gpu.plan import PLAN, Part
 from benchmarks.results import ROOT, describe
 from ctloss.shared.files import write_atomically
 
-# Tests that run kernels, the least tried first; those of corpora, training and packaging need no GPU.
-TESTS = ("paths/test_triton_path*.py", "core/test_api.py")
-MOST_WORKERS = 14
+MINUTES = 9.0
 LOG_CHARACTERS = 6000
-# Seconds that an interrupted part gets to end on its own.
-LAST_WORDS = 5
+# Seconds that an interrupted part gets to end on its own, and that the last summary takes.
+LAST_WORDS, SUMMARY = 5, 3
+# A part that has less time than this is not begun.
+WORTHWHILE = 8
 
 
-@dataclass(frozen=True)
-class Part:
-    """A step of the run: a command (empty: skipped, ``why``), its limit, where its rows go."""
-
-    name: str
-    command: list[str]
-    seconds: float
-    rows: Path
-    why: str = ""
-
-
-def _measured(name: str, seconds: float, folder: Path, dry: bool) -> Part:
-    rows = folder / f"{name}.jsonl"
-    command = [sys.executable, "-m", "benchmarks.gpu.parts", name, str(rows)]
-    return Part(name, [*command, "--dry"] if dry else command, seconds, rows)
-
-
-def _tests(folder: Path, dry: bool) -> Part:
-    rows = folder / "tests.jsonl"
-    if importlib.util.find_spec("pytest") is None or importlib.util.find_spec("hypothesis") is None:
-        return Part("tests", [], 0, rows, "pytest or hypothesis is not installed")
-    files = [file for pattern in TESTS for file in sorted(glob.glob(str(ROOT / "tests" / pattern)))]
-    if not files:
-        return Part("tests", [], 0, rows, f"no files like {', '.join(TESTS)} in tests/")
-    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
-    if dry:
-        return Part("tests", [*command, "--collect-only", *files], 60, rows)
-    if importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(max(1, min(MOST_WORKERS, (os.cpu_count() or 1) - 2)))]
-    return Part("tests", [*command, *files], 120, rows)
-
-
-def _checker(tool: str, folder: Path, dry: bool) -> Part:
-    rows = folder / f"{tool}.jsonl"
-    checker = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-    if dry or checker is None:
-        return Part(tool, [], 0, rows, "a dry run has no GPU" if dry else "compute-sanitizer is not on this machine")
-    measured = _measured("checked", 40, folder, dry).command[:-1]
-    return Part(tool, [checker, "--tool", tool, "--error-exitcode", "9", *measured, str(rows)], 40, rows)
-
-
-def parts(folder: Path, dry: bool) -> list[Part]:
-    """Everything to run, the most valuable first: a run that is cut short has the first ones.
-
-    A part takes at most its limit, in seconds. Those down to the checkers are expected to take 8 minutes on an H100,
-    two of them the choices; the others (float32 and float16, torch.compile, other widths) share what is left.
-    """
-    return [
-        _measured("ceilings", 20, folder, dry),
-        _measured("shapes", 70, folder, dry),
-        _measured("choices", 130, folder, dry),
-        _measured("large", 60, folder, dry),
-        _tests(folder, dry),
-        _measured("graphs", 30, folder, dry),
-        _measured("huge", 60, folder, dry),
-        _measured("small", 50, folder, dry),
-        _measured("repeats", 30, folder, dry),
-        _checker("memcheck", folder, dry),
-        _checker("racecheck", folder, dry),
-        _measured("precisions", 60, folder, dry),
-        _measured("compiled", 90, folder, dry),
-        _measured("widths", 40, folder, dry),
-    ]
-
-
-def run_part(part: Part, seconds: float, variables: dict[str, str]) -> dict[str, object]:
-    """Run a part to its end or its limit in seconds, with these variables added to its environment.
+def run_part(part: Part, seconds: float, rows: Path) -> dict[str, object]:
+    """Run a part to its end or its limit in seconds; its rows are read from the file, its output goes next to it.
 
     Returns:
         ``status`` (ok, failed, stopped, skipped), ``seconds``, ``rows`` and the end of its output.
     """
     if not part.command:
         return {"status": "skipped", "why": part.why, "seconds": 0.0, "rows": []}
-    started = time.perf_counter()
-    log = part.rows.with_suffix(".log")
+    started = time.monotonic()
+    log = rows.with_suffix(".log")
     with log.open("wb") as output:
         process = subprocess.Popen(
-            part.command, cwd=ROOT, env={**os.environ, **variables}, stdout=output, stderr=subprocess.STDOUT,
+            part.command, cwd=ROOT, env={**os.environ, **dict(part.variables)}, stdout=output, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
         try:
@@ -127,23 +61,26 @@ def run_part(part: Part, seconds: float, variables: dict[str, str]) -> dict[str,
                 os.killpg(process.pid, signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=LAST_WORDS)
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    lines = part.rows.read_text(encoding="utf-8").splitlines() if part.rows.is_file() else []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            rows.append({"note": "a line was cut off"})
-    text = log.read_text(encoding="utf-8", errors="replace")
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     return {
         "status": status,
-        "seconds": round(time.perf_counter() - started, 1),
-        "rows": rows,
-        "log": text[-LOG_CHARACTERS:],
+        "seconds": round(time.monotonic() - started, 1),
+        "rows": read_rows(rows),
+        "log": log.read_text(encoding="utf-8", errors="replace")[-LOG_CHARACTERS:],
     }
+
+
+def read_rows(file: Path) -> list[dict[str, object]]:
+    """What a part has found so far; its last line may be cut off."""
+    found: list[dict[str, object]] = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            found.append({"note": "a line was cut off"})
+    return found
 
 
 def machine(device: str) -> dict[str, str]:
@@ -163,42 +100,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="bash benchmarks/gpu.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "benchmarks" / "results", help="default: benchmarks/results"
-    )
-    parser.add_argument("--minutes", type=float, default=9.5, help="for everything (default: 9.5)")
+    default = Path(tempfile.gettempdir()) / "ctloss-gpu"
+    parser.add_argument("--output", type=Path, default=default, help=f"default: {default}")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"for everything (default: {MINUTES:g})")
     parser.add_argument("--parts", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--dry", action="store_true", help="on the CPU, under Triton's interpreter, at tiny sizes")
+    # The shell passes these on: seconds since 1970 at which it began, and where it was called.
+    parser.add_argument("--started", type=float, default=time.time(), help=argparse.SUPPRESS)
+    parser.add_argument("--from", dest="origin", type=Path, default=Path(), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    unknown = set(options.parts or ()) - set(PLAN)
+    if unknown:
+        parser.error(f"expected parts among {', '.join(PLAN)}, got {', '.join(sorted(unknown))}")
     if not options.dry and not torch.cuda.is_available():
         sys.exit(f"expected a CUDA device, torch {torch.__version__} sees none; --dry runs without one")
-    started = time.perf_counter()
-    device = "cpu" if options.dry else "cuda"
-    result: dict[str, object] = {"machine": machine(device), "dry": options.dry}
+    if options.dry:
+        os.environ["TRITON_INTERPRET"] = "1"
+    end = options.started + 60 * options.minutes - LAST_WORDS - SUMMARY
+    output = options.origin / options.output
+    print(f"results: {output}", flush=True)
+    folder = output / "rows"
+    folder.mkdir(parents=True, exist_ok=True)
+    result: dict[str, object] = {"machine": machine("cpu" if options.dry else "cuda"), "dry": options.dry}
     done: dict[str, dict[str, object]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        planned = parts(Path(folder), options.dry)
-        unknown = set(options.parts or ()) - {part.name for part in planned}
-        if unknown:
-            parser.error(f"expected parts among {', '.join(part.name for part in planned)}, got {', '.join(unknown)}")
-        for part in planned:
-            if options.parts and part.name not in options.parts:
-                continue
-            left = options.minutes * 60 - (time.perf_counter() - started)
-            if left < 5:
-                done[part.name] = {"status": "skipped", "why": "no time left", "seconds": 0.0, "rows": []}
-            else:
-                variables = {"TRITON_INTERPRET": "1"} if options.dry else {}
-                if part.name in ("memcheck", "racecheck"):
-                    # Otherwise the checker sees one big block instead of each allocation.
-                    variables["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
-                # The parts' limits are for a GPU; a dry run takes as long as the CPU and its load need.
-                done[part.name] = run_part(part, left if options.dry else min(part.seconds, left), variables)
-            print(f"{part.name}: {done[part.name]['status']}, {done[part.name]['seconds']} s", flush=True)
-            result |= {"parts": done, "seconds": round(time.perf_counter() - started, 1)}
-            write_atomically(options.output / "gpu.json", json.dumps(result, indent=1) + "\n")
-            write_atomically(options.output / "gpu.md", report.markdown(result))
-    print((options.output / "gpu.md").read_text(encoding="utf-8"))
+    for name in options.parts or PLAN:
+        rows = folder / f"{name.replace(' ', '-')}.jsonl"
+        rows.unlink(missing_ok=True)
+        left = end - time.time()
+        if left < WORTHWHILE:
+            done[name] = {"status": "skipped", "why": "no time left", "seconds": 0.0, "rows": []}
+        else:
+            part = PLAN[name](rows, options.dry)
+            # The parts' limits are for a GPU; a dry run takes as long as the CPU and its load need.
+            done[name] = run_part(part, left if options.dry else min(part.seconds, left), rows)
+        print(f"{name}: {done[name]['status']}, {done[name]['seconds']} s", flush=True)
+        result |= {"parts": done, "seconds": round(time.time() - options.started, 1)}
+        write_atomically(output / "gpu.json", json.dumps(result, indent=1) + "\n")
+        write_atomically(output / "gpu.md", report.markdown(result))
+    print((output / "gpu.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from benchmarks.providers import DTYPES, Case
 
 # Batches for every set of kernels: small ones with products in float64 and without; panels; narrow rows; kept logits.
 KINDS = ((17, 100), (130, 72), (600, 72), (1030, 64), (1030, 200))
+SHAPES = (*KINDS, (2, 8), (300, 768))
 SOFTMAX_LOSSES = ("cz-both", "cz-cross", "info-both", "info-cross")
 
 
@@ -51,7 +52,7 @@ def _batches(
 
 def shapes(run: Run) -> None:
     """Errors on small ragged shapes."""
-    sizes = ((6, 24),) if run.dry else (*KINDS, (2, 8), (300, 768))
+    sizes = ((6, 24),) if run.dry else SHAPES
     for case, x, y, about in _batches(run, sizes, ("bfloat16", "float16", "float32"), SOFTMAX_LOSSES):
         with run.noting(**about):
             run.emit(**about, **errors(build(OURS, case), x, y, case.exact(x.detach(), y.detach())))

@@ -6,12 +6,10 @@ against float64. Small batches are timed in CUDA graphs, where the cost of launc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,16 +19,12 @@ import ctloss
 from benchmarks import batches
 from benchmarks.exact import Exact, errors
 from benchmarks.gpu.case import OURS, Run, build, captured
+from benchmarks.gpu.changes import IN_PANELS, Changes, changed, configured, small_configured
 from benchmarks.measure import Timing, forward, forward_backward, interleaved, peak_bytes
 from benchmarks.peers import PairLoss
 from benchmarks.providers import DTYPES, Case
 from ctloss.kernels.triton_path import config, gradient
 
-# Attributes of the kernels' modules and what they are while an alternative runs; none: everything as shipped.
-Changes = tuple[tuple[ModuleType, str, object], ...]
-
-# No batch is small; those of a real run are too large to notice.
-IN_PANELS: Changes = ((config, "SMALL_PAIRS", 0), (config, "FEW_PAIRS", 0))
 # Up to this many pairs Python hardly launches a step faster than a GPU runs it.
 LAUNCH_BOUND = 4096
 # The largest batch that is also called from Python.
@@ -62,25 +56,6 @@ class Race:
         return ("graph", "python") if self.case.n <= SMALL else ("graph",)
 
 
-@contextmanager
-def changed(changes: Changes) -> Iterator[None]:
-    """Set attributes of modules for a while."""
-    before = [(module, name, getattr(module, name)) for module, name, _ in changes]
-    try:
-        for module, name, value in changes:
-            setattr(module, name, value)
-        yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)
-
-
-def configured(**fields: Any) -> Changes:
-    """Panels whose configuration has these fields."""
-    choose = config.choose
-    return ((config, "choose", lambda *about: replace(choose(*about), **fields)),)
-
-
 def gradients_in_triton(**tile: Any) -> Changes:
     """Weights of one term, multiplied by the kernel for float32 ones."""
     add_gradient = gradient.add_gradient
@@ -91,17 +66,19 @@ def gradients_in_triton(**tile: Any) -> Changes:
     return ((gradient, "add_gradient", add),)
 
 
-def races(run: Run) -> Iterator[Race]:
-    """All races; first what decides the time of most users' batches."""
+BOTH = ("bfloat16", "float16")
 
-    def cases(sizes: Sequence[int], dtypes: Sequence[str], d: int = run.d) -> Iterator[Case]:
-        for n, dtype in product(run.sizes(*sizes)[-1:] if run.dry else sizes, run.dtypes(*dtypes)):
-            # The interpreter is slow: both languages' negatives would be two and a half times the tiles.
-            yield Case("cz-cross" if run.dry else "cz-both", n, d, dtype, run.device)
 
-    both = ("bfloat16", "float16")
+def _cases(run: Run, sizes: Sequence[int], dtypes: Sequence[str], d: int | None = None) -> Iterator[Case]:
+    for n, dtype in product(run.sizes(*sizes)[-1:] if run.dry else sizes, run.dtypes(*dtypes)):
+        # The interpreter is slow: both languages' negatives would be two and a half times the tiles.
+        yield Case("cz-cross" if run.dry else "cz-both", n, d or run.d, dtype, run.device)
+
+
+def large_races(run: Run) -> Iterator[Race]:
+    """Batches in panels; first what decides the time of most users' batches."""
     kept = {"kept": configured(keeps=True), "formed again": configured(keeps=False)}
-    for case in cases((1024, 4096, 16384), (*both, "float32")):
+    for case in _cases(run, (1024, 4096, 16384), (*BOTH, "float32")):
         yield Race("logits of the forward", case, kept)
     # The interpreted batches have fewer rows than the larger tile.
     rows = 64 if run.dry else 128
@@ -110,26 +87,32 @@ def races(run: Run) -> Iterator[Race]:
         "Triton": gradients_in_triton(),
         f"Triton {rows}x64x64": gradients_in_triton(gemm_rows=rows, gemm_depth=64, gemm_stages=4),
     }
-    for case in cases((1024, 4096, 16384), ("bfloat16",)):
+    for case in _cases(run, (1024, 4096, 16384), ("bfloat16",)):
         yield Race("products of bfloat16 weights", case, products)
     flash: dict[str, Changes] = {
         "flash": ((config, "flash_wins", lambda *about: True),),
         "panels": ((config, "flash_wins", lambda *about: False),),
     }
     for d in (40,) if run.dry else (64, 128):
-        for case in cases((1024, 4096, 16384, 65536), both, d):
+        for case in _cases(run, (1024, 4096, 16384, 65536), BOTH, d):
             yield Race("gradient of narrow rows", case, flash)
+
+
+def small_races(run: Run) -> Iterator[Race]:
+    """Batches of which all products are kept."""
     small: dict[str, Changes] = {
         "three kernels": ((config, "SMALL_PAIRS", SMALL),),
+        "products kept": small_configured(exponentials=False),
+        "launched apart": small_configured(overlap=False),
         "panels": ((config, "SMALL_PAIRS", 0),),
     }
-    for case in cases((64, 256, 512), ("bfloat16",)):
+    for case in _cases(run, (64, 256, 512), ("bfloat16",)):
         yield Race("small batches", case, small, base=(), forward=True)
     few: dict[str, Changes] = {
         "float64": ((config, "FEW_PAIRS", 64),),
         "as in larger batches": ((config, "FEW_PAIRS", 0),),
     }
-    for case in cases((16, 64), (*both, "float32")):
+    for case in _cases(run, (16, 64), (*BOTH, "float32")):
         yield Race("products of few pairs", case, few, base=(), forward=True)
 
 
@@ -216,9 +199,14 @@ def raced(race: Race, way: str, run: Run) -> dict[str, object]:
     return {**row, "note": "; ".join(f"{name}: {why}" for name, why in failed.items())} if failed else row
 
 
-def choices(run: Run) -> None:
-    """Every race, a row each."""
-    for race in races(run):
+def every_race(run: Run) -> list[Race]:
+    """Small batches first."""
+    return [*small_races(run), *large_races(run)]
+
+
+def choices(run: Run, races: Iterable[Race]) -> None:
+    """A row for each of some races."""
+    for race in races:
         case = race.case
         for way in race.ways:
             shape = {"loss": case.loss, "n": case.n, "d": case.d, "dtype": case.dtype}

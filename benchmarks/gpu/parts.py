@@ -9,12 +9,13 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 from benchmarks import batches
 from benchmarks.exact import errors
-from benchmarks.gpu import checks, choices
+from benchmarks.gpu import checks, choices, counters, variants
 from benchmarks.gpu.case import LOSSES, OURS, Run, build
 from benchmarks.measure import PASSES, Timing, forward_backward, interleaved, peak_bytes
 from benchmarks.providers import DTYPES, Case
@@ -101,17 +102,21 @@ def compiled(run: Run) -> None:
 
 PARTS: dict[str, Callable[[Run], None]] = {
     "ceilings": checks.ceilings,
+    **{variant: partial(variants.race, name=variant) for variant in variants.BY_NAME},
+    "counters": counters.counters,
+    **{f"counted {variant}": partial(counters.counted, name=variant) for variant in variants.BY_NAME},
     "shapes": checks.shapes,
-    "repeats": checks.repeats,
+    "small": lambda run: choices.choices(run, choices.small_races(run)),
     "graphs": checks.graphs,
-    "small": lambda run: bfloat16(run, 128, 512, 1024),
+    "repeats": checks.repeats,
+    "checked": checks.checked,
     "large": lambda run: bfloat16(run, 4096, 16384),
     "huge": huge,
-    "widths": widths,
-    "checked": checks.checked,
-    "choices": choices.choices,
+    "few": lambda run: bfloat16(run, 128, 512, 1024),
+    "choices": lambda run: choices.choices(run, choices.large_races(run)),
     "precisions": precisions,
     "compiled": compiled,
+    "widths": widths,
 }
 
 

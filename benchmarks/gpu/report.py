@@ -7,7 +7,8 @@ from typing import Any
 
 from benchmarks.results import table
 
-TIMED = ("small", "large", "huge", "precisions", "compiled", "widths")
+TIMED = ("large", "huge", "few", "precisions", "compiled", "widths")
+CHOSEN = ("small", "choices")
 
 
 def _number(value: object, digits: str = ".3g") -> str:
@@ -45,11 +46,13 @@ def _times(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _plain(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    shown = [
-        {key: _number(value, ".4g") if isinstance(value, float) else value for key, value in row.items()}
-        for row in rows
-    ]
-    return table(columns, [[row.get(key, "") for key in columns] for row in shown])
+    return table(columns, [[_cell(row.get(key, "")) for key in columns] for row in rows])
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key} {_cell(each)}" for key, each in value.items())
+    return _number(value, ".4g") if isinstance(value, float) else value
 
 
 def _choices(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -91,8 +94,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     ))  # fmt: skip
     for name, part in done.items():
         if part["rows"]:
-            shown = _choices if name == "choices" else _times if name in TIMED else _plain
-            page.append(f"## {'Choices' if name == 'choices' else name}\n\n" + shown(part["rows"]))
+            shown = _choices if name in CHOSEN else _times if name in TIMED else _plain
+            page.append(f"## {name}\n\n" + shown(part["rows"]))
         if part["status"].startswith(("failed", "stopped")):
             page.append(f"## {name}: end of its output\n\n```\n{part.get('log', '')[-2500:]}\n```")
     return "\n\n".join(page) + "\n"

@@ -122,6 +122,8 @@ class SmallConfig(Formats):
         gradient_depth: weights of a row formed and multiplied at a time.
         gradient_warps: warps of such a program; all others have 4.
         gradient_stages: loads in flight in that loop.
+        exponentials: whether the second kernel may leave exponentials in the place of products.
+        overlap: whether the second kernel is launched before the first one ends (programmatic dependent launch).
     """
 
     block: int
@@ -133,6 +135,8 @@ class SmallConfig(Formats):
     gradient_depth: int
     gradient_warps: int
     gradient_stages: int
+    exponentials: bool
+    overlap: bool
 
     def __post_init__(self) -> None:
         """Check the relations that keep every tile and every step within the rows of one side, in whole tiles."""
@@ -249,7 +253,10 @@ def choose_small(shape: Shape, arch: int, problem: Problem) -> SmallConfig:
         wide = formats.weight_products == "tf32" or shape.dtype == torch.bfloat16 or (arch >= 90 and arch != CDNA3)
         depth = 32 if wide and formats.weight_products != "ieee" else 16
         gradient = {"gradient_rows": rows, "gradient_depth": depth, "gradient_warps": warps, "gradient_stages": 2}
-    return SmallConfig(**vars(formats), **tile, **gradient, gradient_columns=64, row_block=_row_block(shape, arch))
+    shared: dict[str, Any] = {"gradient_columns": 64, "row_block": _row_block(shape, arch)}
+    # Exponentials need a quick logarithm, and overlapping launches compute capability 9.0; both are NVIDIA's.
+    shared |= {"exponentials": arch != CDNA3, "overlap": 90 <= arch < CDNA3}
+    return SmallConfig(**vars(formats), **tile, **gradient, **shared)
 
 
 def choose_flash(shape: Shape, arch: int, problem: Problem) -> FlashConfig:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..problem import Batch, Forward, Problem, Shape
-from . import config, layout
+from . import config, layout, memory
 from .layout import identities, stack_of, wanted_spans
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -114,7 +114,7 @@ def describe(shape: Shape, problem: Problem) -> dict[str, object]:
         num_columns = sum(map(layout.length, swept))
         plan = layout.plan_flash(layout.length(span), num_columns, stack.width, flash.block, problem.workspace)
         return {**in_panels, "kernels": "panels, flash gradient", "flash": asdict(flash) | asdict(plan)}
-    plan_of_panels = layout.plan_backward(stack, chosen.weight_bytes, workspace)
+    plan_of_panels = memory.plan_backward(stack, chosen.weight_bytes, workspace)
     return {**in_panels, "backward_panel": plan_of_panels.size, "backward_shared": plan_of_panels.shared}
 
 
@@ -166,7 +166,7 @@ def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> 
         ids = identities(batch, stack)
         if layout.keeps_products(shape, problem):
             chosen = config.choose_small(shape, _arch(), problem)
-            small.forward(batch, saved, similarity, (z, positive, moments), problem, chosen)
+            small.forward(batch, saved, similarity, (z, positive, moments), problem, chosen, gradient)
         else:
             blocks = config.choose(shape, _arch(), problem)
             packed = pack.pack(batch, saved, ids, similarity, stack, problem, blocks)
@@ -176,7 +176,7 @@ def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> 
 
 def backward(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
     """Gradients of Σ a·lse − b·s⁺ with respect to the sides that need one, None for the others."""
-    from . import flash, gradient, pack, small, weights
+    from . import flash, gradient, pack, small_gradient, weights
 
     saved, ids, batch, problem = state
     shape = batch.shape
@@ -186,7 +186,9 @@ def backward(state: State, a: Tensor, b: Tensor, needs: tuple[bool, ...]) -> lis
     ]
     with on(batch.x):
         if layout.keeps_products(shape, problem):
-            small.backward(batch, saved, a, b, gradients, problem, config.choose_small(shape, _arch(), problem))
+            small_gradient.backward(
+                batch, saved, a, b, gradients, problem, config.choose_small(shape, _arch(), problem)
+            )
             return gradients
         stack = stack_of(shape)
         wanted = wanted_spans(needs, stack)

@@ -10,12 +10,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..problem import Problem
-from . import layout
+from . import layout, memory
 from .config import BlockConfig, RowConfig
-from .layout import CANDIDATES, Panel, Span, length
+from .kept import edge_of, panel_weights
+from .layout import CANDIDATES, Span, length
 from .pack import PACK_DEPTH, Rows
 from .tiles import tile_at
-from .weights import Factors, panel_weights, weight_memory
+from .weights import Factors, weight_memory
 
 SCALE, INVERSE = tl.constexpr(layout.SCALE), tl.constexpr(layout.INVERSE)
 
@@ -217,12 +218,12 @@ def backward(
     """
     stack = rows.stack
     workspace = problem.workspace - (0 if rows.kept is None else rows.kept.nbytes)
-    plan = layout.plan_backward(stack, config.weight_bytes, workspace)
+    plan = memory.plan_backward(stack, config.weight_bytes, workspace)
     assert rows.kept is None or plan.shared, "kept tiles are only found by their place above the diagonal"
     if plan.shared:
         _in_shared_panels(rows, factors, gradients, wanted, plan.size, problem, config)
     else:
-        _run_by_run(rows, factors, gradients, wanted, plan.size, problem, config)
+        _run_by_run(rows, factors, gradients, wanted, plan, problem, config)
 
 
 def _in_shared_panels(
@@ -242,16 +243,18 @@ def _in_shared_panels(
     def sums_of(span: Span) -> Tensor:
         return sums[span[0] - origin : span[1] - origin]
 
-    panels = list(layout.panels(layout.blocks(stack, problem, config.block), size, stack))
+    blocks = layout.blocks(stack, problem, config.block)
+    edge = None if rows.kept is None else edge_of(blocks, rows.kept.numel() // config.block**2, config.block)
+    panels = list(layout.panels(blocks, size, stack, edge))
     panels = [panel for panel in panels if _common(panel.rows, wanted) or _common(panel.columns, wanted)]
     for span in wanted:
         if not any(_common(run, [span]) for panel in panels for run in (panel.rows, panel.columns)):
             # Compared with nothing.
             sums_of(span).zero_()
-    memory = weight_memory(rows, panels, config)
+    memory_of_weights = weight_memory(rows, panels, config)
     begun: set[Span] = set()
     for panel in panels:
-        block = panel_weights(rows, panel, factors, memory, config)
+        block = panel_weights(rows, panel, factors, memory_of_weights, config)
         served = [(block, panel.rows, panel.columns)]
         if not panel.diagonal:
             served.append((block.mT, panel.columns, panel.rows))
@@ -269,26 +272,31 @@ def _run_by_run(
     factors: Factors,
     gradients: Sequence[Tensor | None],
     wanted: list[Span],
-    size: int,
+    plan: memory.BackwardPlan,
     problem: Problem,
     config: BlockConfig,
 ) -> None:
-    """Finish one run of rows before the next begins."""
+    """Finish one run of rows before the next begins; the last rows' sums may be held throughout."""
     packed, stack = rows.packed, rows.stack
-    sums_of_run = torch.empty((size, stack.width), dtype=torch.float32, device=packed.device)
-    for span in wanted:
-        partners = layout.partners(stack.side(span[0]), stack, problem)
-        columns = [part for partner in partners for part in layout.cut(partner, size, stack)]
-        for run in layout.cut(span, size, stack):
-            sums = sums_of_run[: length(run)]
-            panels = [Panel(run, part) for part in columns]
-            memory = weight_memory(rows, panels, config)
-            if not panels:
-                sums.zero_()
-            for position, panel in enumerate(panels):
-                block = panel_weights(rows, panel, factors, memory, config)
-                add_gradient(block, packed[slice(*panel.columns)], sums, position == 0, config)
-            finish(sums[None], rows, run, factors, gradients, config)
+    held = memory.held_spans(wanted, plan)
+    held_sums = [torch.zeros((length(span), stack.width), dtype=torch.float32, device=packed.device) for span in held]
+
+    def sums_of(part: Span) -> Tensor:
+        inside = zip(held, held_sums, strict=True)
+        return next(of[part[0] - start : part[1] - start] for (start, stop), of in inside if start <= part[0] < stop)
+
+    runs = memory.runs(wanted, plan, stack, problem)
+    weights = weight_memory(rows, [panel for run in runs for panel, _ in run.panels], config)
+    longest = max((length(run.rows) for run in runs if not run.held), default=0)
+    sums_of_run = torch.empty((longest, stack.width), dtype=torch.float32, device=packed.device)
+    for run in runs:
+        sums = sums_of(run.rows) if run.held else sums_of_run[: length(run.rows)].zero_()
+        for panel, serves_columns in run.panels:
+            block = panel_weights(rows, panel, factors, weights, config)
+            add_gradient(block, packed[slice(*panel.columns)], sums, False, config)
+            if serves_columns:
+                add_gradient(block.mT, packed[slice(*run.rows)], sums_of(panel.columns), False, config)
+        finish(sums[None], rows, run.rows, factors, gradients, config)
 
 
 def _common(run: Span, wanted: Iterable[Span]) -> list[Span]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import isqrt
 
 import torch
@@ -272,27 +272,34 @@ def partners(side: int, stack: Stack, problem: Problem) -> list[Span]:
     return found
 
 
-def cut(span: Span, size: int, stack: Stack) -> list[Span]:
+def cut(span: Span, size: int, stack: Stack, edge: int | None = None) -> list[Span]:
     """Cut stacked rows into runs of at most ``size``; if there are several, none crosses from side to side.
+
+    A run is cut once more at the row ``edge`` unless that leaves less than a quarter of ``size`` on a side.
 
     >>> stack = stack_of(Shape(300, 8))
     >>> cut((0, 640), 256, stack)
     [(0, 256), (256, 320), (320, 576), (576, 640)]
-    >>> cut((0, 640), 640, stack)
-    [(0, 640)]
+    >>> cut((0, 640), 640, stack), cut((0, 640), 640, stack, 192)
+    ([(0, 640)], [(0, 192), (192, 640)])
     """
-    if length(span) <= size:
-        return [span]
-    sides = [stack.span(side) for side in (X, Y, CANDIDATES)]
-    inside = [(max(start, span[0]), min(stop, span[1])) for start, stop in sides]
-    return [(start, min(start + size, stop)) for first, stop in inside for start in range(first, stop, size)]
+    runs = [span]
+    if length(span) > size:
+        sides = [stack.span(side) for side in (X, Y, CANDIDATES)]
+        inside = [(max(start, span[0]), min(stop, span[1])) for start, stop in sides]
+        runs = [(start, min(start + size, stop)) for first, stop in inside for start in range(first, stop, size)]
+    if edge is None:
+        return runs
+    least = size // 4
+    ends = [(start, edge, stop) if start + least <= edge <= stop - least else (start, stop) for start, stop in runs]
+    return [piece for each in ends for piece in pairwise(each)]
 
 
-def panels(found: Sequence[Block], size: int, stack: Stack) -> Iterator[Panel]:
-    """Every pair of rows once, in panels of at most ``size`` rows and columns."""
+def panels(found: Sequence[Block], size: int, stack: Stack, edge: int | None = None) -> Iterator[Panel]:
+    """Every pair of rows once, in panels of at most ``size`` rows and columns; ``edge`` as in :func:`cut`."""
     for block in found:
-        columns_of_rows = cut(block.columns, size, stack)
-        for position, rows in enumerate(cut(block.rows, size, stack)):
+        columns_of_rows = cut(block.columns, size, stack, edge)
+        for position, rows in enumerate(cut(block.rows, size, stack, edge)):
             for columns in columns_of_rows[position if block.square else 0 :]:
                 yield Panel(rows, columns, block)
 
@@ -351,45 +358,14 @@ def _longest(stack: Stack) -> int:
     return max(2 * stack.padded, stack.num_rows - 2 * stack.padded)
 
 
-def _fit(stack: Stack, size: int) -> int:
+def fit(stack: Stack, size: int) -> int:
     """At least one padded run of rows, at most the longest side, and a multiple of the padding."""
     return max(ROW_PADDING, min(size // ROW_PADDING * ROW_PADDING, _longest(stack)))
 
 
 def forward_panel(stack: Stack, block: int, planes: int, workspace: int) -> int:
     """Side of the square panels whose slots fit: a panel of p rows and columns has 2 p (p / block) of them."""
-    return _fit(stack, isqrt(max(0, workspace) * block // (2 * 4 * planes)))
-
-
-@dataclass(frozen=True)
-class BackwardPlan:
-    """How the gradient's memory is spent.
-
-    Attributes:
-        size: side of the square panels of weights.
-        shared: each panel of weights serves both of its sides, which needs float32 sums for all rows. Otherwise one
-            run of rows is finished before the next begins, and every weight is computed twice.
-    """
-
-    size: int
-    shared: bool
-
-
-def plan_backward(stack: Stack, weight_bytes: int, workspace: int) -> BackwardPlan:
-    """Share panels if the sums of all rows leave half of the workspace to the weights.
-
-    >>> plan_backward(stack_of(Shape(65536, 768)), 2, 2**28)
-    BackwardPlan(size=10752, shared=False)
-    >>> plan_backward(stack_of(Shape(65536, 768)), 2, 2**30)
-    BackwardPlan(size=11264, shared=True)
-    """
-    width = 4 * stack.width
-    sums = stack.num_rows * width
-    if 2 * sums <= workspace:
-        return BackwardPlan(_fit(stack, min(LARGEST_PANEL, isqrt((workspace - sums) // weight_bytes))), shared=True)
-    # size² weight_bytes + size · width = workspace.
-    size = (isqrt(width**2 + 4 * weight_bytes * workspace) - width) // (2 * weight_bytes)
-    return BackwardPlan(_fit(stack, min(LARGEST_PANEL, size)), shared=False)
+    return fit(stack, isqrt(max(0, workspace) * block // (2 * 4 * planes)))
 
 
 @dataclass(frozen=True)

@@ -302,6 +302,7 @@ class Rows:
         normalize: cosines rather than dot products.
         per_row: each anchor has its own temperature.
         limited: a margin leaves out some pairs.
+        rate: log2(e)/τ if the host knows it.
     """
 
     packed: Tensor
@@ -312,6 +313,7 @@ class Rows:
     normalize: bool
     per_row: bool
     limited: bool
+    rate: float | None = None
 
     def operands(self, config: BlockConfig) -> tuple[object, ...]:
         """The first arguments of a kernel that works on tiles: the rows, their statistics and identities."""
@@ -425,4 +427,5 @@ def pack(
     rest = saved[stack.saved_floats :]
     kept = rest.view(config.kept_dtype) if rest.numel() else None
     limited = problem.margin is not None
-    return Rows(packed, stats, ids, kept, stack, problem.normalize, shape.per_row, limited)
+    known = rate if tau_kind == "number" else None
+    return Rows(packed, stats, ids, kept, stack, problem.normalize, shape.per_row, limited, known)

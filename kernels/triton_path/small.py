@@ -1,44 +1,51 @@
-"""Small plain batches in three kernels: products, z, gradients; and their launches.
+"""Small plain batches in three kernels: products, z, gradients (in ``small_gradient``); and their launches.
 
-Up to a few hundred pairs, launches cost more than what they compute. So nothing is packed, all dot products are kept
-for the backward in memory that stays in the L2 cache, and each kernel does everything that needs no other program's
-results.
+Up to a few hundred pairs, launches cost more than what they compute. So nothing is packed, all dot products, or what
+becomes of them, are kept for the backward in memory that stays in the L2 cache, and each kernel does everything that
+needs no other program's results. Where a device allows it, the second kernel is launched while the first one runs.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..problem import Batch, Problem
 from . import layout
 from .config import SmallConfig
-from .gradient import norms_shared_out, projected, store_gradient
-from .layout import X, product_columns, product_parts, stack_of
+from .layout import product_columns, product_parts, stack_of
 from .lse import close_rows, first_moment
-from .pack import PACK_DEPTH, load_entries, pack_pairs, rescaled, scale_of, stacked_rows, temperature_arguments
-from .tiles import add_products, common_rate, has_common_peak, logits, no_products, tile_at, whole_products
-from .weights import (
-    WEIGH_SWEEP,
-    common_exponent,
-    double_power_of_two,
-    over_total,
-    pair_weights,
-    round_to_tf32,
-    weighed_sum,
+from .pack import (
+    LOG2_E,
+    PACK_DEPTH,
+    load_entries,
+    pack_pairs,
+    rescaled,
+    scale_of,
+    stacked_rows,
+    temperature_arguments,
 )
+from .tiles import (
+    COMMON_PEAK_RATE,
+    INTERPRETED,
+    add_products,
+    common_rate,
+    has_common_peak,
+    logits,
+    no_products,
+    tile_at,
+    whole_products,
+)
+from .weights import round_to_tf32
 
 NUM_WARPS = 4
 GROUP = 8
-# Without a limit the assembler spills registers of four warps to fit more blocks on a multiprocessor than there are.
-MOST_REGISTERS = 255
-SCALE, LOWEST = tl.constexpr(layout.SCALE), tl.constexpr(layout.LOWEST)
-LN2 = tl.constexpr(math.log(2))
+LOWEST, MOMENT_PLANE = tl.constexpr(layout.LOWEST), tl.constexpr(layout.MOMENT)
+# From this log2(e)/τ on a cosine is found from its exponential to about 2^-23: both functions together miss a logit by
+# up to 6e-7.
+LEAST_RATE = 4.0
 
 
 @triton.jit
@@ -133,6 +140,7 @@ def small_products(
     RESCALE: tl.constexpr,
     TAU: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """The first programs find norms and positives as packing does; each of the others finds one tile of products.
 
@@ -140,6 +148,9 @@ def small_products(
     tile is also written as its mirror. Padding has products of 0. Rows are assumed to be of ordinary size, and a tile
     with a row that is not is computed again, rescaled.
     """
+    if OVERLAP:
+        # The next kernel may be launched: it waits for the end of this one before it reads anything.
+        gdc_launch_dependents()
     row_programs = padded // ROWS
     program = tl.program_id(0)
     if program < row_programs:
@@ -217,8 +228,16 @@ def small_close(
     NORMALIZE: tl.constexpr,
     PARTS: tl.constexpr,
     MOMENT: tl.constexpr,
+    EXPONENTIALS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
-    """Sum the negatives of ROWS stacked rows; COLUMNS is at least the number of a row's products."""
+    """Sum the negatives of ROWS stacked rows; COLUMNS is at least the number of a row's products.
+
+    With EXPONENTIALS those of the logits take the products' place, 0 for pairs left out, whose peak is 0; each row's
+    product with its partner goes to the moments' plane of the statistics.
+    """
+    if OVERLAP:
+        gdc_wait()
     plane = 2 * padded
     first = tl.program_id(0) * ROWS
     index = first + tl.arange(0, ROWS)
@@ -236,6 +255,12 @@ def small_close(
     peak = tl.where(has_common_peak(common_rate(stats_ptr, plane), NORMALIZE, False), 0.0, peak)
     distance = logit - peak[:, None]
     weight = tl.exp2(distance)
+    if EXPONENTIALS:
+        partner = tl.where(index >= padded, index - padded, index + padded)
+        with_partner = tl.sum(tl.where(inside[None, :] & (other[None, :] == partner[:, None]), product, 0.0), 1)
+        tl.store(stats_ptr + MOMENT_PLANE * plane + index, with_partner)
+        # A program's rows are its own, and a thread stores where it loaded.
+        tl.store(products_ptr + index[:, None] * num_columns + column[None, :], weight, mask=inside[None, :])
     total = tl.sum(weight, 1)
     moment = total
     if MOMENT:
@@ -246,125 +271,19 @@ def small_close(
     )  # fmt: skip
 
 
-@triton.jit
-def small_gradient(
-    x_ptr,
-    y_ptr,
-    a_ptr,
-    b_ptr,
-    products_ptr,
-    stats_ptr,
-    x_gradient_ptr,
-    y_gradient_ptr,
-    num_pairs,
-    num_anchors,
-    padded,
-    width,
-    num_columns,
-    stride_xr,
-    stride_xc,
-    stride_yr,
-    stride_yc,
-    first_row,
-    column_tiles,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    SWEEP: tl.constexpr,
-    CROSS: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    PARTS: tl.constexpr,
-    RESCALE: tl.constexpr,
-    ROUND: tl.constexpr,
-    TERMS: tl.constexpr,
-    BFLOAT16: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """ROWS stacked rows and COLUMNS columns of the gradient from ``first_row`` on.
+def keeps_exponentials(batch: Batch, problem: Problem, chosen: SmallConfig) -> bool:
+    """Whether exponentials take the products' place once the negatives are summed.
 
-    gradient_i = gain [Σ_j W_ij u_j - pull u_p(i)], for cosines projected off u_i and divided by |row i|. The radial
-    part needs all columns, so it is computed from the products and the very weights that are multiplied.
+    That takes rows that are all anchors with 0 for a peak, as far as the host knows, and logits so large that the
+    gradient can find cosines from their exponentials.
     """
-    plane = 2 * padded
-    exponent = common_exponent(a_ptr, b_ptr, stats_ptr, num_pairs, num_anchors, padded, plane, SWEEP, False)
-    program = tl.program_id(0)
-    first = first_row + program // column_tiles * ROWS
-    of_y = (first >= padded).to(tl.int32)
-    index = first + tl.arange(0, ROWS)
-    position = index - of_y * padded
-    partner = position + (1 - of_y) * padded
-    columns = program % column_tiles * COLUMNS + tl.arange(0, COLUMNS)
-    # One factor for all rows, which float64 holds; outside the loop it takes no registers there.
-    scale = common_rate(stats_ptr, plane).to(tl.float64) * tl.full((), LN2, tl.float64) * double_power_of_two(-exponent)
-    row = over_total(stats_ptr, scaled_values(a_ptr, scale, index, num_pairs, num_anchors, padded), index, plane)
-    pull = scaled_values(b_ptr, scale, index, num_pairs, num_anchors, padded)
-    pull += scaled_values(b_ptr, scale, partner, num_pairs, num_anchors, padded)
-    # The first of the stacked rows that these are multiplied with.
-    begin = 0
-    if CROSS:
-        begin += (1 - of_y) * padded
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    radial = tl.zeros((ROWS,), tl.float32)
-    for start in range(0, num_columns, DEPTH):
-        first_other = begin + start
-        steps = tl.arange(0, DEPTH)
-        other = first_other + steps
-        offsets = index[:, None] * num_columns + (start + steps)[None, :]
-        product = load_products(products_ptr, plane * num_columns, offsets, PARTS)
-        logit = logits(product, stats_ptr, plane, index, other, 1, NORMALIZE, False)
-        column = scaled_values(a_ptr, scale, other, num_pairs, num_anchors, padded)
-        column = over_total(stats_ptr, column, other, plane)
-        weights = pair_weights(logit, logit, row, column, stats_ptr, plane, index, other, NORMALIZE, False, False)
-        weights = tl.where(differ(index, other, num_pairs, padded), weights, 0.0)
-        if ROUND:
-            weights = round_to_tf32(weights)
-        if NORMALIZE:
-            radial += tl.sum(weights * product.to(tl.float32), 1)
-        rows, live, stride = stacked_rows(
-            x_ptr, y_ptr, stride_xr, stride_xc, stride_yr, stride_yc, first_other, num_pairs, padded, DEPTH
-        )
-        entries = load_entries(rows, columns, live, width, stride)
-        if RESCALE:
-            entries = rescaled(entries, tl.load(stats_ptr + SCALE * plane + other), RESCALE)
-        if ROUND:
-            entries = round_to_tf32(entries.to(tl.float32))
-        # Summed separately from the total, for the same reason as in add_products.
-        total = tl.fma(weighed_sum(weights, entries, TERMS, BFLOAT16, PRECISION), 1.0, total)
-    first_partner = first + (1 - 2 * of_y) * padded
-    rows, live, stride = stacked_rows(
-        x_ptr, y_ptr, stride_xr, stride_xc, stride_yr, stride_yc, first_partner, num_pairs, padded, ROWS
-    )
-    other_entries = load_entries(rows, columns, live, width, stride)
-    gain = double_power_of_two(exponent)
-    pull, inverse, factor = norms_shared_out(pull, gain, stats_ptr, plane, index, partner, ROWS, NORMALIZE)
-    if NORMALIZE:
-        column_of_partner = position
-        if not CROSS:
-            column_of_partner = partner
-        product = load_products(products_ptr, plane * num_columns, index * num_columns + column_of_partner, PARTS)
-        radial = (radial - pull * product.to(tl.float32)) * inverse
-        other_entries = rescaled(other_entries, tl.load(stats_ptr + SCALE * plane + partner), RESCALE)
-        rows, live, stride = stacked_rows(
-            x_ptr, y_ptr, stride_xr, stride_xc, stride_yr, stride_yc, first, num_pairs, padded, ROWS
-        )
-        own = load_entries(rows, columns, live, width, stride)
-        own = rescaled(own, tl.load(stats_ptr + SCALE * plane + index), RESCALE)
-        total = projected(total, own.to(tl.float32), radial, inverse)
-    total -= pull[:, None] * other_entries.to(tl.float32)
-    gradient_ptr = x_gradient_ptr
-    if of_y == 1:
-        gradient_ptr = y_gradient_ptr
-    store_gradient(gradient_ptr, total, factor, position, columns, num_pairs, width)
-
-
-@triton.jit
-def scaled_values(values_ptr, scale, index, num_pairs, num_anchors, padded):
-    """a or b of stacked rows times their common scale, in float32; 0 for rows that are not anchors."""
-    side = (index >= padded).to(tl.int32)
-    position = index - side * padded
-    row = side * num_pairs + position
-    anchor = (position < num_pairs) & (row < num_anchors)
-    return (tl.load(values_ptr + row, mask=anchor, other=0.0) * scale).to(tl.float32)
+    tau = batch.temperature
+    # The radial part would not contain the rounding of weights.
+    if not chosen.exponentials or chosen.rounds_weights or isinstance(tau, Tensor):
+        return False
+    if not problem.normalize or problem.directions != "both":
+        return False
+    return product_parts(stack_of(batch.shape)) == 1 and LEAST_RATE <= LOG2_E.value / tau <= COMMON_PEAK_RATE.value
 
 
 def forward(
@@ -374,21 +293,26 @@ def forward(
     results: tuple[Tensor, Tensor, Tensor | None],
     problem: Problem,
     chosen: SmallConfig,
+    gradient: bool,
 ) -> None:
-    """Fill z, the positives' logits, the moments (rows) unless None, and what :func:`backward` needs."""
+    """Fill z, the positives' logits, the moments (rows) unless None and, for a gradient, what it needs."""
     shape, where = batch.shape, stack_of(batch.shape)
     x, y = (side.to(shape.dtype) for side in batch.sides)
     columns, cross = product_columns(where, problem), problem.negatives == "cross"
     products = saved[where.saved_floats :]
     tau, _, rate, tau_kind = temperature_arguments(batch, saved)
+    overlap = chosen.overlap and not INTERPRETED.value
     tiles = columns // chosen.block
     num_tiles = tiles * tiles if cross else tiles * (tiles + 1) // 2
     shared = {
         "CROSS": cross,
         "NORMALIZE": problem.normalize,
         "PARTS": product_parts(where),
+        "OVERLAP": overlap,
         "num_warps": NUM_WARPS,
     }
+    # Other launchers, the interpreter's among them, do not know this option.
+    overlapping = {"launch_pdl": True} if overlap else {}
     small_products[(where.padded // chosen.row_block + num_tiles,)](
         x,
         y,
@@ -430,64 +354,7 @@ def forward(
         ROWS=chosen.row_block,
         COLUMNS=triton.next_power_of_2(columns),
         MOMENT=moment is not None,
+        EXPONENTIALS=gradient and keeps_exponentials(batch, problem, chosen),
         **shared,
+        **overlapping,
     )
-
-
-def backward(
-    batch: Batch,
-    saved: Tensor,
-    a: Tensor,
-    b: Tensor,
-    gradients: Sequence[Tensor | None],
-    problem: Problem,
-    chosen: SmallConfig,
-) -> None:
-    """Fill the gradients that are not None."""
-    shape, where = batch.shape, stack_of(batch.shape)
-    x, y = (side.to(shape.dtype) for side in batch.sides)
-    # The kernel writes both sides in the dtype that it multiplies.
-    filled = [None if gradient is None else gradient.to(shape.dtype) for gradient in gradients]
-    some = next((gradient for gradient in filled if gradient is not None), None)
-    if some is None:
-        return
-    x_gradient, y_gradient = (some if gradient is None else gradient for gradient in filled)
-    num_rows = where.padded * sum(gradient is not None for gradient in filled)
-    column_tiles = triton.cdiv(shape.d, chosen.gradient_columns)
-    small_gradient[(num_rows // chosen.gradient_rows * column_tiles,)](
-        x,
-        y,
-        a.contiguous(),
-        b.contiguous(),
-        saved[where.saved_floats :],
-        saved,
-        x_gradient,
-        y_gradient,
-        where.n,
-        a.shape[0],
-        where.padded,
-        shape.d,
-        product_columns(where, problem),
-        *x.stride(),
-        *y.stride(),
-        where.padded if filled[X] is None else 0,
-        column_tiles,
-        ROWS=chosen.gradient_rows,
-        COLUMNS=chosen.gradient_columns,
-        DEPTH=chosen.gradient_depth,
-        SWEEP=WEIGH_SWEEP,
-        CROSS=problem.negatives == "cross",
-        NORMALIZE=problem.normalize,
-        PARTS=product_parts(where),
-        RESCALE=chosen.rescale,
-        ROUND=chosen.rounds_weights,
-        TERMS=chosen.weight_terms,
-        BFLOAT16=chosen.weight_dtype == torch.bfloat16,
-        PRECISION=chosen.weight_products,
-        num_warps=chosen.gradient_warps,
-        maxnreg=MOST_REGISTERS if chosen.gradient_warps == NUM_WARPS else None,
-        num_stages=chosen.gradient_stages,
-    )
-    for gradient, own in zip(gradients, filled, strict=True):
-        if gradient is not None and own is not None and own is not gradient:
-            gradient.copy_(own)

@@ -216,6 +216,25 @@ def pair_weights(
 
 
 @triton.jit
+def store_weights(weights_ptr, pitch, plane, row, column, rows, columns, weight, mirrored, TERMS: tl.constexpr):
+    """Store weights as TERMS numbers that add up to them, ``plane`` entries apart; ``mirrored``: also their mirror.
+
+    They are those of ``rows`` from ``row`` on and ``columns`` from ``column`` on.
+    """
+    upper = weights_ptr + row.to(tl.int64) * pitch + column
+    lower = weights_ptr + column.to(tl.int64) * pitch + row
+    for term in tl.static_range(TERMS):
+        rounded = weight.to(weights_ptr.dtype.element_ty)
+        tl.store(upper + rows[:, None] * pitch + columns[None, :], rounded)
+        if mirrored:
+            tl.store(lower + columns[:, None] * pitch + rows[None, :], rounded.T)
+        if term + 1 < TERMS:
+            weight -= rounded.to(tl.float32)
+            upper += plane
+            lower += plane
+
+
+@triton.jit
 def block_weights(
     packed,
     stats_ptr,
@@ -284,18 +303,12 @@ def block_weights(
         weight = tl.where(counted, weight, 0.0)
     if ROUND:
         weight = round_to_tf32(weight)
-    upper = weights_ptr + (a * BLOCK).to(tl.int64) * weights_pitch + b * BLOCK
-    lower = weights_ptr + (b * BLOCK).to(tl.int64) * weights_pitch + a * BLOCK
-    entries = index[:, None] * weights_pitch + index[None, :]
-    for term in tl.static_range(TERMS):
-        rounded = weight.to(weights_ptr.dtype.element_ty)
-        tl.store(upper + entries, rounded)
-        if TRIANGLE and a != b:
-            tl.store(lower + entries, rounded.T)
-        if term + 1 < TERMS:
-            weight -= rounded.to(tl.float32)
-            upper += weights_plane
-            lower += weights_plane
+    mirrored = False
+    if TRIANGLE:
+        mirrored = a != b
+    store_weights(
+        weights_ptr, weights_pitch, weights_plane, a * BLOCK, b * BLOCK, index, index, weight, mirrored, TERMS
+    )
 
 
 @dataclass(frozen=True)
@@ -348,16 +361,21 @@ def weight_memory(rows: Rows, panels: Sequence[Panel], config: BlockConfig) -> T
     return torch.empty(count, dtype=config.weight_dtype, device=rows.packed.device)
 
 
+def panel_memory(memory: Tensor, panel: Panel, config: BlockConfig) -> Tensor:
+    """The front of the temporary ``memory``, where a panel's weights (terms, rows, columns) go."""
+    shape = config.weight_terms, length(panel.rows), length(panel.columns)
+    return memory[: config.weight_terms * panel.pairs].view(shape)
+
+
 def panel_weights(rows: Rows, panel: Panel, factors: Factors, memory: Tensor, config: BlockConfig) -> Tensor:
     """A panel's weights (terms, rows, columns), written to the front of the temporary ``memory``."""
-    num_a, num_b = length(panel.rows), length(panel.columns)
-    block = memory[: config.weight_terms * panel.pairs].view(config.weight_terms, num_a, num_b)
+    block = panel_memory(memory, panel, config)
     block_weights[(panel.tiles(config.block),)](
         *rows.operands(config),
         factors.coefficient,
         block,
-        num_b,
-        panel.pairs,
+        block.stride(1),
+        block.stride(0),
         *rows.extents(panel, config),
         ROUND=config.rounds_weights,
         TERMS=config.weight_terms,

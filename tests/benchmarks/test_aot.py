@@ -20,8 +20,9 @@ from benchmarks.aot.devices import Compiled, Device
 from benchmarks.results import ROOT, page_of, split_document
 
 KERNELS = {
-    *("pack_pairs", "pack_candidates", "block_lse", "fold_slots", "weigh_rows", "block_weights", "add_weighed"),
-    *("finish_pairs", "finish_candidates", "small_products", "small_close", "small_gradient", "block_sigmoids"),
+    *("pack_pairs", "pack_candidates", "block_lse", "fold_slots", "weigh_rows", "block_weights", "kept_weights"),
+    *("add_weighed", "finish_pairs", "finish_candidates", "block_sigmoids"),
+    *("small_products", "small_close", "small_gradient"),
 }
 PRODUCTS = {"block_lse", "block_weights", "add_weighed", "small_products", "small_gradient", "block_sigmoids"}
 ARCHITECTURES = {"80": "sm_80", "89": "sm_89", "90": "sm_90", "100": "sm_100", "gfx942": "gfx942"}

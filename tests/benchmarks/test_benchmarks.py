@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from benchmarks import __main__ as command
 from benchmarks import batches, forms, providers
 from benchmarks.cpu import comparisons, family, memory, report
 from benchmarks.exact import errors, exact, log_ratios
-from benchmarks.gpu.checks import SOFTMAX_LOSSES
 from benchmarks.measure import STATUS, Timing, interleaved
 from benchmarks.providers import Case, NotOffered
 from benchmarks.results import ROOT, insert, markers, page_of, read_csv, write_csv
@@ -163,38 +161,6 @@ def test_csv_survives_a_round_trip(tmp_path: Path) -> None:
     write_csv(path, [{"a": 1, "b": 0.123456789}, {"a": 2, "note": 'says "no", twice'}])
     assert read_csv(path) == [{"a": "1", "b": "0.123457", "note": ""}, {"a": "2", "b": "", "note": 'says "no", twice'}]
     assert [file.name for file in path.parent.iterdir()] == ["table.csv"]
-
-
-@pytest.mark.slow
-def test_gpu_run_dry(tmp_path: Path) -> None:
-    """The one GPU command from end to end under the interpreter, without the parts that take long there."""
-    parts = ["ceilings", "shapes", "choices", "graphs", "memcheck"]
-    options = ["--dry", "--minutes", "60", "--output", str(tmp_path), "--parts", *parts]
-    done = process("bash", str(ROOT / "benchmarks" / "gpu.sh"), *options, PYTHON=sys.executable)
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "gpu.json").read_text())
-    statuses = {name: part["status"] for name, part in result["parts"].items()}
-    assert statuses == {"ceilings": "ok", "shapes": "ok", "choices": "ok", "graphs": "ok", "memcheck": "skipped"}
-    assert {row["loss"] for row in result["parts"]["shapes"]["rows"]} == set(SOFTMAX_LOSSES)
-    assert all(row["gradient_error"] < 1e-5 for row in result["parts"]["shapes"]["rows"])
-    page = (tmp_path / "gpu.md").read_text()
-    assert "| memcheck | skipped |" in page
-    raced = result["parts"]["choices"]["rows"]
-    assert len({row["choice"] for row in raced}) == 5
-    for row in raced:
-        assert "note" not in row, row
-        assert {row["winner"], row["shipped"]} <= row["ms"].keys() == row["gradient_error"].keys()
-        assert row["forward_ms"].keys() in (set(), row["ms"].keys())
-        assert row["won"] == (row["ms"][row["shipped"]] <= 1.02 * row["ms"][row["winner"]])
-        assert max(row["gradient_error"].values()) < 1e-5
-        assert f"| {row['winner']} | {row['shipped']} | {'yes' if row['won'] else '**no**'} |" in page
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_gpu_run_refuses_a_machine_without_one() -> None:
-    done = process(sys.executable, "-m", "benchmarks.gpu")
-    assert done.returncode != 0
-    assert "expected a CUDA device" in done.stderr
 
 
 def test_tables_show_ratios_with_their_goals(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from benchmarks.gpu.ring import Gpu, Network, Step, backward_blocks, cost, forwa
 from ctloss.kernels.problem import Shape
 from ctloss.kernels.triton_path import layout
 from ctloss.kernels.triton_path.layout import stack_of
+from ctloss.kernels.triton_path.memory import plan_backward
 
 GPU, NETWORK = Gpu(7e14, 3e14, 2e14, 1e-3, 1e-3), Network()
 AMPLE = 1 << 40
@@ -178,7 +179,7 @@ def test_memory_is_the_measured_memory(n: int) -> None:
 @pytest.mark.parametrize("n", [2**k for k in range(12, 21)])
 @pytest.mark.parametrize("workspace", [2**28, 2**30, 13 * 2**30])
 def test_plan_is_that_of_the_kernels(n: int, workspace: int) -> None:
-    plan = layout.plan_backward(stack_of(Shape(n, 768)), 2, workspace)
+    plan = plan_backward(stack_of(Shape(n, 768)), 2, workspace)
     assert Step(n, workspace=workspace).shared == plan.shared
     assert plan.size <= ring.LARGEST_PANEL == layout.LARGEST_PANEL
 

@@ -237,11 +237,11 @@ def test_extra_is_used(part: str, wanted: frozenset[str], others_need: set[str])
 def test_benchmarks_use_public_names() -> None:
     """Benchmarks time what users call and measure errors against the float64 definitions.
 
-    Only the ahead-of-time compilation, which is about the kernels themselves, and the race of the kernels' choices,
-    which has to patch them, look inside.
+    Only the ahead-of-time compilation and the GPU run, which compile the kernels and race them against each other, look
+    inside.
     """
     open_rooms = ("ctloss.reference", "ctloss.shared", "ctloss.train")
-    inside = {*sources("benchmarks/aot"), ROOT / "benchmarks" / "gpu" / "choices.py"}
+    inside = {*sources("benchmarks/aot"), *sources("benchmarks/gpu")}
     for path in sorted(set(sources("benchmarks")) - inside):
         module, package = module_name(path)
         ours = [name for name in imported(path.read_text(encoding="utf-8"), module, package) if below(name, "ctloss")]

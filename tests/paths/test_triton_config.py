@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctloss.kernels.problem import Problem, Shape
-from ctloss.kernels.triton_path import layout
+from ctloss.kernels.triton_path import layout, memory
 from ctloss.kernels.triton_path.config import (
     CDNA3,
     INTERPRETER,
@@ -239,7 +239,7 @@ def test_kept_logits_leave_room_for_shared_panels(
     chosen, stack = choose(shape, arch, problem), stack_of(shape)
     kept = layout.kept_tiles(shape, chosen, problem)
     if kept:
-        plan = layout.plan_backward(stack, chosen.weight_bytes, workspace - kept * layout.tile_bytes(chosen))
+        plan = memory.plan_backward(stack, chosen.weight_bytes, workspace - kept * layout.tile_bytes(chosen))
         assert plan.shared
         assert plan.size == min(layout.LARGEST_PANEL, max(2 * stack.padded, stack.num_rows - 2 * stack.padded))
         every = layout.num_tiles(layout.blocks(stack, problem, chosen.block), chosen.block)
@@ -372,6 +372,49 @@ def test_partners_are_all_rows_that_a_gradient_sums_over(shape: Shape, options: 
         }
 
 
+# Held rows from none to all of those wanted, in one side or several.
+@pytest.mark.parametrize("held", [0, 128, 192, 320, 4096])
+@pytest.mark.parametrize(("shape", "options"), EVERY, ids=str)
+@pytest.mark.parametrize("needs", [(True, True, True, True), (True, False, True, False), (False, True, False, True)])
+def test_runs_meet_every_partner_once(
+    shape: Shape, options: dict[str, str], needs: tuple[bool, ...], held: int
+) -> None:
+    """Of every wanted row; and weights are formed twice only for two rows of which neither is held."""
+    problem = replace(PROBLEM, **options)
+    stack = stack_of(shape)
+    wanted = wanted_spans(needs[: 2 + len(shape.candidates)], stack)
+    if not wanted:
+        return
+    plan = memory.BackwardPlan(128, 64, False, held)
+    is_held = torch.zeros(stack.num_rows, dtype=torch.bool)
+    for span in memory.held_spans(wanted, plan):
+        is_held[slice(*span)] = True
+    assert is_held.sum() == min(held, sum(map(layout.length, wanted)))
+    # How often each pair is served, and how often its weights are formed outside the squares on the diagonal.
+    met, formed = torch.zeros(2, stack.num_rows, stack.num_rows, dtype=torch.int32)
+    finished: list[int] = []
+    for run in memory.runs(wanted, plan, stack, problem):
+        assert is_held[slice(*run.rows)].eq(run.held).all()
+        finished += range(*run.rows)
+        for panel, serves_columns in run.panels:
+            assert panel.rows == run.rows
+            assert panel.pairs <= max(plan.size * plan.columns, 128**2)
+            square = slice(*panel.rows), slice(*panel.columns)
+            met[square] += 1
+            formed[square] += not panel.diagonal
+            if serves_columns:
+                assert is_held[square[1]].all()
+                met[square[::-1]] += 1
+    assert sorted(finished) == [row for span in wanted for row in range(*span)]
+    expected = torch.zeros_like(met)
+    for span in wanted:
+        for partner in layout.partners(stack.side(span[0]), stack, problem):
+            expected[slice(*span), slice(*partner)] += 1
+    assert torch.equal(met, expected)
+    twice = formed + formed.T > 1
+    assert not (twice & (is_held[:, None] | is_held[None, :])).any()
+
+
 @given(
     n=st.integers(1, 3000),
     candidates=st.lists(st.integers(0, 3000), max_size=4),
@@ -401,11 +444,12 @@ def test_wanted_spans_hold_the_sides_needed(n: int, candidates: list[int], needs
 )
 def test_plans_stay_within_the_workspace(n: int, m: int, d: int, weight_bytes: int, workspace: int) -> None:
     stack = stack_of(Shape(n, d, (m,)))
-    plan = layout.plan_backward(stack, weight_bytes, workspace)
-    rows = stack.num_rows if plan.shared else plan.size
+    plan = memory.plan_backward(stack, weight_bytes, workspace)
+    rows = stack.num_rows if plan.shared else plan.size + plan.held
     sums = rows * stack.width * 4
-    assert plan.size % 64 == 0
-    assert plan.size**2 * weight_bytes + sums <= workspace
+    assert plan.size % 64 == plan.columns % 64 == plan.held % 64 == 0
+    assert plan.size * plan.columns * weight_bytes + sums <= workspace
+    assert plan.shared == (plan.held == stack.num_rows)
     for planes, block in product((2, 3), (32, 64, 128)):
         size = layout.forward_panel(stack, block, planes, workspace)
         assert 2 * planes * size * (size // block) * 4 <= workspace

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctloss.kernels.problem import Batch, Shape
-from ctloss.kernels.triton_path import config, engine, gradient, layout, small
+from ctloss.kernels.triton_path import config, engine, gradient, layout, memory, small
 from ctloss.kernels.triton_path.layout import identities, stack_of
 from support.regimes import Candidates, Case, cases
 from support.triton_calls import (
@@ -106,12 +106,13 @@ def test_acceptance_of_every_option(options: dict[str, Any], path: str) -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS[::2], ids=str)
-@pytest.mark.parametrize("shared", [False, True])
-def test_acceptance_in_small_panels(options: dict[str, Any], shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The least memory that panels take, whether they serve both of their sides or only one run of rows."""
+@pytest.mark.parametrize("held", [0, 192, None])
+def test_acceptance_in_small_panels(options: dict[str, Any], held: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least memory that panels take, whether they serve both of their sides, one run of rows, or some held ones."""
     in_panels(monkeypatch)
     monkeypatch.setattr(config, "FEW_PAIRS", 0)
-    monkeypatch.setattr(layout, "plan_backward", lambda *about: layout.BackwardPlan(128, shared))
+    plan = memory.BackwardPlan(128, 128, held is None, held or 0)
+    monkeypatch.setattr(memory, "plan_backward", lambda *about: plan)
     monkeypatch.setattr(layout, "forward_panel", lambda *about: 128)
     check(Case("random", 130, 8, **options))
 

@@ -11,9 +11,20 @@ import torch
 from hypothesis import given, settings
 
 from ctloss.kernels.problem import Problem, Shape
-from ctloss.kernels.triton_path import config, engine, layout, tiles
+from ctloss.kernels.triton_path import config, engine, gradient, kept, layout, tiles, weights
 from support.regimes import Candidates, Case, cases
-from support.triton_calls import DEVICE, DTYPES, both_passes, chain_of, check, in_panels, pairs, problem, shape_of
+from support.triton_calls import (
+    DEVICE,
+    DTYPES,
+    Counted,
+    both_passes,
+    chain_of,
+    check,
+    in_panels,
+    pairs,
+    problem,
+    shape_of,
+)
 
 pytestmark = pytest.mark.numeric
 
@@ -96,7 +107,7 @@ def test_acceptance_with_kept_cosines(case: Case, monkeypatch: pytest.MonkeyPatc
 def test_kept_float32_logits_are_those_formed_again(
     options: dict[str, Any], normalize: bool, tau: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit, whether all logits are kept or only as many as fit."""
+    """Bit for bit, whether all logits are kept or only as many as fit; cut at their end, panels are added otherwise."""
     case = Case("random", 70, 40, normalize=normalize, temperature=tau, **options)
     batch, asked = pairs(case), case.problem(workspace=1 << 28)
     keep(monkeypatch)
@@ -109,12 +120,70 @@ def test_kept_float32_logits_are_those_formed_again(
     )
     assert kept_share(batch.shape, narrow) >= 0.5
     every = both_passes(batch, asked)
-    some = both_passes(batch._replace(temperature=torch.tensor(tau, dtype=torch.float64, device=DEVICE)), narrow)
+    on_device = batch._replace(temperature=torch.tensor(tau, dtype=torch.float64, device=DEVICE))
+    cut = both_passes(on_device, narrow)
+    monkeypatch.setattr(gradient, "edge_of", lambda *about: None)
+    some = both_passes(on_device, narrow)
     forget(monkeypatch)
     assert kept_share(batch.shape, asked) == 0
     none = both_passes(batch, asked)
     assert all(map(torch.equal, every, none))
     assert all(map(torch.equal, some, none))
+    assert all(map(torch.equal, cut[:3], none[:3]))
+    for one, other in zip(cut[3:], none[3:], strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()
+
+
+@pytest.mark.parametrize("options", BLOCKS[:4], ids=str)
+def test_panels_are_cut_where_kept_tiles_end(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is kept, a panel is told to hold all, some or none of its tiles as one by one they would say."""
+    case = Case("random", 700, 8, **options)
+    stack = layout.stack_of(shape_of(case))
+    blocks = layout.blocks(stack, case.problem(), 64)
+    places = {
+        (block, a, b): block.tiles_before + (b * (b + 1) // 2 if block.square else b * high) + a
+        for block in blocks
+        for high, wide in [(layout.length(block.rows) // 64, layout.length(block.columns) // 64)]
+        for b in range(wide)
+        for a in range(min(high, b + 1) if block.square else high)
+    }
+    every = layout.num_tiles(blocks, 64)
+    assert sorted(places.values()) == list(range(every))
+    shares = set()
+    for num_kept in range(0, every + 1, 13):
+        edge = kept.edge_of(blocks, num_kept, 64)
+        for size in (256, 4096):
+            for panel in layout.panels(blocks, size, stack, edge):
+                held = [
+                    place < num_kept
+                    for (block, a, b), place in places.items()
+                    if block is panel.block
+                    and panel.rows[0] <= block.rows[0] + 64 * a < panel.rows[1]
+                    and panel.columns[0] <= block.columns[0] + 64 * b < panel.columns[1]
+                ]
+                expected = "all" if all(held) else "some" if any(held) else "none"
+                assert kept.share_of(panel, num_kept, 64) == expected
+                shares.add(expected)
+                # One column of tiles may be kept in part; panels too narrow to be cut hold both.
+                assert expected != "some" or edge is not None
+    assert shares == {"all", "some", "none"}
+
+
+@pytest.mark.parametrize(("tau", "on_device", "name"), [
+    (0.07, False, "kept_weights"),
+    (0.07, True, "block_weights"),
+    (0.02, False, "block_weights"),
+])  # fmt: skip
+def test_kept_cosines_need_no_products_where_the_host_knows_them_fine_enough(
+    tau: float, on_device: bool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(monkeypatch, many_pairs=2)
+    launched: list[str] = []
+    for module, kernel in ((kept, "kept_weights"), (weights, "block_weights")):
+        monkeypatch.setattr(module, kernel, Counted(getattr(module, kernel), launched))
+    temperature = torch.tensor(tau, device=DEVICE) if on_device else tau
+    both_passes(pairs(Case("random", 40, 33, dtype=torch.float16), temperature=temperature), problem())
+    assert set(launched) == {name}
 
 
 @pytest.mark.parametrize("options", BLOCKS, ids=str)

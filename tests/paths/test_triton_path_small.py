@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from ctloss.kernels.problem import Shape
-from ctloss.kernels.triton_path import engine, gradient, layout, weights
-from ctloss.kernels.triton_path.config import CDNA3, choose
+from ctloss.kernels.triton_path import config, engine, gradient, layout, small, small_gradient, weights
+from ctloss.kernels.triton_path.config import CDNA3, choose, choose_small
 from ctloss.kernels.triton_path.layout import stack_of
 from ctloss.reference import closed_form
 from support.regimes import Candidates, Case
@@ -157,6 +158,62 @@ def test_small_terms_of_panels_are_added_first(monkeypatch: pytest.MonkeyPatch) 
         (2.0**-9, False),
         (1.0, False),
     ]
+
+
+# Batches whose exponentials take the products' place: both bounds of the temperature, equal rows, rows of zeros and of
+# unusual size, where the projection removes nearly everything.
+EXPONENTIALS = [
+    Case("random", 70, 40, temperature=0.0361),
+    Case("random", 90, 33, dtype=torch.float16, negatives="cross", temperature=0.36),
+    Case("collapsed", 97, 40, temperature=0.3),
+    Case("collapsed", 66, 40, dtype=torch.float16, negatives="cross"),
+    Case("identical", 65, 17, temperature=0.36, need=(False, True, False)),
+    Case("zeros", 130, 20, strides="padded", negatives="cross"),
+    Case("scaled", 70, 64, temperature=0.2, need=(True, False, True)),
+    Case("hard", 80, 20, strides="transposed"),
+]
+
+
+@pytest.mark.parametrize("case", EXPONENTIALS, ids=lambda case: f"{case.regime}-{case.n}x{case.d}-{case.negatives}")
+@pytest.mark.usefixtures("poisoned")
+def test_exponentials_serve_like_products(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient is as exact, and nothing else changes."""
+    case = replace(case, need=(*case.need[:2], False))
+    batch, asked = pairs(case), case.problem()
+    assert small.keeps_exponentials(batch, asked, choose_small(batch.shape, config.INTERPRETER, asked))
+    check(case, chain_of(case))
+    kept = both_passes(batch, asked)
+    again = both_passes(batch, asked)
+    assert all(map(torch.equal, kept, again))
+    for module in (small, small_gradient):
+        monkeypatch.setattr(module, "keeps_exponentials", lambda *about: False)
+    formed = both_passes(batch, asked)
+    assert all(map(torch.equal, kept[:3], formed[:3]))
+    if case.dtype == torch.float32:
+        assert not all(map(torch.equal, kept[3:], formed[3:])), "products were used both times"
+
+
+@pytest.mark.parametrize(
+    ("options", "tau"),
+    [
+        ({}, 0.036),
+        ({}, 0.37),
+        ({}, torch.tensor(0.07)),
+        ({"normalize": False}, 0.07),
+        ({"directions": "x"}, 0.07),
+        ({"n": 64}, 0.07),
+    ],
+)
+def test_products_stay_where_exponentials_would_not_serve(options: dict[str, Any], tau: float | torch.Tensor) -> None:
+    case = Case("random", **{"n": 70, "d": 8} | options)
+    batch, asked = pairs(case, temperature=tau), case.problem()
+    assert not small.keeps_exponentials(batch, asked, choose_small(batch.shape, 90, asked))
+    # A logarithm as quick as the exponential is NVIDIA's.
+    plain = pairs(Case("random", 70, 8), temperature=0.07)
+    assert small.keeps_exponentials(plain, problem(), choose_small(plain.shape, 90, problem()))
+    assert not small.keeps_exponentials(plain, problem(), choose_small(plain.shape, CDNA3, problem()))
+    rounded = problem(precision="medium")
+    assert not small.keeps_exponentials(plain, rounded, choose_small(plain.shape, 90, rounded))
 
 
 # Sides that do not fill tiles, every format of products, each way to read a row; the last ones in panels.
