@@ -251,7 +251,7 @@ def _in_shared_panels(
     memory = weight_memory(rows, panels, config)
     begun: set[Span] = set()
     for panel in panels:
-        block = panel_weights(rows, panel, factors, memory, config)
+        block = weights_of(rows, panel, factors, memory, config)
         served = [(block, panel.rows, panel.columns)]
         if not panel.diagonal:
             served.append((block.mT, panel.columns, panel.rows))
@@ -286,7 +286,7 @@ def _run_by_run(
             if not panels:
                 sums.zero_()
             for position, panel in enumerate(panels):
-                block = panel_weights(rows, panel, factors, memory, config)
+                block = weights_of(rows, panel, factors, memory, config)
                 add_gradient(block, packed[slice(*panel.columns)], sums, position == 0, config)
             finish(sums[None], rows, run, factors, gradients, config)
 
@@ -301,6 +301,34 @@ def _common(run: Span, wanted: Iterable[Span]) -> list[Span]:
                 first = found.pop()[0]
             found.append((first, last))
     return found
+
+
+def weights_of(rows: Rows, panel: Panel, factors: Factors, memory: Tensor, config: BlockConfig) -> Tensor:
+    """A panel's weights (terms, rows, columns), written to the front of the temporary ``memory``.
+
+    The warp-specialised kernel forms all logits again, so a panel with kept ones is left to the other.
+    """
+    if not config.specialised or rows.keeps_some_of(panel, config):
+        return panel_weights(rows, panel, factors, memory, config)
+    from .hopper.weights import launch
+
+    shape = config.weight_terms, length(panel.rows), length(panel.columns)
+    block = memory[: config.weight_terms * panel.pairs].view(shape)
+    launch(
+        rows.packed,
+        rows.stats[layout.FACTOR],
+        rows.stats[layout.INVERSE],
+        rows.stats[layout.PEAK],
+        rows.stats[layout.RATE],
+        factors.coefficient,
+        rows.ids,
+        block,
+        rows.extents(panel, config)[6:],
+        triangle=panel.diagonal,
+        normalize=rows.normalize,
+        rounded=config.rounds_weights or config.weight_bytes == torch.bfloat16.itemsize,
+    )
+    return block
 
 
 def add_gradient(block: Tensor, packed: Tensor, sums: Tensor, first: bool, config: BlockConfig) -> None:
