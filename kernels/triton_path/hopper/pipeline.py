@@ -52,7 +52,8 @@ def tile_at(program, tiles_a, tiles_b, TRIANGLE: gl.constexpr, GROUP: gl.constex
 
     TRIANGLE: only b >= 2 pair. Its rows of pairs are folded without a gap onto a rectangle half as high: row i of the
     fold holds the pair i and, in the space left, the pair P - 1 - i (P - i with an odd number of pairs, whose first row
-    then holds one alone). GROUP rows of the rectangle are swept together, so that they share L2.
+    then holds one alone). GROUP rows of the rectangle are swept together, so that they share L2. A few tiles are
+    nobody's: below the diagonal, or where a or b is beyond the last.
     """
     pairs = (tiles_a + 1) // 2
     if TRIANGLE:

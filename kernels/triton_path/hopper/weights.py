@@ -165,7 +165,7 @@ def consumer(
         upper, lower, index, phase = products(
             rows, columns, full, empty, index, phase, pitch, SIDE, BLOCK, DEPTH, STAGES
         )
-        wanted = a < tiles_a
+        wanted = (a < tiles_a) & (b < tiles_b)
         if TRIANGLE:
             wanted = wanted & (a <= b)
         if wanted:
