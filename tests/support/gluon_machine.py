@@ -232,7 +232,7 @@ class Pointer:
 
     def place(self) -> np.ndarray:
         place = np.asarray(self.offset)
-        if place.size and not (0 <= place.min() and place.max() < self.memory.size):
+        if place.size and not (place.min() >= 0 and place.max() < self.memory.size):
             raise Misuse(f"expected a place among {self.memory.size}, got {place.min()} to {place.max()}")
         return place
 
