@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -137,3 +138,33 @@ def test_without_gluon_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tiles_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match="expected tiles of 128 rows and 64 columns"):
         replace(choose(LARGE, 80, Problem()), specialised=True)
+
+
+ON_HOPPER = ON_GPU and torch.cuda.get_device_capability() == (9, 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not ON_HOPPER, reason="they are compiled for compute capability 9.0")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"negatives": "cross", "temperature": 0.01},
+        {"normalize": False, "temperature": 1.0},
+        {"directions": "x", "candidates": (Candidates(1500),), "ids": 900},
+    ],
+    ids=["both", "cross", "dot", "candidates"],
+)
+def test_acceptance_on_hopper(dtype: torch.dtype, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are compiled, with logits kept and formed again; and every time the same bits."""
+    monkeypatch.setattr(config, "SPECIALISED", True)
+    for columns in (0, 1 << 20):
+        monkeypatch.setattr(config, "TENSOR_COLUMNS", columns)
+        case = Case("random", 1100, 192, dtype=dtype, **options)
+        check(case)
+        assert engine.describe(case.batch(DEVICE).shape, case.problem())["specialised"]
+        first = both_passes(case.batch(DEVICE), case.problem())
+        for _ in range(5):
+            assert all(map(torch.equal, first, both_passes(case.batch(DEVICE), case.problem())))
