@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from ctloss.kernels.triton_path import layout, tiles
-from support.gluon_machine import Changes, Deadlock, Misuse, simulated
-from support.hopper_cases import Panel, check_lse, check_weights
+from support.hopper.language import Changes, simulated
+from support.hopper.machine import Deadlock, Misuse
+from support.hopper.panels import Panel, check_lse, check_weights
 
 # Panels of 128 x 128 tiles; an odd number of row tiles leaves one consumer idle at the end.
 SQUARE = Panel()

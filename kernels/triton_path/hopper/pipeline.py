@@ -50,9 +50,9 @@ DTYPES = {
 def tile_at(program, tiles_a, tiles_b, TRIANGLE: gl.constexpr, GROUP: gl.constexpr):
     """(pair, b): the row tiles 2 pair and 2 pair + 1 against column tile b; ``tiles_a`` and ``tiles_b`` count BLOCKs.
 
-    TRIANGLE: only b >= 2 pair. Its rows of pairs are folded without a gap onto a rectangle half as high: row i of the
-    fold holds the pair i and, in the space left, the pair P - 1 - i (P - i with an odd number of pairs, whose first row
-    then holds one alone). GROUP rows of the rectangle are swept together, so that they share L2. A few tiles are
+    TRIANGLE: only b >= 2 pair. Its rows of pairs are folded onto a rectangle half as high: row i of the fold holds the
+    pair i and, in the space left, the pair P - 1 - i (P - i with an odd number of pairs, whose first row then holds one
+    alone). GROUP rows of the rectangle are swept together, so that they share L2. A few tiles are
     nobody's: below the diagonal, or where a or b is beyond the last.
     """
     pairs = (tiles_a + 1) // 2

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gluon_machine import Kernel
+from .language import Kernel
 
 TILE, DEPTH = 128, 64
 ROUNDOFF = 2.0**-24
