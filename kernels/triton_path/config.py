@@ -234,15 +234,15 @@ def can_specialise(shape: Shape, arch: int, problem: Problem) -> bool:
     """Whether Hopper's warp-specialised kernels compute such a batch without spilling registers.
 
     They copy packed rows, whose strides suit tensor maps whatever the width, and read the temperature on the device, so
-    neither matters. They have the shipped kernels' tiles of 128 x 128. Cosines of so few negatives that weights take
-    all their digits would spill in triton 3.6.
+    neither matters. They have the shipped kernels' tiles of 128 x 128. Dot products with ids would spill; so would, in
+    triton 3.6, cosines of so few negatives that weights take all their digits.
 
     >>> can_specialise(Shape(4096, 768, dtype=torch.bfloat16), 80, Problem())
     False
     """
     if arch != 90 or shape.dtype not in HALF_PRECISION or shape.n < MANY_PAIRS or has_two_sets(shape, problem):
         return False
-    return (are_many(shape, problem) or not problem.normalize) and _has_gluon()
+    return (are_many(shape, problem) if problem.normalize else not shape.masked) and _has_gluon()
 
 
 @cache

@@ -115,6 +115,7 @@ def test_where_they_could_run(dtype: torch.dtype) -> None:
     for unable in (shape._replace(dtype=torch.float32), shape._replace(n=1023), shape._replace(per_row=True)):
         assert not can_specialise(unable, 90, plain)
     assert not can_specialise(shape, 90, replace(plain, margin=0.1))
+    assert not can_specialise(shape._replace(masked=True), 90, replace(plain, normalize=False))
     # Too few negatives for rounded weights.
     assert not can_specialise(shape._replace(candidates=(7,)), 90, replace(plain, negatives="none"))
 
