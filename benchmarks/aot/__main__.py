@@ -26,6 +26,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as SwizzledDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from benchmarks.aot.calls import SHIPPED, TABLED, Shipped
@@ -33,10 +35,12 @@ from benchmarks.aot.devices import Compiled, Device, compile_for
 from benchmarks.aot.table import COMMAND, markdown
 from benchmarks.results import insert
 from ctloss.kernels import triton_path
-from ctloss.kernels.triton_path import config, engine, sig_lip, tiles
+from ctloss.kernels.triton_path import config, engine, hopper, sig_lip, tiles
 
 MODULES = [
-    importlib.import_module(f"{triton_path.__name__}.{each.name}") for each in iter_modules(triton_path.__path__)
+    importlib.import_module(f"{package.__name__}.{each.name}")
+    for package in (triton_path, hopper)
+    for each in iter_modules(package.__path__)
 ]
 KERNELS = {
     name: value for module in MODULES for name, value in vars(module).items() if isinstance(value, triton.JITFunction)
@@ -97,6 +101,9 @@ class Recorder:
                 kind, divisible = "*" + TRITON_TYPES[value.dtype], value.data_ptr() % 16 == 0
             elif isinstance(value, TensorDescriptor):
                 kind, divisible = f"tensordesc<{TRITON_TYPES[value.base.dtype]}{value.block_shape}>", False
+            elif isinstance(value, SwizzledDescriptor):
+                part = f"{TRITON_TYPES[value.base.dtype]}{value.block_shape}"
+                kind, divisible = f"tensordesc<{part},{value.layout!r}>", False
             elif isinstance(value, float):
                 kind, divisible = "fp32", False
             else:
@@ -127,8 +134,10 @@ def recording(arch: int) -> Iterator[list[Launch]]:
 
 def compile_launch(recorded: Launch, device: Device, case: str) -> Compiled:
     """Compile a launch for a device and read what the compiler reports."""
-    source = ASTSource(
-        fn=KERNELS[recorded.kernel],
+    kernel = KERNELS[recorded.kernel]
+    written_in = GluonASTSource if isinstance(kernel, GluonJITFunction) else ASTSource
+    source = written_in(
+        fn=kernel,
         signature=dict(recorded.signature),
         constexprs=dict(recorded.constants),
         attrs={(position,): [["tt.divisibility", 16]] for position in recorded.aligned},
@@ -138,6 +147,10 @@ def compile_launch(recorded: Launch, device: Device, case: str) -> Compiled:
 
 def launches_of(arch: int, shipped: Shipped) -> list[Launch]:
     """The distinct launches of forwards and backwards, with logits kept or not and moments requested or not."""
+    if shipped.specialised:
+        with patch.object(config, "SPECIALISED", True):
+            found = launches_of(arch, replace(shipped, specialised=False))
+        return [launch for launch in found if isinstance(KERNELS[launch.kernel], GluonJITFunction)]
     batch, problem = shipped.batch, shipped.problem
     a = torch.ones(shipped.n * problem.num_directions, dtype=torch.float64)
     with recording(arch) as launches:

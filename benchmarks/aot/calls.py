@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ctloss.kernels.problem import Batch, Problem
+from ctloss.kernels.triton_path.config import can_specialise
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Shipped:
         margin: whether negatives beyond a margin are left out.
         mixed: whether the other sides are float32.
         sigmoid: whether the loss is that of pairs each by itself, ``ctloss.sig_lip``.
+        specialised: whether Hopper's warp-specialised kernels are switched on; of such a call only they are compiled.
     """
 
     dtype: torch.dtype
@@ -43,10 +45,12 @@ class Shipped:
     margin: bool = False
     mixed: bool = False
     sigmoid: bool = False
+    specialised: bool = False
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        words = [dtype, f"n={self.n}", f"d={self.d}", "cosine" if self.normalize else "dot", self.precision]
+        words = [dtype, *["specialised"] * self.specialised, f"n={self.n}", f"d={self.d}"]
+        words += ["cosine" if self.normalize else "dot", self.precision]
         given = ((self.negatives, "both"), (self.directions, "both"), (self.temperature, "number"))
         words += [option for option, usual in given if option != usual]
         words += [f"+{count}" for count in self.candidates]
@@ -143,12 +147,18 @@ SHIPPED += [
     for dtype, precision in FORMATS
     for normalize in BOTH
 ]
+# What the warp-specialised kernels can do, once they are switched on.
+SHIPPED += [
+    replace(shipped, specialised=True)
+    for shipped in SHIPPED
+    if not shipped.sigmoid and can_specialise(shipped.batch.shape, 90, shipped.problem)
+]
 # What the documentation shows.
 TABLED = [
     shipped
     for shipped in SHIPPED
     if shipped.n in (1500, 300, 50)
     and shipped.candidates in ((), (8192,))
-    and replace(shipped, sigmoid=False)
+    and replace(shipped, sigmoid=False, specialised=False)
     == Shipped(shipped.dtype, True, "highest", 768, n=shipped.n, candidates=shipped.candidates)
 ]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -65,7 +67,14 @@ class Device:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a launch takes of one architecture."""
+    """What a launch takes of one architecture.
+
+    Attributes:
+        registers: of a thread; where warps trade them, what each begins with.
+        spilled: bytes stored and loaded.
+        tensor_core: instructions that multiply, by kind.
+        step: instructions of the innermost loop around them, if warps trade registers, else 0.
+    """
 
     kernel: str
     arch: str
@@ -76,6 +85,7 @@ class Compiled:
     shared_limit: int
     blocks_per_sm: int
     tensor_core: str
+    step: int
 
     @property
     def sound(self) -> bool:
@@ -105,7 +115,31 @@ def compile_for(device: Device, source: ASTSource, options: Mapping[str, int], n
         shared_limit=device.shared_limit,
         blocks_per_sm=device.blocks(registers, shared, device.target.warp_size * kernel.metadata.num_warps),
         tensor_core=" ".join(f"{what}:{count}" for what, count in used.items() if count) or "none",
+        step=step_of(disassembled(kernel)) if "setmaxnreg" in assembly else 0,
     )
+
+
+def disassembled(kernel: CompiledKernel) -> str:
+    """The machine code of a kernel as text."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as binary:
+        binary.write(kernel.asm["cubin"])
+        binary.flush()
+        command = [knobs.nvidia.nvdisasm.path, "-c", binary.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def step_of(code: str) -> int:
+    """Instructions of the shortest loop around Hopper's tensor-core instructions, in disassembled code."""
+    lines = code.splitlines()
+    labels = {found[1]: line for line, text in enumerate(lines) if (found := re.match(r"(\.L_x_\d+):", text.strip()))}
+    ends = ((line, re.search(r"BRA.*`\((\.L_x_\d+)\)", text)) for line, text in enumerate(lines))
+    loops = [lines[labels[found[1]] : line + 1] for line, found in ends if found and labels.get(found[1], line) < line]
+    counts = [
+        sum(bool(re.match(r"\s*/\*[0-9a-f]{4,5}\*/", text)) for text in loop)
+        for loop in loops
+        if any("HGMMA" in text for text in loop)
+    ]
+    return min(counts, default=0)
 
 
 def _registers(kernel: CompiledKernel, report: str) -> tuple[int, int]:

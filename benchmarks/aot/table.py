@@ -27,12 +27,12 @@ def markdown(found: Sequence[Compiled]) -> str:
         by_arch[compiled.arch] = max(by_arch.get(compiled.arch, compiled), compiled, key=lambda each: each.registers)
     calls: dict[tuple[str, ...], list[str]] = {}
     for (kernel, call), by_arch in most.items():
-        calls.setdefault((kernel, *(_cell(by_arch[arch]) for arch in architectures)), []).append(call)
+        calls.setdefault((kernel, *(_cell(by_arch.get(arch)) for arch in architectures)), []).append(call)
     num_calls = len({call for _, call in most})
     caption = (
         f"Compiled by triton {triton.__version__}; {' '.join(shared)}. Registers of a thread / bytes spilled / KiB of "
-        "shared memory / blocks on a multiprocessor / tensor-core instructions, of a kernel's launches in a call the "
-        "one with most registers."
+        "shared memory / blocks on a multiprocessor / tensor-core instructions and, for warp-specialised kernels, "
+        "instructions of the loop around them; of a kernel's launches in a call the one with most registers."
     )
     lines = []
     for kernel in dict.fromkeys(compiled.kernel for compiled in found):
@@ -43,7 +43,11 @@ def markdown(found: Sequence[Compiled]) -> str:
     return caption + "\n\n" + table(["kernel", "call", *architectures], lines)
 
 
-def _cell(compiled: Compiled) -> str:
+def _cell(compiled: Compiled | None) -> str:
+    if compiled is None:
+        # The call takes another kernel there.
+        return "-"
     shared = f"{compiled.shared / 1024:.1f}".removesuffix(".0")
     figures = [compiled.registers, compiled.spilled, shared, compiled.blocks_per_sm, compiled.tensor_core]
-    return " / ".join(str(figure).replace(":", " ") for figure in figures)
+    cell = " / ".join(str(figure).replace(":", " ") for figure in figures)
+    return f"{cell}, {compiled.step} a step" if compiled.step else cell

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, Protocol
 
 import torch
@@ -29,6 +30,9 @@ MANY_PAIRS = 1024
 FEW_PAIRS = 64
 # Up to this many pairs launches cost more than work: all products are kept, and three kernels do everything.
 SMALL_PAIRS = 512
+# Whether the warp-specialised kernels run where they can. No GPU has timed them yet; benchmarks set it, or the field of
+# a configuration that it decides.
+SPECIALISED = False
 # Columns of two rows that are multiplied, with and without tensor cores, while a byte goes to memory and back.
 TENSOR_COLUMNS, PLAIN_COLUMNS = 100, 20
 
@@ -85,6 +89,7 @@ class BlockConfig(Formats):
         row_block: rows per program of the row-wise kernels (norms, positives, projection).
         kept_dtype: how the forward keeps a logit: as float32, or a cosine as int16.
         keeps: whether reading a kept logit is faster than forming it again.
+        specialised: whether Hopper's warp-specialised kernels compute logits, and weights of which no logit is kept.
     """
 
     block: int
@@ -100,9 +105,12 @@ class BlockConfig(Formats):
     row_block: int
     kept_dtype: torch.dtype
     keeps: bool
+    specialised: bool
 
     def __post_init__(self) -> None:
         """Check the relations that the kernels rely on when they load without masks."""
+        if self.specialised and (self.block, self.depth) != (ROW_PADDING, WIDTH_PADDING):
+            raise ValueError(f"expected tiles of {ROW_PADDING} rows and {WIDTH_PADDING} columns, got {self}")
         if any(ROW_PADDING % extent for extent in (self.block, self.gemm_rows, self.gemm_depth)):
             raise ValueError(f"expected block, gemm_rows and gemm_depth to divide {ROW_PADDING}, got {self}")
         if any(WIDTH_PADDING % extent for extent in (self.depth, self.gemm_columns)):
@@ -222,7 +230,33 @@ def choose(shape: Shape, arch: int, problem: Problem) -> BlockConfig:
         kept_dtype=kept,
         # With a temperature for each row, one product gives two logits.
         keeps=shape.d >= kept.itemsize * columns and not crowded and not shape.per_row,
+        specialised=SPECIALISED and can_specialise(shape, arch, problem),
     )
+
+
+def can_specialise(shape: Shape, arch: int, problem: Problem) -> bool:
+    """Whether Hopper's warp-specialised kernels compute such a batch without spilling registers.
+
+    They copy packed rows, whose strides suit tensor maps whatever the width, and read the temperature on the device, so
+    neither matters. They have the shipped kernels' tiles of 128 x 128. Dot products with ids would spill; so would, in
+    triton 3.6, cosines of so few negatives that weights take all their digits.
+
+    >>> can_specialise(Shape(4096, 768, dtype=torch.bfloat16), 80, Problem())
+    False
+    """
+    if arch != 90 or shape.dtype not in HALF_PRECISION or shape.n < MANY_PAIRS or has_two_sets(shape, problem):
+        return False
+    return (are_many(shape, problem) if problem.normalize else not shape.masked) and _has_gluon()
+
+
+@cache
+def _has_gluon() -> bool:
+    """Whether Triton has the names that those kernels are written in: Gluon is experimental."""
+    try:
+        from .hopper import names  # noqa: F401
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 def choose_small(shape: Shape, arch: int, problem: Problem) -> SmallConfig:

@@ -254,7 +254,7 @@ def _in_shared_panels(
     memory_of_weights = weight_memory(rows, panels, config)
     begun: set[Span] = set()
     for panel in panels:
-        block = panel_weights(rows, panel, factors, memory_of_weights, config)
+        block = weights_of(rows, panel, factors, memory_of_weights, config)
         served = [(block, panel.rows, panel.columns)]
         if not panel.diagonal:
             served.append((block.mT, panel.columns, panel.rows))
@@ -292,7 +292,7 @@ def _run_by_run(
     for run in runs:
         sums = sums_of(run.rows) if run.held else sums_of_run[: length(run.rows)].zero_()
         for panel, serves_columns in run.panels:
-            block = panel_weights(rows, panel, factors, weights, config)
+            block = weights_of(rows, panel, factors, weights, config)
             add_gradient(block, packed[slice(*panel.columns)], sums, False, config)
             if serves_columns:
                 add_gradient(block.mT, packed[slice(*run.rows)], sums_of(panel.columns), False, config)
@@ -309,6 +309,34 @@ def _common(run: Span, wanted: Iterable[Span]) -> list[Span]:
                 first = found.pop()[0]
             found.append((first, last))
     return found
+
+
+def weights_of(rows: Rows, panel: Panel, factors: Factors, place: Tensor, config: BlockConfig) -> Tensor:
+    """A panel's weights (terms, rows, columns), written to the front of the temporary ``place``.
+
+    The warp-specialised kernel forms all logits again, so a panel with kept ones is left to the other.
+    """
+    if not config.specialised or rows.keeps_some_of(panel, config):
+        return panel_weights(rows, panel, factors, place, config)
+    from .hopper.weights import launch
+
+    shape = config.weight_terms, length(panel.rows), length(panel.columns)
+    block = place[: config.weight_terms * panel.pairs].view(shape)
+    launch(
+        rows.packed,
+        rows.stats[layout.FACTOR],
+        rows.stats[layout.INVERSE],
+        rows.stats[layout.PEAK],
+        rows.stats[layout.RATE],
+        factors.coefficient,
+        rows.ids,
+        block,
+        rows.extents(panel, config)[6:],
+        triangle=panel.diagonal,
+        normalize=rows.normalize,
+        rounded=config.rounds_weights or config.weight_bytes == torch.bfloat16.itemsize,
+    )
+    return block
 
 
 def add_gradient(block: Tensor, packed: Tensor, sums: Tensor, first: bool, config: BlockConfig) -> None:

@@ -297,6 +297,25 @@ def _panel_lse(rows: Rows, panel: Panel, memory: Tensor, planes: int, config: Bl
     column_slots = row_slots
     if panel.serves_columns:
         column_slots = memory[row_slots.numel() :][: planes * tiles_a * num_b].view(planes, tiles_a, num_b)
+    if config.specialised:
+        from .hopper.lse import launch
+
+        kept, *extents = rows.extents(panel, config)
+        launch(
+            rows.packed,
+            rows.stats[layout.FACTOR],
+            rows.stats[layout.RATE],
+            rows.ids,
+            row_slots,
+            column_slots,
+            kept,
+            tuple(extents),
+            triangle=panel.diagonal,
+            mirrored=panel.serves_columns or panel.diagonal,
+            normalize=rows.normalize,
+            moment=planes == 3,
+        )
+        return [row_slots, column_slots] if panel.serves_columns else [row_slots]
     block_lse[(panel.tiles(config.block),)](
         *rows.operands(config),
         row_slots,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -319,10 +320,10 @@ class Rows:
         """The first arguments of a kernel that works on tiles: the rows, their statistics and identities."""
         return TensorDescriptor.from_tensor(self.packed, [config.block, config.depth]), self.stats, self.ids
 
-    def extents(self, panel: Panel, config: BlockConfig) -> tuple[object, ...]:
+    def extents(self, panel: Panel, config: BlockConfig) -> tuple[Any, ...]:
         """Further arguments of such a kernel: which kept tiles are the panel's, sizes, and the panel's place."""
         stack, block = self.stack, panel.block
-        kept: tuple[object, ...] = None, 0, 0, 0, 0, 0
+        kept: tuple[Any, ...] = None, 0, 0, 0, 0, 0
         if self.kept is not None and block is not None:
             tiles_high = 0 if block.square else length(block.rows) // config.block
             num_kept = self.kept.numel() // config.block**2
@@ -330,6 +331,13 @@ class Rows:
         place = panel.rows[0], panel.columns[0]
         tiles = length(panel.rows) // config.block, length(panel.columns) // config.block
         return *kept, stack.n, stack.m, stack.padded, stack.num_rows, stack.width, *place, *tiles
+
+    def keeps_some_of(self, panel: Panel, config: BlockConfig) -> bool:
+        """Whether logits of a panel are kept, if only of its first tile."""
+        _, num_kept, block_a, block_b, tiles_before, tiles_high, *_ = self.extents(panel, config)
+        a, b = (panel.rows[0] - block_a) // config.block, (panel.columns[0] - block_b) // config.block
+        # As in kept_place of .tiles.
+        return tiles_before + (b * tiles_high if tiles_high else b * (b + 1) // 2) + a < num_kept
 
     def options(self, panel: Panel, config: BlockConfig) -> dict[str, object]:
         """The compile-time arguments of such a kernel."""

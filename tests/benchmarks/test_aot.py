@@ -10,13 +10,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 pytest.importorskip("triton")
 
 from benchmarks.aot import table
-from benchmarks.aot.devices import Compiled, Device
+from benchmarks.aot.devices import Compiled, Device, step_of
 from benchmarks.results import ROOT, page_of, split_document
 
 KERNELS = {
@@ -24,6 +25,8 @@ KERNELS = {
     *("add_weighed", "finish_pairs", "finish_candidates", "block_sigmoids"),
     *("small_products", "small_close", "small_gradient"),
 }
+# Only on sm_90, and only where they are switched on.
+SPECIALISED = {"hopper_lse", "hopper_weights"}
 PRODUCTS = {"block_lse", "block_weights", "add_weighed", "small_products", "small_gradient", "block_sigmoids"}
 ARCHITECTURES = {"80": "sm_80", "89": "sm_89", "90": "sm_90", "100": "sm_100", "gfx942": "gfx942"}
 # Cosines take more registers than dot products. A text that begins with float16 finds bfloat16 calls too.
@@ -49,6 +52,13 @@ NARROW = {
     "89": ["bfloat16 n=1500 d=64 cosine"],
     "90": ["float16 n=1500 d=64 cosine", "float16 n=1500 d=128", "bfloat16 n=1500 d=64 dot", "bfloat16 n=600 d=64"],
 }
+
+# Both formats and kinds of logits, kept or not, triangles, rectangles that serve one side or both, ids, candidates.
+SWITCHED_ON = [
+    "bfloat16 specialised n=1500 d=768 cosine highest",
+    "float16 specialised n=1500 d=75 dot",
+    "float16 specialised n=30000",
+]
 
 
 def process(*options: str, interpreted: str) -> subprocess.CompletedProcess[str]:
@@ -92,6 +102,18 @@ def test_narrow_rows_keep_their_weights_in_registers(arch: str) -> None:
     assert all(int(row["blocks_per_sm"]) >= 2 for row in rows if row["kernel"] == "flash_gradient")
 
 
+@pytest.mark.slow
+def test_specialised_kernels_do_not_spill() -> None:
+    """With whatever registers their consumers have; nor does a loop that multiplies hold more than it has to."""
+    status, rows = compile_calls("90", "--only", *SWITCHED_ON)
+    assert status == 0
+    assert {row["kernel"] for row in rows} == SPECIALISED
+    for row in rows:
+        assert (row["spilled"], row["tensor_core"]) == ("0", "wgmma:16")
+        # Eight products and 128 sums of two parts; the rest is waiting and addresses.
+        assert 136 < int(row["step"]) < 256
+
+
 def test_the_interpreter_is_refused() -> None:
     finished = process("--only", "nothing", interpreted="1")
     assert finished.returncode == 2
@@ -99,7 +121,7 @@ def test_the_interpreter_is_refused() -> None:
 
 
 def compiled(kernel: str, case: str, registers: int, arch: str = "sm_90") -> Compiled:
-    return Compiled(kernel, arch, case, registers, 0, 2560, 232448, 3, "wgmma:4")
+    return Compiled(kernel, arch, case, registers, 0, 2560, 232448, 3, "wgmma:4", step=0)
 
 
 def test_table_keeps_the_largest_launch_and_joins_equal_calls() -> None:
@@ -117,6 +139,36 @@ def test_table_keeps_the_largest_launch_and_joins_equal_calls() -> None:
         ["`lse`", "n=9", "70 / 0 / 2.5 / 3 / wgmma 4"],
         ["`fold`", "every one", "30 / 0 / 2.5 / 3 / wgmma 4"],
     ]
+
+
+def test_table_leaves_out_what_a_device_does_not_run() -> None:
+    found = [compiled("lse", "n=50", 90, "sm_80"), replace(compiled("fast", "n=50", 168), step=188)]
+    assert table_rows(table.markdown(found))[2:] == [
+        ["`lse`", "every one", "90 / 0 / 2.5 / 3 / wgmma 4", "-"],
+        ["`fast`", "every one", "-", "168 / 0 / 2.5 / 3 / wgmma 4, 188 a step"],
+    ]
+
+
+CODE = """
+.L_x_1:
+    /*0000*/  SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R2 ;
+    /*0010*/  @!P0 BRA `(.L_x_1) ;
+.L_x_2:
+    /*0020*/  MOV R1, R2 ;
+.L_x_3:
+    /*0030*/  HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24 ;
+    /*0040*/  FADD R1, R1, R24 ;
+    /*0050*/  @P0 BRA `(.L_x_3) ;
+    /*0060*/  @P1 BRA `(.L_x_2) ;
+    /*0070*/  @P2 BRA `(.L_x_4) ;
+.L_x_4:
+    /*0080*/  EXIT ;
+"""
+
+
+def test_the_loop_that_multiplies_is_counted() -> None:
+    assert step_of(CODE) == 3
+    assert step_of(CODE.replace("HGMMA", "FFMA")) == 0
 
 
 def test_occupancy() -> None:
@@ -138,9 +190,14 @@ def test_documented_table_is_complete() -> None:
     assert re.search(r"Compiled by triton \d+\.\d+", shown)
     header, _, *rows = table_rows(shown)
     assert header == ["kernel", "call", *ARCHITECTURES.values()]
-    assert {row[0].strip("`") for row in rows} == KERNELS
+    assert {row[0].strip("`") for row in rows} == KERNELS | SPECIALISED
     assert {n for row in rows for n in re.findall(r"n=\d+", row[1])} == {"n=1500", "n=300", "n=50"}
     for row in rows:
         assert len(row) == len(header)
-        for cell in row[2:]:
-            assert re.fullmatch(r"\d+ / 0 / [\d.]+ / [1-9]\d* / (none|(mma|wgmma|tcgen05|mfma) \d+)", cell), cell
+        figures = r"\d+ / 0 / [\d.]+ / [1-9]\d* / "
+        for name, cell in zip(header[2:], row[2:], strict=True):
+            if row[0].strip("`") in SPECIALISED:
+                wanted = figures + r"wgmma \d+, \d+ a step" if name == "sm_90" else "-"
+            else:
+                wanted = figures + r"(none|(mma|wgmma|tcgen05|mfma) \d+)"
+            assert re.fullmatch(wanted, cell), cell
