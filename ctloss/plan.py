@@ -155,7 +155,7 @@ def plan(shape: Shape, problem: Problem) -> Plan:
             raise RuntimeError(f"impl={problem.impl!r} cannot run here: {why_not}; impl='auto' takes a path that can")
         return Plan(problem.impl, "named explicitly", problem, shape)
     if shape.device_type == "cpu":
-        why_not = native_engine.unsupported(shape, problem)
+        why_not = native_engine.unsupported(shape, problem) or native_engine.slower(shape, problem)
         if why_not is None:
             return Plan("native", "the embeddings are on the CPU, and compiled kernels take them", problem, shape)
         return Plan("torch", f"the embeddings are on the CPU; {why_not}", problem, shape)

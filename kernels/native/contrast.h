@@ -61,6 +61,7 @@ struct Contrast {
 
     explicit Contrast(const Problem& given) : problem(given), rows(given.d, given.count()), moment(given.moment != nullptr) {
         paired = MULTIPLIES_PAIRS && !given.precise;
+        rows.wide = given.precise > 1 && given.normalize;
         for (int side = 0; side < given.num_sides; ++side) paired = paired && given.sides[side].dtype == BFLOAT16;
         paired_width = up((given.d + 1) / 2, LANES);
         paired_stride = paired_width % 256 == 0 ? paired_width + 16 : paired_width;
@@ -173,6 +174,7 @@ struct Contrast {
         float* tile;      // (TILE, TILE)
         double* precise;  // (TILE, TILE)
         float* unshifted; // (TILE,) base-2 logits as they are: the shift would cancel in a mean of small ones
+        float* rest;      // (TILE,) what rounding took from the logits
         float* product;   // (TILE, stride)
         float* pairs;     // (TILE / 2, TILE) weights in bfloat16
         float* others;    // (TILE / 2, stride) the rows they are multiplied by, two at a time
@@ -189,6 +191,7 @@ struct Contrast {
         found.tile = own.take<float>((TILE + BLOCK_ROWS) * TILE);
         found.precise = own.take<double>(problem.precise ? TILE * TILE : 0);
         found.unshifted = own.take<float>(moment ? TILE : 0);
+        found.rest = own.take<float>(problem.precise ? TILE : 0);
         found.product = own.take<float>(problem.gradient ? TILE * rows.stride + BLOCK_COLUMNS : 0);
         found.pairs = own.take<float>(paired && problem.gradient ? TILE * TILE / 2 + LANES : 0);
         found.others = own.take<float>(paired && problem.gradient ? TILE / 2 * rows.stride + BLOCK_COLUMNS : 0);
@@ -264,7 +267,8 @@ struct Contrast {
 
     // A stacked row as the products take it, and the entries from one to the next.
     const float* factor(int64_t row) const {
-        return paired ? reinterpret_cast<const float*>(raw) + row * paired_stride : rows.units + row * rows.stride;
+        if (paired) return reinterpret_cast<const float*>(raw) + row * paired_stride;
+        return (rows.originals != nullptr ? rows.originals : rows.units) + row * rows.stride;
     }
     int64_t factor_stride() const { return paired ? paired_stride : rows.stride; }
     int64_t factor_width() const { return paired ? paired_width : rows.padded; }
@@ -314,11 +318,12 @@ struct Contrast {
                 for (int64_t i = from; i < least(from + SUMMED_ROWS, height); ++i) {
                     float* line = tile + i * TILE;
                     const int64_t anchor = r.row + start + i;
-                    to_logits(line, memory.precise + i * TILE, anchor, r.column + first, columns, memory.unshifted);
+                    to_logits(line, memory.precise + i * TILE, anchor, r.column + first, columns, memory.unshifted, memory.rest);
                     leave_out(line, anchor, r.column + first, columns);
                     Floats sums{}, of_logits{};
                     for (int64_t j = 0; j < columns; j += LANES) {
-                        const Floats logit = load(line + j), value = exp2(logit);
+                        Floats value = exp2(load(line + j));
+                        if (problem.precise) value += value * (load(memory.rest + j) * static_cast<float>(LN2));
                         store(line + j, value);
                         sums += value;
                         if (mirrored) store(memory.column_sums + j, load(memory.column_sums + j) + value);
@@ -343,15 +348,24 @@ struct Contrast {
     }
 
     // Similarities to base-2 logits less the shift; for the moment, without it too.
-    void to_logits(float* line, const double* precise, int64_t anchor, int64_t first, int64_t columns, float* unshifted) const {
+    void to_logits(float* line, const double* precise, int64_t anchor, int64_t first, int64_t columns, float* unshifted, float* rest) const {
         const Floats excluded = all(EXCLUDED), bound = all(problem.bounded ? limit[anchor] : INFINITY);
         if (problem.precise) {
             const Doubles factor = all_doubles(scale_of(anchor)), less = all_doubles(shift[anchor]);
+            const double *others = rows.inverse + first;
             for (int64_t j = 0; j < columns; j += LANES) {
-                const Doubles first = load(precise + j), second = load(precise + j + LANES / 2);
-                const Floats logits = joined(first * factor - less, second * factor - less);
-                store(line + j, joined(first, second) > bound ? excluded : logits);
-                if (moment) store(unshifted + j, joined(first * factor, second * factor));
+                Doubles low_half = load(precise + j), high_half = load(precise + j + LANES / 2);
+                if (rows.originals != nullptr) {
+                    low_half *= load(others + j) * rows.inverse[anchor];
+                    high_half *= load(others + j + LANES / 2) * rows.inverse[anchor];
+                }
+                const Doubles low_logits = low_half * factor - less, high_logits = high_half * factor - less;
+                const Floats logits = joined(low_logits, high_logits);
+                const auto left_out = joined(low_half, high_half) > bound;
+                store(line + j, left_out ? excluded : logits);
+                // What rounding took from the logits is a factor of their exponentials.
+                store(rest + j, left_out ? Floats{} : joined(low_logits - low(logits), high_logits - high(logits)));
+                if (moment) store(unshifted + j, joined(low_half * factor, high_half * factor));
             }
         } else {
             const Floats factor = all(scale[anchor]), less = all(shift[anchor]);

@@ -30,6 +30,7 @@ __all__ = [
     "restore",
     "save",
     "saved_shapes",
+    "slower",
     "solve",
     "unpack",
     "unsupported",
@@ -50,6 +51,8 @@ LEAST_FACTOR = 2.0**-100
 FEW_ROWS, FEW_ENTRIES = 64, 1 << 14
 # Sides of the kernels' tiles, and the most rows of a block and entries of a vector.
 TILE, BLOCK, VECTOR = 96, 12, 16
+# Rows of all sides beyond which exact sums of single rows cost more than the torch path, which repairs a few.
+MANY_ROWS = 512
 SCALE_BITS = 30
 """The power of two of the largest weight, so that even infoNCE's weights at φ = 1e-36 stay normal numbers."""
 
@@ -72,6 +75,18 @@ def unsupported(shape: Shape, problem: Problem) -> str | None:
         return "the compiled kernels take one width at a time, and dims has several at once on the torch path"
     if problem.loss == "sig_lip" and 4 * shape.n**2 > KEPT_WEIGHTS:
         return f"the weights of all pairs take more than the {KEPT_WEIGHTS >> 20} MiB that are kept"
+    return None
+
+
+def slower(shape: Shape, problem: Problem) -> str | None:
+    """Why the torch path is the faster one, or ``None``.
+
+    Example:
+        >>> slower(Shape(2000, 8), Problem(loss="cz_nce")), slower(Shape(2000, 8), Problem()) is None
+        (None, False)
+    """
+    if problem.by_row and 2 * shape.n + sum(shape.candidates) > MANY_ROWS:
+        return "where single rows of many are returned, the torch path is exact at less cost"
     return None
 
 
@@ -155,7 +170,8 @@ def hold(
     assert isinstance(weights, Tensor)
     assert isinstance(pulls, Tensor)
     assert isinstance(bits, int)
-    found = _call(batch, problem, problem.by_row, needs, a=weights.contiguous(), b=pulls.contiguous())
+    # Only z is returned row by row; errors of weights average out.
+    found = _call(batch, problem, False, needs, a=weights.contiguous(), b=pulls.contiguous())
     if found is None:
         again = torch_engine.forward(batch, problem, moment=False, gradient=True)
         return torch_engine.hold(again.state, a, b, needs, largest)

@@ -51,9 +51,13 @@ struct Rows {
     double* inverse;     // (count,) one over the length of the rescaled row; 0 for a zero row
     double* length;      // (count,) of the rows as they are multiplied
     double* positive;    // (n,) similarities of the pairs
+    float* originals;    // (count, stride) rescaled rows before they are normalised, which rounds them; null unless wanted
     float* centre;       // (padded,) the mean row; null where subtracting it does not pay
     float* centred;      // (count, stride) rows less the centre, or the units themselves
     bool rescaled;
+    bool wide = false;   // every product in double precision where it is added up, from rows that are not rounded
+
+    double product(const float* a, const float* b) const { return wide ? wide_dot(a, b, padded) : dot(a, b, padded); }
 
     Rows(int64_t width, int64_t total) : d(width), padded(up(width, LANES)), count(total) {
         // Rows a multiple of 4 KiB apart would all contend for the same lines of the cache.
@@ -63,7 +67,8 @@ struct Rows {
     void place(Plan& plan, int64_t n, bool gradient) {
         // Blocks of products read a few rows more, and vectors a few columns.
         units = plan.take<float>((count + 16) * stride + 64);
-        inverse = plan.take<double>(count);
+        originals = wide ? plan.take<float>((count + 16) * stride + 64) : nullptr;
+        inverse = plan.take<double>(count + LANES);
         length = plan.take<double>(count);
         positive = plan.take<double>(n);
         centre = gradient ? plan.take<float>(padded) : nullptr;
@@ -92,7 +97,7 @@ inline int prepare_row(const Rows& rows, const Side& side, int64_t place, int64_
             rescale(row, rows.padded, exponent);
         }
     }
-    const double norm = std::sqrt(dot(row, row, rows.padded));
+    const double norm = std::sqrt(rows.product(row, row));
     rows.length[index] = normalize ? (norm > 0) : norm;
     // One over an infinite length would pass for a zero row.
     rows.inverse[index] = !normalize ? 1.0 : norm == 0 ? 0.0 : std::isfinite(norm) ? 1.0 / norm : norm;
@@ -101,6 +106,7 @@ inline int prepare_row(const Rows& rows, const Side& side, int64_t place, int64_
 
 inline void normalise_row(const Rows& rows, int64_t index) {
     float* row = rows.units + index * rows.stride;
+    if (rows.originals != nullptr) memcpy(rows.originals + index * rows.stride, row, sizeof(float) * rows.padded);
     // In two parts, so that the factor's own rounding does not tilt the whole row.
     const Floats factor = all(static_cast<float>(rows.inverse[index]));
     const Floats rest = all(static_cast<float>(rows.inverse[index] - static_cast<float>(rows.inverse[index])));
@@ -128,7 +134,7 @@ inline bool prepare(Rows& rows, const Side* sides, int num_sides, int64_t n, boo
                     if (exponents != nullptr) exponents[index] = static_cast<float>(exponent);
                 }
                 if (side == 0) {
-                    const double product = dot(rows.units + i * rows.stride, rows.units + (n + i) * rows.stride, rows.padded);
+                    const double product = rows.product(rows.units + i * rows.stride, rows.units + (n + i) * rows.stride);
                     rows.positive[i] = product * (rows.inverse[i] * rows.inverse[n + i]);
                     if (normalize) normalise_row(rows, n + i);
                 }

@@ -183,6 +183,17 @@ inline double dot(const float* a, const float* b, int64_t d) {
     return total;
 }
 
+// The same in double precision throughout.
+inline double wide_dot(const float* a, const float* b, int64_t d) {
+    Doubles first{}, second{};
+    for (int64_t k = 0; k < d; k += LANES) {
+        const Floats left = load(a + k), right = load(b + k);
+        first += low(left) * low(right);
+        second += high(left) * high(right);
+    }
+    return sum(first + second);
+}
+
 inline float largest(const float* row, int64_t d) {
     Floats found{};
     const Bits magnitude = Bits{} + 0x7fffffffu;
