@@ -17,6 +17,7 @@ constexpr double WINDOW = 100.0, NORMAL = 0x1p124;
 constexpr int SUMMED_ROWS = 16;
 // Bytes of exponentials that are kept at a time where not all can be: a cache's worth.
 constexpr int64_t BAND = 32 << 20;
+constexpr int64_t GROUPS = 32;
 // Products below which a second thread costs more than it does.
 constexpr int64_t WORTH_A_THREAD = 1 << 21;
 
@@ -30,9 +31,9 @@ struct Rectangle {
     int64_t strips;
     int64_t first, last; // the columns whose exponentials are kept at the moment
     float* entries;      // those exponentials, strip by strip: (rows, TILE) each, of a triangle down to the diagonal
-    float* row_sums;     // (strips, rows) each strip's share of its rows' sums
+    double* row_sums;    // (groups, rows) what each group of strips adds to its rows' sums
     double* column_sums; // (columns,) unless plain
-    float* row_moments;
+    double* row_moments;
     double* column_moments;
 };
 
@@ -73,6 +74,10 @@ struct Contrast {
         Rectangle& added = rectangles[num_rectangles++];
         added = {row, end_row - row, column, end_column - column, kind, (end_column - column + TILE - 1) / TILE, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
     }
+
+    // Strips are summed in groups, every so many of them, and each group one strip after the other: so sums are the same
+    // whoever does what, and take little memory.
+    static int64_t groups_of(const Rectangle& r) { return least(r.strips, GROUPS); }
 
     // Entries of the strips before one.
     static int64_t entries_before(const Rectangle& r, int64_t strip) {
@@ -136,9 +141,9 @@ struct Contrast {
         for (int index = 0; index < num_rectangles; ++index) {
             Rectangle& r = rectangles[index];
             const int64_t shared = r.kind == PLAIN ? 0 : up(r.columns, TILE);
-            r.row_sums = plan.take<float>(r.strips * r.rows);
+            r.row_sums = plan.take<double>(groups_of(r) * r.rows);
             r.column_sums = plan.take<double>(shared);
-            r.row_moments = plan.take<float>(moment ? r.strips * r.rows : 0);
+            r.row_moments = plan.take<double>(moment ? groups_of(r) * r.rows : 0);
             r.column_moments = plan.take<double>(moment ? shared : 0);
             if (!kept) continue;
             r.entries = plan.take<float>(entries_before(r, r.strips) + TILE);
@@ -163,7 +168,9 @@ struct Contrast {
 
     // One past the last of the strips that are kept together with one, where not all can be.
     int64_t end_of_band(const Rectangle& r, int64_t strip) const {
-        const int64_t limit = least(BAND, problem.workspace) / static_cast<int64_t>(sizeof(float)) + entries_before(r, strip);
+        // What the bands add up to takes part of the memory.
+        const int64_t room = least(BAND, problem.workspace - rows.count * rows.stride * static_cast<int64_t>(sizeof(float)));
+        const int64_t limit = room / static_cast<int64_t>(sizeof(float)) + entries_before(r, strip);
         int64_t end = strip + 1;
         while (end < r.strips && entries_before(r, end + 1) <= limit) ++end;
         return end;
@@ -276,25 +283,29 @@ struct Contrast {
     double scale_of(int64_t anchor) const { return problem.scales != nullptr ? problem.scales[anchor] : problem.scale; }
 
     void sum_exponentials() {
-        int64_t strips = 0;
-        for (int index = 0; index < num_rectangles; ++index) strips += rectangles[index].strips;
-        Queue queue(strips);
+        int64_t groups = 0;
+        for (int index = 0; index < num_rectangles; ++index) groups += groups_of(rectangles[index]);
+        Queue queue(groups);
         auto work = [&](int part) {
             const Working memory = working_of(part);
-            for (int64_t taken = queue.take(); taken < strips; taken = queue.take()) {
-                int64_t strip = taken;
+            for (int64_t taken = queue.take(); taken < groups; taken = queue.take()) {
+                int64_t group = taken;
                 int index = 0;
-                while (strip >= rectangles[index].strips) strip -= rectangles[index++].strips;
+                while (group >= groups_of(rectangles[index])) group -= groups_of(rectangles[index++]);
                 const Rectangle& r = rectangles[index];
                 // The last strips of a triangle are the longest.
-                form_strip(r, r.kind == TRIANGLE ? r.strips - 1 - strip : strip, kept, memory);
+                if (r.kind == TRIANGLE) group = groups_of(r) - 1 - group;
+                memset(r.row_sums + group * r.rows, 0, sizeof(double) * r.rows);
+                if (moment) memset(r.row_moments + group * r.rows, 0, sizeof(double) * r.rows);
+                for (int64_t strip = group; strip < r.strips; strip += groups_of(r)) form_strip(r, strip, true, kept, memory);
             }
         };
         parallel(parts, work);
     }
 
-    // Exponentials of a strip, and their sums; they are kept if so wished.
-    void form_strip(const Rectangle& r, int64_t strip, bool keep, const Working& memory) const {
+    // Exponentials of a strip, added to their sums and kept, each if so wished.
+    void form_strip(const Rectangle& r, int64_t strip, bool sum, bool keep, const Working& memory) const {
+        const int64_t group = strip % groups_of(r);
         const int64_t first = strip * TILE, columns = least(TILE, r.columns - first);
         const int64_t stride_in = factor_stride(), width = factor_width();
         transpose(factor(r.column + first), stride_in, columns, width, memory.columns);
@@ -333,8 +344,9 @@ struct Contrast {
                             if (mirrored) store(memory.column_moments + j, load(memory.column_moments + j) + product);
                         }
                     }
-                    r.row_sums[strip * r.rows + start + i] = static_cast<float>(sum_wide(sums));
-                    if (moment) r.row_moments[strip * r.rows + start + i] = static_cast<float>(sum_wide(of_logits));
+                    if (!sum) continue;
+                    r.row_sums[group * r.rows + start + i] += sum_wide(sums);
+                    if (moment) r.row_moments[group * r.rows + start + i] += sum_wide(of_logits);
                 }
                 if (mirrored)
                     for (int64_t j = 0; j < columns; ++j) {
@@ -416,11 +428,10 @@ struct Contrast {
         if (moment) memset(moments, 0, sizeof(double) * anchors);
         for (int index = 0; index < num_rectangles; ++index) {
             const Rectangle& r = rectangles[index];
-            for (int64_t strip = 0; strip < r.strips; ++strip) {
-                const int64_t end = r.kind == TRIANGLE ? least(r.rows, (strip + 1) * TILE) : r.rows;
-                for (int64_t i = 0; i < end; ++i) total[r.row + i] += r.row_sums[strip * r.rows + i];
+            for (int64_t group = 0; group < groups_of(r); ++group) {
+                for (int64_t i = 0; i < r.rows; ++i) total[r.row + i] += r.row_sums[group * r.rows + i];
                 if (moment)
-                    for (int64_t i = 0; i < end; ++i) moments[r.row + i] += r.row_moments[strip * r.rows + i];
+                    for (int64_t i = 0; i < r.rows; ++i) moments[r.row + i] += r.row_moments[group * r.rows + i];
             }
             if (r.kind == PLAIN) continue;
             for (int64_t j = 0; j < r.columns; ++j) total[r.column + j] += r.column_sums[j];
@@ -558,7 +569,7 @@ struct Contrast {
         Queue queue(strips);
         auto work = [&](int part) {
             const Working memory = working_of(part);
-            for (int64_t taken = queue.take(); taken < strips; taken = queue.take()) form_strip(r, first + strips - 1 - taken, true, memory);
+            for (int64_t taken = queue.take(); taken < strips; taken = queue.take()) form_strip(r, first + strips - 1 - taken, false, true, memory);
         };
         parallel(parts, work);
     }
