@@ -19,6 +19,7 @@ from setuptools.errors import CompileError
 
 # Through the link, so that a checkout and a source archive look alike.
 FOLDER = "ctloss/kernels/native"
+SOURCES = f"{FOLDER}/src"
 FLAGS = ["-O3", "-std=gnu++17", "-fno-math-errno", "-fvisibility=hidden", "-pthread"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-DCTLOSS_SANITIZE"]
 SANITIZERS += ["-O1", "-g", "-fno-omit-frame-pointer"]
@@ -52,7 +53,7 @@ class BuildKernels(build_ext):
         for name, options in sets.items():
             try:
                 objects += self.compiler.compile(
-                    [f"{FOLDER}/isa.cpp"],
+                    [f"{SOURCES}/isa.cpp"],
                     output_dir=os.path.join(self.build_temp, name),
                     macros=[("CTLOSS_ISA", name)],
                     extra_postargs=[*flags, *options],
@@ -76,8 +77,8 @@ wanted = os.environ.get("CTLOSS_NATIVE")
 with_kernels = possible and wanted != "0"
 kernels = Extension(
     "ctloss.kernels.native._kernels",
-    [f"{FOLDER}/module.cpp", f"{FOLDER}/threads.cpp"],
-    depends=[f"{FOLDER}/isa.cpp", *sorted(path.as_posix() for path in Path(FOLDER).glob("*.h"))],
+    [f"{SOURCES}/module.cpp", f"{SOURCES}/threads.cpp"],
+    depends=[f"{SOURCES}/isa.cpp", *sorted(path.as_posix() for path in Path(SOURCES).glob("*.h"))],
     optional=wanted != "1",
     py_limited_api=True,
 )

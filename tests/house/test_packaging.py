@@ -156,9 +156,9 @@ def test_source_archive_holds_real_files(archives: Path) -> None:
     assert set(expected_modules() + DATA) <= inside
     assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.py", "constraints.txt"} <= inside
     of_kernels = {
-        f"{NATIVE}/{path.name}" for path in (ROOT / "kernels/native").iterdir() if path.suffix in (".cpp", ".h")
+        f"{NATIVE}/src/{path.name}" for path in (ROOT / "kernels/native/src").iterdir()
     }
-    assert {f"{NATIVE}/{name}" for name in ("isa.cpp", "module.cpp", "simd.h")} <= of_kernels <= inside
+    assert {f"{NATIVE}/src/{name}" for name in ("isa.cpp", "module.cpp", "simd.h")} <= of_kernels <= inside
     assert LIBRARY not in inside
 
 

@@ -1,6 +1,6 @@
-// Compares the compiled kernels with plain loops in double precision, for every instruction set that is linked in and that
-// the processor has. Every buffer is as large as it must be and no larger, so that AddressSanitizer sees what is read or
-// written beyond it. Prints a line for each set; ends with status 1 after the first answer that is wrong.
+// Compares the compiled kernels with plain loops in double precision, for every instruction set that is linked in and
+// that the processor has. Every buffer is as large as it must be and no larger, so that AddressSanitizer sees what is
+// read or written beyond it. Prints a line for each set; ends with status 1 after the first answer that is wrong.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -14,9 +14,9 @@
 
 namespace ctloss {
 
-#define CTLOSS_DECLARE(isa)                         \
-    namespace isa {                                 \
-    Status solve_contrast(const Problem& problem);  \
+#define CTLOSS_DECLARE(isa)                        \
+    namespace isa {                                \
+    Status solve_contrast(const Problem& problem); \
     }
 CTLOSS_DECLARE(portable)
 CTLOSS_DECLARE(avx2)
@@ -81,8 +81,10 @@ struct Rows {
                 if (call.dtype == FLOAT16) half = random_float16();
                 bits = static_cast<uint32_t>(half) << 16;
                 if (call.dtype == BFLOAT16) std::memcpy(&value, &bits, sizeof value);
-                if (call.dtype == FLOAT32) std::memcpy(entry, &value, sizeof value);
-                else std::memcpy(entry, &half, sizeof half);
+                if (call.dtype == FLOAT32)
+                    std::memcpy(entry, &value, sizeof value);
+                else
+                    std::memcpy(entry, &half, sizeof half);
                 values[i].push_back(call.dtype == FLOAT16 ? value_of_float16(half) : value);
             }
             ids.push_back(call.ids ? static_cast<int64_t>(generator() % 5) : i);
@@ -91,7 +93,12 @@ struct Rows {
     }
 
     Side side(const Call& call) {
-        return {memory.data(), count, stride, call.dtype, call.ids ? ids.data() : nullptr, call.gradient ? gradient.data() : nullptr};
+        return {memory.data(),
+                count,
+                stride,
+                call.dtype,
+                call.ids ? ids.data() : nullptr,
+                call.gradient ? gradient.data() : nullptr};
     }
 };
 
@@ -245,10 +252,12 @@ void compare(const char* isa, Solve solve, const Call& call) {
         expect_near(found_z[i], z[i], 2 * of_logit, isa, call, "z");
         expect_near(found_positive[i], positive[i], of_logit, isa, call, "the positive's logit");
         // Its terms are logits of either sign, the largest of them 1/temperature.
-        expect_near(found_moment[i], moment[i], 4 * of_logit * (1 + longest / call.temperature), isa, call, "the moment");
+        expect_near(found_moment[i], moment[i], 4 * of_logit * (1 + longest / call.temperature), isa, call,
+                    "the moment");
         largest = std::fmax(largest, std::fabs(z[i]));
     }
-    if (call.loss != CONTRAST) expect_near(value, loss, 3 * (2 * of_logit + unit * (1 + largest)), isa, call, "the loss");
+    if (call.loss != CONTRAST)
+        expect_near(value, loss, 3 * (2 * of_logit + unit * (1 + largest)), isa, call, "the loss");
     expect(!rescaled, isa, call, "rescaled rows of usual length");
     if (!call.gradient) return;
     int64_t row = 0;
@@ -304,7 +313,20 @@ void compare_all(const char* isa, Solve solve) {
                 run({101, 33, dtype, negatives, 1, {}, false, false, true, false, gradient, CZ_NCE, 2});
                 run({130, 71, dtype, negatives, 2, {50, 7}, true, false, true, false, gradient, INFO_NCE, 3});
                 run({67, 256, dtype, negatives, 2, {9}, false, true, true, false, gradient, CONTRAST, 2});
-                run({40, 19, dtype, negatives, 2, {3}, false, false, false, false, gradient, CONTRAST, 1, dtype == FLOAT16 ? 40.0 : 1.0});
+                run({40,
+                     19,
+                     dtype,
+                     negatives,
+                     2,
+                     {3},
+                     false,
+                     false,
+                     false,
+                     false,
+                     gradient,
+                     CONTRAST,
+                     1,
+                     dtype == FLOAT16 ? 40.0 : 1.0});
             }
     run({5, 1, FLOAT32, BOTH, 2, {1}, false, false, false});
     run({30, 9, FLOAT32, NONE, 2, {17}});
@@ -318,7 +340,8 @@ void compare_all(const char* isa, Solve solve) {
 int main() {
     compare_all("portable", ctloss::portable::solve_contrast);
 #ifdef CTLOSS_AVX2
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) compare_all("avx2", ctloss::avx2::solve_contrast);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        compare_all("avx2", ctloss::avx2::solve_contrast);
 #endif
 #ifdef CTLOSS_AVX512
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ROOT / "kernels/native"
+SOURCES = ROOT / "kernels/native/src"
 DRIVER = Path(__file__).with_name("compare.cpp")
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 WIDE = re.compile(r"%[yz]mm|\tv[a-z0-9]+ ")

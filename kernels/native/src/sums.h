@@ -1,8 +1,8 @@
-// z and the positives' logits of all anchors, and the gradient of Σ a_i lse_i − b_i s⁺_i: for batches whose exponentials
-// fit in memory. The pairs that are compared make up a few rectangles of stacked rows against stacked rows. Each is cut
-// into strips of TILE columns and these into square tiles, which become logits, then exponentials less a common shift,
-// then, in the second pass, weights. Sums of such exponentials simply add up; if one leaves the range of normal numbers,
-// the batch is left to another path.
+// z and the positives' logits of all anchors, and the gradient of Σ a_i lse_i − b_i s⁺_i: for batches whose
+// exponentials fit in memory. The pairs that are compared make up a few rectangles of stacked rows against stacked
+// rows. Each is cut into strips of TILE columns and these into square tiles, which become logits, then exponentials
+// less a common shift, then, in the second pass, weights. Sums of such exponentials simply add up; if one leaves the
+// range of normal numbers, the batch is left to another path.
 #pragma once
 #include "products.h"
 #include "rows.h"
@@ -29,15 +29,15 @@ struct Rectangle {
     int64_t row, rows, column, columns;
     Kind kind;
     int64_t strips;
-    int64_t first, last; // the columns whose exponentials are kept at the moment
-    float* entries;      // those exponentials, strip by strip: (rows, TILE) each, of a triangle down to the diagonal
-    double* row_sums;    // (groups, rows) what each group of strips adds to its rows' sums
-    double* column_sums; // (columns,) unless plain
+    int64_t first, last;  // the columns whose exponentials are kept at the moment
+    float* entries;       // those exponentials, strip by strip: (rows, TILE) each, of a triangle down to the diagonal
+    double* row_sums;     // (groups, rows) what each group of strips adds to its rows' sums
+    double* column_sums;  // (columns,) unless plain
     double* row_moments;
     double* column_moments;
 };
 
-struct Contrast {
+struct Sums {
     const Problem& problem;
     Rows rows;
     Rectangle rectangles[4];
@@ -48,19 +48,21 @@ struct Contrast {
     float *scale, *shift, *limit;  // per anchor
     float *weight, *inverse;       // per stacked row; the weights are 0 where it is no anchor
     float* centred = nullptr;
-    bool paired;         // the processor multiplies pairs of bfloat16 numbers, and all rows are such
-    uint16_t* raw;       // (count, 2 · paired_stride), the rows as they were given, if so
+    bool paired;    // the processor multiplies pairs of bfloat16 numbers, and all rows are such
+    uint16_t* raw;  // (count, 2 · paired_stride), the rows as they were given, if so
     int64_t paired_width, paired_stride;
-    bool kept = false;     // all exponentials, from the sums until the gradient is formed; else a band of columns at a time
+    bool kept =
+        false;  // all exponentials, from the sums until the gradient is formed; else a band of columns at a time
     float* band;
-    float* products;       // (rows of all sides, stride) and
-    double* weight_sums;   // (rows of all sides,) what the bands add up to
-    char* working;         // each part's memory
+    float* products;      // (rows of all sides, stride) and
+    double* weight_sums;  // (rows of all sides,) what the bands add up to
+    char* working;        // each part's memory
     unsigned long working_size = 0;
-    const int64_t** ids;   // each side's
+    const int64_t** ids;  // each side's
     int64_t* offsets;
 
-    explicit Contrast(const Problem& given) : problem(given), rows(given.d, given.count()), moment(given.moment != nullptr) {
+    explicit Sums(const Problem& given)
+        : problem(given), rows(given.d, given.count()), moment(given.moment != nullptr) {
         paired = MULTIPLIES_PAIRS && !given.precise;
         rows.wide = given.precise > 1 && given.normalize;
         for (int side = 0; side < given.num_sides; ++side) paired = paired && given.sides[side].dtype == BFLOAT16;
@@ -72,18 +74,26 @@ struct Contrast {
     void add(int64_t row, int64_t end_row, int64_t column, int64_t end_column, Kind kind) {
         if (row >= end_row || column >= end_column) return;
         Rectangle& added = rectangles[num_rectangles++];
-        added = {row, end_row - row, column, end_column - column, kind, (end_column - column + TILE - 1) / TILE, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+        added = {row,     end_row - row,
+                 column,  end_column - column,
+                 kind,    (end_column - column + TILE - 1) / TILE,
+                 0,       0,
+                 nullptr, nullptr,
+                 nullptr, nullptr,
+                 nullptr};
     }
 
-    // Strips are summed in groups, every so many of them, and each group one strip after the other: so sums are the same
-    // whoever does what, and take little memory.
+    // Strips are summed in groups, every so many of them, and each group one strip after the other: so sums are the
+    // same whoever does what, and take little memory.
     static int64_t groups_of(const Rectangle& r) { return least(r.strips, GROUPS); }
 
     // Entries of the strips before one.
     static int64_t entries_before(const Rectangle& r, int64_t strip) {
         return r.kind == TRIANGLE ? TILE * TILE * (strip * (strip + 1) / 2) : strip * up(r.rows, BLOCK_ROWS) * TILE;
     }
-    static float* strip_of(const Rectangle& r, int64_t strip) { return r.entries + (entries_before(r, strip) - entries_before(r, r.first / TILE)); }
+    static float* strip_of(const Rectangle& r, int64_t strip) {
+        return r.entries + (entries_before(r, strip) - entries_before(r, r.first / TILE));
+    }
 
     // One rectangle serves both of its sides only where a logit is the same both ways.
     void lay_out() {
@@ -91,7 +101,9 @@ struct Contrast {
         const bool both = problem.num_directions == 2;
         if (problem.scales != nullptr || problem.bounded) {
             switch (problem.negatives) {
-                case BOTH: add(0, anchors, 0, m, PLAIN); break;
+                case BOTH:
+                    add(0, anchors, 0, m, PLAIN);
+                    break;
                 case CROSS:
                     add(0, n, n, m, PLAIN);
                     if (both) add(n, 2 * n, 0, n, PLAIN), add(n, 2 * n, 2 * n, m, PLAIN);
@@ -100,7 +112,9 @@ struct Contrast {
                     add(0, n, 0, n, PLAIN), add(0, n, 2 * n, m, PLAIN);
                     if (both) add(n, 2 * n, n, m, PLAIN);
                     break;
-                case NONE: add(0, anchors, 2 * n, m, PLAIN); break;
+                case NONE:
+                    add(0, anchors, 2 * n, m, PLAIN);
+                    break;
             }
             return;
         }
@@ -111,14 +125,17 @@ struct Contrast {
                 first = anchors;
                 break;
             case CROSS:
-                if (both) add(0, n, n, 2 * n, MIRRORED);
-                else first = n;
+                if (both)
+                    add(0, n, n, 2 * n, MIRRORED);
+                else
+                    first = n;
                 break;
             case OWN:
                 add(0, n, 0, n, TRIANGLE);
                 if (both) add(n, 2 * n, n, 2 * n, TRIANGLE);
                 break;
-            case NONE: break;
+            case NONE:
+                break;
         }
         add(0, anchors, first, m, PLAIN);
     }
@@ -169,7 +186,8 @@ struct Contrast {
     // One past the last of the strips that are kept together with one, where not all can be.
     int64_t end_of_band(const Rectangle& r, int64_t strip) const {
         // What the bands add up to takes part of the memory.
-        const int64_t room = least(BAND, problem.workspace - rows.count * rows.stride * static_cast<int64_t>(sizeof(float)));
+        const int64_t room =
+            least(BAND, problem.workspace - rows.count * rows.stride * static_cast<int64_t>(sizeof(float)));
         const int64_t limit = room / static_cast<int64_t>(sizeof(float)) + entries_before(r, strip);
         int64_t end = strip + 1;
         while (end < r.strips && entries_before(r, end + 1) <= limit) ++end;
@@ -177,15 +195,15 @@ struct Contrast {
     }
 
     struct Working {
-        float* columns;   // (d, TILE)
-        float* tile;      // (TILE, TILE)
-        double* precise;  // (TILE, TILE)
-        float* unshifted; // (TILE,) base-2 logits as they are: the shift would cancel in a mean of small ones
-        float* rest;      // (TILE,) what rounding took from the logits
-        float* product;   // (TILE, stride)
-        float* pairs;     // (TILE / 2, TILE) weights in bfloat16
-        float* others;    // (TILE / 2, stride) the rows they are multiplied by, two at a time
-        double* sums;     // (TILE,)
+        float* columns;    // (d, TILE)
+        float* tile;       // (TILE, TILE)
+        double* precise;   // (TILE, TILE)
+        float* unshifted;  // (TILE,) base-2 logits as they are: the shift would cancel in a mean of small ones
+        float* rest;       // (TILE,) what rounding took from the logits
+        float* product;    // (TILE, stride)
+        float* pairs;      // (TILE / 2, TILE) weights in bfloat16
+        float* others;     // (TILE / 2, stride) the rows they are multiplied by, two at a time
+        double* sums;      // (TILE,)
         float* column_sums;
         float* column_moments;
         double* wide_sums;
@@ -219,11 +237,13 @@ struct Contrast {
     // Bytes of all exponentials.
     int64_t size() const {
         int64_t entries = 0;
-        for (int index = 0; index < num_rectangles; ++index) entries += entries_before(rectangles[index], rectangles[index].strips);
+        for (int index = 0; index < num_rectangles; ++index)
+            entries += entries_before(rectangles[index], rectangles[index].strips);
         return entries * static_cast<int64_t>(sizeof(float));
     }
 
-    Status solve() {
+    // Everything up to the sums, the losses and what the gradient needs of each anchor.
+    Status sum() {
         int64_t work = rows.count * problem.d;
         for (int index = 0; index < num_rectangles; ++index)
             work += rectangles[index].rows * rectangles[index].columns * problem.d * (problem.gradient ? 3 : 1);
@@ -235,16 +255,15 @@ struct Contrast {
         if (plan.start == nullptr) return NO_MEMORY;
         plan.used = 0;
         place(plan);
-        if (!prepare(rows, problem.sides, problem.num_sides, problem.n, problem.normalize, problem.exponents, parts)) return NOT_FINITE;
+        if (!prepare(rows, problem.sides, problem.num_sides, problem.n, problem.normalize, problem.exponents, parts))
+            return NOT_FINITE;
         *problem.rescaled = rows.rescaled;
         // Rescaled rows are no longer the numbers that were given.
         paired = paired && !rows.rescaled;
         per_anchor();
         if (paired) copy_raw();
         sum_exponentials();
-        const Status status = finish_sums();
-        if (status != DONE || !problem.gradient) return status;
-        return differentiate();
+        return finish_sums();
     }
 
     void per_anchor() {
@@ -267,7 +286,8 @@ struct Contrast {
         for (int side = 0; side < problem.num_sides; ++side)
             for (int64_t i = 0; i < problem.sides[side].count; ++i) {
                 uint16_t* to = raw + (offsets[side] + i) * 2 * paired_stride;
-                memcpy(to, static_cast<const uint16_t*>(problem.sides[side].rows) + i * problem.sides[side].stride, 2 * problem.d);
+                memcpy(to, static_cast<const uint16_t*>(problem.sides[side].rows) + i * problem.sides[side].stride,
+                       2 * problem.d);
                 memset(to + problem.d, 0, 2 * (2 * paired_width - problem.d));
             }
     }
@@ -297,7 +317,8 @@ struct Contrast {
                 if (r.kind == TRIANGLE) group = groups_of(r) - 1 - group;
                 memset(r.row_sums + group * r.rows, 0, sizeof(double) * r.rows);
                 if (moment) memset(r.row_moments + group * r.rows, 0, sizeof(double) * r.rows);
-                for (int64_t strip = group; strip < r.strips; strip += groups_of(r)) form_strip(r, strip, true, kept, memory);
+                for (int64_t strip = group; strip < r.strips; strip += groups_of(r))
+                    form_strip(r, strip, true, kept, memory);
             }
         };
         parallel(parts, work);
@@ -318,9 +339,13 @@ struct Contrast {
             float* tile = keep ? strip_of(r, strip) + start * TILE : memory.tile;
             const float* left = factor(r.row + start);
             const bool own = r.kind == TRIANGLE && start == first;
-            if (problem.precise) multiply<SINGLES>(left, stride_in, height, memory.columns, columns, width, precise_chunk(width, problem.precise), own, memory.precise, TILE);
-            else if (paired) multiply<PAIRS>(left, stride_in, height, memory.columns, columns, width, CHUNK / 2, own, tile, TILE);
-            else multiply<SINGLES>(left, stride_in, height, memory.columns, columns, width, CHUNK, own, tile, TILE);
+            if (problem.precise)
+                multiply<SINGLES>(left, stride_in, height, memory.columns, columns, width,
+                                  precise_chunk(width, problem.precise), own, memory.precise, TILE);
+            else if (paired)
+                multiply<PAIRS>(left, stride_in, height, memory.columns, columns, width, CHUNK / 2, own, tile, TILE);
+            else
+                multiply<SINGLES>(left, stride_in, height, memory.columns, columns, width, CHUNK, own, tile, TILE);
             for (int64_t from = 0; from < height; from += SUMMED_ROWS) {
                 if (mirrored) {
                     memset(memory.column_sums, 0, sizeof(float) * TILE);
@@ -329,7 +354,8 @@ struct Contrast {
                 for (int64_t i = from; i < least(from + SUMMED_ROWS, height); ++i) {
                     float* line = tile + i * TILE;
                     const int64_t anchor = r.row + start + i;
-                    to_logits(line, memory.precise + i * TILE, anchor, r.column + first, columns, memory.unshifted, memory.rest);
+                    to_logits(line, memory.precise + i * TILE, anchor, r.column + first, columns, memory.unshifted,
+                              memory.rest);
                     leave_out(line, anchor, r.column + first, columns);
                     Floats sums{}, of_logits{};
                     for (int64_t j = 0; j < columns; j += LANES) {
@@ -360,11 +386,12 @@ struct Contrast {
     }
 
     // Similarities to base-2 logits less the shift; for the moment, without it too.
-    void to_logits(float* line, const double* precise, int64_t anchor, int64_t first, int64_t columns, float* unshifted, float* rest) const {
+    void to_logits(float* line, const double* precise, int64_t anchor, int64_t first, int64_t columns, float* unshifted,
+                   float* rest) const {
         const Floats excluded = all(EXCLUDED), bound = all(problem.bounded ? limit[anchor] : INFINITY);
         if (problem.precise) {
             const Doubles factor = all_doubles(scale_of(anchor)), less = all_doubles(shift[anchor]);
-            const double *others = rows.inverse + first;
+            const double* others = rows.inverse + first;
             for (int64_t j = 0; j < columns; j += LANES) {
                 Doubles low_half = load(precise + j), high_half = load(precise + j + LANES / 2);
                 if (rows.originals != nullptr) {
@@ -383,7 +410,8 @@ struct Contrast {
             const Floats factor = all(scale[anchor]), less = all(shift[anchor]);
             if (paired && problem.normalize) {
                 const Floats own = all(static_cast<float>(rows.inverse[anchor]));
-                for (int64_t j = 0; j < columns; j += LANES) store(line + j, load(line + j) * (own * load(inverse + first + j)));
+                for (int64_t j = 0; j < columns; j += LANES)
+                    store(line + j, load(line + j) * (own * load(inverse + first + j)));
             }
             for (int64_t j = 0; j < columns; j += LANES) {
                 const Floats similarity = load(line + j);
@@ -471,7 +499,8 @@ struct Contrast {
             }
             if (!problem.gradient) continue;
             // Factors that are given are divided by their temperatures already.
-            const double per_logit = problem.held * (problem.scales != nullptr && problem.loss != CONTRAST ? own * LN2 : 1.0);
+            const double per_logit =
+                problem.held * (problem.scales != nullptr && problem.loss != CONTRAST ? own * LN2 : 1.0);
             pull[i < n ? i : i - n] += b * per_logit;
             weight[i] = static_cast<float>(a * per_logit / total[i]);
             const float size = std::fabs(weight[i]);
@@ -483,235 +512,6 @@ struct Contrast {
 
     // Exponentials below the normal numbers count as 0: all of them together must be less than a sum's rounding.
     bool trusted(double sum) const { return sum >= static_cast<double>(rows.count) * 0x1p-100 && sum <= NORMAL; }
-
-    // Stacked rows that are tiled together: a triangle's, or those of one side.
-    struct Stretch {
-        int64_t first, last;
-        int64_t pieces() const { return (last - first + TILE - 1) / TILE; }
-    };
-
-    Stretch stretch(int side) const {
-        const bool joined = num_rectangles > 0 && rectangles[0].kind == TRIANGLE && rectangles[0].rows == 2 * problem.n;
-        if (!joined || side > 1) return {offsets[side], offsets[side + 1]};
-        return side == 0 ? Stretch{0, 2 * problem.n} : Stretch{0, 0};
-    }
-
-    // Call a function on every piece of rows whose gradient is wanted.
-    template <class Function>
-    void for_pieces(Function& function) {
-        int64_t pieces = 0;
-        for (int side = 0; side < problem.num_sides; ++side) pieces += stretch(side).pieces();
-        Queue queue(pieces);
-        auto work = [&](int part) {
-            const Working memory = working_of(part);
-            for (int64_t taken = queue.take(); taken < pieces; taken = queue.take()) {
-                int64_t piece = taken;
-                int side = 0;
-                while (piece >= stretch(side).pieces()) piece -= stretch(side++).pieces();
-                const int64_t first = stretch(side).first + piece * TILE, last = least(first + TILE, stretch(side).last);
-                bool wanted = false;
-                for (int own = side_of(first); own <= side_of(last - 1); ++own) wanted |= problem.sides[own].gradient != nullptr;
-                if (wanted) function(first, last, memory);
-            }
-        };
-        parallel(parts, work);
-    }
-
-    Status differentiate() {
-        centre_rows(rows, problem.normalize, centred);
-        if (kept) {
-            auto whole = [&](int64_t first, int64_t last, const Working& memory) {
-                memset(memory.sums, 0, sizeof(double) * TILE);
-                if (!add_products(first, last, memory)) memset(memory.product, 0, sizeof(float) * (last - first) * rows.stride);
-                finish(first, last, memory.product, memory.sums);
-            };
-            for_pieces(whole);
-            return DONE;
-        }
-        memset(products, 0, sizeof(float) * rows.count * rows.stride);
-        memset(weight_sums, 0, sizeof(double) * rows.count);
-        auto within_or_beyond = [&](int64_t first, int64_t last, const Working& memory) {
-            if (first == last) return;
-            memset(memory.sums, 0, sizeof(double) * TILE);
-            if (!add_products(first, last, memory)) return;
-            for (int64_t i = 0; i < last - first; ++i) {
-                float* to = products + (first + i) * rows.stride;
-                for (int64_t k = 0; k < rows.padded; k += LANES) store(to + k, load(to + k) + load(memory.product + i * rows.stride + k));
-                weight_sums[first + i] += memory.sums[i];
-            }
-        };
-        int64_t begin = 0, end = 0;
-        auto of_band = [&](int64_t first, int64_t last, const Working& memory) {
-            // Tiles of a side need not begin where a band does.
-            const int64_t left = least(most(first, begin), last), right = least(most(first, end), last);
-            within_or_beyond(first, left, memory);
-            within_or_beyond(left, right, memory);
-            within_or_beyond(right, last, memory);
-        };
-        for (int index = 0; index < num_rectangles; ++index) {
-            Rectangle& r = rectangles[index];
-            r.entries = band;
-            for (r.first = 0; r.first < r.columns; r.first = r.last) {
-                r.last = least(r.columns, end_of_band(r, r.first / TILE) * TILE);
-                begin = r.column + r.first, end = r.column + r.last;
-                form_band(r);
-                for_pieces(of_band);
-            }
-            r.first = r.last = 0;
-        }
-        auto done = [&](int64_t first, int64_t last, const Working&) { finish(first, last, products + first * rows.stride, weight_sums + first); };
-        for_pieces(done);
-        return DONE;
-    }
-
-    void form_band(const Rectangle& r) {
-        const int64_t first = r.first / TILE, strips = (r.last - r.first + TILE - 1) / TILE;
-        Queue queue(strips);
-        auto work = [&](int part) {
-            const Working memory = working_of(part);
-            for (int64_t taken = queue.take(); taken < strips; taken = queue.take()) form_strip(r, first + strips - 1 - taken, false, true, memory);
-        };
-        parallel(parts, work);
-    }
-
-    int side_of(int64_t row) const {
-        int side = 0;
-        while (row >= offsets[side + 1]) ++side;
-        return side;
-    }
-
-    // Weights times rows for the exponentials that are kept; returns whether there were any.
-    bool add_products(int64_t first, int64_t last, const Working& memory) const {
-        const int64_t count = last - first;
-        bool add = false;
-        // Nothing outweighs the rounding of candidates' weights, as the positive does for the pairs.
-        const bool halves = paired && first < 2 * problem.n;
-        for (int index = 0; index < num_rectangles; ++index) {
-            const Rectangle& r = rectangles[index];
-            if (r.row <= first && last <= r.row + r.rows) {
-                const int64_t own = first - r.row, begin = r.kind == TRIANGLE ? most(own, r.first) : r.first;
-                for (int64_t k = begin; k < r.last; k += TILE, add = true)
-                    add_rows(r, own, count, k, least(TILE, r.last - k), add, halves, memory);
-            }
-            if (r.column + r.first <= first && last <= r.column + r.last) {
-                const int64_t own = first - r.column, end = r.kind == TRIANGLE ? own : r.rows;
-                for (int64_t k = 0; k < end; k += TILE, add = true)
-                    add_columns(r, own, count, k, least(TILE, end - k), add, halves, memory);
-            }
-        }
-        return add;
-    }
-
-    void finish(int64_t first, int64_t last, float* product, const double* sums) const {
-        for (int64_t row = first; row < last; ++row) {
-            const int side = side_of(row);
-            if (problem.sides[side].gradient == nullptr) continue;
-            const int64_t place = row - offsets[side], partner = side == 0 ? problem.n + place : side == 1 ? place : -1;
-            float* out = problem.sides[side].gradient + place * problem.d;
-            finish_gradient(rows, row, partner, side < 2 ? pull[place] : 0, sums[row - first], problem.normalize, product + (row - first) * rows.stride, out);
-        }
-    }
-
-    // Weights of some rows of a rectangle times its columns' rows.
-    void add_rows(const Rectangle& r, int64_t first, int64_t count, int64_t k, int64_t terms, bool add, bool halves, const Working& memory) const {
-        for (int64_t i = 0; i < count; ++i) {
-            float* line = memory.tile + i * TILE;
-            weigh(r, first + i, k, terms, line);
-            if (rows.centre != nullptr) memory.sums[i] += sum_of(line, terms);
-        }
-        const int64_t others = r.column + k;
-        if (!halves) {
-            accumulate<SINGLES>(memory.tile, {TILE, 1}, count, rows.centred + others * rows.stride, rows.stride, terms, rows.padded, memory.product, rows.stride, add);
-            return;
-        }
-        for (int64_t i = 0; i < count; ++i) {
-            uint16_t* to = reinterpret_cast<uint16_t*>(memory.pairs + i * (TILE / 2));
-            for (int64_t j = 0; j < terms; j += LANES) {
-                const Bits bits = rounded_bfloat16(over_lengths(load(memory.tile + i * TILE + j), others + j)) >> 16;
-                *reinterpret_cast<ShortsAnywhere*>(to + j) = __builtin_convertvector(bits, Shorts);
-            }
-            for (int64_t j = terms; j % 2 != 0; ++j) to[j] = 0;
-        }
-        pair_rows(others, terms, memory.others);
-        accumulate<PAIRS>(memory.pairs, {TILE / 2, 1}, count, memory.others, rows.stride, (terms + 1) / 2, rows.padded, memory.product, rows.stride, add);
-    }
-
-    // Weights of some columns of a rectangle times its rows.
-    void add_columns(const Rectangle& r, int64_t first, int64_t count, int64_t k, int64_t terms, bool add, bool halves, const Working& memory) const {
-        for (int64_t i = 0; i < terms; ++i) {
-            float* line = memory.tile + i * TILE;
-            weigh(r, k + i, first, count, line);
-            if (rows.centre != nullptr)
-                for (int64_t j = 0; j < count; ++j) memory.sums[j] += line[j];
-        }
-        const int64_t others = r.row + k;
-        if (!halves) {
-            accumulate<SINGLES>(memory.tile, {1, TILE}, count, rows.centred + others * rows.stride, rows.stride, terms, rows.padded, memory.product, rows.stride, add);
-            return;
-        }
-        for (int64_t i = 0; i < terms; i += 2) {
-            const bool alone = i + 1 == terms;
-            const float *upper = memory.tile + i * TILE, *lower = upper + TILE;
-            const Floats of_first = all(own_length(others + i)), of_second = all(alone ? 0 : own_length(others + i + 1));
-            for (int64_t j = 0; j < count; j += LANES) {
-                const Bits first_bits = rounded_bfloat16(load(upper + j) * of_first) >> 16;
-                const Bits second_bits = alone ? Bits{} : rounded_bfloat16(load(lower + j) * of_second);
-                store(memory.pairs + i / 2 * TILE + j, (Floats)(first_bits | second_bits));
-            }
-        }
-        pair_rows(others, terms, memory.others);
-        accumulate<PAIRS>(memory.pairs, {1, TILE}, count, memory.others, rows.stride, (terms + 1) / 2, rows.padded, memory.product, rows.stride, add);
-    }
-
-    // The weights of one row of a rectangle.
-    void weigh(const Rectangle& r, int64_t row, int64_t first, int64_t columns, float* line) const {
-        const float *of_columns = weight + r.column;
-        const Floats own = all(weight[r.row + row]);
-        // Columns may begin within a strip and end in the next; what is written too much is written again.
-        for (int64_t column = first; column < first + columns;) {
-            const int64_t strip = column / TILE, offset = column - strip * TILE, count = least(TILE - offset, first + columns - column);
-            const float *entries = strip_of(r, strip) + row * TILE + offset;
-            if (r.kind == PLAIN) {
-                for (int64_t j = 0; j < count; j += LANES) store(line + j, load(entries + j) * own);
-            } else {
-                for (int64_t j = 0; j < count; j += LANES) store(line + j, load(entries + j) * (own + load(of_columns + column + j)));
-            }
-            column += count;
-            line += count;
-        }
-    }
-
-    static double sum_of(const float* line, int64_t count) {
-        double sum = 0;
-        for (int64_t j = 0; j < count; ++j) sum += line[j];
-        return sum;
-    }
-
-    // Raw rows are multiplied by weights over the rows' lengths; rows less their centre are not raw.
-    bool multiplies_raw() const { return rows.centre == nullptr; }
-    float own_length(int64_t row) const { return multiplies_raw() ? inverse[row] : 1; }
-    Floats over_lengths(Floats weights, int64_t first) const { return multiplies_raw() ? weights * load(inverse + first) : weights; }
-
-    // Two rows of the right factor at a time, entry by entry.
-    void pair_rows(int64_t first, int64_t count, float* to) const {
-        for (int64_t i = 0; i < count; i += 2, to += rows.stride) {
-            const bool alone = i + 1 == count;
-            if (multiplies_raw()) {
-                const uint16_t *upper = raw + (first + i) * 2 * paired_stride, *lower = upper + 2 * paired_stride;
-                for (int64_t k = 0; k < rows.padded; k += LANES) {
-                    const Bits one = __builtin_convertvector(*reinterpret_cast<const ShortsAnywhere*>(upper + k), Bits);
-                    const Bits other = alone ? Bits{} : __builtin_convertvector(*reinterpret_cast<const ShortsAnywhere*>(lower + k), Bits);
-                    store(to + k, (Floats)(one | other << 16));
-                }
-            } else {
-                const float *upper = rows.centred + (first + i) * rows.stride, *lower = upper + rows.stride;
-                for (int64_t k = 0; k < rows.padded; k += LANES) {
-                    const Bits other = alone ? Bits{} : rounded_bfloat16(load(lower + k));
-                    store(to + k, (Floats)(rounded_bfloat16(load(upper + k)) >> 16 | other));
-                }
-            }
-        }
-    }
 };
 
 }  // namespace

@@ -34,7 +34,8 @@ struct Strides {
     int64_t row, term;
 };
 
-// Single-precision numbers, or pairs of bfloat16 numbers in their place, whose products are added up in single precision.
+// Single-precision numbers, or pairs of bfloat16 numbers in their place, whose products are added up in single
+// precision.
 enum Terms { SINGLES, PAIRS };
 #if defined(__AVX512BF16__)
 constexpr bool MULTIPLIES_PAIRS = true;
@@ -51,9 +52,8 @@ inline Floats add_product(Floats sum, Floats left, Floats right) {
 }
 
 template <Terms TERMS, int VECTORS>
-inline void form_block(
-    const float* left, Strides at, const float* right, int64_t right_stride, int64_t terms, Floats (&block)[BLOCK_ROWS][VECTORS]
-) {
+inline void form_block(const float* left, Strides at, const float* right, int64_t right_stride, int64_t terms,
+                       Floats (&block)[BLOCK_ROWS][VECTORS]) {
     for (int i = 0; i < BLOCK_ROWS; ++i)
         for (int v = 0; v < VECTORS; ++v) block[i][v] = Floats{};
     for (int64_t k = 0; k < terms; ++k) {
@@ -72,9 +72,8 @@ inline void form_block(
 
 // Add a block's products to what is there, or write them.
 template <Terms TERMS, int VECTORS>
-inline void add_block(
-    const float* left, Strides at, const float* right, int64_t right_stride, int64_t terms, float* out, int64_t out_stride, bool add
-) {
+inline void add_block(const float* left, Strides at, const float* right, int64_t right_stride, int64_t terms,
+                      float* out, int64_t out_stride, bool add) {
     Floats block[BLOCK_ROWS][VECTORS];
     form_block<TERMS, VECTORS>(left, at, right, right_stride, terms, block);
     for (int i = 0; i < BLOCK_ROWS; ++i)
@@ -84,9 +83,8 @@ inline void add_block(
         }
 }
 
-inline void add_block_precisely(
-    const float* left, Strides at, const float* right, int64_t right_stride, int64_t terms, double* out, int64_t out_stride, bool add
-) {
+inline void add_block_precisely(const float* left, Strides at, const float* right, int64_t right_stride, int64_t terms,
+                                double* out, int64_t out_stride, bool add) {
     Floats block[BLOCK_ROWS][BLOCK_VECTORS];
     form_block<SINGLES, BLOCK_VECTORS>(left, at, right, right_stride, terms, block);
     for (int i = 0; i < BLOCK_ROWS; ++i)
@@ -131,19 +129,19 @@ inline void transpose(const float* rows, int64_t stride, int64_t count, int64_t 
     for (int64_t start = 0; start < wanted; start += LANES)
         for (int64_t k = 0; k < d; k += LANES) {
             Floats square[LANES];
-            for (int j = 0; j < LANES; ++j) square[j] = start + j < count ? load(rows + (start + j) * stride + k) : Floats{};
+            for (int j = 0; j < LANES; ++j)
+                square[j] = start + j < count ? load(rows + (start + j) * stride + k) : Floats{};
             transpose_square(square);
             for (int j = 0; j < LANES; ++j) store(to + (k + j) * TILE + start, square[j]);
         }
 }
 
-// rows · columnsᵀ into a tile, `tile_stride` entries from one of its rows to the next; whole blocks are written. Of rows
-// with themselves only the blocks that touch the diagonal or lie above it are formed; the others are their mirror image.
+// rows · columnsᵀ into a tile, `tile_stride` entries from one of its rows to the next; whole blocks are written. Of
+// rows with themselves only the blocks that touch the diagonal or lie above it are formed; the others are their mirror
+// image.
 template <Terms TERMS, class Entry>
-inline void multiply(
-    const float* rows, int64_t stride, int64_t num_rows, const float* columns, int64_t num_columns, int64_t d, int64_t chunk, bool symmetric, Entry* tile,
-    int64_t tile_stride
-) {
+inline void multiply(const float* rows, int64_t stride, int64_t num_rows, const float* columns, int64_t num_columns,
+                     int64_t d, int64_t chunk, bool symmetric, Entry* tile, int64_t tile_stride) {
     constexpr bool PRECISE = sizeof(Entry) == sizeof(double);
     for (int64_t k = 0; k < d; k += chunk) {
         const int64_t terms = least(chunk, d - k);
@@ -161,22 +159,23 @@ inline void multiply(
     if (symmetric)
         for (int64_t j = 0; j < num_columns; j += BLOCK_COLUMNS)
             for (int64_t i = up(j + BLOCK_COLUMNS, BLOCK_ROWS); i < num_rows; ++i)
-                for (int64_t c = j; c < least(j + BLOCK_COLUMNS, num_columns); ++c) tile[i * tile_stride + c] = tile[c * tile_stride + i];
+                for (int64_t c = j; c < least(j + BLOCK_COLUMNS, num_columns); ++c)
+                    tile[i * tile_stride + c] = tile[c * tile_stride + i];
 }
 
 // Add weights · rows to some rows of a gradient. The weights' rows beyond `count` are read up to a whole block.
 template <Terms TERMS>
-inline void accumulate(
-    const float* weights, Strides at, int64_t count, const float* rows, int64_t stride, int64_t terms, int64_t d, float* out,
-    int64_t out_stride, bool add
-) {
+inline void accumulate(const float* weights, Strides at, int64_t count, const float* rows, int64_t stride,
+                       int64_t terms, int64_t d, float* out, int64_t out_stride, bool add) {
     int64_t k = 0;
     for (; k + BLOCK_COLUMNS <= d; k += BLOCK_COLUMNS)
         for (int64_t i = 0; i < count; i += BLOCK_ROWS)
-            add_block<TERMS, BLOCK_VECTORS>(weights + i * at.row, at, rows + k, stride, terms, out + i * out_stride + k, out_stride, add);
+            add_block<TERMS, BLOCK_VECTORS>(weights + i * at.row, at, rows + k, stride, terms, out + i * out_stride + k,
+                                            out_stride, add);
     for (; k < d; k += LANES)
         for (int64_t i = 0; i < count; i += BLOCK_ROWS)
-            add_block<TERMS, 1>(weights + i * at.row, at, rows + k, stride, terms, out + i * out_stride + k, out_stride, add);
+            add_block<TERMS, 1>(weights + i * at.row, at, rows + k, stride, terms, out + i * out_stride + k, out_stride,
+                                add);
 }
 
 }  // namespace

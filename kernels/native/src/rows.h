@@ -47,15 +47,16 @@ struct Plan {
 
 struct Rows {
     int64_t d, padded, stride, count;
-    float* units;        // (count, stride), 0 from d to `padded`
-    double* inverse;     // (count,) one over the length of the rescaled row; 0 for a zero row
-    double* length;      // (count,) of the rows as they are multiplied
-    double* positive;    // (n,) similarities of the pairs
-    float* originals;    // (count, stride) rescaled rows before they are normalised, which rounds them; null unless wanted
-    float* centre;       // (padded,) the mean row; null where subtracting it does not pay
-    float* centred;      // (count, stride) rows less the centre, or the units themselves
+    float* units;      // (count, stride), 0 from d to `padded`
+    double* inverse;   // (count,) one over the length of the rescaled row; 0 for a zero row
+    double* length;    // (count,) of the rows as they are multiplied
+    double* positive;  // (n,) similarities of the pairs
+    float*
+        originals;   // (count, stride) rescaled rows before they are normalised, which rounds them; null unless wanted
+    float* centre;   // (padded,) the mean row; null where subtracting it does not pay
+    float* centred;  // (count, stride) rows less the centre, or the units themselves
     bool rescaled;
-    bool wide = false;   // every product in double precision where it is added up, from rows that are not rounded
+    bool wide = false;  // every product in double precision where it is added up, from rows that are not rounded
 
     double product(const float* a, const float* b) const { return wide ? wide_dot(a, b, padded) : dot(a, b, padded); }
 
@@ -117,7 +118,8 @@ inline void normalise_row(const Rows& rows, int64_t index) {
 }
 
 // Stack, rescale and normalise all rows, and multiply the pairs. False where a row is not finite.
-inline bool prepare(Rows& rows, const Side* sides, int num_sides, int64_t n, bool normalize, float* exponents, int parts) {
+inline bool prepare(Rows& rows, const Side* sides, int num_sides, int64_t n, bool normalize, float* exponents,
+                    int parts) {
     int bad = 0, rescaled = 0;
     auto work = [&](int part) {
         int64_t offset = 0;
@@ -134,7 +136,8 @@ inline bool prepare(Rows& rows, const Side* sides, int num_sides, int64_t n, boo
                     if (exponents != nullptr) exponents[index] = static_cast<float>(exponent);
                 }
                 if (side == 0) {
-                    const double product = rows.product(rows.units + i * rows.stride, rows.units + (n + i) * rows.stride);
+                    const double product =
+                        rows.product(rows.units + i * rows.stride, rows.units + (n + i) * rows.stride);
                     rows.positive[i] = product * (rows.inverse[i] * rows.inverse[n + i]);
                     if (normalize) normalise_row(rows, n + i);
                 }
@@ -147,13 +150,14 @@ inline bool prepare(Rows& rows, const Side* sides, int num_sides, int64_t n, boo
     return !bad;
 }
 
-// Find the mean row, and subtract it from all rows where that makes them shorter: each row of weights nearly sums to the
-// positive's, so in a collapsed batch almost the whole product cancels, and only its rounding stays.
+// Find the mean row, and subtract it from all rows where that makes them shorter: each row of weights nearly sums to
+// the positive's, so in a collapsed batch almost the whole product cancels, and only its rounding stays.
 inline void centre_rows(Rows& rows, bool normalize, float* centred) {
     float* mean = rows.centre;
     memset(mean, 0, sizeof(float) * rows.padded);
     for (int64_t i = 0; i < rows.count; ++i)
-        for (int64_t k = 0; k < rows.padded; k += LANES) store(mean + k, load(mean + k) + load(rows.units + i * rows.stride + k));
+        for (int64_t k = 0; k < rows.padded; k += LANES)
+            store(mean + k, load(mean + k) + load(rows.units + i * rows.stride + k));
     const Floats share = all(1.0f / static_cast<float>(rows.count));
     for (int64_t k = 0; k < rows.padded; k += LANES) store(mean + k, load(mean + k) * share);
     bool pays;
@@ -180,21 +184,25 @@ inline void centre_rows(Rows& rows, bool normalize, float* centred) {
 
 // Carry a unit row's gradient through the normalisation, and add what centring and the positive took from it:
 // out = (g − ⟨g, u⟩ u) / |row| with g = product + sum · centre − pull · (positive's row, centred or not).
-inline void finish_gradient(const Rows& rows, int64_t index, int64_t partner, double pull, double sum, bool normalize, float* product, float* out) {
-    const float *unit = rows.units + index * rows.stride;
+inline void finish_gradient(const Rows& rows, int64_t index, int64_t partner, double pull, double sum, bool normalize,
+                            float* product, float* out) {
+    const float* unit = rows.units + index * rows.stride;
     if (partner >= 0 && pull != 0) {
         const Floats factor = all(static_cast<float>(-pull));
         const float* other = rows.centred + partner * rows.stride;
-        for (int64_t k = 0; k < rows.padded; k += LANES) store(product + k, load(product + k) + factor * load(other + k));
+        for (int64_t k = 0; k < rows.padded; k += LANES)
+            store(product + k, load(product + k) + factor * load(other + k));
     }
     if (rows.centre != nullptr) {
         const Floats factor = all(static_cast<float>(sum - (partner >= 0 ? pull : 0)));
-        for (int64_t k = 0; k < rows.padded; k += LANES) store(product + k, load(product + k) + factor * load(rows.centre + k));
+        for (int64_t k = 0; k < rows.padded; k += LANES)
+            store(product + k, load(product + k) + factor * load(rows.centre + k));
     }
     if (normalize) {
         const Floats radial = all(static_cast<float>(dot(product, unit, rows.padded)));
         const Floats inverse = all(static_cast<float>(rows.inverse[index]));
-        for (int64_t k = 0; k < rows.padded; k += LANES) store(product + k, (load(product + k) - radial * load(unit + k)) * inverse);
+        for (int64_t k = 0; k < rows.padded; k += LANES)
+            store(product + k, (load(product + k) - radial * load(unit + k)) * inverse);
     }
     memcpy(out, product, sizeof(float) * rows.d);
 }

@@ -9,8 +9,8 @@ namespace {
 
 // Rows whose positives are weighed at a time.
 constexpr int64_t SHARED_ROWS = 16;
-// Classes up to this size are weighed in double precision. In larger ones a row's loss is so large that single precision
-// serves, and products pay to be formed tile by tile.
+// Classes up to this size are weighed in double precision. In larger ones a row's loss is so large that single
+// precision serves, and products pay to be formed tile by tile.
 constexpr int64_t SMALL_CLASS = 32;
 constexpr double HELD_WEIGHTS = 1 << 30;
 
@@ -20,18 +20,19 @@ struct ClassLoss {
     Side side;
     Problem problem;
     Contrast core;
-    int64_t *order, *spare;  // (n,) the caller's row at each place
-    int64_t* labels;         // (n,) sorted
-    int64_t *first, *last;   // (n,) the class of a row, as places
-    double** of_class;       // (n,) a row's logits with its class, in base 2, which become their weights
-    double* own_logits;      // room for all pairs, of which those of one class are used
-    double *peak, *sum, *mean;     // (n,) of a row's logits with its class: lse is peak + log2 sum; the mean less the peak
-    double *sigma, *factor;        // (n,) the derivative of a row's loss by its negatives' lse, and the loss's own factor
-    double* moment;                // (n,) Σ of a row's weights times logits, less the peak
-    double* tiles;                 // each part's tile of products
-    double wanted = 0;       // what says that moments are wanted
+    int64_t *order, *spare;     // (n,) the caller's row at each place
+    int64_t* labels;            // (n,) sorted
+    int64_t *first, *last;      // (n,) the class of a row, as places
+    double** of_class;          // (n,) a row's logits with its class, in base 2, which become their weights
+    double* own_logits;         // room for all pairs, of which those of one class are used
+    double *peak, *sum, *mean;  // (n,) of a row's logits with its class: lse is peak + log2 sum; the mean less the peak
+    double *sigma, *factor;     // (n,) the derivative of a row's loss by its negatives' lse, and the loss's own factor
+    double* moment;             // (n,) Σ of a row's weights times logits, less the peak
+    double* tiles;              // each part's tile of products
+    double wanted = 0;          // what says that moments are wanted
 
-    explicit ClassLoss(const Classes& from) : given(from), n(from.n), side(from.x), problem(as_contrast(from, &side, &wanted)), core(problem) {
+    explicit ClassLoss(const Classes& from)
+        : given(from), n(from.n), side(from.x), problem(as_contrast(from, &side, &wanted)), core(problem) {
         core.paired = false;
         core.kept = problem.gradient;
     }
@@ -102,7 +103,8 @@ struct ClassLoss {
                 const int64_t middle = least(start + run, n), end = least(start + 2 * run, n);
                 int64_t a = start, b = middle;
                 for (int64_t to = start; to < end; ++to)
-                    spare[to] = a < middle && (b >= end || names[order[a]] <= names[order[b]]) ? order[a++] : order[b++];
+                    spare[to] =
+                        a < middle && (b >= end || names[order[a]] <= names[order[b]]) ? order[a++] : order[b++];
             }
             int64_t* sorted = spare;
             spare = order;
@@ -128,7 +130,8 @@ struct ClassLoss {
             for (int64_t i = n * part / core.parts; i < n * (part + 1) / core.parts; ++i) {
                 const int exponent = prepare_row(rows, given.x, order[i], i, given.normalize);
                 if (exponent != 0) __atomic_store_n(&rescaled, 1, __ATOMIC_RELAXED);
-                if (!std::isfinite(rows.inverse[i]) || !std::isfinite(rows.length[i])) __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
+                if (!std::isfinite(rows.inverse[i]) || !std::isfinite(rows.length[i]))
+                    __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
                 if (given.exponents != nullptr) given.exponents[order[i]] = static_cast<float>(exponent);
                 if (given.normalize) normalise_row(rows, i);
             }
@@ -142,7 +145,8 @@ struct ClassLoss {
     void by_pieces(int64_t size, Function each) {
         Queue queue((n + size - 1) / size);
         auto work = [&](int part) {
-            for (int64_t taken = queue.take(); taken < queue.size; taken = queue.take()) each(part, taken * size, least((taken + 1) * size, n));
+            for (int64_t taken = queue.take(); taken < queue.size; taken = queue.take())
+                each(part, taken * size, least((taken + 1) * size, n));
         };
         parallel(core.parts, work);
     }
@@ -150,8 +154,10 @@ struct ClassLoss {
     void compare_classes() {
         by_pieces(TILE, [&](int part, int64_t from, int64_t to) {
             for (int64_t start = from; start < to; start = least(to, last[start])) {
-                if (last[start] - first[start] > SMALL_CLASS) multiply_large(part, start, least(to, last[start]));
-                else for (int64_t i = start; i < least(to, last[start]); ++i) multiply_small(i);
+                if (last[start] - first[start] > SMALL_CLASS)
+                    multiply_large(part, start, least(to, last[start]));
+                else
+                    for (int64_t i = start; i < least(to, last[start]); ++i) multiply_small(i);
             }
         });
         // Only now is every logit of a row there.
@@ -164,7 +170,8 @@ struct ClassLoss {
         const Rows& rows = core.rows;
         const int64_t start = first[i];
         for (int64_t j = i + 1; j < last[i]; ++j) {
-            const double logit = dot(rows.units + i * rows.stride, rows.units + j * rows.stride, rows.padded) * problem.scale;
+            const double logit =
+                dot(rows.units + i * rows.stride, rows.units + j * rows.stride, rows.padded) * problem.scale;
             of_class[i][j - start] = of_class[j][i - start] = logit;
         }
     }
@@ -178,9 +185,11 @@ struct ClassLoss {
         for (int64_t k = start; k < end; k += TILE) {
             const int64_t count = least(TILE, end - k);
             transpose(rows.units + k * rows.stride, rows.stride, count, rows.padded, columns);
-            multiply<SINGLES>(rows.units + from * rows.stride, rows.stride, to - from, columns, count, rows.padded, precise_chunk(rows.padded, 1), false, tile, TILE);
+            multiply<SINGLES>(rows.units + from * rows.stride, rows.stride, to - from, columns, count, rows.padded,
+                              precise_chunk(rows.padded, 1), false, tile, TILE);
             for (int64_t i = from; i < to; ++i)
-                for (int64_t j = 0; j < count; ++j) of_class[i][k - start + j] = tile[(i - from) * TILE + j] * problem.scale;
+                for (int64_t j = 0; j < count; ++j)
+                    of_class[i][k - start + j] = tile[(i - from) * TILE + j] * problem.scale;
         }
     }
 
@@ -278,7 +287,8 @@ struct ClassLoss {
             double loss = (of_sum - mean[i]) * LN2;
             if (size < n) {
                 if (!core.trusted(of_negatives)) return OUT_OF_RANGE;
-                const double z = (std::log2(of_negatives) + core.shift[i] - peak[i] - of_sum) * LN2, small = std::exp(z > 0 ? -z : z);
+                const double z = (std::log2(of_negatives) + core.shift[i] - peak[i] - of_sum) * LN2,
+                             small = std::exp(z > 0 ? -z : z);
                 loss += std::log1p(small) + (z > 0 ? z : 0);
                 sigma[i] = (z > 0 ? 1 : small) / (1 + small);
             }
@@ -300,14 +310,16 @@ struct ClassLoss {
             for (int64_t i = 0; i < n; ++i) of_temperature += factor[i] * moment[i];
         }
         *given.paired = paired;
-        if (given.total != nullptr) *given.total = static_cast<float>(given.mean && paired > 0 ? total / static_cast<double>(paired) : total);
+        if (given.total != nullptr)
+            *given.total = static_cast<float>(given.mean && paired > 0 ? total / static_cast<double>(paired) : total);
         if (given.slope != nullptr) *given.slope = -of_temperature * LN2;
         return DONE;
     }
 
     void differentiate() {
         centre_rows(core.rows, given.normalize, core.centred);
-        by_pieces(TILE, [&](int part, int64_t from, int64_t to) { differentiate_rows(from, to, core.working_of(part)); });
+        by_pieces(TILE,
+                  [&](int part, int64_t from, int64_t to) { differentiate_rows(from, to, core.working_of(part)); });
     }
 
     void differentiate_rows(int64_t from, int64_t to, const Contrast::Working& memory) const {
@@ -315,10 +327,12 @@ struct ClassLoss {
         const int64_t count = to - from;
         memset(memory.sums, 0, sizeof(double) * TILE);
         if (!core.add_products(from, to, memory)) memset(memory.product, 0, sizeof(float) * count * rows.stride);
-        for (int64_t k = first[from]; k < last[to - 1]; k += TILE) add_own(from, count, k, least(TILE, last[to - 1] - k), memory);
+        for (int64_t k = first[from]; k < last[to - 1]; k += TILE)
+            add_own(from, count, k, least(TILE, last[to - 1] - k), memory);
         for (int64_t i = 0; i < count; ++i) {
             float* out = side.gradient + order[from + i] * problem.d;
-            finish_gradient(rows, from + i, -1, 0, memory.sums[i], given.normalize, memory.product + i * rows.stride, out);
+            finish_gradient(rows, from + i, -1, 0, memory.sums[i], given.normalize, memory.product + i * rows.stride,
+                            out);
         }
     }
 
@@ -334,7 +348,8 @@ struct ClassLoss {
                 memory.sums[i] += line[j - k];
             }
         }
-        accumulate<SINGLES>(memory.tile, {TILE, 1}, count, rows.centred + k * rows.stride, rows.stride, terms, rows.padded, memory.product, rows.stride, true);
+        accumulate<SINGLES>(memory.tile, {TILE, 1}, count, rows.centred + k * rows.stride, rows.stride, terms,
+                            rows.padded, memory.product, rows.stride, true);
     }
 };
 

@@ -1,6 +1,7 @@
 // The sigmoid loss of all pairs of rows. The square of logits is cut into strips of TILE columns and these into tiles,
-// which become losses and, if a gradient is wanted, weights, in one pass. The weights are kept, so that the second pass,
-// their products with the rows, only reads: every piece of a gradient adds up its terms in one order whoever does it.
+// which become losses and, if a gradient is wanted, weights, in one pass. The weights are kept, so that the second
+// pass, their products with the rows, only reads: every piece of a gradient adds up its terms in one order whoever does
+// it.
 #pragma once
 #include "products.h"
 #include "rows.h"
@@ -11,8 +12,8 @@ namespace {
 
 constexpr int SIGMOID_BITS = 30;
 constexpr float HELD = 1 << SIGMOID_BITS;
-// Weights of a collapsed batch are all alike, and so are its rows. Then every addition to a sum errs the same way, so that
-// the error grows with the number of terms: short sums keep it below that of the logits.
+// Weights of a collapsed batch are all alike, and so are its rows. Then every addition to a sum errs the same way, so
+// that the error grows with the number of terms: short sums keep it below that of the logits.
 constexpr int64_t SHORT_SUM = 32;
 
 // log1p(e) / e for e from 0 to 1.
@@ -39,8 +40,8 @@ struct SigmoidLoss {
     // Base-2 logits are similarity · scale + offset, each constant in two parts.
     float scale, scale_rest, offset, offset_rest;
     double wide_scale, wide_offset;
-    float* weights;        // (n, stride), if a gradient is wanted
-    double* row_losses;    // (strips, n) each strip's shares
+    float* weights;      // (n, stride), if a gradient is wanted
+    double* row_losses;  // (strips, n) each strip's shares
     double* row_weights;
     double* row_moments;
     double *positive_loss, *pull;  // (n,)
@@ -48,7 +49,12 @@ struct SigmoidLoss {
     unsigned long working_size = 0;
 
     explicit SigmoidLoss(const Sigmoid& given)
-        : problem(given), n(given.n), strips((given.n + TILE - 1) / TILE), stride(padded(given.n)), rows(given.d, 2 * given.n), sides{given.x, given.y} {
+        : problem(given),
+          n(given.n),
+          strips((given.n + TILE - 1) / TILE),
+          stride(padded(given.n)),
+          rows(given.d, 2 * given.n),
+          sides{given.x, given.y} {
         wide_scale = problem.inverse * LOG2E;
         wide_offset = problem.bias * LOG2E;
         scale = static_cast<float>(wide_scale);
@@ -138,14 +144,21 @@ struct SigmoidLoss {
             float* tile = keeps() ? weights + start * stride + first : memory.tile;
             const int64_t tile_stride = keeps() ? stride : TILE;
             const float* left = rows.units + start * rows.stride;
-            if (problem.precise) multiply<SINGLES>(left, rows.stride, height, memory.columns, columns, rows.padded, precise_chunk(rows.padded, 1), false, memory.precise, TILE);
-            else multiply<SINGLES>(left, rows.stride, height, memory.columns, columns, rows.padded, CHUNK, false, tile, tile_stride);
+            if (problem.precise)
+                multiply<SINGLES>(left, rows.stride, height, memory.columns, columns, rows.padded,
+                                  precise_chunk(rows.padded, 1), false, memory.precise, TILE);
+            else
+                multiply<SINGLES>(left, rows.stride, height, memory.columns, columns, rows.padded, CHUNK, false, tile,
+                                  tile_stride);
             for (int64_t i = 0; i < height; ++i) {
                 float* line = tile + i * tile_stride;
                 const double* precise = memory.precise + i * TILE;
-                if (!weighs()) classify_row<false, false>(line, precise, start + i, first, columns, strip);
-                else if (!scalars()) classify_row<true, false>(line, precise, start + i, first, columns, strip);
-                else classify_row<true, true>(line, precise, start + i, first, columns, strip);
+                if (!weighs())
+                    classify_row<false, false>(line, precise, start + i, first, columns, strip);
+                else if (!scalars())
+                    classify_row<true, false>(line, precise, start + i, first, columns, strip);
+                else
+                    classify_row<true, true>(line, precise, start + i, first, columns, strip);
             }
         }
     }
@@ -253,11 +266,13 @@ struct SigmoidLoss {
             const float* from = of_y ? weights + k * stride + first : weights + first * stride + k;
             const Strides at = of_y ? Strides{1, stride} : Strides{stride, 1};
             const float* others = rows.units + (of_y ? k : n + k) * rows.stride;
-            accumulate<SINGLES>(from, at, count, others, rows.stride, least(SHORT_SUM, n - k), rows.padded, memory.product, rows.stride, k > 0);
+            accumulate<SINGLES>(from, at, count, others, rows.stride, least(SHORT_SUM, n - k), rows.padded,
+                                memory.product, rows.stride, k > 0);
         }
         for (int64_t i = 0; i < count; ++i) {
             float* out = gradient + (first + i) * problem.d;
-            finish_gradient(rows, of_y * n + first + i, -1, 0, 0, problem.normalize, memory.product + i * rows.stride, out);
+            finish_gradient(rows, of_y * n + first + i, -1, 0, 0, problem.normalize, memory.product + i * rows.stride,
+                            out);
         }
     }
 };

@@ -1,6 +1,6 @@
-// Vectors of the width that this file is compiled for, in the compiler's own vector types: one source for all processors.
-// Everything lies in a namespace of its own for each instruction set (see isa.cpp), and nothing of the standard library
-// is used, so that no function compiled for one processor can be linked in place of another's.
+// Vectors of the width that this file is compiled for, in the compiler's own vector types: one source for all
+// processors. Everything lies in a namespace of its own for each instruction set (see isa.cpp), and nothing of the
+// standard library is used, so that no function compiled for one processor can be linked in place of another's.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -88,7 +88,8 @@ inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
 
 // 2^x to a unit in the last place; 0 below the normal numbers, 2^127 above them.
 inline Floats exp2(Floats x) {
-    const Floats magic = all(12582912.0f);  // 1.5 · 2^23: adding it rounds to a whole number, which its low bits then hold
+    const Floats magic =
+        all(12582912.0f);  // 1.5 · 2^23: adding it rounds to a whole number, which its low bits then hold
     const Floats capped = minimum(x, all(127.0f));
     const Floats shifted = capped + magic;
     const Floats f = capped - (shifted - magic);
@@ -161,8 +162,8 @@ inline void widen(const void* rows, int64_t first, Dtype dtype, int64_t d, float
     for (; k < padded; ++k) to[k] = 0;
 }
 
-// Σ a_k b_k for d a multiple of the lanes. So many sums run side by side, in single precision, and are added up in double
-// precision so often, that rounding stays a tenth of a unit in the last place.
+// Σ a_k b_k for d a multiple of the lanes. So many sums run side by side, in single precision, and are added up in
+// double precision so often, that rounding stays a tenth of a unit in the last place.
 inline double dot(const float* a, const float* b, int64_t d) {
     constexpr int SUMS = 32 / LANES;
     constexpr int64_t CHUNK_OF_DOT = 256;

@@ -15,12 +15,12 @@
 
 namespace ctloss {
 
-#define CTLOSS_DECLARE(isa)                         \
-    namespace isa {                                 \
-    Status solve_contrast(const Problem& problem);  \
+#define CTLOSS_DECLARE(isa)                           \
+    namespace isa {                                   \
+    Status solve_contrast(const Problem& problem);    \
     int64_t size_of_contrast(const Problem& problem); \
-    Status solve_classes(const Classes& problem);   \
-    Status solve_sigmoid(const Sigmoid& problem);   \
+    Status solve_classes(const Classes& problem);     \
+    Status solve_sigmoid(const Sigmoid& problem);     \
     }
 CTLOSS_DECLARE(portable)
 #ifdef CTLOSS_AVX2
@@ -42,7 +42,8 @@ struct Kernels {
     Status (*classes)(const Classes&);
     Status (*sigmoid)(const Sigmoid&);
 };
-#define CTLOSS_KERNELS(isa) (Kernels{#isa, isa::solve_contrast, isa::size_of_contrast, isa::solve_classes, isa::solve_sigmoid})
+#define CTLOSS_KERNELS(isa) \
+    (Kernels{#isa, isa::solve_contrast, isa::size_of_contrast, isa::solve_classes, isa::solve_sigmoid})
 
 #if defined(CTLOSS_AVX2) || defined(CTLOSS_AVX512)
 // What both sets are compiled for; setup.py names the same features. Clang before 19 does not know f16c by name.
@@ -56,7 +57,10 @@ bool has_avx2() {
 // The widest vectors that both the processor and ATEN_CPU_CAPABILITY, which PyTorch's own kernels follow, allow.
 Kernels choose() {
     const char* given = std::getenv("ATEN_CPU_CAPABILITY");
-    [[maybe_unused]] const int most = given == nullptr ? 2 : std::strcmp(given, "default") == 0 ? 0 : std::strcmp(given, "avx2") == 0 ? 1 : 2;
+    [[maybe_unused]] const int most = given == nullptr                     ? 2
+                                      : std::strcmp(given, "default") == 0 ? 0
+                                      : std::strcmp(given, "avx2") == 0    ? 1
+                                                                           : 2;
 #if defined(CTLOSS_AVX2) || defined(CTLOSS_AVX512)
     __builtin_cpu_init();
 #endif
@@ -86,7 +90,8 @@ class Arguments {
     double number() { return next_ < end_ ? PyFloat_AsDouble(*next_++) : missing(); }
     template <class Entry>
     Entry* address() {
-        return reinterpret_cast<Entry*>(static_cast<uintptr_t>(next_ < end_ ? PyLong_AsUnsignedLongLong(*next_++) : missing()));
+        return reinterpret_cast<Entry*>(
+            static_cast<uintptr_t>(next_ < end_ ? PyLong_AsUnsignedLongLong(*next_++) : missing()));
     }
     Py_ssize_t left() const { return end_ - next_; }
 
@@ -152,8 +157,7 @@ PyObject* contrast(PyObject*, PyObject* const* all, Py_ssize_t count) {
     problem.rescaled = &rescaled;
     Status status = DONE;
     if (PyErr_Occurred() == nullptr) {
-        Py_BEGIN_ALLOW_THREADS
-        status = kernels.contrast(problem);
+        Py_BEGIN_ALLOW_THREADS status = kernels.contrast(problem);
         release_scratch();
         Py_END_ALLOW_THREADS
     }
@@ -211,11 +215,10 @@ PyObject* classes(PyObject*, PyObject* const* all, Py_ssize_t count) {
     problem.rescaled = &rescaled;
     problem.paired = &paired;
     Status status = DONE;
-    Py_BEGIN_ALLOW_THREADS
-    status = kernels.classes(problem);
+    Py_BEGIN_ALLOW_THREADS status = kernels.classes(problem);
     release_scratch();
-    Py_END_ALLOW_THREADS
-    return PyLong_FromLongLong(status == DONE ? 2 * paired + rescaled : -static_cast<long long>(status));
+    Py_END_ALLOW_THREADS return PyLong_FromLongLong(status == DONE ? 2 * paired + rescaled
+                                                                   : -static_cast<long long>(status));
 }
 
 PyObject* sigmoid(PyObject*, PyObject* const* all, Py_ssize_t count) {
@@ -242,11 +245,9 @@ PyObject* sigmoid(PyObject*, PyObject* const* all, Py_ssize_t count) {
     bool rescaled = false;
     problem.rescaled = &rescaled;
     Status status = DONE;
-    Py_BEGIN_ALLOW_THREADS
-    status = kernels.sigmoid(problem);
+    Py_BEGIN_ALLOW_THREADS status = kernels.sigmoid(problem);
     release_scratch();
-    Py_END_ALLOW_THREADS
-    return PyLong_FromLong(status == DONE ? rescaled : -static_cast<long>(status));
+    Py_END_ALLOW_THREADS return PyLong_FromLong(status == DONE ? rescaled : -static_cast<long>(status));
 }
 
 // Small gradients are multiplied by a number at less than what a call of PyTorch costs.
@@ -266,13 +267,17 @@ PyObject* capability(PyObject*, PyObject*) { return PyUnicode_FromString(kernels
 
 PyMethodDef methods[] = {
     {"contrast", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(contrast)), METH_FASTCALL,
-     "Sums, loss and gradient of one call, as ctloss.kernels.native.library calls it: 0, 1 if rows were rescaled, or a negative status."},
+     "Sums, loss and gradient of one call, as ctloss.kernels.native.library calls it: 0, 1 if rows were rescaled, or a "
+     "negative status."},
     {"size", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(size)), METH_FASTCALL,
-     "Bytes of all exponentials of a call, from its pairs, candidates, negatives, directions and whether a logit serves both ways."},
+     "Bytes of all exponentials of a call, from its pairs, candidates, negatives, directions and whether a logit "
+     "serves both ways."},
     {"classes", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(classes)), METH_FASTCALL,
-     "Losses and gradient of one call of the supervised loss, as ctloss.kernels.native.sup_con calls it: twice the rows with a positive, plus 1 if rows were rescaled, or a negative status."},
+     "Losses and gradient of one call of the supervised loss, as ctloss.kernels.native.sup_con calls it: twice the "
+     "rows with a positive, plus 1 if rows were rescaled, or a negative status."},
     {"sigmoid", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(sigmoid)), METH_FASTCALL,
-     "Losses and gradient of one call of the sigmoid loss, as ctloss.kernels.native.sig_lip calls it; returns what contrast does."},
+     "Losses and gradient of one call of the sigmoid loss, as ctloss.kernels.native.sig_lip calls it; returns what "
+     "contrast does."},
     {"scale", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(scale)), METH_FASTCALL,
      "Multiply numbers in place: the factor, then addresses and counts of single-precision numbers."},
     {"capability", capability, METH_NOARGS, "The instruction set the kernels were chosen for."},
