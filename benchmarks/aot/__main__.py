@@ -35,7 +35,8 @@ from benchmarks.aot.devices import Compiled, Device, compile_for
 from benchmarks.aot.table import COMMAND, markdown
 from benchmarks.results import insert
 from ctloss.kernels import triton_path
-from ctloss.kernels.triton_path import config, engine, hopper, sig_lip, tiles
+from ctloss.kernels.triton_path import engine, hopper, sig_lip, tiles
+from ctloss.kernels.triton_path.plan import config
 
 MODULES = [
     importlib.import_module(f"{package.__name__}.{each.name}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctloss.kernels.problem import Batch, Problem
-from ctloss.kernels.triton_path.config import can_specialise
+from ctloss.kernels.triton_path.plan.config import can_specialise
 
 
 @dataclass(frozen=True)

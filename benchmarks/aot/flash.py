@@ -16,9 +16,9 @@ import torch
 
 from benchmarks.results import insert, page_of, table
 from ctloss.kernels.problem import Problem, Shape
-from ctloss.kernels.triton_path import layout
-from ctloss.kernels.triton_path.config import WIDTH_PADDING, choose_formats, flash_wins
-from ctloss.kernels.triton_path.layout import stack_of
+from ctloss.kernels.triton_path.plan import layout
+from ctloss.kernels.triton_path.plan.config import WIDTH_PADDING, choose_formats, flash_wins
+from ctloss.kernels.triton_path.plan.layout import stack_of
 
 COMMAND = "python -m benchmarks.aot.flash"
 # Measured: products by cuBLAS, memory. tf32 has half of bfloat16's rate, float32 no tensor core.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import batches
 from benchmarks.exact import errors
-from benchmarks.gpu.case import LOSSES, OURS, Run, build, captured
+from benchmarks.gpu.race.case import LOSSES, OURS, Run, build, captured
 from benchmarks.measure import Timing, interleaved
 from benchmarks.peers import PairLoss
 from benchmarks.providers import DTYPES, Case

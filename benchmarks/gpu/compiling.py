@@ -27,11 +27,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.exact import SIGMOID_BIAS
-from benchmarks.gpu.case import LOSSES, Run
-from benchmarks.gpu.changes import Changes, changed
 from benchmarks.gpu.checks import KINDS, SHAPES, SOFTMAX_LOSSES
-from benchmarks.gpu.choices import every_race
-from benchmarks.gpu.variants import RAGGED, VARIANTS, Variant
+from benchmarks.gpu.race.case import LOSSES, Run
+from benchmarks.gpu.race.changes import Changes, changed
+from benchmarks.gpu.race.choices import every_race
+from benchmarks.gpu.race.variants import RAGGED, VARIANTS, Variant
 from benchmarks.providers import DTYPES, Case
 from benchmarks.results import ROOT
 from ctloss.kernels.problem import Batch, Problem

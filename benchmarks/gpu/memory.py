@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.results import table
 from ctloss.kernels.problem import Problem, Shape
-from ctloss.kernels.triton_path import config, layout, memory
-from ctloss.kernels.triton_path.layout import length
+from ctloss.kernels.triton_path.plan import config, layout, memory
+from ctloss.kernels.triton_path.plan.layout import length
 
 # float64 numbers that a loss of the rows holds for each of them while its gradient is formed: z, the positive's logit,
 # the row's loss and its derivatives, the factors a and b, and what makes them.

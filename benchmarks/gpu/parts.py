@@ -15,8 +15,9 @@ from pathlib import Path
 
 from benchmarks import batches
 from benchmarks.exact import errors
-from benchmarks.gpu import checks, choices, counters, variants
-from benchmarks.gpu.case import LOSSES, OURS, Run, build
+from benchmarks.gpu import checks
+from benchmarks.gpu.race import choices, counters, variants
+from benchmarks.gpu.race.case import LOSSES, OURS, Run, build
 from benchmarks.measure import PASSES, Timing, forward_backward, interleaved, peak_bytes
 from benchmarks.providers import DTYPES, Case
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gpu.variants import VARIANTS
+from benchmarks.gpu.race.variants import VARIANTS
 from benchmarks.results import ROOT
 
 # Tests that run kernels, the least tried first; those of corpora, training and packaging need no GPU.

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ..problem import Batch, Forward, Problem, Shape
-from . import config, layout, memory
-from .layout import identities, stack_of, wanted_spans
+from .plan import config, layout, memory
+from .plan.layout import identities, stack_of, wanted_spans
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST_ARCH = 80

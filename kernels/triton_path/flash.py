@@ -15,11 +15,11 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..problem import Problem
-from . import layout
-from .config import FlashConfig
 from .gradient import finish
-from .layout import Span, length
 from .pack import Rows
+from .plan import layout
+from .plan.config import FlashConfig
+from .plan.layout import Span, length
 from .tiles import add_products, counted_pairs, logits, needs_mask
 from .weights import Factors, pair_weights, round_to_tf32, weighed_sum
 

@@ -10,11 +10,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ..problem import Problem
-from . import layout, memory
-from .config import BlockConfig, RowConfig
 from .kept import edge_of, panel_weights
-from .layout import CANDIDATES, Span, length
 from .pack import PACK_DEPTH, Rows
+from .plan import layout, memory
+from .plan.config import BlockConfig, RowConfig
+from .plan.layout import CANDIDATES, Panel, Span, length
 from .tiles import tile_at
 from .weights import Factors, weight_memory
 

@@ -13,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiles, weights
-from .config import BlockConfig
-from .layout import Block, Panel, length
 from .pack import Rows
+from .plan.config import BlockConfig
+from .plan.layout import Block, Panel, length
 from .tiles import COARSEST_RATE, common_rate, kept_place, needs_mask, rows_inside, stem_of, tile_at
 from .weights import Factors, pair_weights, round_to_tf32, store_weights
 

@@ -16,10 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..problem import Problem
-from . import layout
-from .config import BlockConfig
-from .layout import Panel, Span, X, Y, length
 from .pack import Rows
+from .plan import layout
+from .plan.config import BlockConfig
+from .plan.layout import Panel, Span, X, Y, length
 from .tiles import (
     common_rate,
     counted_pairs,

@@ -13,9 +13,9 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..problem import Batch, Problem
-from . import layout
-from .config import BlockConfig
-from .layout import CANDIDATES, Panel, Stack, length, table
+from .plan import layout
+from .plan.config import BlockConfig
+from .plan.layout import CANDIDATES, Panel, Stack, length, table
 
 PACK_DEPTH = 512
 

@@ -18,10 +18,11 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .. import sigmoid
 from ..problem import Batch, Problem, Shape
 from ..sigmoid import Solved, softplus
-from . import config, engine, layout
+from . import engine
 from .gradient import add_gradient, finish
-from .layout import X, Y, identities, stack_of, table
 from .pack import Rows, pack
+from .plan import config, layout
+from .plan.layout import X, Y, identities, stack_of, table
 from .tiles import counted_pairs, logits, needs_mask, tile_at, tile_products
 from .weights import Factors, round_to_tf32
 

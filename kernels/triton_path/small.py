@@ -13,9 +13,6 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..problem import Batch, Problem
-from . import layout
-from .config import SmallConfig
-from .layout import product_columns, product_parts, stack_of
 from .lse import close_rows, first_moment
 from .pack import (
     LOG2_E,
@@ -27,6 +24,9 @@ from .pack import (
     stacked_rows,
     temperature_arguments,
 )
+from .plan import layout
+from .plan.config import SmallConfig
+from .plan.layout import product_columns, product_parts, stack_of
 from .tiles import (
     COMMON_PEAK_RATE,
     INTERPRETED,

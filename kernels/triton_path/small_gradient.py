@@ -11,11 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ..problem import Batch, Problem
-from . import layout
-from .config import SmallConfig
 from .gradient import norms_shared_out, projected, store_gradient
-from .layout import X, product_columns, product_parts, stack_of
 from .pack import load_entries, rescaled, stacked_rows
+from .plan import layout
+from .plan.config import SmallConfig
+from .plan.layout import X, product_columns, product_parts, stack_of
 from .small import NUM_WARPS, differ, keeps_exponentials, load_products
 from .tiles import INTERPRETED, common_rate, logits
 from .weights import (

@@ -7,7 +7,7 @@ import math
 import triton
 import triton.language as tl
 
-from . import layout
+from .plan import layout
 
 INVERSE, FACTOR = tl.constexpr(layout.INVERSE), tl.constexpr(layout.FACTOR)
 RATE, LIMIT = tl.constexpr(layout.RATE), tl.constexpr(layout.LIMIT)

@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import layout
-from .config import BlockConfig
-from .layout import Panel, length
 from .pack import Rows
+from .plan import layout
+from .plan.config import BlockConfig
+from .plan.layout import Panel, length
 from .tiles import (
     common_rate,
     counted_pairs,

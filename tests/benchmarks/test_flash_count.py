@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 from benchmarks.aot import flash
 from benchmarks.results import page_of, split_document
 from ctloss.kernels.problem import Shape
-from ctloss.kernels.triton_path.config import flash_wins
+from ctloss.kernels.triton_path.plan.config import flash_wins
 
 
 def test_documented_count_is_the_count() -> None:

@@ -18,18 +18,18 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from benchmarks.gpu import counters, variants
 from benchmarks.gpu.__main__ import read_rows, run_part
-from benchmarks.gpu.case import Run
-from benchmarks.gpu.changes import changed
 from benchmarks.gpu.checks import SOFTMAX_LOSSES
 from benchmarks.gpu.compiling import share, tasks
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.plan import PLAN, Part
-from benchmarks.gpu.variants import SHIPPED, VARIANTS, Variant
+from benchmarks.gpu.race import counters, variants
+from benchmarks.gpu.race.case import Run
+from benchmarks.gpu.race.changes import changed
+from benchmarks.gpu.race.variants import SHIPPED, VARIANTS, Variant
 from benchmarks.results import ROOT
 from ctloss.kernels.triton_path import engine, gradient
-from ctloss.kernels.triton_path.config import BlockConfig
+from ctloss.kernels.triton_path.plan.config import BlockConfig
 from support.regimes import Case
 from support.triton_calls import ON_GPU, in_panels, pairs
 

@@ -17,7 +17,8 @@ pytest.importorskip("triton")
 
 from benchmarks.gpu import memory
 from ctloss.kernels.problem import Batch, Problem, Shape
-from ctloss.kernels.triton_path import config, engine
+from ctloss.kernels.triton_path import engine
+from ctloss.kernels.triton_path.plan import config
 from support.triton_calls import ON_GPU, in_panels
 
 MIB = 1 << 20

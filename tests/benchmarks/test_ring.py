@@ -13,9 +13,9 @@ import torch
 from benchmarks.gpu import ring
 from benchmarks.gpu.ring import Gpu, Network, Step, backward_blocks, cost, forward_blocks, memory
 from ctloss.kernels.problem import Shape
-from ctloss.kernels.triton_path import layout
-from ctloss.kernels.triton_path.layout import stack_of
-from ctloss.kernels.triton_path.memory import plan_backward
+from ctloss.kernels.triton_path.plan import layout
+from ctloss.kernels.triton_path.plan.layout import stack_of
+from ctloss.kernels.triton_path.plan.memory import plan_backward
 
 GPU, NETWORK = Gpu(7e14, 3e14, 2e14, 1e-3, 1e-3), Network()
 AMPLE = 1 << 40

@@ -52,6 +52,11 @@ LAYERS = (
         ("ctloss.kernels.native", "ctloss.kernels.torch_path", *SHARED_BY_PATHS),
     ),
     Layer(
+        "ctloss.kernels.triton_path.plan",
+        frozenset({"torch"}),
+        ("ctloss.kernels.triton_path.plan", "ctloss.kernels.triton_path.hopper", *SHARED_BY_PATHS),
+    ),
+    Layer(
         "ctloss.kernels.triton_path", frozenset({"torch", "triton"}), ("ctloss.kernels.triton_path", *SHARED_BY_PATHS)
     ),
     Layer("ctloss.kernels", frozenset({"torch"}), ("ctloss.kernels",)),
@@ -170,6 +175,8 @@ def test_imports_point_down(path: Path) -> None:
         ("ctloss.kernels.torch_path.engine", "from ..triton_path import engine", ["ctloss.kernels.triton_path.engine"]),
         ("ctloss.kernels.triton_path.engine", "from ..problem import Problem\nimport triton.language as tl", []),
         ("ctloss.kernels.triton_path.engine", "from ctloss import checks", ["ctloss.checks"]),
+        ("ctloss.kernels.triton_path.plan.layout", "from . import config\nimport triton", ["triton"]),
+        ("ctloss.kernels.triton_path.plan.layout", "from ..tiles import x", ["ctloss.kernels.triton_path.tiles.x"]),
         ("ctloss.losses", "from ctloss.train import recipe", ["ctloss.train.recipe"]),
         ("ctloss.losses", "from .shared.files import locked", ["ctloss.shared.files.locked"]),
         ("ctloss.losses", "import kernels.problem", ["kernels.problem"]),

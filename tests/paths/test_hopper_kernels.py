@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ctloss.kernels.triton_path import layout, tiles
+from ctloss.kernels.triton_path import tiles
+from ctloss.kernels.triton_path.plan import layout
 from support.hopper.language import Changes, simulated
 from support.hopper.machine import Deadlock, Misuse
 from support.hopper.panels import Panel, check_lse, check_weights

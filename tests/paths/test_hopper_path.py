@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from ctloss.kernels.problem import Problem, Shape
-from ctloss.kernels.triton_path import config, engine, layout
-from ctloss.kernels.triton_path.config import CDNA3, INTERPRETER, can_specialise, choose
+from ctloss.kernels.triton_path import engine
 from ctloss.kernels.triton_path.hopper import lse, weights
+from ctloss.kernels.triton_path.plan import config, layout
+from ctloss.kernels.triton_path.plan.config import CDNA3, INTERPRETER, can_specialise, choose
 from support.hopper.language import simulated
 from support.regimes import Candidates, Case
 from support.triton_calls import DEVICE, ON_GPU, both_passes, check, in_panels, problem

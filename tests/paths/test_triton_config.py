@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctloss.kernels.problem import Problem, Shape
-from ctloss.kernels.triton_path import layout, memory
-from ctloss.kernels.triton_path.config import (
+from ctloss.kernels.triton_path.plan import layout, memory
+from ctloss.kernels.triton_path.plan.config import (
     CDNA3,
     INTERPRETER,
     BlockConfig,
@@ -26,7 +26,7 @@ from ctloss.kernels.triton_path.config import (
     choose_small,
     flash_wins,
 )
-from ctloss.kernels.triton_path.layout import CANDIDATES, X, Y, stack_of, wanted_spans
+from ctloss.kernels.triton_path.plan.layout import CANDIDATES, X, Y, stack_of, wanted_spans
 from ctloss.kernels.triton_path.tiles import tile_at
 
 PROBLEM = Problem(workspace=1 << 28)

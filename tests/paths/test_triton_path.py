@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctloss.kernels.problem import Batch, Shape
-from ctloss.kernels.triton_path import config, engine, gradient, layout, memory, small
-from ctloss.kernels.triton_path.layout import identities, stack_of
+from ctloss.kernels.triton_path import engine, gradient, small
+from ctloss.kernels.triton_path.plan import config, layout, memory
+from ctloss.kernels.triton_path.plan.layout import identities, stack_of
 from support.regimes import Candidates, Case, cases
 from support.triton_calls import (
     DEVICE,

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctloss.kernels.problem import Shape
-from ctloss.kernels.triton_path import engine, flash, layout, weights
-from ctloss.kernels.triton_path.layout import stack_of, wanted_spans
+from ctloss.kernels.triton_path import engine, flash, weights
+from ctloss.kernels.triton_path.plan import layout
+from ctloss.kernels.triton_path.plan.layout import stack_of, wanted_spans
 from support.regimes import Candidates, Case, cases
 from support.triton_calls import DEVICE, DTYPES, Counted, both_passes, chain_of, check, in_flash, pairs, problem
 

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 
 from ctloss.kernels.problem import Problem, Shape
-from ctloss.kernels.triton_path import config, engine, gradient, kept, layout, tiles, weights
+from ctloss.kernels.triton_path import engine, gradient, kept, tiles, weights
+from ctloss.kernels.triton_path.plan import config, layout
 from support.regimes import Candidates, Case, cases
 from support.triton_calls import (
     DEVICE,

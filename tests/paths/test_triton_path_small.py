@@ -13,9 +13,10 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from ctloss.kernels.problem import Shape
-from ctloss.kernels.triton_path import config, engine, gradient, layout, small, small_gradient, weights
-from ctloss.kernels.triton_path.config import CDNA3, choose, choose_small
-from ctloss.kernels.triton_path.layout import stack_of
+from ctloss.kernels.triton_path import engine, gradient, small, small_gradient, weights
+from ctloss.kernels.triton_path.plan import config, layout
+from ctloss.kernels.triton_path.plan.config import CDNA3, choose, choose_small
+from ctloss.kernels.triton_path.plan.layout import stack_of
 from ctloss.reference import closed_form
 from support.regimes import Candidates, Case
 from support.triton_calls import DEVICE, DTYPES, ON_GPU, both_passes, chain_of, check, pairs, problem, shape_of

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ctloss.kernels.problem import Batch, Problem, Shape
-from ctloss.kernels.triton_path import config, engine, layout
+from ctloss.kernels.triton_path import engine
+from ctloss.kernels.triton_path.plan import config, layout
 
 from .acceptance import check_engine
 from .regimes import Case

@@ -18,12 +18,13 @@ from torch import Tensor
 import ctloss
 from benchmarks import batches
 from benchmarks.exact import Exact, errors
-from benchmarks.gpu.case import OURS, Run, build, captured
-from benchmarks.gpu.changes import IN_PANELS, Changes, changed, configured, small_configured
+from benchmarks.gpu.race.case import OURS, Run, build, captured
+from benchmarks.gpu.race.changes import IN_PANELS, Changes, changed, configured, small_configured
 from benchmarks.measure import Timing, forward, forward_backward, interleaved, peak_bytes
 from benchmarks.peers import PairLoss
 from benchmarks.providers import DTYPES, Case
-from ctloss.kernels.triton_path import config, gradient
+from ctloss.kernels.triton_path import gradient
+from ctloss.kernels.triton_path.plan import config
 
 # Up to this many pairs Python hardly launches a step faster than a GPU runs it.
 LAUNCH_BOUND = 4096

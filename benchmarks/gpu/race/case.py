@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from benchmarks import providers
-from benchmarks.gpu import rivals
+from benchmarks.gpu.race import rivals
 from benchmarks.peers import PairLoss
 from benchmarks.providers import Case, NotOffered, OtherLosses
 

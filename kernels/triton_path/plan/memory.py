@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
-from ..problem import Problem
+from ...problem import Problem
 from . import layout
 from .config import ROW_PADDING
 from .layout import Block, Panel, Span, Stack, fit, length, partners
@@ -43,7 +43,7 @@ def plan_backward(stack: Stack, weight_bytes: int, workspace: int) -> BackwardPl
 
     Sums of less than a quarter of the rows save too little for their memory.
 
-    >>> from ctloss.kernels.triton_path.layout import Shape, stack_of
+    >>> from ctloss.kernels.triton_path.plan.layout import Shape, stack_of
     >>> plan_backward(stack_of(Shape(65536, 768)), 2, 2**26)
     BackwardPlan(size=5632, columns=2560, shared=False, held=0)
     >>> plan_backward(stack_of(Shape(65536, 768)), 2, 2**28)

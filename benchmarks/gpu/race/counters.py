@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from benchmarks import batches
-from benchmarks.gpu.case import OURS, Run, build
-from benchmarks.gpu.changes import changed
-from benchmarks.gpu.variants import BY_NAME, VARIANTS, timed_on
+from benchmarks.gpu.race.case import OURS, Run, build
+from benchmarks.gpu.race.changes import changed
+from benchmarks.gpu.race.variants import BY_NAME, VARIANTS, timed_on
 from benchmarks.measure import forward_backward
 from benchmarks.providers import DTYPES
 

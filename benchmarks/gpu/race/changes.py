@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
-from ctloss.kernels.triton_path import config
+from ctloss.kernels.triton_path.plan import config
 
 # Attributes of modules and what they are meanwhile; none: everything as shipped.
 Changes = tuple[tuple[ModuleType, str, object], ...]

@@ -14,13 +14,14 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from benchmarks.gpu.changes import Changes
-from ctloss.kernels.triton_path import gradient, kept, layout, lse, tiles, weights
-from ctloss.kernels.triton_path.config import BlockConfig
+from benchmarks.gpu.race.changes import Changes
+from ctloss.kernels.triton_path import gradient, kept, lse, tiles, weights
 from ctloss.kernels.triton_path.kept import counted_columns
-from ctloss.kernels.triton_path.layout import Panel, length
 from ctloss.kernels.triton_path.lse import store_own_peak, store_slot
 from ctloss.kernels.triton_path.pack import Rows
+from ctloss.kernels.triton_path.plan import layout
+from ctloss.kernels.triton_path.plan.config import BlockConfig
+from ctloss.kernels.triton_path.plan.layout import Panel, length
 from ctloss.kernels.triton_path.tiles import (
     add_products,
     common_rate,

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from ..problem import Problem, Shape
+from ...problem import Problem, Shape
 
 Products = Literal["double", "ieee", "tf32x3", "tf32"]
 
@@ -253,7 +253,7 @@ def can_specialise(shape: Shape, arch: int, problem: Problem) -> bool:
 def _has_gluon() -> bool:
     """Whether Triton has the names that those kernels are written in: Gluon is experimental."""
     try:
-        from .hopper import names  # noqa: F401
+        from ..hopper import names  # noqa: F401
     except (ImportError, AttributeError):
         return False
     return True

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from benchmarks import batches
 from benchmarks.exact import errors
-from benchmarks.gpu import together
-from benchmarks.gpu.case import OURS, Run, build
-from benchmarks.gpu.changes import IN_PANELS, Changes, changed, configured
+from benchmarks.gpu.race import together
+from benchmarks.gpu.race.case import OURS, Run, build
+from benchmarks.gpu.race.changes import IN_PANELS, Changes, changed, configured
 from benchmarks.measure import PASSES, Timing, interleaved
 from benchmarks.peers import PairLoss
 from benchmarks.providers import DTYPES, Case

@@ -356,7 +356,7 @@ def test_calls_from_several_threads_at_once_give_the_same_bits() -> None:
 def test_a_forked_child_has_threads_of_its_own() -> None:
     program = (
         "import os, torch\n"
-        "from paths.test_native_path import one_call_of_each_kind as call\n"
+        "from native.test_native_path import one_call_of_each_kind as call\n"
         "torch.set_num_threads(2)\n"
         "before = call()\n"
         "child = os.fork()\n"

@@ -16,7 +16,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from ..problem import Batch, Problem, Shape
+from ...problem import Batch, Problem, Shape
 from . import config
 from .config import ROW_PADDING, BlockConfig
 
