@@ -182,8 +182,14 @@ def release(
     held: Held, factor: float | Tensor, dtypes: tuple[torch.dtype, ...], *, last: bool = False
 ) -> list[Tensor | None]:
     """Held gradients times a factor; see the torch path's ``release``."""
-    if last and held.exponents is None and isinstance(factor, float) and library.kernels is not None:
-        number = factor * 2.0**held.bits
+    if (
+        last
+        and held.exponents is None
+        and isinstance(factor, float)
+        and isinstance(held.bits, int)
+        and library.kernels is not None
+    ):
+        number = factor * math.ldexp(1.0, held.bits)
         some = [one for one in held.gradients if one is not None]
         small = sum([one.numel() for one in some]) <= SMALL
         if small and LEAST_FACTOR < abs(number) < 1 / LEAST_FACTOR and all(one.dtype == torch.float32 for one in some):

@@ -155,9 +155,7 @@ def test_source_archive_holds_real_files(archives: Path) -> None:
     inside = {member.name.partition("/")[2] for member in members if member.isfile()}
     assert set(expected_modules() + DATA) <= inside
     assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.py", "constraints.txt"} <= inside
-    of_kernels = {
-        f"{NATIVE}/src/{path.name}" for path in (ROOT / "kernels/native/src").iterdir()
-    }
+    of_kernels = {f"{NATIVE}/src/{path.name}" for path in (ROOT / "kernels/native/src").iterdir()}
     assert {f"{NATIVE}/src/{name}" for name in ("isa.cpp", "module.cpp", "simd.h")} <= of_kernels <= inside
     assert LIBRARY not in inside
 

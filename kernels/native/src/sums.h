@@ -421,6 +421,7 @@ struct Sums {
         }
         for (int64_t j = columns; j % LANES != 0; ++j) {
             line[j] = EXCLUDED;
+            if (problem.precise) rest[j] = 0;
             if (moment) unshifted[j] = 0;
         }
     }
