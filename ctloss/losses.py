@@ -237,8 +237,8 @@ def cz_nce(
         reduction: ``"mean"`` over the rows, ``"sum"``, or ``"none"``: all rows, x's first.
         form: ``"log"`` returns z; ``"ratio"`` returns φ/sg(φ) of equation (6): 1, with the same gradient, bit for bit.
         precision: how carefully float32 products are formed on a GPU; the CPU is always at ``"highest"``.
-        impl: ``"auto"``, or ``"reference"``, ``"torch"``, ``"triton"``: a path named explicitly either runs or raises
-            an error saying why; :func:`ctloss.explain` tells what would run.
+        impl: ``"auto"``, or ``"reference"``, ``"native"``, ``"torch"``, ``"triton"``: a path named explicitly either
+            runs or raises an error saying why; :func:`ctloss.explain` tells what would run.
 
     Returns:
         The loss in float32 (float64 for float64 inputs): a scalar, or one number per row for ``"none"``: ``(2n,)``, or
