@@ -58,9 +58,10 @@ class BuildKernels(build_ext):
                     macros=[("CTLOSS_ISA", name)],
                     extra_postargs=[*flags, *options],
                 )
-            except CompileError:
+            except CompileError as error:
                 if name == "portable":
                     raise
+                self.warn(f"built without {name}, which the compiler does not know: {error}")
             else:
                 found.append((f"CTLOSS_{name.upper()}", None))
         extension.extra_objects = objects

@@ -219,8 +219,9 @@ class Contrastive(torch.autograd.Function):
         learnt = isinstance(temperature, Tensor)
         ctx.call = chosen, None if learnt else temperature
         ctx.needs, ctx.found = needs, found
-        # So that a change of the inputs is noticed, and a second derivative reaches them.
-        ctx.save_for_backward(*sides, *((temperature,) if learnt else ()))
+        # So that a change of what is read again is noticed, and a second derivative reaches the inputs.
+        read_again = () if holds(chosen.problem, chosen.engine) else (ids[0], *ids[1])
+        ctx.save_for_backward(*sides, *((temperature,) if learnt else ()), *read_again)
         return first if second is None else (first, second)
 
     @staticmethod
@@ -229,8 +230,8 @@ class Contrastive(torch.autograd.Function):
         needs = ctx.needs
         if first is None and second is None:
             return (None,) * (3 + len(needs))
-        inputs = ctx.saved_tensors
         chosen, temperature = ctx.call
+        inputs = ctx.saved_tensors[: len(needs) - (temperature is not None)]
         if temperature is None:
             temperature = inputs[-1]
         # Freed like saved tensors: a loss that is kept for its value keeps nothing else.

@@ -195,17 +195,19 @@ class Sigmoid(torch.autograd.Function):
         x, y, temperature, bias = tensors
         inputs = Inputs(x, y, temperature, bias, ids)
         loss, ctx.solved = _loss(inputs, Call(chosen.problem, ctx.needs), chosen)
-        ctx.rest = chosen, ids, [None if isinstance(one, Tensor) else one for one in tensors]
-        # So that a change of the inputs is noticed, and a second derivative reaches them.
-        ctx.save_for_backward(*[one for one in tensors if isinstance(one, Tensor)])
+        ctx.rest = chosen, [None if isinstance(one, Tensor) else one for one in tensors]
+        # So that a change of what is read again is noticed, and a second derivative reaches the inputs.
+        read_again = ids if ctx.solved is None else None
+        ctx.save_for_backward(read_again, *[one for one in tensors if isinstance(one, Tensor)])
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 6
-        chosen, ids, numbers = ctx.rest
-        saved = iter(ctx.saved_tensors)
+        chosen, numbers = ctx.rest
+        ids, *given = ctx.saved_tensors
+        saved = iter(given)
         x, y, temperature, bias = [next(saved) if one is None else one for one in numbers]
         inputs = Inputs(x, y, temperature, bias, ids)
         # Freed like saved tensors: a loss that is kept for its value keeps nothing else.
@@ -217,7 +219,7 @@ class Sigmoid(torch.autograd.Function):
             found = _direct_gradients(solved, inputs, Call(chosen.problem, ctx.needs), chosen, True, upstream)
             return None, None, *found
         run = partial(_direct_gradients, solved, inputs, Call(chosen.problem, ctx.needs), chosen, False)
-        return None, None, *ops.once(run, ctx, upstream, ctx.saved_tensors, ONLY_FIRST_DERIVATIVES)
+        return None, None, *ops.once(run, ctx, upstream, given, ONLY_FIRST_DERIVATIVES)
 
 
 def _direct_gradients(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -110,7 +110,8 @@ def _native(x: Tensor, labels: Tensor, tau: float | Tensor, problem: Problem) ->
         return None
     n, d = x.shape
     shape = Shape(n, d, dtype=x.dtype, device_type=x.device.type, masked=True)
-    if cached_plan(shape, problem).path != "native" or not native.fits(n, problem):
+    # One call returns single rows as exactly as their sum.
+    if cached_plan(shape, replace(problem, reduction="mean")).path != "native" or not native.fits(n, problem):
         return None
     needs = (False, False)
     if torch.is_grad_enabled():
@@ -136,9 +137,10 @@ class Solved(torch.autograd.Function):
     ) -> Tensor:
         ctx.needs = ctx.needs_input_grad[4:]
         ctx.set_materialize_grads(False)
-        ctx.solved, ctx.rest = solved, (labels, problem, number)
-        # So that a change of the inputs is noticed, and a second derivative reaches them.
-        ctx.save_for_backward(x, *((tau,) if isinstance(tau, Tensor) else ()))
+        ctx.solved, ctx.rest = solved, (problem, number)
+        # So that a change of what is read again is noticed, and a second derivative reaches the inputs.
+        read_again = labels if problem.reduction == "none" else None
+        ctx.save_for_backward(read_again, x, *((tau,) if isinstance(tau, Tensor) else ()))
         return solved.loss.float()
 
     @staticmethod
@@ -150,7 +152,7 @@ class Solved(torch.autograd.Function):
         if last:
             ctx.solved = None
         last = last and unwatched(upstream) and not torch.is_grad_enabled()
-        inputs, (labels, problem, number) = ctx.saved_tensors, ctx.rest
+        (labels, *inputs), (problem, number) = ctx.saved_tensors, ctx.rest
         run = partial(_gradients, solved, labels, problem, number, inputs, ctx.needs, last)
         if last:
             return None, None, None, None, *run(upstream, None)
@@ -159,10 +161,10 @@ class Solved(torch.autograd.Function):
 
 def _gradients(
     solved: native.Solved,
-    labels: Tensor,
+    labels: Tensor | None,
     problem: Problem,
     tau: float,
-    inputs: tuple[Tensor, ...],
+    inputs: Sequence[Tensor],
     needs: tuple[bool, bool],
     last: bool,
     upstream: Tensor,
@@ -173,6 +175,7 @@ def _gradients(
     if problem.reduction == "none":
         factor = power_of_two(upstream).item()
         weights = upstream.double() / factor
+        assert labels is not None
         again = native.solve(x, labels, tau, problem, needs=needs, weights=weights)
         if again is None:
             return _gradients_by_contrast(labels, problem, tau, inputs, needs, upstream)
@@ -190,7 +193,7 @@ def _gradients(
 
 
 def _gradients_by_contrast(
-    labels: Tensor, problem: Problem, tau: float, inputs: tuple[Tensor, ...], needs: tuple[bool, bool], upstream: Tensor
+    labels: Tensor, problem: Problem, tau: float, inputs: Sequence[Tensor], needs: tuple[bool, bool], upstream: Tensor
 ) -> list[Tensor | None]:
     """The same for a batch that the native path declines once it knows the upstream gradient."""
     x = inputs[0].detach().requires_grad_(needs[0])

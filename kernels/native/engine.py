@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..problem import Batch, Forward, Problem, Shape
 from ..torch_path import engine as torch_engine
-from ..torch_path.engine import Held, pack, packed_shapes, scaled, unpack
+from ..torch_path.engine import LEAST_BITS, Held, pack, packed_shapes, scaled, unpack
 from . import library
 
 __all__ = [
@@ -49,8 +49,8 @@ LEAST_FACTOR = 2.0**-100
 # Up to this many rows of all sides rounding hardly averages out over a row's negatives; up to this many entries care
 # costs little.
 FEW_ROWS, FEW_ENTRIES = 64, 1 << 14
-# Sides of the kernels' tiles, and the most rows of a block and entries of a vector.
-TILE, BLOCK, VECTOR = 96, 12, 16
+# Entries of the widest vector.
+VECTOR = 16
 # Rows of all sides beyond which exact sums of single rows cost more than the torch path, which repairs a few.
 MANY_ROWS = 512
 SCALE_BITS = 30
@@ -73,8 +73,9 @@ def unsupported(shape: Shape, problem: Problem) -> str | None:
         return f"the compiled kernels take float32, bfloat16 and float16, not {str(shape.dtype).removeprefix('torch.')}"
     if problem.dims is not None:
         return "the compiled kernels take one width at a time, and dims has several at once on the torch path"
-    if problem.loss == "sig_lip" and 4 * shape.n**2 > KEPT_WEIGHTS:
-        return f"the weights of all pairs take more than the {KEPT_WEIGHTS >> 20} MiB that are kept"
+    limit = min(KEPT_WEIGHTS, problem.workspace)
+    if problem.loss == "sig_lip" and 4 * shape.n**2 > limit:
+        return f"the weights of all pairs take more than the {limit >> 20} MiB that may be kept"
     return None
 
 
@@ -103,8 +104,9 @@ def symmetric(shape: Shape, problem: Problem) -> bool:
 
 
 def spare(shape: Shape, problem: Problem) -> int:
-    """Bytes of the workspace that two copies of the rows leave for exponentials."""
-    return max(0, problem.workspace - 8 * (2 * shape.n + sum(shape.candidates)) * shape.d)
+    """Bytes of the workspace that two copies of the rows, padded to whole vectors, leave for exponentials."""
+    padded = -(-shape.d // VECTOR) * VECTOR + VECTOR
+    return max(0, problem.workspace - 8 * (2 * shape.n + sum(shape.candidates)) * padded)
 
 
 def describe(shape: Shape, problem: Problem) -> dict[str, object]:
@@ -114,10 +116,13 @@ def describe(shape: Shape, problem: Problem) -> dict[str, object]:
         >>> describe(Shape(512, 256), Problem())["logits"]
         'tiles of 96 x 96'
     """
+    instructions = "none" if library.kernels is None else library.kernels.capability()
+    if problem.loss == "sig_lip":
+        return {"instructions": instructions, "logits": "tiles of 96 x 96", "gradient": "from weights kept"}
     kept = library.kernels is not None and exponentials(shape, problem) <= spare(shape, problem)
     return {
         "accumulated in": "float32, float64 over few rows and where single rows are returned",
-        "instructions": "none" if library.kernels is None else library.kernels.capability(),
+        "instructions": instructions,
         "logits": "tiles of 96 x 96",
         "gradient": f"from exponentials {'kept' if kept else 'formed again'}",
         "maximum": "none, guarded by their range",
@@ -276,18 +281,12 @@ def _call(
     # Copies must live as long as their addresses are used.
     keep: list[Tensor] = []
 
-    def readable(tensor: Tensor) -> Tensor:
-        # A sign may only be noted beside the memory.
-        copy = tensor.contiguous().resolve_neg()
-        keep.append(copy)
-        return copy
-
     gradients: list[Tensor | None] = [None] * (2 + len(candidates))
     arguments: list[Any] = []
     count = 0
     for index, side in enumerate((x, y, *candidates)):
-        if (d > 1 and side.stride(1) != 1) or side.is_neg():
-            side = readable(side)
+        side = library.readable_rows(side)
+        keep.append(side)
         rows = side.shape[0]
         count += rows
         own = ids if index < 2 else candidate_ids[index - 2] if candidate_ids else None
@@ -296,14 +295,21 @@ def _call(
             usual = side.dtype == torch.float32 and side.is_contiguous()
             gradient = torch.empty_like(side) if usual else torch.empty((rows, d), dtype=torch.float32, device="cpu")
             gradients[index], address = gradient, gradient.data_ptr()
-        of_ids = 0 if own is None else readable(own).data_ptr()
+        own = None if own is None else library.readable(own)
+        of_ids = 0
+        if own is not None:
+            keep.append(own)
+            of_ids = own.data_ptr()
         arguments += (side.data_ptr(), rows, side.stride(0), DTYPES[side.dtype], of_ids, address)
     held, bits, exponents = 1.0, 0, None
     if rescaled:
         exponents = torch.empty((count, 1), dtype=torch.float32, device="cpu")
     if loss is not None and True in needs:
         held, bits = _held_scale(temperature, shares)
-    of_shares = 0 if not isinstance(shares, Tensor) else readable(shares).data_ptr()
+    of_shares = 0
+    if isinstance(shares, Tensor):
+        keep.append(library.readable(shares))
+        of_shares = keep[-1].data_ptr()
     margin = problem.margin
     assert library.kernels is not None
     code = library.kernels.contrast(
@@ -356,7 +362,7 @@ def _held_scale(temperature: float | Tensor, shares: float | Tensor) -> tuple[fl
         size *= shares.abs().amax().item()
     else:
         divisor *= shares
-    bits = math.frexp(size)[1] if 0 < size < math.inf else 0
+    bits = max(math.frexp(size)[1], LEAST_BITS) if 0 < size < math.inf else 0
     return 2.0 ** (SCALE_BITS - bits) / divisor, bits - SCALE_BITS
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
+from torch import Tensor
+
 kernels: ModuleType | None
 """``None`` where they are missing."""
 
@@ -19,6 +21,23 @@ else:
     except ImportError as error:
         kernels = None
         _missing = f"this installation has none ({error}); where a C++ compiler is at hand, reinstalling builds them"
+
+
+def readable(tensor: Tensor) -> Tensor:
+    """The tensor with its entries as they are meant, one after the other: a sign may only be noted beside the memory.
+
+    Example:
+        >>> import torch
+        >>> readable(torch.eye(2).t()).is_contiguous()
+        True
+    """
+    return tensor.contiguous().resolve_neg()
+
+
+def readable_rows(rows: Tensor) -> Tensor:
+    """The same for rows, which may lie any distance apart."""
+    apart = rows.shape[1] > 1 and rows.stride(1) != 1
+    return readable(rows) if apart or rows.is_neg() else rows
 
 
 def missing() -> str | None:

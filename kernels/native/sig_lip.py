@@ -30,7 +30,7 @@ def solve(
         batch: x, y, temperature, and ids; pairs with equal ids are left out.
         bias: b.
         problem: ``normalize``, and whether single rows are returned.
-        weights: ``(n,)``, at most 1 in size; ``None`` stands for ones.
+        weights: ``(n,)``, less than 2 in size; ``None`` stands for ones.
         needs: whether to form the gradient of x, y, the temperature, the bias.
         share: return the sum of the row losses times this number instead of the row losses.
 
@@ -63,17 +63,17 @@ def _call(
     n, d = x.shape
     # Copies must live as long as their addresses are used.
     if weights is not None:
-        weights = weights.to(torch.float64).contiguous()
-    if d > 1 and x.stride(1) != 1:
-        x = x.contiguous()
-    if d > 1 and y.stride(1) != 1:
-        y = y.contiguous()
+        weights = library.readable(weights.to(torch.float64))
+    if ids is not None:
+        ids = library.readable(ids)
+    x, y = library.readable_rows(x), library.readable_rows(y)
     need_x, need_y, need_slope, need_offset = needs
-    grad_x = torch.empty((n, d), dtype=torch.float32) if need_x else None
-    grad_y = torch.empty((n, d), dtype=torch.float32) if need_y else None
-    slope = torch.empty((), dtype=torch.float64) if need_slope else None
-    offset = torch.empty((), dtype=torch.float64) if need_offset else None
-    losses = torch.empty((n,), dtype=torch.float64) if share is None else torch.empty((), dtype=torch.float32)
+    grad_x = torch.empty((n, d), dtype=torch.float32, device="cpu") if need_x else None
+    grad_y = torch.empty((n, d), dtype=torch.float32, device="cpu") if need_y else None
+    slope = torch.empty((), dtype=torch.float64, device="cpu") if need_slope else None
+    offset = torch.empty((), dtype=torch.float64, device="cpu") if need_offset else None
+    size, kind = ((n,), torch.float64) if share is None else ((), torch.float32)
+    losses = torch.empty(size, dtype=kind, device="cpu")
     address = losses.data_ptr()
     assert library.kernels is not None
     code = library.kernels.sigmoid(
@@ -105,6 +105,6 @@ def _call(
         return None
     if code and exponents is None and (need_x or need_y):
         # Rows were rescaled, which is rare: ask again, this time for their powers of two.
-        exponents = torch.empty((2 * n, 1), dtype=torch.float32)
+        exponents = torch.empty((2 * n, 1), dtype=torch.float32, device="cpu")
         return _call(batch, bias, problem, weights, needs, share, exponents)
     return Solved(losses, (grad_x, grad_y), exponents, slope, offset)

@@ -58,7 +58,7 @@ def solve(
         temperature: τ.
         problem: ``normalize`` and ``reduction``.
         needs: whether to form the gradient of x and of the temperature.
-        weights: ``(n,)``, at most 1 in size; ``None`` stands for ones.
+        weights: ``(n,)``, less than 2 in size; ``None`` stands for ones.
         exponents: where to write the rows' powers of two.
 
     Returns:
@@ -72,12 +72,12 @@ def solve(
     by_row = problem.reduction == "none"
     # Copies must live as long as their addresses are used.
     if weights is not None:
-        weights = weights.to(torch.float64).contiguous()
-    if d > 1 and x.stride(1) != 1:
-        x = x.contiguous()
-    gradient = torch.empty((n, d), dtype=torch.float32) if needs[0] else None
-    slope = torch.empty((), dtype=torch.float64) if needs[1] else None
-    loss = torch.empty((n,), dtype=torch.float64) if by_row else torch.empty((), dtype=torch.float32)
+        weights = library.readable(weights.to(torch.float64))
+    x, labels = library.readable_rows(x), library.readable(labels)
+    gradient = torch.empty((n, d), dtype=torch.float32, device="cpu") if needs[0] else None
+    slope = torch.empty((), dtype=torch.float64, device="cpu") if needs[1] else None
+    size, kind = ((n,), torch.float64) if by_row else ((), torch.float32)
+    loss = torch.empty(size, dtype=kind, device="cpu")
     address = loss.data_ptr()
     assert library.kernels is not None
     code = library.kernels.classes(
@@ -103,6 +103,6 @@ def solve(
         return None
     if code & 1 and exponents is None and gradient is not None:
         # Rows were rescaled, which is rare: ask again, this time for their powers of two.
-        exponents = torch.empty((n, 1), dtype=torch.float32)
+        exponents = torch.empty((n, 1), dtype=torch.float32, device="cpu")
         return solve(x, labels, temperature, problem, needs=needs, weights=weights, exponents=exponents)
     return Solved(loss, gradient, exponents, slope, code >> 1)

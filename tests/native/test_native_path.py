@@ -663,3 +663,76 @@ def test_memory_stays_within_the_workspace(n: int, d: int, candidates: int, nega
     # Beside it, the gradients and vectors with one entry per row; a thread's tile, and the allocators' slack.
     rows = 2 * n + candidates
     assert int(apart(program)) < limit + 4 * d * rows + 200 * rows + (6 << 20)
+
+
+@pytest.mark.parametrize("device", ["meta"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_outputs_are_on_the_cpu_whatever_the_default_device(device: str, reduction: str) -> None:
+    x, y = noisy(8, 16)
+    labels = torch.arange(8) // 2
+    with torch.device(device):
+        for loss in (
+            lambda: ctloss.sig_lip(x, y, reduction=reduction),  # type: ignore[arg-type]
+            lambda: ctloss.sup_con(x, labels, reduction=reduction),  # type: ignore[arg-type]
+            lambda: ctloss.info_nce(x, y, reduction=reduction),  # type: ignore[arg-type]
+        ):
+            assert loss().device.type == "cpu"
+
+
+def test_an_infinite_bias_has_an_infinite_loss() -> None:
+    x, y = noisy(40, 8)
+    assert ctloss.sig_lip(x, y, bias=torch.tensor(math.inf)).isinf()
+
+
+@pytest.mark.parametrize("loss", ["contrast", "sup_con", "sig_lip"])
+def test_ids_that_change_before_the_backward_reads_them_are_noticed(loss: str) -> None:
+    x, y = noisy(16, 8)
+    x.requires_grad_()
+    ids = torch.arange(16) // 2
+    value = {
+        "contrast": lambda: ctloss.contrast(x, y, ids=ids).z,
+        "sup_con": lambda: ctloss.sup_con(x, ids, reduction="none"),
+        "sig_lip": lambda: ctloss.sig_lip(x, y, ids=ids, reduction="none"),
+    }[loss]()
+    ids.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.sum().backward()
+
+
+def test_ids_that_are_not_read_again_may_change() -> None:
+    x, y = noisy(16, 8)
+    x.requires_grad_()
+    ids = torch.arange(16) // 2
+    value = ctloss.info_nce(x, y, ids=ids)
+    (expected,) = torch.autograd.grad(value, x, retain_graph=True)
+    ids.zero_()
+    (found,) = torch.autograd.grad(value, x)
+    assert torch.equal(found, expected)
+
+
+def test_weights_beyond_the_normal_numbers() -> None:
+    x, y = noisy(4, 8)
+    x.requires_grad_()
+    tiny = torch.full((8,), 1e-310, dtype=torch.float64)
+    ctloss.info_nce(x, y, weights=tiny, reduction="sum").backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.zeros(4, 8))
+
+
+def test_a_sign_that_is_noted_beside_the_memory() -> None:
+    x, y = noisy(6, 8)
+    noted = torch._neg_view(-x)
+    assert torch.equal(ctloss.sig_lip(noted, y), ctloss.sig_lip(x, y))
+    labels = torch.arange(6) // 2
+    assert torch.equal(ctloss.sup_con(noted, labels), ctloss.sup_con(x, labels))
+
+
+@pytest.mark.parametrize("labels", [torch.arange(4), torch.zeros(4, dtype=torch.int64)])
+def test_rows_whose_products_overflow_have_no_gradient_that_is_not_a_number(labels: Tensor) -> None:
+    x = (1e19 * torch.eye(4, 8)).requires_grad_()
+    ctloss.sup_con(x, labels, normalize=False).backward()
+    assert x.grad is not None
+    exact = x.detach().clone().requires_grad_()
+    ctloss.sup_con(exact, labels, normalize=False, impl="reference").backward()
+    assert exact.grad is not None
+    assert torch.equal(x.grad.isnan(), exact.grad.isnan())

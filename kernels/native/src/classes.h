@@ -130,7 +130,7 @@ struct ClassLoss {
             for (int64_t i = n * part / core.parts; i < n * (part + 1) / core.parts; ++i) {
                 const int exponent = prepare_row(rows, given.x, order[i], i, given.normalize);
                 if (exponent != 0) __atomic_store_n(&rescaled, 1, __ATOMIC_RELAXED);
-                if (!std::isfinite(rows.inverse[i]) || !std::isfinite(rows.length[i]))
+                if (!__builtin_isfinite(rows.inverse[i]) || !__builtin_isfinite(rows.length[i]))
                     __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
                 if (given.exponents != nullptr) given.exponents[order[i]] = static_cast<float>(exponent);
                 if (given.normalize) normalise_row(rows, i);
@@ -276,6 +276,7 @@ struct ClassLoss {
         }
         for (int64_t i = 0; i < n; ++i) {
             const int64_t size = last[i] - first[i];
+            if (!__builtin_isfinite(core.total[i])) return OUT_OF_RANGE;
             factor[i] = given.weights != nullptr ? given.weights[order[i]] : 1.0;
             sigma[i] = 0;
             if (size == 1) {
@@ -292,7 +293,7 @@ struct ClassLoss {
                 loss += std::log1p(small) + (z > 0 ? z : 0);
                 sigma[i] = (z > 0 ? 1 : small) / (1 + small);
             }
-            if (!std::isfinite(loss)) return OUT_OF_RANGE;
+            if (!__builtin_isfinite(loss)) return OUT_OF_RANGE;
             if (given.losses != nullptr) given.losses[order[i]] = loss;
             total += loss;
             if (size == n || !weighs) continue;
@@ -300,7 +301,7 @@ struct ClassLoss {
             if (core.moment) of_temperature += a * (core.moments[i] / of_negatives - peak[i]);
             if (!problem.gradient) continue;
             core.weight[i] = static_cast<float>(a * HELD_WEIGHTS / of_negatives);
-            const float magnitude = std::fabs(core.weight[i]);
+            const float magnitude = __builtin_fabs(core.weight[i]);
             if (a != 0 && !(magnitude >= 1 / NORMAL && magnitude <= NORMAL)) return OUT_OF_RANGE;
         }
         if (weighs) {

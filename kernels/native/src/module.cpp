@@ -57,10 +57,8 @@ bool has_avx2() {
 // The widest vectors that both the processor and ATEN_CPU_CAPABILITY, which PyTorch's own kernels follow, allow.
 Kernels choose() {
     const char* given = std::getenv("ATEN_CPU_CAPABILITY");
-    [[maybe_unused]] const int most = given == nullptr                     ? 2
-                                      : std::strcmp(given, "default") == 0 ? 0
-                                      : std::strcmp(given, "avx2") == 0    ? 1
-                                                                           : 2;
+    const auto is = [given](const char* name) { return given != nullptr && std::strcmp(given, name) == 0; };
+    [[maybe_unused]] const int most = is("default") ? 0 : is("avx2") ? 1 : is("avx512") ? 2 : 3;
 #if defined(CTLOSS_AVX2) || defined(CTLOSS_AVX512)
     __builtin_cpu_init();
 #endif
@@ -68,7 +66,7 @@ Kernels choose() {
     if (most >= 2 && has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
 #ifdef CTLOSS_AVX512BF16
-        if (__builtin_cpu_supports("avx512bf16")) return CTLOSS_KERNELS(avx512bf16);
+        if (most >= 3 && __builtin_cpu_supports("avx512bf16")) return CTLOSS_KERNELS(avx512bf16);
 #endif
         return CTLOSS_KERNELS(avx512);
     }
@@ -267,7 +265,7 @@ PyObject* capability(PyObject*, PyObject*) { return PyUnicode_FromString(kernels
 
 PyMethodDef methods[] = {
     {"contrast", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(contrast)), METH_FASTCALL,
-     "Sums, loss and gradient of one call, as ctloss.kernels.native.library calls it: 0, 1 if rows were rescaled, or a "
+     "Sums, loss and gradient of one call, as ctloss.kernels.native.engine calls it: 0, 1 if rows were rescaled, or a "
      "negative status."},
     {"size", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(size)), METH_FASTCALL,
      "Bytes of all exponentials of a call, from its pairs, candidates, negatives, directions and whether a logit "

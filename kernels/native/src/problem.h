@@ -67,7 +67,7 @@ struct Classes {
     int64_t n, d;
     bool normalize, precise;
     double scale;           // log2(e) / temperature
-    const double* weights;  // (n,) factors of the row losses in what is differentiated, at most 1 in size; null: ones
+    const double* weights;  // (n,) factors of the row losses in what is differentiated, less than 2 in size; null: ones
     bool mean;              // the total is a mean over the rows with a positive
 
     double* losses;  // (n,) outputs; null: not wanted. Gradients are times temperature and 2^30
@@ -84,7 +84,7 @@ struct Sigmoid {
     int64_t n, d;
     bool normalize, precise;
     double inverse, bias;   // logits are similarity · inverse + bias
-    const double* weights;  // (n,) factors of the row losses in what is differentiated, at most 1 in size; null: ones
+    const double* weights;  // (n,) factors of the row losses in what is differentiated, less than 2 in size; null: ones
 
     double* losses;  // (n,) outputs; null: not wanted. Gradients are times 2^30, those of rows times temperature
     float* total;    // share · Σ losses

@@ -80,7 +80,7 @@ struct Rows {
 // A row times a power of two, in halves: 2^140, say, is not a float, although a product with it may be one.
 inline void rescale(float* row, int64_t padded, int exponent) {
     const int half = exponent / 2;
-    const Floats first = all(std::ldexp(1.0f, half)), second = all(std::ldexp(1.0f, exponent - half));
+    const Floats first = all(__builtin_ldexpf(1.0f, half)), second = all(__builtin_ldexpf(1.0f, exponent - half));
     for (int64_t k = 0; k < padded; k += LANES) store(row + k, load(row + k) * first * second);
 }
 
@@ -92,7 +92,7 @@ inline int prepare_row(const Rows& rows, const Side& side, int64_t place, int64_
     if (normalize) {
         const float size = largest(row, rows.padded);
         int own = 0;
-        if (size > 0 && std::isfinite(size)) std::frexp(size, &own);
+        if (size > 0 && __builtin_isfinite(size)) __builtin_frexpf(size, &own);
         if (own > LARGEST_EXPONENT || own < -LARGEST_EXPONENT) {
             exponent = -own;
             rescale(row, rows.padded, exponent);
@@ -101,7 +101,7 @@ inline int prepare_row(const Rows& rows, const Side& side, int64_t place, int64_
     const double norm = std::sqrt(rows.product(row, row));
     rows.length[index] = normalize ? (norm > 0) : norm;
     // One over an infinite length would pass for a zero row.
-    rows.inverse[index] = !normalize ? 1.0 : norm == 0 ? 0.0 : std::isfinite(norm) ? 1.0 / norm : norm;
+    rows.inverse[index] = !normalize ? 1.0 : norm == 0 ? 0.0 : __builtin_isfinite(norm) ? 1.0 / norm : norm;
     return exponent;
 }
 
@@ -131,7 +131,7 @@ inline bool prepare(Rows& rows, const Side* sides, int num_sides, int64_t n, boo
                     const int64_t index = offset + i + of_pair * n;
                     const int exponent = prepare_row(rows, sides[side + of_pair], i, index, normalize);
                     if (exponent != 0) __atomic_store_n(&rescaled, 1, __ATOMIC_RELAXED);
-                    if (!std::isfinite(rows.inverse[index]) || !std::isfinite(rows.length[index]))
+                    if (!__builtin_isfinite(rows.inverse[index]) || !__builtin_isfinite(rows.length[index]))
                         __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
                     if (exponents != nullptr) exponents[index] = static_cast<float>(exponent);
                 }

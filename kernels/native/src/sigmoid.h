@@ -109,6 +109,8 @@ struct SigmoidLoss {
     }
 
     Status solve() {
+        // A bias or a temperature beyond single precision makes logits that are not numbers.
+        if (!__builtin_isfinite(scale) || !__builtin_isfinite(offset)) return OUT_OF_RANGE;
         const int64_t products = (2 + n * (keeps() ? 3 : 1)) * n * problem.d;
         parts = static_cast<int>(most(1, least(problem.threads, products / WORTH_A_THREAD)));
         Plan plan;
@@ -121,7 +123,7 @@ struct SigmoidLoss {
         *problem.rescaled = rows.rescaled;
         for (int64_t i = 0; i < n; ++i) {
             const double logit = rows.positive[i] * problem.inverse + problem.bias;
-            const double small = std::exp(-std::fabs(logit));
+            const double small = std::exp(-__builtin_fabs(logit));
             positive_loss[i] = std::log1p(small) + (logit < 0 ? -logit : 0);
             pull[i] = -HELD * (logit < 0 ? 1 : small) / (1 + small);
         }
@@ -243,7 +245,7 @@ struct SigmoidLoss {
         if (problem.total != nullptr) *problem.total = static_cast<float>(total * problem.share);
         if (problem.slope != nullptr) *problem.slope = -of_moments * problem.inverse * problem.inverse;
         if (problem.offset != nullptr) *problem.offset = of_weights;
-        return std::isfinite(total + of_weights + of_moments);
+        return __builtin_isfinite(total + of_weights + of_moments);
     }
 
     void differentiate() {

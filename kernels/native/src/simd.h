@@ -1,6 +1,7 @@
 // Vectors of the width that this file is compiled for, in the compiler's own vector types: one source for all
-// processors. Everything lies in a namespace of its own for each instruction set (see isa.cpp), and nothing of the
-// standard library is used, so that no function compiled for one processor can be linked in place of another's.
+// processors. Everything lies in a namespace of its own for each instruction set (see isa.cpp), and no inline
+// function of the standard library is used, so that no function compiled for one processor can be linked in place of
+// another's.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -86,7 +87,7 @@ inline double sum_wide(Floats v) { return sum(low(v) + high(v)); }
 inline Floats minimum(Floats a, Floats b) { return a < b ? a : b; }
 inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
 
-// 2^x to a unit in the last place; 0 below the normal numbers, 2^127 above them.
+// 2^x to a unit in the last place; 0 below the normal numbers, 2^127 above them and for what is not a number.
 inline Floats exp2(Floats x) {
     const Floats magic =
         all(12582912.0f);  // 1.5 · 2^23: adding it rounds to a whole number, which its low bits then hold
@@ -102,7 +103,8 @@ inline Floats exp2(Floats x) {
     p = p * f + 1.0f;
     // Unsigned, because below the normal numbers, where the result is replaced, these may wrap.
     const Bits raised = (Bits)p + (((Bits)shifted - (Bits)magic) << 23);
-    return (Floats)(raised & (Bits)(x >= all(-126.0f)));
+    // Not by x ≥ −126: what is not a number must not pass for a small one.
+    return (Floats)(raised & ~(Bits)(x < all(-126.0f)));
 }
 
 // A number whose exponential is 0: the logit of a pair that is not a negative.

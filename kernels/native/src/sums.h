@@ -360,12 +360,17 @@ struct Sums {
                     Floats sums{}, of_logits{};
                     for (int64_t j = 0; j < columns; j += LANES) {
                         Floats value = exp2(load(line + j));
-                        if (problem.precise) value += value * (load(memory.rest + j) * static_cast<float>(LN2));
+                        // Of a pair that is left out, the logit may be anything.
+                        const Floats none{};
+                        if (problem.precise) {
+                            const Floats rest = load(memory.rest + j) * static_cast<float>(LN2);
+                            value = value > none ? value + value * rest : none;
+                        }
                         store(line + j, value);
                         sums += value;
                         if (mirrored) store(memory.column_sums + j, load(memory.column_sums + j) + value);
                         if (moment) {
-                            const Floats product = value * load(memory.unshifted + j);
+                            const Floats product = value > none ? value * load(memory.unshifted + j) : none;
                             of_logits += product;
                             if (mirrored) store(memory.column_moments + j, load(memory.column_moments + j) + product);
                         }
@@ -504,7 +509,7 @@ struct Sums {
                 problem.held * (problem.scales != nullptr && problem.loss != CONTRAST ? own * LN2 : 1.0);
             pull[i < n ? i : i - n] += b * per_logit;
             weight[i] = static_cast<float>(a * per_logit / total[i]);
-            const float size = std::fabs(weight[i]);
+            const float size = __builtin_fabs(weight[i]);
             if (a != 0 && !(size >= 1 / NORMAL && size <= NORMAL)) return OUT_OF_RANGE;
         }
         if (problem.loss_value != nullptr) *problem.loss_value = static_cast<float>(value);
