@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,11 @@ def files(*patterns: str) -> list[str]:
 @pytest.mark.parametrize("name", files("*.py"))
 def test_module_is_named_for_one_job(name: str) -> None:
     assert not {"utils", "util", "helpers", "misc", "common"} & set(Path(name).with_suffix("").parts)
+
+
+def test_a_folder_holds_a_dozen_modules_at_most() -> None:
+    folders = Counter(str(Path(name).parent) for name in files("*.py", "*.pyi", "*.h", "*.cpp"))
+    assert not {folder: count for folder, count in folders.items() if count > 12}
 
 
 def test_nothing_names_a_machine() -> None:
