@@ -67,7 +67,6 @@ def launched(machine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> list[
 
 
 @pytest.mark.skipif(ON_GPU, reason="the kernels around those on the machine are interpreted")
-@pytest.mark.numeric
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.regime}-{case.negatives}")
 @pytest.mark.usefixtures("poisoned")
 def test_acceptance(case: Case, launched: list[str]) -> None:
