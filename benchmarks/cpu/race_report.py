@@ -221,7 +221,8 @@ def _unreached(rows: Sequence[Row]) -> str:
     if not cells:
         return ""
     lines = [f"- {', '.join(group)}: n = {', '.join(map(str, sorted(sizes)))}" for group, sizes in groups.items()]
-    return f"Cells not reached in the time given: {len(cells)}.\n\n" + "\n".join(lines)
+    listed = "\n".join(lines)
+    return f"<details><summary>Cells not reached in the time given: {len(cells)}.</summary>\n\n{listed}\n\n</details>"
 
 
 def _left_out(rows: Sequence[Row]) -> str:
