@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ..problem import Batch, Forward, Problem, Shape
 from ..torch_path import engine as torch_engine
-from ..torch_path.engine import LEAST_BITS, Held, pack, packed_shapes, scaled, unpack
+from ..torch_path.engine import LEAST_BITS, SCALE_BITS, Held, pack, packed_shapes, scaled, unpack
+from ..torch_path.layout import FEW_ROWS
+from ..torch_path.logits import LOG2E
 from . import library
 
 __all__ = [
@@ -40,21 +42,17 @@ __all__ = [
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NEGATIVES = {"both": 0, "cross": 1, "own": 2, "none": 3}
 LOSSES = {"contrast": 0, "cz_nce": 1, "info_nce": 2}
-LOG2E = math.log2(math.e)
 # Entries that are scaled here rather than in PyTorch, which has threads for more.
 SMALL = 1 << 16
 # Bytes of the sigmoid loss's weights beyond which panels of them, overwritten one by the other, are as fast.
 KEPT_WEIGHTS = 64 << 20
 LEAST_FACTOR = 2.0**-100
-# Up to this many rows of all sides rounding hardly averages out over a row's negatives; up to this many entries care
-# costs little.
-FEW_ROWS, FEW_ENTRIES = 64, 1 << 14
+# Up to this many entries of all sides, the care that few rows need costs little.
+FEW_ENTRIES = 1 << 14
 # Entries of the widest vector.
 VECTOR = 16
 # Rows of all sides beyond which exact sums of single rows cost more than the torch path, which repairs a few.
 MANY_ROWS = 512
-SCALE_BITS = 30
-"""The power of two of the largest weight, so that even infoNCE's weights at φ = 1e-36 stay normal numbers."""
 
 
 def unsupported(shape: Shape, problem: Problem) -> str | None:

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..problem import Batch, Problem
 from ..sigmoid import Solved
 from ..torch_path import sig_lip as torch_path
+from ..torch_path.layout import FEW_ROWS
 from . import library
-from .engine import DTYPES, FEW_ROWS
+from .engine import DTYPES
 
 
 def solve(

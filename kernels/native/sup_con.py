@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
+from ..torch_path.layout import FEW_ROWS
+from ..torch_path.logits import LOG2E
 from . import library
-from .engine import DTYPES, FEW_ROWS, LOG2E
+from .engine import DTYPES
 
 
 class Solved(NamedTuple):

@@ -78,12 +78,7 @@ struct ClassLoss {
     Status solve() {
         const int64_t products = (2 + n * (problem.gradient ? 2 : 1)) * n * problem.d;
         core.parts = static_cast<int>(most(1, least(problem.threads, products / WORTH_A_THREAD)));
-        Plan plan;
-        place(plan);
-        plan.start = static_cast<char*>(scratch(plan.used));
-        if (plan.start == nullptr) return NO_MEMORY;
-        plan.used = 0;
-        place(plan);
+        if (!place_in_scratch(*this)) return NO_MEMORY;
         sort();
         if (!prepare_rows()) return NOT_FINITE;
         core.per_anchor();

@@ -45,6 +45,18 @@ struct Plan {
     }
 };
 
+// Everything that a call places, in this thread's memory; false if there is none.
+template <class Call>
+bool place_in_scratch(Call& call) {
+    Plan plan;
+    call.place(plan);
+    plan.start = static_cast<char*>(scratch(plan.used));
+    if (plan.start == nullptr) return false;
+    plan.used = 0;
+    call.place(plan);
+    return true;
+}
+
 struct Rows {
     int64_t d, padded, stride, count;
     float* units;      // (count, stride), 0 from d to `padded`

@@ -113,12 +113,7 @@ struct SigmoidLoss {
         if (!__builtin_isfinite(scale) || !__builtin_isfinite(offset)) return OUT_OF_RANGE;
         const int64_t products = (2 + n * (keeps() ? 3 : 1)) * n * problem.d;
         parts = static_cast<int>(most(1, least(problem.threads, products / WORTH_A_THREAD)));
-        Plan plan;
-        place(plan);
-        plan.start = static_cast<char*>(scratch(plan.used));
-        if (plan.start == nullptr) return NO_MEMORY;
-        plan.used = 0;
-        place(plan);
+        if (!place_in_scratch(*this)) return NO_MEMORY;
         if (!prepare(rows, sides, 2, n, problem.normalize, problem.exponents, parts)) return NOT_FINITE;
         *problem.rescaled = rows.rescaled;
         for (int64_t i = 0; i < n; ++i) {

@@ -1,8 +1,8 @@
-// z and the positives' logits of all anchors, and the gradient of Σ a_i lse_i − b_i s⁺_i: for batches whose
-// exponentials fit in memory. The pairs that are compared make up a few rectangles of stacked rows against stacked
-// rows. Each is cut into strips of TILE columns and these into square tiles, which become logits, then exponentials
-// less a common shift, then, in the second pass, weights. Sums of such exponentials simply add up; if one leaves the
-// range of normal numbers, the batch is left to another path.
+// z and the positives' logits of all anchors, and what the gradient needs of each. The pairs that are compared make up
+// a few rectangles of stacked rows against stacked rows. Each is cut into strips of TILE columns and these into square
+// tiles, which become logits, then exponentials less a common shift, kept for the gradient where they fit the memory.
+// Sums of such exponentials simply add up; if one leaves the range of normal numbers, the batch is left to another
+// path.
 #pragma once
 #include "products.h"
 #include "rows.h"
@@ -249,12 +249,7 @@ struct Sums {
             work += rectangles[index].rows * rectangles[index].columns * problem.d * (problem.gradient ? 3 : 1);
         kept = problem.gradient && size() <= problem.workspace;
         parts = static_cast<int>(most(1, least(problem.threads, work / WORTH_A_THREAD)));
-        Plan plan;
-        place(plan);
-        plan.start = static_cast<char*>(scratch(plan.used));
-        if (plan.start == nullptr) return NO_MEMORY;
-        plan.used = 0;
-        place(plan);
+        if (!place_in_scratch(*this)) return NO_MEMORY;
         if (!prepare(rows, problem.sides, problem.num_sides, problem.n, problem.normalize, problem.exponents, parts))
             return NOT_FINITE;
         *problem.rescaled = rows.rescaled;
