@@ -36,8 +36,8 @@ def forward(rank: int, world: int) -> list[Step]:
     ranks takes its own first half against the other's rows, and the other rank takes what is left.
 
     Example:
-        >>> forward(0, 3), forward(3, 4)
-        ([Step(hop=1, own='all', other='all')], [Step(hop=1, own='all', other='all'), Step(hop=2, own='all', other='second')])
+        >>> forward(3, 4)
+        [Step(hop=1, own='all', other='all'), Step(hop=2, own='all', other='second')]
     """
     steps = [Step(hop, "all", "all") for hop in range(1, (world + 1) // 2)]
     if world % 2 == 0:
