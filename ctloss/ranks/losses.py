@@ -117,7 +117,7 @@ def loss(problem: Problem, across: Across, ranks: Ranks, batch: Batch, weights: 
 
 
 def part_of_loss(
-    call: Call, across: Across, losses: Tensor, weights: Tensor | None, *, count: int | None = None
+    call: Call, across: Across, losses: Tensor, weights: Tensor | None, *, count: float | Tensor | None = None
 ) -> Tensor:
     """A rank's part of the loss of all ranks, from its row losses, times W where engines will take a mean.
 
