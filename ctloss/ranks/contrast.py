@@ -205,6 +205,7 @@ def _return(
     ranks, directions = call.ranks, call.problem.num_directions
     planes = 2 if moment else 1
     sent = torch.full((planes, directions * theirs.x.shape[0]), -torch.inf, dtype=torch.float64, device=device)
+    sent[1:] = 0.0
     if sums is not None:
         sent[0] = sums.z
         if moment:
