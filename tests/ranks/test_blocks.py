@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ctloss.kernels.blocks import Anchors, Sums, torch_path
+from ctloss.kernels.blocks import Anchors, Sums, native, torch_path
+from ctloss.kernels.native import library
 from ctloss.kernels.problem import Batch, Problem
 from ctloss.kernels.torch_path import denominators
 from ctloss.reference.eager import unit_rows
@@ -26,7 +27,7 @@ from support.truth import FINENESS, norms
 pytestmark = pytest.mark.numeric
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-MODULES = [torch_path]
+MODULES = [torch_path] if library.kernels is None else [torch_path, native]
 every_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
 
 
