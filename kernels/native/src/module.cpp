@@ -131,8 +131,10 @@ PyObject* solve_sides(Arguments& given, Problem& problem) {
         const bool pairs = sides[1].count == problem.n && sides[problem.own_sides + 1].count == problem.others;
         if (PyErr_Occurred() == nullptr && !(pairs && problem.n > 0 && problem.others > 0))
             PyErr_SetString(PyExc_ValueError, "both ranks have as many rows of y as of x, and at least one");
-        if (PyErr_Occurred() == nullptr && problem.gradient != (problem.lse != nullptr))
-            PyErr_SetString(PyExc_ValueError, "a gradient is of sums that are known, and nothing else is of them");
+        if (PyErr_Occurred() == nullptr && problem.gradient && problem.lse == nullptr)
+            PyErr_SetString(PyExc_ValueError, "a gradient needs a and lse");
+        // The rows whose gradient is wanted may be none.
+        problem.gradient = problem.lse != nullptr;
     }
     bool rescaled = false;
     problem.rescaled = &rescaled;
