@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.acceptance import check_answer
+from support.calls import on_this_machine
 from support.ranks.calls import answer
 from support.ranks.pool import shared
 from support.regimes import Case, cases
@@ -18,7 +19,7 @@ from support.regimes import Case, cases
 pytestmark = pytest.mark.numeric
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-PATHS = ("reference", "torch")
+PATHS = ("reference", "torch", *on_this_machine())
 
 
 @st.composite
