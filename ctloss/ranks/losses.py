@@ -112,7 +112,7 @@ def contrast(across: Across, ranks: Ranks, problem: Problem, batch: Batch) -> tu
     return z.to(dtype), positive.to(dtype)
 
 
-def loss(problem: Problem, across: Across, ranks: Ranks, batch: Batch, weights: Tensor | None) -> Tensor:
+def loss(across: Across, ranks: Ranks, weights: Tensor | None, problem: Problem, batch: Batch) -> Tensor:
     """A rank's loss, float64: see the head of this file."""
     z, _, call = contrasts(problem, across, ranks, batch)
     return part_of_loss(call, across, rows.values(problem, z), weights)
