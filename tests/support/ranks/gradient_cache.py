@@ -158,3 +158,24 @@ def sharded(
         ctloss.info_nce(left, right, temperature=0.5).backward()
         found.append({name: getattr(one, "full_tensor")() for name, one in gradients(model).items()})  # noqa: B009
     return found, freed
+
+
+REFUSED = {
+    "static_graph": "expected DistributedDataParallel without static_graph=True",
+    "both": "expected modules under DistributedDataParallel or under fully_shard, got both",
+    "asked for": "expected loss.backward() for a model under fully_shard",
+}
+
+
+def refused(group: dist.ProcessGroup, name: str) -> str:
+    """What is said against a model."""
+    rows = batch(0, 4)[0]
+    shards = nn.Linear(6, 2).double()
+    fully_shard(shards, mesh=DeviceMesh.from_group(group, "cpu"))
+    copies = DistributedDataParallel(nn.Linear(6, 2).double(), process_group=group, static_graph=name == "static_graph")
+    models = {"static_graph": copies, "both": lambda part: copies(part) + shards(part), "asked for": shards}
+    try:
+        torch.autograd.grad(ctloss.GradientCache(2)(models[name], rows.requires_grad_()).sum(), rows)
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return "nothing"
