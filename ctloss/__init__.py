@@ -2,9 +2,9 @@
 
 from . import objectives
 from .contrast import Contrast
+from .core.plan import Plan, get_workspace_limit, set_workspace_limit
 from .losses import contrast, cz_nce, explain, info_nce
 from .modules import CZNCELoss, InfoNCELoss
-from .plan import Plan, get_workspace_limit, set_workspace_limit
 from .sig_lip import sig_lip
 from .sup_con import sup_con
 

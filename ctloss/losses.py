@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import checks, rows
 from .contrast import Contrast
+from .core import checks, rows
+from .core.ops import Refused, forward_mode, fused, output_dtype, transformed, unwatched
+from .core.plan import OPTIONS, Plan, cached_plan, plan, problem_for
 from .kernels.problem import Batch, CZOptions, LossOptions, PairOptions, Problem, narrowed
-from .ops import Refused, forward_mode, fused, output_dtype, transformed, unwatched
-from .plan import OPTIONS, Plan, cached_plan, plan, problem_for
 from .reference import contrast as reference_contrast
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def prepared(
     """Check a loss call's options and tensors, and lay them out as the paths take them.
 
     Raises:
-        TypeError, ValueError: see :mod:`ctloss.checks`.
+        TypeError, ValueError: see :mod:`ctloss.core.checks`.
     """
     problem = problem_for(loss, x.device.type if isinstance(x, Tensor) else "cpu", options)
     batch = checks.batch(
@@ -397,7 +397,7 @@ def explain(
         loss: ``"cz_nce"``, ``"info_nce"`` or ``"contrast"``.
 
     Returns:
-        A :class:`~ctloss.plan.Plan`, readable when printed.
+        A :class:`~ctloss.core.plan.Plan`, readable when printed.
 
     Raises:
         TypeError, ValueError, RuntimeError: as the loss itself would.

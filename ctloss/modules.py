@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from . import checks
+from .core import checks
+from .core.ops import forward_mode
+from .core.plan import problem_for
 from .kernels.problem import CZOptions, LossOptions
 from .losses import CandidateIds, Candidates, cz_nce, info_nce, takes
-from .ops import forward_mode
-from .plan import problem_for
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import checks, flops, ops, rows
+from .core import checks, flops, ops, rows
+from .core.ops import output_dtype, unwatched
+from .core.plan import Plan, cached_plan, problem_for
 from .kernels.native import engine as native_engine
 from .kernels.native.sig_lip import solve as native_solve
 from .kernels.problem import Batch, Impl, Precision, Problem, Reduction, Shape, parse
@@ -22,8 +24,6 @@ from .kernels.torch_path import engine as torch_engine
 from .kernels.torch_path.engine import Held
 from .kernels.torch_path.sig_lip import solve as torch_solve
 from .losses import choose
-from .ops import output_dtype, unwatched
-from .plan import Plan, cached_plan, problem_for
 from .reference.sig_lip import row_losses
 
 ONLY_FIRST_DERIVATIVES = (

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from . import checks
+from .core import checks
+from .core.ops import forward_mode, once, output_dtype, unwatched
+from .core.plan import cached_plan, problem_for
+from .core.rows import power_of_two, reduce
+from .core.units import unit_rows
 from .kernels.native import sup_con as native
 from .kernels.native.engine import release
 from .kernels.problem import Impl, Precision, Problem, Reduction, Shape
 from .kernels.sigmoid import SCALE_BITS, softplus
 from .kernels.torch_path.engine import Held
 from .losses import contrast
-from .ops import forward_mode, once, output_dtype, unwatched
-from .plan import cached_plan, problem_for
-from .rows import power_of_two, reduce
-from .units import unit_rows
 
 ONLY_FIRST_DERIVATIVES = (
     "ctloss: the fused paths of sup_con have no second derivative; impl='reference' can be differentiated any number "

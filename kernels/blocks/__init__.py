@@ -1,7 +1,7 @@
 """Two ranks' rows against each other: what each path's ``meet`` and ``pull`` take and return.
 
-A block holds the pairs of one rank's rows with another's. Which of them are compared is as within one batch, except that
-no pair is left out for its place: rows of two ranks are only left out by their ids.
+A block holds the pairs of one rank's rows with another's. Which of them are compared is as within one batch, except
+that no pair is left out for its place: rows of two ranks are only left out by their ids.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ from typing import Any, get_type_hints
 
 import torch
 
-from .kernels.native import engine as native_engine
-from .kernels.problem import CZOptions, LossOptions, PairOptions, Problem, Shape
-from .kernels.torch_path import engine as torch_engine
-from .kernels.torch_path import nested as torch_nested
-from .kernels.triton_path import engine as triton_engine
+from ..kernels.native import engine as native_engine
+from ..kernels.problem import CZOptions, LossOptions, PairOptions, Problem, Shape
+from ..kernels.torch_path import engine as torch_engine
+from ..kernels.torch_path import nested as torch_nested
+from ..kernels.triton_path import engine as triton_engine
 
 # The options of each loss.
 OPTIONS: dict[str, frozenset[str]] = {

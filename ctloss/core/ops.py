@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.problem import Batch, Problem, parse
 from . import checks, flops, rows
-from .kernels.problem import Batch, Problem, parse
 from .plan import Plan, cached_plan, holds, plan
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -319,7 +319,7 @@ def fused(batch: Batch, weights: Tensor | None, chosen: Plan) -> Any:
         The loss, or the pair (z, positive) for the problem ``"contrast"``; attached to autograd.
 
     Example:
-        >>> from .kernels.problem import Problem
+        >>> from ..kernels.problem import Problem
         >>> eye = torch.eye(2)
         >>> batch = Batch(eye, eye, temperature=1.0)
         >>> fused(batch, None, plan(batch.shape, Problem(loss="cz_nce", reduction="sum")))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels.problem import Batch, Problem
+from ..kernels.problem import Batch, Problem
 
 # Cosines over a smaller temperature are logits in the millions, whose float32 differences mean nothing.
 SMALLEST_TEMPERATURE = 1e-6
