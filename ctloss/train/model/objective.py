@@ -31,10 +31,13 @@ class Objective(nn.Module):
     the masked copies are not read. ``loss`` is ``"cz_nce"`` or ``"info_nce"``; see :func:`ctloss.cz_nce` for
     ``negatives``.
 
-    With ``group="world"`` every process of the run gives its own pairs, as many as the others, and both terms are parts
-    of the loss of one process with all pairs: the mean over processes of what they return, and of its gradient, is that
-    loss and its gradient. With ``gradient_cache`` the encoder sees that many pairs' sentences at a time and keeps only
-    their vectors; the backward pass encodes them again. Loss and gradient are those of a batch encoded in one graph.
+    With a ``group`` of processes (``"world"`` for all) each gives its own pairs, as many as the others, and both terms
+    are parts of the loss of one process with all pairs: the mean over processes of what they return, and of its
+    gradient, is that loss and its gradient.
+
+    With ``gradient_cache`` the encoder sees the sentences of that many pairs at a time and keeps only their vectors;
+    the backward pass encodes them again, with the same dropout. Loss and gradient are those of the same parts encoded
+    once.
     """
 
     # Read by Trainer: the loss is a mean over the batch and takes no token counts.
@@ -48,7 +51,7 @@ class Objective(nn.Module):
         temperature: float,
         negatives: Literal["both", "cross"] = "both",
         alpha: float = 0.0,
-        group: Literal["world"] | None = None,
+        group: Any = None,
         gradient_cache: int | None = None,
     ) -> None:
         super().__init__()
@@ -149,10 +152,9 @@ class Objective(nn.Module):
     def _mlm(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         is_target = torch.arange(len(ids), device=ids.device) >= len(ids) // 2
         counts = (labels != -100).view(2, -1).sum(dim=1)
-        if self.group:
-            distributed.all_reduce(counts)
+        if self.group is not None:
             # Processes have masked different numbers of wordpieces: each takes its part of the mean over all of them.
-            counts = counts / distributed.get_world_size()
+            counts = _summed(counts, self.group) / _processes(self.group)
         # A side without masked wordpieces has nothing to predict: 0 with a gradient of 0 instead of NaN.
         counts = torch.where(counts > 0, counts, 1)
         sums = self._in_parts(self._mlm_sums, ids, mask, labels, is_target)
@@ -185,7 +187,7 @@ def pull_and_push(
     loss: str,
     temperature: float,
     negatives: Literal["both", "cross"] = "both",
-    group: Literal["world"] | None = None,
+    group: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """Norms of the two parts of the gradient: what pulls positives together and what pushes negatives apart.
 
@@ -201,7 +203,7 @@ def pull_and_push(
     Returns:
         The norms of all pulls and of all pushes, those of all processes with a group: scalars without gradient.
     """
-    processes = distributed.get_world_size() if group else 1
+    processes = _processes(group)
     with torch.enable_grad():
         first, second = (functional.normalize(side.detach(), dim=1).requires_grad_() for side in (x, y))
         function = ctloss.cz_nce if loss == "cz_nce" else ctloss.info_nce
@@ -220,17 +222,28 @@ def pull_and_push(
     shared = weights.view(2, -1).sum(dim=0).unsqueeze(1) / (processes * len(rows) * temperature)
     pulls = torch.cat([shared * second.detach(), shared * first.detach()])
     norms = torch.stack([pulls.norm(), (torch.cat(gradients) + pulls).norm()])
-    if group:
-        squares = norms.square()
-        distributed.all_reduce(squares)
-        norms = squares.sqrt()
+    if group is not None:
+        norms = _summed(norms.square(), group).sqrt()
     pull, push = norms.unbind()
     return pull, push
 
 
-def _shared(group: Literal["world"] | None) -> dict[str, Any]:
+def _processes(group: Any) -> int:
+    return distributed.get_world_size(_process_group(group)) if group is not None else 1
+
+
+def _summed(values: Tensor, group: Any) -> Tensor:
+    distributed.all_reduce(values, group=_process_group(group))
+    return values
+
+
+def _process_group(group: Any) -> Any:
+    return None if group == "world" else group
+
+
+def _shared(group: Any) -> dict[str, Any]:
     # Every process has as many pairs at every step.
-    return {"group": group, "even": True} if group else {}
+    return {"group": group, "even": True} if group is not None else {}
 
 
 def _levels(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
