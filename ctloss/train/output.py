@@ -16,7 +16,7 @@ LOG_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.json"
 WRITTEN = (RUN_FILE, RESULTS_FILE, CARD_FILE, PICTURE_FILE, LOG_FILE, SAMPLES_FILE)
 CHECKPOINTS, CHECKPOINT = "checkpoints", "checkpoint"
 # What runs did before a recipe had these fields.
-BEFORE = {"objective": {"negatives_across": "own"}, "optimisation": {"gradient_cache": None}}
+BEFORE: dict[str, dict[str, Any]] = {"objective": {"negatives_across": "own"}, "optimisation": {"gradient_cache": None}}
 OPTIMIZER_TENSORS, OPTIMIZER_SETTINGS = "optimizer.safetensors", "optimizer.json"
 
 
