@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 import ctloss
 
@@ -61,7 +60,8 @@ class Objective(nn.Module):
         self.negatives = negatives
         self.alpha = alpha
         self.group = group
-        self.gradient_cache = gradient_cache
+        # A pair is two sentences.
+        self.cache = None if gradient_cache is None else ctloss.GradientCache(2 * gradient_cache)
 
     def forward(
         self,
@@ -96,7 +96,7 @@ class Objective(nn.Module):
         pad = self.encoder.backbone.config.pad_token_id
         ids, mask = _stack(source_ids, target_ids, pad), _stack(source_mask, target_mask, 0)
         spans = None if source_span is None or target_span is None else torch.cat([source_span, target_span])
-        x, y = torch.cat(self._in_parts(self.encoder, ids, mask, spans)).chunk(2)
+        x, y = self._by_rows(self.encoder, ids, mask, spans).chunk(2)
         rows = torch.cat([self._rows(*level) for level in _levels(x, y)])
         loss = contrastive = rows.mean()
         measured = {"contrastive": contrastive.detach(), **self._margins(rows.detach())}
@@ -150,34 +150,27 @@ class Objective(nn.Module):
         return {name: torch.stack(norms).mean() for name, norms in zip(FORCES, zip(*found, strict=True), strict=True)}
 
     def _mlm(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        is_target = torch.arange(len(ids), device=ids.device) >= len(ids) // 2
         counts = (labels != -100).view(2, -1).sum(dim=1)
         if self.group is not None:
             # Processes have masked different numbers of wordpieces: each takes its part of the mean over all of them.
             counts = _summed(counts, self.group) / _processes(self.group)
+        sums = self._by_rows(self._mlm_of_rows, ids, mask, labels).view(2, -1).sum(dim=1)
         # A side without masked wordpieces has nothing to predict: 0 with a gradient of 0 instead of NaN.
-        counts = torch.where(counts > 0, counts, 1)
-        sums = self._in_parts(self._mlm_sums, ids, mask, labels, is_target)
-        return (torch.stack(sums).sum(dim=0) / counts).mean()
+        return (sums / torch.where(counts > 0, counts, 1)).mean()
 
-    def _mlm_sums(self, ids: Tensor, mask: Tensor, labels: Tensor, is_target: Tensor) -> Tensor:
-        """Sums of the cross-entropies on the source and on the target side, (2,)."""
+    def _mlm_of_rows(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the cross-entropies of each row, (rows,)."""
         _, states = self.encoder.first_and_last(ids, mask)
         chosen = labels != -100
         logits = self.encoder.mlm_logits(states[chosen])
         losses = functional.cross_entropy(logits.float(), labels[chosen], reduction="none")
-        on_target = is_target.unsqueeze(1).expand_as(chosen)[chosen]
-        return torch.stack([losses[~on_target].sum(), losses[on_target].sum()])
+        return losses.new_zeros(len(ids)).index_add(0, chosen.nonzero()[:, 0], losses)
 
-    def _in_parts(self, function: Callable[..., Tensor], *rows: Tensor | None) -> list[Tensor]:
-        """What a function makes of the rows: of all at once, or of as many at a time as the gradient cache says."""
-        if self.gradient_cache is None:
-            return [function(*rows)]
-        # A pair is two rows.
-        size = 2 * self.gradient_cache
-        starts = range(0, len(rows[0]), size)  # type: ignore[arg-type]
-        parts = [[side if side is None else side[start : start + size] for side in rows] for start in starts]
-        return [checkpoint(function, *part, use_reentrant=False) for part in parts]
+    def _by_rows(self, function: Callable[..., Tensor], *rows: Tensor | None) -> Tensor:
+        """What a function makes of sentences, each of them on its own: of all at once, or part by part."""
+        if self.cache is None:
+            return function(*rows)
+        return self.cache(lambda part: function(*part), rows)  # type: ignore[no-any-return]
 
 
 def pull_and_push(

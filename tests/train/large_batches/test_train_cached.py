@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,13 @@ def by_hand(model: Objective, size: int) -> tuple[float, Gradients]:
     return loss.item(), {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 
 
-def assert_same(one: tuple[float, Gradients], other: tuple[float, Gradients]) -> None:
+def assert_same(
+    one: tuple[float, Gradients], other: tuple[float, Gradients], *, relative: float = 1e-5, absolute: float = 1e-6
+) -> None:
     assert one[0] == pytest.approx(other[0], abs=1e-6)
     assert one[1].keys() == other[1].keys()
     for name, gradient in one[1].items():
-        np.testing.assert_allclose(gradient, other[1][name], rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(gradient, other[1][name], rtol=relative, atol=absolute, err_msg=name)
 
 
 @pytest.mark.parametrize("size", [1, 3, PAIRS])
@@ -110,26 +113,36 @@ def test_without_dropout_parts_do_not_matter() -> None:
 
 def test_autocast_is_kept() -> None:
     cached, plain = (step(objective(size), autocast=True) for size in (PAIRS, None))
-    assert_same(cached, plain)
+    # The plain step adds up two uses of a weight in bfloat16, before they become the gradient.
+    assert_same(cached, plain, relative=2**-7, absolute=1e-4)
     assert cached[0] != step(objective(PAIRS))[0]
+
+
+class Saved:
+    """A tensor that the graph holds."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        # The graph of the tensor would hold itself.
+        self.tensor = tensor.detach()
 
 
 def test_only_vectors_are_kept_between_the_passes() -> None:
     def kept(size: int | None) -> tuple[int, int]:
-        """Bytes that the graph of a batch holds after the forward pass, and the most rows encoded at a time."""
-        model, rows, storages = objective(size), [], {}
+        """Bytes of activations that the graph of a batch holds after the forward pass, and the most rows at a time."""
+        model, rows, alive = objective(size), [], weakref.WeakSet[Saved]()
         model.encoder.backbone.base_model.register_forward_pre_hook(
             lambda module, positional, named: rows.append(len(named["input_ids"])), with_kwargs=True
         )
         weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+        def pack(tensor: torch.Tensor) -> Saved:
+            alive.add(saved := Saved(tensor))
+            return saved
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
             loss = model(**batch())["loss"]
-        held = sum(size for place, size in storages.items() if place not in weights)
+        storages = {saved.tensor.untyped_storage().data_ptr(): saved.tensor.untyped_storage() for saved in alive}
+        held = sum(storage.nbytes() for place, storage in storages.items() if place not in weights)
         loss.backward()
         return held, max(rows)
 
