@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,8 @@ from .replay import Replay
 from .trees import with_leaves
 
 UNDER_A_COMPILER = (
-    "ctloss.GradientCache cannot be compiled; compile the encoder, torch.compile(model), and call the cache outside"
+    "ctloss.GradientCache cannot be part of a graph; compile the encoder, torch.compile(model), "
+    "or leave fullgraph=True out"
 )
 
 
@@ -93,7 +95,13 @@ class GradientCache:
                     0.0000])
         """
         if torch.compiler.is_compiling():
+            # Where breaks of the graph are allowed, this is one, and the call comes again outside of it.
             raise RuntimeError(UNDER_A_COMPILER)
+        # Else a compiler that leaves this function alone would try those that it calls.
+        embed = torch.compiler.disable(self._embed) if "torch._dynamo" in sys.modules else self._embed
+        return embed(encode, inputs, shared)
+
+    def _embed(self, encode: Callable[..., Any], inputs: Any, shared: tuple[Any, ...]) -> Any:
         call = Call(encode, inputs, shared, self.chunk)
         found = call.first_pass(keep=torch.is_grad_enabled())
         places = [place for place, live in enumerate(call.live) if live]

@@ -76,11 +76,11 @@ class Call:
             if not index:
                 # Room for the rows, and not a list of parts: a part may be a view of all that a layer put out.
                 wholes = [_room(one, self.bounds[-1][1]) for one in found]
+                self.modules.settle(len(self.bounds))
             for whole, part in zip(wholes, found, strict=True):
                 _put(whole, part, start, stop)
             self.live = [a or b for a, b in zip(self.live, live, strict=True)] if index else live
             learnt.update(dict.fromkeys(used))
-        self.modules.settle()
         self.learnt = list(learnt)
         self.versions = [one._version for one in self._read()] if keep else []
         return wholes
@@ -142,7 +142,7 @@ class Call:
 
     def replay(self, index: int) -> tuple[list[Any], list[Tensor]]:
         """A chunk again, with its graph; to be called within :meth:`replaying`."""
-        with self.autocast.replayed(), self.modules.unwrapped(), torch.enable_grad():
+        with self.autocast.replayed(), self.modules.replayed(), torch.enable_grad():
             return self.run(*self.bounds[index])
 
     def replaying(self, index: int) -> Any:

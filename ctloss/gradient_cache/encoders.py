@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -58,7 +59,8 @@ class Modules:
     def __init__(self) -> None:
         self.training: dict[nn.Module, bool] = {}
         self.parallel: list[nn.Module] = []
-        self.sharded = False
+        self.sharded: list[Any] = []
+        self.freed: list[Any] = []
 
     @contextmanager
     def watched(self, encode: object) -> Iterator[None]:
@@ -79,7 +81,7 @@ class Modules:
             handle.remove()
 
     def _called(self, module: nn.Module, args: object) -> None:
-        if torch.compiler.is_compiling() or module in self.training:
+        if torch.compiler.is_compiling():
             return
         self._note(module)
         # What is inside of a compiled module is not seen.
@@ -92,6 +94,8 @@ class Modules:
             self._note(one)
 
     def _note(self, module: nn.Module) -> None:
+        if module in self.training:
+            return
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
             raise ValueError(BATCH_STATISTICS.format(kind=type(module).__name__))
         if isinstance(module, _loaded("torch.distributed.fsdp", "FullyShardedDataParallel")):
@@ -101,11 +105,24 @@ class Modules:
                 raise ValueError(STATIC_GRAPH)
             if module.mixed_precision is not None:
                 raise ValueError(NATIVE_MIXED_PRECISION)
-            if module not in self.parallel:
-                self.parallel.append(module)
+            self.parallel.append(module)
         if isinstance(module, _loaded("torch.distributed.fsdp", "FSDPModule")):
-            self.sharded = True
+            self.sharded.append(module)
         self.training[module] = module.training
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Let modules do in a backward pass what they do in a forward pass.
+
+        There, those under fully_shard keep what they have gathered, as for a recomputed layer that is needed at once.
+        """
+        handles = [module.register_forward_hook(_reshard) for module in self.freed]
+        try:
+            with self.unwrapped():
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @contextmanager
     def unwrapped(self) -> Iterator[None]:
@@ -126,15 +143,21 @@ class Modules:
                 else:
                     module.__dict__["forward"] = forward
 
-    def settle(self) -> None:
-        """Note in which modes the forward pass leaves the modules.
+    def settle(self, num_chunks: int) -> None:
+        """Note how the first chunk leaves the modules, and what all ranks have to do alike.
 
         Raises:
-            ValueError: if some are under DistributedDataParallel and some under fully_shard.
+            ValueError: if some are under DistributedDataParallel and some under fully_shard, or the ranks that share a
+                model have other numbers of chunks.
         """
         if self.sharded and self.parallel:
             raise ValueError(TWO_KINDS)
         self.training = {module: module.training for module in self.training}
+        parameters = [one for module in self.sharded for one in module.parameters()]
+        self.freed = [module for module in self.sharded if all(map(_is_shard, module.parameters()))]
+        # In an order that is that of all ranks.
+        for mesh in dict.fromkeys(one.device_mesh for one in parameters if _is_shard(one)):
+            _agree(mesh, num_chunks)
 
     def check_modes(self) -> None:
         """Refuse a module that is not in the mode in which the forward pass left it.
@@ -145,6 +168,28 @@ class Modules:
         for module, before in self.training.items():
             if module.training != before:
                 raise RuntimeError(OTHER_MODE.format(kind=type(module).__name__, before=before, after=module.training))
+
+
+def _is_shard(parameter: Tensor) -> bool:
+    return hasattr(parameter, "device_mesh")
+
+
+def _reshard(module: Any, args: object, returned: object) -> None:
+    module.reshard()
+
+
+def _agree(mesh: Any, num_chunks: int) -> None:
+    """Refuse ranks of a mesh that would wait for each other for ever."""
+    # The largest number, and the smallest with its sign turned.
+    extremes = torch.tensor([num_chunks, -num_chunks], device=mesh.device_type)
+    for dimension in range(mesh.ndim):
+        dist.all_reduce(extremes, dist.ReduceOp.MAX, group=mesh.get_group(dimension))
+    most, least = extremes.tolist()
+    if most != -least:
+        raise ValueError(
+            f"inputs: expected as many chunks on every rank of a model under fully_shard, got from {-least} to {most} "
+            f"({num_chunks} here); give every rank as many rows, as drop_last=True does"
+        )
 
 
 def _straight(wrapper: nn.Module) -> Callable[..., Any]:
