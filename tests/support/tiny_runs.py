@@ -61,5 +61,8 @@ def arguments(options: Mapping[str, object]) -> list[str]:
     """Returns options, by the names of a recipe's fields, for the command line."""
     given = []
     for name, value in options.items():
+        if isinstance(value, bool):
+            given.append(("--" if value else "--no-") + name.replace("_", "-"))
+            continue
         given += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, tuple) else [value])]
     return given
