@@ -184,11 +184,11 @@ def _backward(
             if not held and any(of_sides):
                 gradients = engine.backward(found.state, a, b, of_sides)
             if of_temperature:
-                slope = _slope(found, a, b, temperature)
+                slope = slope_of(found, a, b, temperature)
     return [*gradients, slope]
 
 
-def _slope(found: Found, a: Tensor, b: Tensor, temperature: float | Tensor) -> Tensor:
+def slope_of(found: Found, a: Tensor, b: Tensor, temperature: float | Tensor) -> Tensor:
     """The temperature's gradient, ``−Σ_i [a_i (Σ_j P_ij s_ij − s⁺_i) + (a_i − b_i) s⁺_i] / τ_i``."""
     assert isinstance(temperature, Tensor)
     assert found.moment is not None

@@ -6,6 +6,8 @@ negatives does, but where one pair of high cosine makes up most of a row's sum, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -74,24 +76,46 @@ def lse_of(anchors: Tensor, batch: Batch, logits: Logits, problem: Problem) -> T
         of_side = ((anchors >= side * n) & (anchors < (side + 1) * n)).nonzero().flatten()
         for start in range(0, len(of_side), ANCHORS):
             chosen = of_side[start : start + ANCHORS]
-            found[chosen] = _lse(anchors[chosen], side, batch, logits, problem)
+            rows = batch.sides[side][anchors[chosen] - side * n]
+            met = columns(side, n, len(logits.rows.stacked), problem.negatives)
+            found[chosen] = lse_over(anchors[chosen], rows, met, batch.sides, logits, problem)
     return found
 
 
-def _lse(anchors: Tensor, side: int, batch: Batch, logits: Logits, problem: Problem) -> Tensor:
-    n = logits.n
-    ids = logits.ids or ((slice(0, 2 * n), torch.arange(n).repeat(2)),)
-    units = unit_rows(batch.sides[side][anchors - side * n], problem.normalize)
+def lse_over(
+    anchors: Tensor,
+    rows: Tensor,
+    met: Sequence[tuple[int, int]],
+    sides: Sequence[Tensor],
+    logits: Logits,
+    problem: Problem,
+) -> Tensor:
+    """Base-2 log-sum-exps of a few anchors over some runs of stacked rows, in float64 throughout.
+
+    Args:
+        anchors: places in the stack.
+        rows: their raw rows.
+        met: the runs.
+        sides: the raw rows of the whole stack.
+        logits: their scale, ids and limits.
+        problem: whether similarities are cosines.
+
+    Returns:
+        ``(k,)`` float64; −inf for an anchor without negatives.
+    """
+    n, ids = logits.n, logits.ids
+    if ids is None:
+        ids = ((slice(0, 2 * n), torch.arange(n).repeat(2)),)
+    units = unit_rows(rows, problem.normalize)
     scale = logits.scale[anchors, None] if isinstance(logits.scale, Tensor) else logits.scale
     total = torch.full((len(anchors),), -torch.inf, dtype=torch.float64)
-    count = len(logits.rows.stacked)
-    for first, last in columns(side, n, count, problem.negatives):
+    for first, last in met:
         offset = 0
-        for rows in batch.sides:
-            low, high = max(first, offset), min(last, offset + len(rows))
+        for side in sides:
+            low, high = max(first, offset), min(last, offset + len(side))
             for start in range(low, high, COLUMNS):
                 stop = min(start + COLUMNS, high)
-                others = unit_rows(rows[start - offset : stop - offset], problem.normalize)
+                others = unit_rows(side[start - offset : stop - offset], problem.normalize)
                 entries = torch.mm(units, others.t()).mul_(scale)
                 if logits.limits is not None:
                     entries.masked_fill_(entries > logits.limits[anchors, None], -torch.inf)
@@ -103,5 +127,5 @@ def _lse(anchors: Tensor, side: int, batch: Batch, logits: Logits, problem: Prob
                 peak = entries.amax(1).clamp_min(-1e300)
                 part = torch.log2(torch.exp2(entries - peak.unsqueeze(1)).sum(1)) + peak
                 total = torch.logaddexp2(total, part)
-            offset += len(rows)
+            offset += len(side)
     return total

@@ -119,7 +119,7 @@ def runs(rows: Rows, sizes: list[int], needs: tuple[bool, ...]) -> list[Run]:
 
 
 def accumulate(
-    wanted: list[Run], logits: Logits, layout: Layout, weights: Weights, pull: Tensor, kept: list[Tensor] | None
+    wanted: list[Run], logits: Logits, layout: Layout, weights: Weights, pull: Tensor | None, kept: list[Tensor] | None
 ) -> None:
     """Add ``W Z`` and the positives' pull to the wanted runs, in the scale of the weights.
 
@@ -128,7 +128,7 @@ def accumulate(
         logits: what panels are formed from.
         layout: the panels.
         weights: what turns panels into weights.
-        pull: ``(n,)`` the ``b`` of each pair, summed over its anchors.
+        pull: ``(n,)`` the ``b`` of each pair, summed over its anchors; ``None`` to leave the positives out.
         kept: panels from the forward, consumed; ``None`` forms them again.
     """
     n, rows = logits.n, logits.rows.stacked
@@ -156,7 +156,8 @@ def accumulate(
             weights.apply(panel, entries, scratch)
         add_products(wanted, sums, entries, centred, panel, factors)
     for run in wanted:
-        add_pull(run, sums, pull, centred, n)
+        if pull is not None:
+            add_pull(run, sums, pull, centred, n)
         if sums is not None and centre is not None:
             run.gradient.addcmul_(sums[run.start : run.stop, None], centre)
 

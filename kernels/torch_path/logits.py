@@ -32,7 +32,8 @@ class Logits(NamedTuple):
         n: pairs.
         scale: ``log2(e) / τ``: a number; a 0-d tensor where τ lives on the device; or ``(rows,)`` float64, one per
             anchor.
-        ids: the ids of runs of stacked rows; ``None`` if a row's place in its side is its id.
+        ids: the ids of runs of stacked rows, all anchors in the first; ``None`` if a row's place in its side is its id,
+            ``()`` if no row has any.
         limits: ``(rows,)`` logits above which a negative is left out; ``None`` if none is.
     """
 
@@ -112,7 +113,8 @@ class Logits(NamedTuple):
                 entries[:, offset : offset + panel.height].diagonal().fill_(EXCLUDED)
 
     def _exclude_ids(self, panel: Panel, entries: Tensor) -> None:
-        assert self.ids is not None
+        if not self.ids:
+            return
         anchors = self.ids[0][1][panel.start : panel.stop, None]
         for run, ids in self.ids:
             first, last = max(run.start, panel.first), min(run.stop, panel.last)
