@@ -266,18 +266,19 @@ def memory(step: Step) -> int:
     return kept + max(slots, side + sums + panel * panel * step.itemsize)
 
 
-def cost(step: Step, rates: Rates, links: Links) -> Cost:
-    """Run the step through the schedule; one rank is a ring without hops."""
+def cost(step: Step, rates: Rates, links: Links, transport: schedule.Transport | None = None) -> Cost:
+    """Run the step through the schedule; one rank is a ring without hops. Rows travel as the losses choose, or as told."""
     rectangle = 2 * step.rows**2 * step.d
     logits, weights = shares(step.ranks, "forward"), shares(step.ranks, "backward").clone()
     if not step.shared:
         weights[0] = 1.0
     forward = rates.forward_seconds(logits, rectangle)
     backward = rates.backward_seconds(weights, rectangle)
-    run = ring if step.transport == "ring" else gathered
+    transport = transport or step.transport
+    run = ring if transport == "ring" else gathered
     sums = [links.into(step.ranks, -hop, 8 * RETURNED * step.rows) for hop in range(1, len(logits))]
     # Rows that have been gathered stay for the backward: only their numbers travel then.
-    again = step.message(TRAVELLING) if step.transport == "ring" else 8 * TRAVELLING * step.rows
+    again = step.message(TRAVELLING) if transport == "ring" else 8 * TRAVELLING * step.rows
     return Cost(
         forward=run(forward, links.into(step.ranks, 1, step.message(0)), sums)[-1].max().item(),
         backward=run(backward, links.into(step.ranks, 1, again))[-1].max().item(),
