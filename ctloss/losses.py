@@ -241,7 +241,8 @@ def _loss(loss: str, x: Tensor, y: Tensor, weights: Tensor | None, options: Any,
     if _at_once(batch, weights, problem):
         result: Tensor = _run(batch, weights, problem)
         return result
-    return _sum_of_widths(problem, [_run(narrowed(batch, width), weights, _flat(problem)) for width in problem.dims])
+    flat = _flat(problem)
+    return _sum_of_widths(problem, [_run(narrowed(batch, width), weights, flat) for width in problem.dims or ()])
 
 
 def _loss_over_ranks(

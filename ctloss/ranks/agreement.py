@@ -6,7 +6,7 @@ import json
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple, NoReturn
@@ -75,23 +75,25 @@ def agree(ranks: Ranks, own: Terms, description: Description, device: torch.devi
     with watched(ranks, description):
         table = _told(ranks, numbers).tolist()
     if any(row[0] != fingerprint for row in table):
-        _refuse(ranks, description, told(ranks, description))
+        _refuse(ranks, told(ranks, description))
     found = []
     for _, n, needs, bits, count, *rows in table:
         (tau,) = struct.unpack("d", struct.pack("q", bits))
         found.append(Terms(n, tuple(rows[:count]), bool(needs), tau))
     different = {repr(one.temperature) for one in found}
     if len(different) > 1:
-        _refuse(ranks, description, [{"temperature": repr(one.temperature)} for one in found])
+        _refuse(ranks, [{"temperature": repr(one.temperature)} for one in found])
     if even:
         if any((one.n, one.candidates, one.needs) != (own.n, own.candidates, own.needs) for one in found):
-            sizes = [
-                {"rows": f"{one.n} and candidates {one.candidates}, {'with' if one.needs else 'without'} gradients"}
-                for one in found
-            ]
-            _refuse(ranks, description, sizes, "even=True promises that they are the same; leave it out")
+            sizes: list[Description] = [{"what it brings": _spelled(one)} for one in found]
+            _refuse(ranks, sizes, "even=True promises that they are the same; leave it out")
         known.add(fingerprint)
     return found
+
+
+def _spelled(terms: Terms) -> str:
+    gradients = "with" if terms.needs else "without"
+    return f"{terms.n} pairs and {terms.candidates or 'no'} candidates, {gradients} gradients"
 
 
 def _told(ranks: Ranks, own: Tensor) -> Tensor:
@@ -122,7 +124,7 @@ def told(ranks: Ranks, description: Description) -> list[Description]:
     return found
 
 
-def _refuse(ranks: Ranks, own: Description, of_ranks: list[Description], advice: str = "") -> NoReturn:
+def _refuse(ranks: Ranks, of_ranks: Sequence[Description], advice: str = "") -> NoReturn:
     """Say which ranks differ from what most of them have."""
     names = sorted({name for one in of_ranks for name in one})
     usual = {name: Counter(one.get(name) for one in of_ranks).most_common(1)[0][0] for name in names}
@@ -154,14 +156,14 @@ def watched(ranks: Ranks, description: Description) -> Iterator[None]:
             silent = [rank for rank, one in enumerate(others) if one is None]
             present = [dict(description) if one is None else one for one in others]
             if any(one != description for one in present):
-                _refuse(ranks, description, present)
+                _refuse(ranks, present)
         else:
             silent = []
         who = [failure.peer] if failure.peer is not None else silent
         named = " and ".join(ranks.name(rank) for rank in who) or "another rank"
         raise RuntimeError(
-            f"group: the exchange with {named} failed ({failure}); it has ended, hangs, or does not call this loss: see "
-            "its own output"
+            f"group: the exchange with {named} failed ({failure}); it has ended, hangs, or does not call this loss: "
+            "see its own output"
         ) from failure
 
 
@@ -174,7 +176,7 @@ def _posted(ranks: Ranks, own: Description) -> list[Description | None] | None:
         # What was said of an earlier failure is out of date.
         _failures[ranks.group.group_name] += 1
         place = f"ctloss/{ranks.group.group_name}/{_failures[ranks.group.group_name]}"
-        store = dist.PrefixStore(place, dist.distributed_c10d._get_default_store())
+        store = dist.distributed_c10d.PrefixStore(place, dist.distributed_c10d._get_default_store())
         store.set(str(ranks.rank), json.dumps(dict(own)))
         found: list[Description | None] = []
         for rank in range(ranks.world):

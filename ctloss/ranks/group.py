@@ -155,7 +155,8 @@ def local_rows(name: str, rows: Any, group: Group) -> tuple[Any, Group]:
     """
     if not (isinstance(rows, Tensor) and hasattr(rows, "placements") and hasattr(rows, "to_local")):
         return rows, group
-    mesh, placements = rows.device_mesh, rows.placements
+    spread: Any = rows
+    mesh, placements = spread.device_mesh, spread.placements
     if mesh.ndim != 1 or not placements[0].is_shard(0):
         raise TypeError(
             f"{name}: expected a DTensor sharded along its rows on a one-dimensional mesh, got placements "
@@ -164,6 +165,6 @@ def local_rows(name: str, rows: Any, group: Group) -> tuple[Any, Group]:
     own = Ranks.of(mesh)
     if group is not None and Ranks.of(group) != own:
         raise ValueError(
-            f"group: expected the group of {name}'s mesh, which says where its other rows are, got another; leave it out"
+            f"group: expected the group of {name}'s mesh, which says where its other rows are, got another; omit it"
         )
-    return rows.to_local(), mesh
+    return spread.to_local(), mesh

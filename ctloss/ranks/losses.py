@@ -2,7 +2,8 @@
 
 The gradient that reaches a rank's rows is that of the sum of all ranks' losses. So with n pairs in all, W ranks and
 ``average="mean"``, where engines divide summed gradients by W, a rank's loss is W times its part of the loss that one
-process would have with the whole batch; with ``"sum"`` it is that part. Equal ranks get the mean over their own anchors.
+process would have with the whole batch; with ``"sum"`` it is that part. Ranks of equal size get the mean over their own
+anchors.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from torch import Tensor
 
 from ..core import rows
 from ..core.ops import forward_mode, output_dtype
+from ..core.plan import cached_plan
 from ..kernels.problem import Batch, Problem
 from .agreement import Description, Terms, agree, total
-from .contrast import Call, Layout, Shared
+from .batches import Layout
+from .contrast import Call, Shared
+from .definition import Defined
 from .group import Across, Ranks
 from .schedule import transport
 from .transport import size_of
@@ -53,6 +57,11 @@ def call_of(problem: Problem, across: Across, ranks: Ranks, batch: Batch) -> Cal
         RuntimeError: on every rank, if one makes another call.
         ValueError: on every rank, if none has any pairs.
     """
+    if batch.ids is None and any(one is not None for one in batch.candidate_ids):
+        raise ValueError(
+            "ids: expected ids together with candidate_ids and group=, got None, which stands for places, and those of "
+            "two ranks coincide; number the pairs over all ranks"
+        )
     num_shared = len(batch.candidates) if across.shared_candidates else 0
     own = batch.candidates[: len(batch.candidates) - num_shared]
     temperature = batch.temperature
@@ -93,7 +102,9 @@ def contrasts(problem: Problem, across: Across, ranks: Ranks, batch: Batch) -> t
     # A rank without need of gradients takes part in the backward of those that have it.
     taking_part = torch.zeros((), requires_grad=call.needed and torch.is_grad_enabled())
     ids = batch.ids, batch.candidate_ids
-    z, positive = Shared.apply(replace(call, problem=alone), ids, batch.temperature, taking_part, *batch.sides)
+    path = cached_plan(batch.shape._replace(n=max(1, batch.x.shape[0])), problem).path
+    function = Defined if path == "reference" else Shared
+    z, positive = function.apply(replace(call, problem=alone), ids, batch.temperature, taking_part, *batch.sides)
     return z, positive, call
 
 
