@@ -204,8 +204,8 @@ def ring(compute: Tensor, hops: Tensor, returned: Sequence[Tensor] = ()) -> Tens
     """When every rank has finished every step, in seconds; (steps, ranks).
 
     As ``Ring`` of ``ctloss.ranks.transport`` works: a rank asks for the first block before it begins with its own rows,
-    and for the next one, while it passes on what it holds, before it works on what has arrived. A message moves once both
-    ends have asked for it. A rank goes on when its messages of this hop have arrived and left.
+    and for the next one, while it passes on what it holds, before it works on what has arrived. A message moves once
+    both ends have asked for it. A rank goes on when its messages of this hop have arrived and left.
 
     Args:
         compute: (steps, ranks) seconds of work, the first step on own rows.
@@ -235,9 +235,9 @@ def finished(compute: Tensor, begin: Callable[[Tensor], Tensor], returned: Seque
     Args:
         compute: (steps, ranks) seconds of work.
         begin: of every step but the first in turn, when ranks begin with it, given when they have done the one before.
-        returned: of every step but the first, (ranks,) seconds that a block's sums take into each rank from the one that
-            formed them, which is as many ranks before as the block has made hops. They are awaited when the next step
-            is done, the last ones at the end.
+        returned: of every step but the first, (ranks,) seconds that a block's sums take into each rank from the one
+            that formed them, which is as many ranks before as the block has made hops. They are awaited when the next
+            step is done, the last ones at the end.
     """
     done = [compute[0]]
     coming = torch.zeros_like(compute[0])
@@ -267,7 +267,7 @@ def memory(step: Step) -> int:
 
 
 def cost(step: Step, rates: Rates, links: Links, transport: schedule.Transport | None = None) -> Cost:
-    """Run the step through the schedule; one rank is a ring without hops. Rows travel as the losses choose, or as told."""
+    """Run the step through the schedule; rows travel as the losses choose, or as told."""
     rectangle = 2 * step.rows**2 * step.d
     logits, weights = shares(step.ranks, "forward"), shares(step.ranks, "backward").clone()
     if not step.shared:
@@ -354,8 +354,8 @@ def report(cases: Sequence[tuple[int, int]] = REPORTED) -> str:
     return f"""\
 Predicted for d = {MEASURED_D}, bfloat16, negatives of both languages, a workspace of 1 GiB on each GPU.
 Measured on one H100, with the kernels of version 0.1.0: products {python.product / 1e12:.0f} TFLOP/s, logits \
-{python.logits / 1e12:.0f}, weights {python.weights / 1e12:.0f}; fixed cost of a block {python.forward_fixed * 1e3:.2f} \
-ms (forward) and {python.backward_fixed * 1e3:.2f} ms (backward) called from Python, \
+{python.logits / 1e12:.0f}, weights {python.weights / 1e12:.0f}; fixed cost of a block \
+{python.forward_fixed * 1e3:.2f} ms (forward) and {python.backward_fixed * 1e3:.2f} ms (backward) called from Python, \
 {graph.forward_fixed * 1e3:.2f} ms in a CUDA graph. Passes are those in a graph.
 Predicted, under "specialised": logits {specialised.logits / 1e12:.0f} TFLOP/s and weights \
 {specialised.weights / 1e12:.0f}, of the warp-specialised kernels, which are off.

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     add("--contract", action="store_true", help="each library's gradient next to one process', instead of times")
     add("--simulator", action="store_true", help="the simulated ring next to measured steps, instead of times")
     add("--ranks", type=int, nargs="+", metavar="W", help="default: 1 2 4 (contract and simulator: 2 4)")
-    add("--rows", type=int, nargs="+", metavar="N", help="pairs of a rank (default: 256 1024 4096; simulator: 1024 2048)")
+    add("--rows", type=int, nargs="+", metavar="N", help="pairs a rank (default: 256 1024 4096; simulator: 1024 2048)")
     add("--losses", nargs="+", choices=tuple(LOSSES), default=tuple(LOSSES), help="negatives of infoNCE")
     add("--d", type=int, default=race.D, help="columns (default: %(default)s)")
     add("--contestants", nargs="+", choices=tuple(CONTESTANTS), default=tuple(CONTESTANTS), metavar="NAME",

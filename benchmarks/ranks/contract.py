@@ -23,7 +23,7 @@ from benchmarks.ranks.rivals import LOSSES, open_clip, ours, whole
 
 ROWS, COLUMNS, D = 32, 24, 16
 TEMPERATURE = 0.1
-ENGINE_ADDS = "ours, average=\"sum\""
+ENGINE_ADDS = 'ours, average="sum"'
 """The setting that is meant for engines that add gradients; its gradient is taken as they would."""
 
 Row = dict[str, object]

@@ -3,17 +3,17 @@
 The probes time what a rank does by itself at two small sizes: its own rows' forward and backward, and a block with
 another rank's rows, as the losses call them. All ranks run them at the same time, so that shared cores and memory count
 as they do in a step. A line through both sizes gives a fixed cost and a rate. Another probe times messages round the
-ring. From these the simulation of ``benchmarks.gpu.ring`` predicts steps of larger batches.
+ring. A step of very few rows tells what a call and its messages cost besides. From these the simulation of
+``benchmarks.gpu.ring`` predicts steps of larger batches.
 """
 
 from __future__ import annotations
 
 import statistics
-import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.gpu import ring
 from benchmarks.gpu.ring import Step
 from benchmarks.ranks import steps
-from benchmarks.ranks.processes import Problem, RanksFailed, ask, ask_all
+from benchmarks.ranks.processes import Question, RanksFailed, ask, ask_all
 from benchmarks.ranks.rivals import LOSSES, TRANSPORTS
 from benchmarks.results import describe
 from ctloss.core.plan import cached_plan
@@ -31,6 +31,7 @@ from ctloss.kernels.problem import Batch, Problem
 from ctloss.ranks import contrast
 
 PROBED_ROWS = (256, 512)
+FEW_ROWS = 8
 PREDICTED_ROWS = (1024, 2048)
 RANKS = (2, 4)
 MESSAGE_BYTES = (1 << 16, 1 << 22)
@@ -42,24 +43,26 @@ KINDS = ("own forward", "own backward", "meet", "pull")
 Row = dict[str, object]
 
 
-def products(loss: str, rows: list[int], d: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each kind of a rank's work, a number for each size; all ranks work at the same time.
+def products(loss: str, rows: list[int], d: int, device: str) -> dict[str, list[tuple[float, float]]]:
+    """Wall-clock and CPU seconds of each kind of a rank's work, a pair for each size; all ranks work at the same time.
 
     Args:
         loss: "both" or "cross".
         rows: pairs of a rank.
     """
-    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
     for own in rows:
         work = _work(loss, own, d, device)
-        taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        for number in range(ROUNDS + 1):
+        taken: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+        # The first round allocates.
+        for counts in [False] + [True] * ROUNDS:
             for kind, call in work.items():
-                seconds = steps.sample(call, 1, device)[0]
-                if number:
+                seconds = steps.sample(call, 1, device)
+                if counts:
                     taken[kind].append(seconds)
-        for kind, every in taken.items():
-            found[kind].append(statistics.median(every))
+        for kind, samples in taken.items():
+            walls, cpus = zip(*samples, strict=True)
+            found[kind].append((statistics.median(walls), statistics.median(cpus)))
     return found
 
 
@@ -67,7 +70,7 @@ def _work(loss: str, rows: int, d: int, device: str) -> dict[str, Callable[[], o
     """What a rank does with its own rows and with those of another."""
     x, y = steps.own_rows(2 * rows, d, "float32", device)
     own, other = (Batch(x[half], y[half], temperature=steps.TEMPERATURE) for half in (slice(rows), slice(rows, None)))
-    problem = Problem(loss="cz_nce", negatives=LOSSES[loss][1])
+    problem = Problem(loss="cz_nce", negatives="both" if loss == "both" else "cross")
     engine, needs = cached_plan(own.shape, problem).engine, (True, True)
     state = engine.forward(own, problem, moment=False, gradient=True).state
     a = torch.full((2 * rows,), 1e-3, dtype=torch.float64, device=device)
@@ -158,18 +161,74 @@ class Loopback:
         return self.line.seconds(torch.full((ranks,), float(num_bytes), dtype=torch.float64))
 
 
-def calibrated(loss: str, ranks: int, d: int, device: str, rows: Sequence[int] = PROBED_ROWS) -> tuple[Processor, Loopback]:
-    """Rates and links of this machine with so many ranks at work, each the slowest rank's."""
-    work = [2.0 * (2 * own) ** 2 * d for own in rows]
-    problems: list[Problem] = [
+class Seconds(NamedTuple):
+    """By the wall clock, and of CPU time of a rank's process."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the probes found: a rank's work by the wall clock and by its CPU time, its messages, and a call's cost.
+
+    Attributes:
+        few: by contestant, the seconds of a step of few rows.
+    """
+
+    ranks: int
+    d: int
+    wall: Processor
+    cpu: Processor
+    links: Loopback
+    few: Mapping[str, Seconds]
+
+    def predicted(self, contestant: str, rows: int) -> Seconds:
+        """A step of so many rows a rank: what is simulated, and what a step of few rows takes beyond it."""
+        simulated, of_few = self._simulated(contestant, rows), self._simulated(contestant, FEW_ROWS)
+        wall, cpu = (
+            all_rows + max(0.0, taken - few)
+            for all_rows, taken, few in zip(simulated, self.few[contestant], of_few, strict=True)
+        )
+        return Seconds(wall, cpu)
+
+    def _simulated(self, contestant: str, rows: int) -> Seconds:
+        step = Step(rows * self.ranks, self.ranks, self.d, itemsize=4)
+        transport = TRANSPORTS[contestant]
+        wall, cpu = (ring.cost(step, clock, self.links, transport) for clock in (self.wall, self.cpu))
+        return Seconds(wall.total, cpu.busy)
+
+
+def calibrated(loss: str, ranks: int, d: int, device: str, rows: Sequence[int] = PROBED_ROWS) -> Calibration:
+    """Rates and links of this machine with so many ranks at work, the slowest rank's."""
+    problems: list[Question] = [
         ("products", {"loss": loss, "rows": list(rows), "d": d}),
         ("hops", {"sizes": MESSAGE_BYTES}),
+        _of_steps(loss, FEW_ROWS, d, seconds=0.5),
     ]
-    answers, of_hops = (_found(each) for each in ask_all(problems, ranks, device=device))
-    slowest = {kind: [max(each) for each in zip(*(one[kind] for one in answers), strict=True)] for kind in KINDS}
-    lines = {kind: Line.through(*zip(work, seconds, strict=True)) for kind, seconds in slowest.items()}
+    answers, of_hops, steps_of_few = (_found(each) for each in ask_all(problems, ranks, device=device))
+    work = [2.0 * (2 * own) ** 2 * d for own in rows]
+
+    def processor(clock: int) -> Processor:
+        slowest = {kind: [max(one[kind][number][clock] for one in answers) for number in (0, 1)] for kind in KINDS}
+        return Processor({kind: Line.through(*zip(work, times, strict=True)) for kind, times in slowest.items()})
+
     small, large = zip(map(float, MESSAGE_BYTES), map(max, zip(*of_hops, strict=True)), strict=True)
-    return Processor(lines), Loopback(Line.through(small, large))
+    links = Loopback(Line.through(small, large))
+    return Calibration(ranks, d, processor(0), processor(1), links, _slowest(steps_of_few))
+
+
+def _of_steps(loss: str, rows: int, d: int, seconds: float) -> Question:
+    about = {"loss": loss, "rows": rows, "d": d, "dtype": "float32"}
+    return "times", {**about, "contestants": list(TRANSPORTS), "seconds": seconds}
+
+
+def _slowest(answers: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Seconds]:
+    """By contestant, the longest of all ranks' steps."""
+    return {
+        of_ranks[0]["contestant"]: Seconds(*(max(one[clock] for one in of_ranks) for clock in ("wall_s", "cpu_s")))
+        for of_ranks in zip(*answers, strict=True)
+    }
 
 
 def _found(answers: list[Any] | RanksFailed) -> list[Any]:
@@ -192,16 +251,16 @@ def check(
     found: list[Row] = []
     for loss in losses:
         for world in worlds:
-            processor, loopback = calibrated(loss, world, d, device, probed)
+            calibration = calibrated(loss, world, d, device, probed)
             for own in rows:
-                problem = {"loss": loss, "rows": own, "d": d, "dtype": "float32", "contestants": list(TRANSPORTS)}
-                answers = ask("times", world, {**problem, "seconds": seconds}, device=device)
-                step = Step(own * world, world, d, itemsize=4)
-                for number, (name, transport) in enumerate(TRANSPORTS.items()):
-                    predicted = ring.cost(step, processor, loopback, transport).total
-                    measured = max(float(of_rank[number]["wall_s"]) for of_rank in answers)
-                    row = {"loss": loss, "ranks": world, "rows": own, "d": d, "contestant": name}
-                    found.append({**row, "predicted_s": predicted, "measured_s": measured, **describe(device)})
+                question = _of_steps(loss, own, d, seconds)
+                measured = _slowest(ask(question[0], world, question[1], device=device))
+                for name, taken in measured.items():
+                    predicted = calibration.predicted(name, own)
+                    row: Row = {"loss": loss, "ranks": world, "rows": own, "d": d, "contestant": name}
+                    row |= {"predicted_s": predicted.wall, "measured_s": taken.wall}
+                    row |= {"predicted_cpu_s": predicted.cpu, "measured_cpu_s": taken.cpu}
+                    found.append({**row, **describe(device), "threads": "1"})
                 print(f"{loss} {world} x {own}", file=sys.stderr, flush=True)
     return found
 

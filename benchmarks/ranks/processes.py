@@ -30,7 +30,7 @@ START_SECONDS = 120.0
 """What the start of the processes may take on top."""
 LOOK_SECONDS = 0.02
 
-Problem = tuple[str, Mapping[str, object]]
+Question = tuple[str, Mapping[str, object]]
 """A key of ``TASKS`` in the worker, and its arguments as JSON takes them."""
 
 
@@ -49,9 +49,9 @@ def ask(
 
 
 def ask_all(
-    problems: Sequence[Problem], ranks: int, *, device: str = "cpu", limit: float = LIMIT_SECONDS
+    problems: Sequence[Question], ranks: int, *, device: str = "cpu", limit: float = LIMIT_SECONDS
 ) -> list[list[Any] | RanksFailed]:
-    """What each of so many ranks answers to several problems, each in fresh processes forked from ones that only import.
+    """What each of so many ranks answers to several problems, each in processes forked from ones that only import.
 
     Args:
         device: "cpu" (gloo) or "cuda" (NCCL, a GPU each).

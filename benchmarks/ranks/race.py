@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks import results
-from benchmarks.ranks.processes import Problem, RanksFailed, ask_all
+from benchmarks.ranks.processes import Question, RanksFailed, ask_all
 from benchmarks.ranks.rivals import CONTESTANTS
 
 RANKS, ROWS, LOSSES = (1, 2, 4), (256, 1024, 4096), ("both", "cross")
@@ -88,16 +88,17 @@ def measure(cell: Cell, contestants: Sequence[str], seconds: float, device: str)
             yield {"contestant": name, "note": note}
     about = asdict(cell)
     ranks = about.pop("ranks")
-    problems: list[Problem] = [("times", {**about, "contestants": fits, "seconds": seconds})]
-    problems += [("peak", {**about, "contestant": name}) for name in fits if CONTESTANTS[name].only in (None, cell.loss)]
+    takes_part = [name for name in fits if CONTESTANTS[name].only in (None, cell.loss)]
+    problems: list[Question] = [("times", {**about, "contestants": fits, "seconds": seconds})]
+    problems += [("peak", {**about, "contestant": name}) for name in takes_part]
     times, *peaks = ask_all(problems, ranks, device=device, limit=LIMIT_SECONDS)
     if isinstance(times, RanksFailed):
         yield {"contestant": "everybody", "note": str(times)}
         return
-    of_contestant = {problem["contestant"]: found for (_, problem), found in zip(problems[1:], peaks, strict=True)}
+    of_contestant = dict(zip(takes_part, peaks, strict=True))
     for row in merged(times):
         if "note" not in row:
-            peak = of_contestant[row["contestant"]]
+            peak = of_contestant[str(row["contestant"])]
             row |= {"memory_note": str(peak)} if isinstance(peak, RanksFailed) else {"peak_bytes": max(peak)}
         yield row
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -27,6 +27,10 @@ def _bytes(tensors: Tensor | Sequence[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in every)
 
 
+def _gathered(ranks: int, given: Arguments) -> float:
+    return (ranks - 1) * _bytes(given["input_tensor"])
+
+
 def _reduced(ranks: int, given: Arguments) -> float:
     return (ranks - 1) * _bytes(given["output"])
 
@@ -36,10 +40,12 @@ def _reduced(ranks: int, given: Arguments) -> float:
 # torch's own isend.
 _COSTS: dict[str, Callable[[int, Arguments], float]] = {
     "all_gather": lambda ranks, given: (ranks - 1) * _bytes(given["tensor"]),
-    "all_gather_into_tensor": lambda ranks, given: (ranks - 1) * _bytes(given["input_tensor"]),
+    "all_gather_into_tensor": _gathered,
+    "all_gather_single": _gathered,
     "all_reduce": lambda ranks, given: 2 * (ranks - 1) / ranks * _bytes(given["tensor"]),
     "reduce_scatter": _reduced,
     "reduce_scatter_tensor": _reduced,
+    "reduce_scatter_single": _reduced,
     "all_to_all": lambda ranks, given: (ranks - 1) / ranks * _bytes(given["input_tensor_list"]),
     "all_to_all_single": lambda ranks, given: (ranks - 1) / ranks * _bytes(given["input"]),
     "scatter": lambda ranks, given: (ranks - 1) * _bytes(given["tensor"]) if given.get("scatter_list") else 0,
@@ -64,5 +70,9 @@ def _watched(name: str, sent: Sent) -> Callable[..., Any]:
 def counted() -> Iterator[Sent]:
     """Count while the block runs: ``with counted() as sent: call()``, then ``sent.num_bytes``."""
     sent = Sent()
-    with mock.patch.multiple(dist, **{name: _watched(name, sent) for name in _COSTS}):
+    with ExitStack() as stack:
+        for name in _COSTS:
+            # Two of them are not in older versions of PyTorch.
+            if hasattr(dist, name):
+                stack.enter_context(mock.patch.object(dist, name, _watched(name, sent)))
         yield sent

@@ -120,8 +120,8 @@ def test_ring_agrees_with_a_simulation_tick_by_tick(seed: int) -> None:
 
     hops, compute = draws(), [draws() for _ in range(draw.randint(1, ranks))]
     returned = [draws() for _ in compute[1:]] if seed % 2 else []
-    found = ring.ring(*(torch.tensor(each, dtype=torch.float64) for each in (compute, hops)),
-                      [torch.tensor(each, dtype=torch.float64) for each in returned])  # fmt: skip
+    work, links = torch.tensor(compute, dtype=torch.float64), torch.tensor(hops, dtype=torch.float64)
+    found = ring.ring(work, links, [torch.tensor(each, dtype=torch.float64) for each in returned])
     assert found.T.tolist() == in_ticks(compute, hops, returned)
 
 
