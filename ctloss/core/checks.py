@@ -291,7 +291,7 @@ def temperature(value: object, x: Tensor, num_directions: int, *, read: bool) ->
         value = value.reshape(())
     else:
         value = vector("temperature", value, x, num_directions)
-    if read and value.device.type == "cpu":
+    if read and value.device.type == "cpu" and value.numel():
         positive(value.detach().amin().item())
         if value.ndim:
             positive(value.detach().amax().item())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
 from collections import Counter
@@ -33,12 +34,14 @@ class Terms(NamedTuple):
         candidates: rows of each of its own sets of candidates.
         needs: whether its rows need a gradient.
         temperature: a number, or NaN for a tensor, which is not read.
+        per_row: whether each of its anchors has its own temperature.
     """
 
     n: int
     candidates: tuple[int, ...]
     needs: bool
     temperature: float
+    per_row: bool
 
 
 Description = Mapping[str, str]
@@ -71,24 +74,33 @@ def agree(ranks: Ranks, own: Terms, description: Description, device: torch.devi
         )
     (temperature,) = struct.unpack("q", struct.pack("d", own.temperature))
     sets = [*own.candidates, *[0] * (MOST_SETS - len(own.candidates))]
-    numbers = torch.tensor([fingerprint, own.n, own.needs, temperature, len(own.candidates), *sets], device=device)
+    flags = 2 * own.per_row + own.needs
+    numbers = torch.tensor([fingerprint, own.n, flags, temperature, len(own.candidates), *sets], device=device)
     with watched(ranks, description):
         table = _told(ranks, numbers).tolist()
     if any(row[0] != fingerprint for row in table):
         _refuse(ranks, told(ranks, description))
     found = []
-    for _, n, needs, bits, count, *rows in table:
+    for _, n, flags, bits, count, *rows in table:
         (tau,) = struct.unpack("d", struct.pack("q", bits))
-        found.append(Terms(n, tuple(rows[:count]), bool(needs), tau))
-    different = {repr(one.temperature) for one in found}
-    if len(different) > 1:
-        _refuse(ranks, [{"temperature": repr(one.temperature)} for one in found])
+        found.append(Terms(n, tuple(rows[:count]), flags % 2 == 1, tau, flags >= 2))
+    temperatures = [_kind(one, found) for one in found]
+    if len(set(temperatures)) > 1:
+        _refuse(ranks, [{"temperature": kind} for kind in temperatures])
     if even:
         if any((one.n, one.candidates, one.needs) != (own.n, own.candidates, own.needs) for one in found):
             sizes: list[Description] = [{"what it brings": _spelled(one)} for one in found]
             _refuse(ranks, sizes, "even=True promises that they are the same; leave it out")
         known.add(fingerprint)
     return found
+
+
+def _kind(terms: Terms, of_ranks: Sequence[Terms]) -> str:
+    """A rank's temperature in words; of a single pair, one number may also stand for those of its anchors."""
+    if not math.isnan(terms.temperature):
+        return repr(terms.temperature)
+    several = terms.per_row or (terms.n <= 1 and any(one.per_row for one in of_ranks))
+    return "one per anchor" if several else "one tensor"
 
 
 def _spelled(terms: Terms) -> str:

@@ -20,20 +20,20 @@ class Layout(NamedTuple):
         d: columns.
         dtypes: of x, y and the rank's own candidates.
         masked: whether there are ids: of the pairs, then of each set of candidates.
-        per_row: the dtype of temperatures, one per anchor; ``None`` if one serves all.
+        per_row: whether each anchor has its own temperature.
     """
 
     d: int
     dtypes: tuple[torch.dtype, ...]
     masked: tuple[bool, ...]
-    per_row: torch.dtype | None
+    per_row: bool
 
     @classmethod
     def of(cls, batch: Batch) -> Layout:
         """The layout of a batch without shared candidates."""
         ids = (batch.ids, *batch.candidate_ids)
         temperature = batch.temperature
-        per_row = temperature.dtype if isinstance(temperature, Tensor) and temperature.dim() else None
+        per_row = isinstance(temperature, Tensor) and temperature.dim() > 0
         masked = tuple(one is not None for one in ids)
         return cls(batch.x.shape[1], tuple(side.dtype for side in batch.sides), masked, per_row)
 
@@ -43,21 +43,21 @@ class Layout(NamedTuple):
         parts = [Part((size, self.d), dtype) for size, dtype in zip(sizes, self.dtypes, strict=True)]
         of_ids = (terms.n, *terms.candidates)
         parts += [Part((size,), torch.int64) for size, one in zip(of_ids, self.masked, strict=False) if one]
-        if self.per_row is not None:
-            parts.append(Part((num_directions * terms.n,), self.per_row))
+        if self.per_row:
+            parts.append(Part((num_directions * terms.n,), torch.float64))
         return parts
 
     def tensors(self, batch: Batch) -> list[Tensor]:
         """A batch's tensors, in the order of the parts."""
         ids = [one for one in (batch.ids, *batch.candidate_ids) if one is not None]
-        of_rows = [batch.temperature] if self.per_row is not None and isinstance(batch.temperature, Tensor) else []
+        of_rows = [batch.temperature] if self.per_row and isinstance(batch.temperature, Tensor) else []
         return [*batch.sides, *ids, *of_rows]
 
     def batch(self, tensors: list[Tensor], temperature: float | Tensor) -> Batch:
         """The batch of a message; ``temperature`` is that of all ranks, if one serves all anchors."""
         sides, rest = tensors[: len(self.dtypes)], iter(tensors[len(self.dtypes) :])
         own, *others = [next(rest) if one else None for one in self.masked] or [None]
-        tau = next(rest) if self.per_row is not None else temperature
+        tau = next(rest) if self.per_row else temperature
         return Batch(sides[0], sides[1], tuple(sides[2:]), tau, own, tuple(others))
 
 

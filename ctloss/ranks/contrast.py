@@ -26,6 +26,11 @@ from .batches import Layout, anchors_of, own_batch, part_of
 from .group import Ranks
 from .transport import SUMS, Gathered, Messages, Part, Ring, pack, size_of, unpack
 
+ONE_GRADIENT = (
+    "group: expected one gradient at a time, got a batch of them (is_grads_batched, or torch.vmap over a backward); "
+    "every rank would have to exchange each of them: loop over the upstream gradients"
+)
+
 
 @dataclass(frozen=True)
 class Call:
@@ -205,6 +210,7 @@ def _return(
     ranks, directions = call.ranks, call.problem.num_directions
     planes = 2 if moment else 1
     sent = torch.full((planes, directions * theirs.x.shape[0]), -torch.inf, dtype=torch.float64, device=device)
+    sent[1:] = 0.0
     if sums is not None:
         sent[0] = sums.z
         if moment:
@@ -305,10 +311,7 @@ class Shared(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, of_z: Tensor | None, of_positive: Tensor | None) -> tuple[Tensor | None, ...]:
         if not all(one is None or is_plain(one) for one in (of_z, of_positive)):
-            raise RuntimeError(
-                "group: expected one gradient at a time, got a batch of them (is_grads_batched, or torch.vmap over a "
-                "backward); every rank would have to exchange each of them: loop over the upstream gradients"
-            )
+            raise RuntimeError(ONE_GRADIENT)
         call, needs = ctx.call, ctx.needs
         saved = ctx.saved_tensors
         sides = saved[: len(needs) - 1]

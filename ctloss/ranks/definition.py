@@ -1,4 +1,4 @@
-"""The reference path over ranks: every rank forms what one process with all rows would, in float64, and takes its own."""
+"""The reference path over ranks: each forms what one process with all rows would, in float64, and takes its own."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ class Defined(torch.autograd.Function):
         )
         parts = [[Part((2, call.anchors(rank)), torch.float64)] for rank in range(ranks.world)]
         with torch.no_grad(), watched(ranks, call.description):
-            message = pack([own.double()], parts[ranks.rank])
+            message = pack([own], parts[ranks.rank])
             arriving = Gathered(ranks, message, [size_of(one) for one in parts], ranks.world - 1)
-            upstream = {ranks.rank: own.double()}
+            upstream = {ranks.rank: own}
             for hop, arrived in enumerate(arriving, 1):
                 upstream[ranks.peer(hop)] = unpack(arrived, parts[ranks.peer(hop)])[0]
             num_own = len(leaves) - call.num_shared
             gradients = _gradients(found, upstream, leaves[:num_own])
             # What all ranks have is theirs to average: each brings the part of its own anchors.
             alone = {ranks.rank: upstream[ranks.rank]}
-            learnt = [tau] if isinstance(tau, Tensor) else []
-            *shared, slope = [*_gradients(found, alone, [*leaves[num_own:], *learnt]), *[None] * (1 - len(learnt))]
-        results = [slope, *gradients, *shared]
+            shared = _gradients(found, alone, leaves[num_own:])
+            slope = _gradients(found, alone, [tau])[0] if isinstance(tau, Tensor) else None
+        results: list[Tensor | None] = [slope, *gradients, *shared]
         if torch.is_grad_enabled():
             sources = [one for one in (of_z, of_positive, *ctx.saved_tensors) if one is not None]
             results = [None if one is None else Refused.apply(one, NO_SECOND_DERIVATIVE, *sources) for one in results]

@@ -50,8 +50,8 @@ def refuse_transforms() -> None:
         )
 
 
-def call_of(problem: Problem, across: Across, ranks: Ranks, batch: Batch) -> Call:
-    """Agree on a call with all ranks.
+def call_of(problem: Problem, across: Across, ranks: Ranks, batch: Batch) -> tuple[Call, Batch]:
+    """Agree on a call with all ranks; the batch is given back with its temperature as the others give theirs.
 
     Raises:
         RuntimeError: on every rank, if one makes another call.
@@ -65,13 +65,6 @@ def call_of(problem: Problem, across: Across, ranks: Ranks, batch: Batch) -> Cal
     num_shared = len(batch.candidates) if across.shared_candidates else 0
     own = batch.candidates[: len(batch.candidates) - num_shared]
     temperature = batch.temperature
-    kind = (
-        "a number"
-        if not isinstance(temperature, Tensor)
-        else "one tensor"
-        if not temperature.dim()
-        else "one per anchor"
-    )
     masked = [one is not None for one in (batch.ids, *batch.candidate_ids)]
     description = describe(
         problem,
@@ -79,15 +72,17 @@ def call_of(problem: Problem, across: Across, ranks: Ranks, batch: Batch) -> Cal
         d=batch.x.shape[1],
         dtypes=", ".join(str(side.dtype).removeprefix("torch.") for side in batch.sides),
         ids=", ".join("given" if one else "none" for one in masked) or "none",
-        temperature=kind,
     )
     needs = torch.is_grad_enabled() and any(side.requires_grad for side in batch.sides)
     number = float("nan") if isinstance(temperature, Tensor) else float(temperature)
-    terms = Terms(batch.x.shape[0], tuple(side.shape[0] for side in own), needs, number)
+    per_row = isinstance(temperature, Tensor) and temperature.dim() > 0
+    terms = Terms(batch.x.shape[0], tuple(side.shape[0] for side in own), needs, number, per_row)
     of_ranks = agree(ranks, terms, description, batch.x.device, even=across.even)
     if not any(one.n for one in of_ranks):
         raise ValueError("x and y: expected at least 1 row on some rank, got none on any; skip an empty batch")
-    return Call(ranks, of_ranks, description, problem, num_shared)
+    if isinstance(temperature, Tensor) and not per_row and any(one.per_row for one in of_ranks):
+        batch = batch._replace(temperature=temperature.expand(problem.num_directions * batch.x.shape[0]))
+    return Call(ranks, of_ranks, description, problem, num_shared), batch
 
 
 def contrasts(problem: Problem, across: Across, ranks: Ranks, batch: Batch) -> tuple[Tensor, Tensor, Call]:
@@ -96,7 +91,7 @@ def contrasts(problem: Problem, across: Across, ranks: Ranks, batch: Batch) -> t
     Single rows are as exact as ``problem.by_row`` says.
     """
     refuse_transforms()
-    call = call_of(problem, across, ranks, batch)
+    call, batch = call_of(problem, across, ranks, batch)
     # The paths see no loss: only whether they return single rows.
     alone = replace(problem, loss="contrast" if problem.by_row else "cz_nce", form="log")
     # A rank without need of gradients takes part in the backward of those that have it.
@@ -122,7 +117,7 @@ def loss(problem: Problem, across: Across, ranks: Ranks, batch: Batch, weights: 
 
 
 def part_of_loss(
-    call: Call, across: Across, losses: Tensor, weights: Tensor | None, *, count: int | None = None
+    call: Call, across: Across, losses: Tensor, weights: Tensor | None, *, count: float | Tensor | None = None
 ) -> Tensor:
     """A rank's part of the loss of all ranks, from its row losses, times W where engines will take a mean.
 
@@ -161,7 +156,7 @@ def part_of_loss(
 def explained(ranks: Ranks, batch: Batch, problem: Problem) -> str:
     """How the rows of such a call get from rank to rank, if all ranks bring as many."""
     layout = Layout.of(batch)
-    terms = Terms(batch.x.shape[0], tuple(side.shape[0] for side in batch.candidates), False, 0.0)
+    terms = Terms(batch.x.shape[0], tuple(side.shape[0] for side in batch.candidates), False, 0.0, False)
     num_bytes = size_of(layout.parts(terms, problem.num_directions))
     how = {"gather": "gathered", "ring": "sent round a ring"}[transport(ranks.world, num_bytes, problem.workspace)]
     return f"{ranks.world} ranks, their rows {how}, {num_bytes / 2**20:.1f} MiB each"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +36,12 @@ def _serve(rank: int, world: int, store: str, timeout: float, pipe: Connection) 
     groups = {size: dist.new_group(list(range(size)), timeout=timedelta(seconds=timeout)) for size in range(1, world)}
     groups[world] = dist.group.WORLD
     while True:
-        task = pipe.recv()
-        if task is None:
-            break
-        function, size, arguments = task
+        function, size, arguments = pipe.recv()
         try:
             answer = True, function(groups[size], *arguments)
         except BaseException:
             answer = False, traceback.format_exc()
         pipe.send(answer)
-    dist.destroy_process_group()
 
 
 class Pool:
@@ -83,21 +79,33 @@ class Pool:
         Raises:
             Ended: with the traceback of the rank that failed, or its number if it is gone.
         """
-        answers = self.answers(world, function, *of_ranks)
-        for rank, (done, answer) in enumerate(answers):
-            if not done:
-                raise Ended(f"rank {rank}:\n{answer}")
-        return [answer for _, answer in answers]
+        self._start(world, function, of_ranks)
+        answers: dict[int, Any] = {}
+        while len(answers) < world:
+            waiting = {self.pipes[rank]: rank for rank in range(world) if rank not in answers}
+            ready = wait(list(waiting), PATIENCE)
+            for pipe in ready or waiting:
+                rank = waiting[pipe]  # type: ignore[index]
+                done, answers[rank] = self._answer(rank, 0.0)
+                if not done:
+                    # The others may wait for this one, and the group is of no more use.
+                    self.close()
+                    shared.cache_clear()
+                    raise Ended(f"rank {rank}:\n{answers[rank]}")
+        return [answers[rank] for rank in range(world)]
 
     def answers(self, world: int, function: Callable[..., Any], *of_ranks: Any) -> list[tuple[bool, Any]]:
         """The same, and for a rank that failed ``False`` and its traceback."""
+        self._start(world, function, of_ranks)
+        return [self._answer(rank, PATIENCE) for rank in range(world)]
+
+    def _start(self, world: int, function: Callable[..., Any], of_ranks: tuple[Any, ...]) -> None:
         for rank in range(world):
             self.pipes[rank].send((function, world, [each[rank] for each in of_ranks]))
-        return [self._answer(rank) for rank in range(world)]
 
-    def _answer(self, rank: int) -> tuple[bool, Any]:
+    def _answer(self, rank: int, patience: float) -> tuple[bool, Any]:
         try:
-            if self.pipes[rank].poll(PATIENCE):
+            if self.pipes[rank].poll(patience):
                 done, answer = self.pipes[rank].recv()
                 return done, answer
         except EOFError:
@@ -105,17 +113,10 @@ class Pool:
         return False, "did not answer in time"
 
     def close(self) -> None:
-        """End all processes."""
-        for pipe in self.pipes:
-            try:
-                pipe.send(None)
-            except OSError:
-                continue
+        """End all processes, whatever they wait for."""
         for process in self.processes:
-            process.join(5)
-            if process.is_alive():
-                process.kill()
-                process.join()
+            process.kill()
+            process.join()
         self.folder.cleanup()
 
 
