@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -53,9 +52,9 @@ def check(options: argparse.Namespace) -> None:
     """Refuse what cannot be run, with what was expected."""
     if options.contract and options.simulator:
         sys.exit("expected one of --contract and --simulator, got both; run one after the other")
-    for name, least in (("ranks", 2 if options.contract or options.simulator else 1), ("rows", 2), ("d", 1)):
-        given = getattr(options, name) or ()
-        for value in given if isinstance(given, Sequence) else (given,):
+    fewest = 2 if options.contract or options.simulator else 1
+    for name, given, least in (("ranks", options.ranks, fewest), ("rows", options.rows, 2), ("d", [options.d], 1)):
+        for value in given or ():
             if value < least:
                 sys.exit(f"expected --{name} of at least {least}, got {value}")
     if options.device == "cuda" and (most := max(options.ranks or (1,))) > torch.cuda.device_count():

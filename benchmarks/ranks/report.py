@@ -149,19 +149,24 @@ def contract(rows: Sequence[Row]) -> str:
     for row in rows:
         by_setting[row["setting"], row["negatives"]][int(row["ranks"])] = row
     lines = []
-    for (setting, negatives), of_ranks in by_setting.items():
-        line = [setting, negatives]
-        for column, digits in (("scale", 3), ("residual", 2), ("value", 3)):
-            numbers = [_number(of_ranks.get(world), column) for world in worlds]
-            line += ["" if math.isnan(number) else _rounded(number, digits) for number in numbers]
-        lines.append([*line, *{row["note"] for row in of_ranks.values() if row.get("note")}][: 2 + 3 * len(worlds)])
+    for setting, of_ranks in by_setting.items():
+        numbers = (
+            (_number(of_ranks.get(world), column), digits)
+            for column, digits in (("scale", 3), ("residual", 2), ("value", 3))
+            for world in worlds
+        )
+        lines.append([*setting, *(_rounded(number, digits) for number, digits in numbers)])
     columns = [f"{what}, W = {world}" for what in ("scale", "residual", "value") for world in worlds]
     about = f"gloo, float64, torch {rows[0]['torch']}, {rows[0]['peers']}."
-    return f"{about}\n\n{table(['setting', 'negatives', *columns], lines)}"
+    left_out = sorted({f"{row['setting']}: {row['note']}" for row in rows if row.get("note")})
+    shown = table(["setting", "negatives", *columns], lines)
+    return "\n\n".join([about, shown, *(f"Not measured: {each}." for each in left_out)])
 
 
 def _rounded(number: float, digits: int) -> str:
-    """Rounded, as 0 what is rounding of float64."""
+    """Rounded; as 0 what is rounding of float64, as nothing what was not measured."""
+    if math.isnan(number):
+        return ""
     return "0" if abs(number) < 1e-12 else f"{number:.{digits}g}" if abs(number) < 0.01 else f"{number:.{digits}f}"
 
 
