@@ -80,7 +80,9 @@ def call_of(problem: Problem, across: Across, ranks: Ranks, batch: Batch) -> tup
     of_ranks = agree(ranks, terms, description, batch.x.device, even=across.even)
     if not any(one.n for one in of_ranks):
         raise ValueError("x and y: expected at least 1 row on some rank, got none on any; skip an empty batch")
-    if isinstance(temperature, Tensor) and not per_row and any(one.per_row for one in of_ranks):
+    # Of a rank's only pair, one number may be that pair's own.
+    several = any(one.per_row for one in of_ranks) or all(one.n <= 1 for one in of_ranks)
+    if isinstance(temperature, Tensor) and not per_row and several:
         batch = batch._replace(temperature=temperature.expand(problem.num_directions * batch.x.shape[0]))
     return Call(ranks, of_ranks, description, problem, num_shared), batch
 

@@ -48,7 +48,8 @@ def sup_con(
     lse_of_negatives = z + own_logit
     with torch.autocast(x.device.type, enabled=False):
         rows = unit_rows(x) if problem.normalize else x.double()
-        inverse = torch.as_tensor(temperature, device=x.device).double().reciprocal().expand(x.shape[0])
+        tau = temperature.to(x.device).double() if isinstance(temperature, Tensor) else rows.new_tensor(temperature)
+        inverse = tau.reciprocal().expand(x.shape[0])
         # Taking part in the backward must not hang on the need of one rank's rows.
         rows = rows + torch.zeros((), dtype=torch.float64, requires_grad=call.needed and torch.is_grad_enabled())
         lse, mean, count = Positives.apply(call, labels, x.detach(), rows, inverse)
@@ -110,7 +111,8 @@ class Positives(torch.autograd.Function):
                     logits = (similarity * inverse[left, None]).masked_fill(~there, -torch.inf)
                     raised = torch.maximum(peak, lowest.scatter_reduce(0, left, logits.amax(1), "amax"))
                     shrink = torch.where(peak == -torch.inf, 0.0, torch.exp(peak - raised))
-                    terms = torch.exp(logits - raised[left, None])
+                    # A row alone in its class meets nothing but itself.
+                    terms = torch.exp(logits - raised.masked_fill(raised == -torch.inf, 0.0)[left, None])
                     weight = (weight * shrink).index_add_(0, left, terms.sum(1))
                     moment = (moment * shrink).index_add_(0, left, (terms * similarity).sum(1))
                     similarities.index_add_(0, left, (similarity * there).sum(1))

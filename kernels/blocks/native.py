@@ -1,8 +1,8 @@
 """Two ranks' rows against each other on the native path, in one call of the compiled kernels.
 
-All rows of both ranks are stacked, and what is compared makes up a few rectangles of one rank's rows against the other's;
-a rectangle whose logits are the same both ways serves the anchors of both ranks at once. What the kernels decline, the
-torch path takes.
+All rows of both ranks are stacked, and what is compared makes up a few rectangles of one rank's rows against the
+other's; a rectangle whose logits are the same both ways serves the anchors of both ranks at once. What the kernels
+decline, the torch path takes.
 """
 
 from __future__ import annotations
