@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -67,33 +68,38 @@ class Call:
         tensors that get a gradient.
         """
         wholes: list[Any] = []
-        learnt: dict[Tensor, None] = {}
-        for index, (start, stop) in enumerate(self.bounds):
+        seen: dict[int, weakref.ref[Tensor]] = {}
+        for index in range(len(self.bounds)):
             if keep:
                 self.states.append(RandomStates.now())
             with self.modules.unwrapped() if index else self.modules.watched(self.encode):
-                found, live, used = self._embeddings(start, stop)
+                self._take(index, wholes, seen)
             if not index:
-                # Room for the rows, and not a list of parts: a part may be a view of all that a layer put out.
-                wholes = [_room(one, self.bounds[-1][1]) for one in found]
                 self.modules.settle(len(self.bounds))
-            for whole, part in zip(wholes, found, strict=True):
-                _put(whole, part, start, stop)
-            self.live = [a or b for a, b in zip(self.live, live, strict=True)] if index else live
-            learnt.update(dict.fromkeys(used))
-        self.learnt = list(learnt)
+        # Leaves that encode made for a chunk, such as frozen embeddings that are told to want a gradient, went with it.
+        self.learnt = [one for reference in seen.values() if (one := reference()) is not None]
         self.versions = [one._version for one in self._read()] if keep else []
         return wholes
 
-    def _embeddings(self, start: int, stop: int) -> tuple[list[Any], list[bool], list[Tensor]]:
-        """A chunk's leaves without their graph, which of them had one, and the leaves of the graph."""
+    def _take(self, index: int, wholes: list[Any], seen: dict[int, weakref.ref[Tensor]]) -> None:
+        """Run a chunk, put what it returns among ``wholes``, and note the leaves of its graph, which ends here."""
+        start, stop = self.bounds[index]
         found, sources = self.run(start, stop)
         live = [_differentiable(one) for one in found]
         # Parameters that are gathered for a moment are no leaves to return a gradient for.
         used = [] if self.modules.sharded else _graph_leaves([one for one in found if _differentiable(one)])
         own = {id(one) for one in sources}
-        detached = [one.detach() if isinstance(one, Tensor) else one for one in found]
-        return detached, live, [one for one in used if id(one) not in own]
+        for one in used:
+            known = seen.get(id(one))
+            if id(one) not in own and (known is None or known() is not one):
+                seen[id(one)] = weakref.ref(one)
+        if not index:
+            # Room for the rows, and not a list of parts: a part may be a view of all that a layer put out.
+            wholes += [_room(one, self.bounds[-1][1]) for one in found]
+            self.live = live
+        for whole, part in zip(wholes, found, strict=True):
+            _put(whole, part, start, stop)
+        self.live = [before or now for before, now in zip(self.live, live, strict=True)]
 
     def run(self, start: int, stop: int) -> tuple[list[Any], list[Tensor]]:
         """The leaves of what encode returns for some rows, and the rows and tensors in which its graph ends."""
@@ -198,7 +204,7 @@ def _rows(inputs: list[Any]) -> int:
 
 def _room(first: Any, rows: int) -> Any:
     """A tensor for the rows of all chunks, after the leaf that the first returned; what is no tensor stands for all."""
-    return first.new_empty((rows, *first.shape[1:])) if isinstance(first, Tensor) else first
+    return first.detach().new_empty((rows, *first.shape[1:])) if isinstance(first, Tensor) else first
 
 
 def _put(whole: Any, part: Any, start: int, stop: int) -> None:
@@ -214,7 +220,7 @@ def _put(whole: Any, part: Any, start: int, stop: int) -> None:
             f"encode: expected rows of {tuple(whole.shape[1:])} and {whole.dtype} from all chunks, got "
             f"{tuple(part.shape[1:])} and {part.dtype}; pad the whole batch to one length"
         )
-    whole[start:stop] = part
+    whole[start:stop] = part.detach()
 
 
 def _graph_leaves(outputs: list[Tensor]) -> list[Tensor]:
