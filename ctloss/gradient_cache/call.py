@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,8 +15,8 @@ from .states import Autocast, RandomStates
 from .trees import leaves, with_leaves
 
 CHANGED = (
-    "a tensor that encode reads was changed in place between the forward and the backward pass, {shape}; "
-    "step the optimiser and refill input buffers after the backward pass"
+    "a tensor that encode reads was changed in place, by encode or between the forward and the backward pass: one of "
+    "shape {shape} and {dtype}; step the optimiser and refill input buffers after the backward pass, clone in encode"
 )
 REENTRANT = (
     "encode: expected activation checkpointing with use_reentrant=False, got the reentrant kind, which hides its "
@@ -55,7 +55,9 @@ class Call:
         # The inputs that want a gradient, and, found in the first pass, the other tensors that do.
         self.sources = [one for one in (*self.input_leaves, *self.shared_leaves) if _differentiable(one)]
         self.learnt: list[Tensor] = []
-        self.versions: list[int] = []
+        # Tensors made in inference mode do not count their changes.
+        given = [one for one in (*self.input_leaves, *self.shared_leaves) if isinstance(one, Tensor)]
+        self.versions = [(one, one._version) for one in given if not one.is_inference()]
         # What encode returned for the first chunk, and which of its leaves have a gradient.
         self.form: Any = None
         self.live: list[bool] = []
@@ -78,7 +80,7 @@ class Call:
                 self.modules.settle(len(self.bounds))
         # Leaves that encode made for a chunk, such as frozen embeddings that are told to want a gradient, went with it.
         self.learnt = [one for reference in seen.values() if (one := reference()) is not None]
-        self.versions = [one._version for one in self._read()] if keep else []
+        self.versions += [(one, one._version) for one in self.learnt]
         return wholes
 
     def _take(self, index: int, wholes: list[Any], seen: dict[int, weakref.ref[Tensor]]) -> None:
@@ -109,7 +111,7 @@ class Call:
             if not isinstance(leaf, Tensor):
                 return leaf
             part = leaf.detach() if whole or not leaf.ndim else leaf.detach()[start:stop]
-            if _differentiable(leaf):
+            if _differentiable(leaf) and torch.is_grad_enabled():
                 sources.append(part.requires_grad_())
             return part
 
@@ -162,15 +164,9 @@ class Call:
             RuntimeError: if a tensor or a module's mode has changed.
         """
         self.modules.check_modes()
-        for one, version in zip(self._read(), self.versions, strict=True):
+        for one, version in self.versions:
             if one._version != version:
-                raise RuntimeError(CHANGED.format(shape=f"of shape {tuple(one.shape)} and {one.dtype}"))
-
-    def _read(self) -> Iterator[Tensor]:
-        yield from self.learnt
-        given = (*self.input_leaves, *self.shared_leaves)
-        # Tensors made in inference mode do not count their changes.
-        yield from (one for one in given if isinstance(one, Tensor) and not one.is_inference())
+                raise RuntimeError(CHANGED.format(shape=tuple(one.shape), dtype=one.dtype))
 
 
 def _differentiable(leaf: Any) -> bool:
