@@ -90,9 +90,7 @@ def part_of(batch: Batch, part: schedule.Part, num_directions: int) -> Batch:
     rows, temperature = schedule.half(n, part), batch.temperature
     if isinstance(temperature, Tensor) and temperature.dim():
         temperature = temperature.view(num_directions, n)[:, rows].flatten()
-    halves = [schedule.half(side.shape[0], part) if n > 1 else slice(None) for side in batch.candidates]
-    if n == 1 and part == "first":
-        halves = [slice(0, 0)] * len(halves)
+    halves = [schedule.half(side.shape[0], part) for side in batch.candidates]
     of_candidates = batch.candidate_ids or (None,) * len(halves)
     return Batch(
         batch.x[rows],
