@@ -80,7 +80,7 @@ def launch(folder: Path, runs: list[list[str]], cases: list[Case]) -> str:
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=240,
         check=False,
     )
     if child.returncode:
