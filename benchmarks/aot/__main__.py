@@ -34,7 +34,8 @@ from benchmarks.aot.calls import SHIPPED, TABLED, Shipped
 from benchmarks.aot.devices import Compiled, Device, compile_for
 from benchmarks.aot.table import COMMAND, markdown
 from benchmarks.results import insert
-from ctloss.kernels import triton_path
+from ctloss.kernels import blocks, triton_path
+from ctloss.kernels.blocks import triton_path as triton_blocks
 from ctloss.kernels.triton_path import engine, hopper, sig_lip, tiles
 from ctloss.kernels.triton_path.plan import config
 
@@ -158,6 +159,12 @@ def launches_of(arch: int, shipped: Shipped) -> list[Launch]:
         if shipped.sigmoid:
             for need in (True, False):
                 sig_lip.solve(batch, -10.0, problem, needs=(need, need, need, need))
+            return list(dict.fromkeys(launches))
+        if shipped.ranks:
+            anchors = blocks.Anchors(a, a)
+            for moment in (shipped.moment, False):
+                triton_blocks.meet(batch, batch, problem, mutual=True, moment=moment)
+            triton_blocks.pull(batch, batch, problem, anchors, anchors, (True,) * len(batch.sides))
             return list(dict.fromkeys(launches))
         for gradient in (True, False):
             forward = engine.forward(batch, problem, moment=shipped.moment, gradient=gradient)

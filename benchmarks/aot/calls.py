@@ -27,6 +27,7 @@ class Shipped:
         margin: whether negatives beyond a margin are left out.
         mixed: whether the other sides are float32.
         sigmoid: whether the loss is that of pairs each by itself, ``ctloss.sig_lip``.
+        ranks: whether two ranks' rows are compared with each other.
         specialised: whether Hopper's warp-specialised kernels are switched on; of such a call only they are compiled.
     """
 
@@ -45,6 +46,7 @@ class Shipped:
     margin: bool = False
     mixed: bool = False
     sigmoid: bool = False
+    ranks: bool = False
     specialised: bool = False
 
     def __str__(self) -> str:
@@ -54,7 +56,7 @@ class Shipped:
         given = ((self.negatives, "both"), (self.directions, "both"), (self.temperature, "number"))
         words += [option for option, usual in given if option != usual]
         words += [f"+{count}" for count in self.candidates]
-        words += [name for name in ("transposed", "ids", "margin", "mixed", "sigmoid") if getattr(self, name)]
+        words += [name for name in ("transposed", "ids", "margin", "mixed", "sigmoid", "ranks") if getattr(self, name)]
         return " ".join(words + ["constant"] * (not self.moment))
 
     @property
@@ -147,11 +149,18 @@ SHIPPED += [
     for dtype, precision in FORMATS
     for normalize in BOTH
 ]
+# Another rank's rows stand where candidates do. All else is as in one batch, so few calls have kernels of their own.
+SHIPPED += [
+    Shipped(dtype, normalize, precision, 768, n=n, ranks=True, **options)
+    for n, options in ((1500, {}), (1500, IN_PANELS[1]), (1500, IN_PANELS[4]), (300, {}), (30, {}))
+    for dtype, precision in FORMATS
+    for normalize in BOTH
+]
 # What the warp-specialised kernels can do, once they are switched on.
 SHIPPED += [
     replace(shipped, specialised=True)
     for shipped in SHIPPED
-    if not shipped.sigmoid and can_specialise(shipped.batch.shape, 90, shipped.problem)
+    if not (shipped.sigmoid or shipped.ranks) and can_specialise(shipped.batch.shape, 90, shipped.problem)
 ]
 # What the documentation shows.
 TABLED = [

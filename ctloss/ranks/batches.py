@@ -62,10 +62,18 @@ class Layout(NamedTuple):
 
 
 def own_batch(batch: Batch, num_shared: int) -> Batch:
-    """The batch without the candidates that every rank has."""
+    """The batch without the candidates that every rank has, computed in no narrower a dtype than with them.
+
+    Example:
+        >>> batch = Batch(torch.eye(2), torch.eye(2), (torch.eye(2).double(),))
+        >>> own_batch(batch, 1).x.dtype, len(own_batch(batch, 1).candidates)
+        (torch.float64, 0)
+    """
     if not num_shared:
         return batch
-    return batch._replace(candidates=batch.candidates[:-num_shared], candidate_ids=batch.candidate_ids[:-num_shared])
+    own = batch._replace(candidates=batch.candidates[:-num_shared], candidate_ids=batch.candidate_ids[:-num_shared])
+    dtype = batch.shape.dtype
+    return own if own.shape.dtype == dtype else own._replace(x=batch.x.to(dtype))
 
 
 def part_of(batch: Batch, part: schedule.Part, num_directions: int) -> Batch:
@@ -82,9 +90,7 @@ def part_of(batch: Batch, part: schedule.Part, num_directions: int) -> Batch:
     rows, temperature = schedule.half(n, part), batch.temperature
     if isinstance(temperature, Tensor) and temperature.dim():
         temperature = temperature.view(num_directions, n)[:, rows].flatten()
-    halves = [schedule.half(side.shape[0], part) if n > 1 else slice(None) for side in batch.candidates]
-    if n == 1 and part == "first":
-        halves = [slice(0, 0)] * len(halves)
+    halves = [schedule.half(side.shape[0], part) for side in batch.candidates]
     of_candidates = batch.candidate_ids or (None,) * len(halves)
     return Batch(
         batch.x[rows],

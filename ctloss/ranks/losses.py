@@ -86,7 +86,9 @@ def call_of(
     of_ranks = agree(ranks, terms, description, batch.x.device, even=across.even)
     if not any(one.n for one in of_ranks):
         raise ValueError("x and y: expected at least 1 row on some rank, got none on any; skip an empty batch")
-    if isinstance(temperature, Tensor) and not per_row and any(one.per_row for one in of_ranks):
+    # Of a rank's only pair, one number may be that pair's own.
+    several = any(one.per_row for one in of_ranks) or all(one.n <= 1 for one in of_ranks)
+    if isinstance(temperature, Tensor) and not per_row and several:
         batch = batch._replace(temperature=temperature.expand(problem.num_directions * batch.x.shape[0]))
     return Call(ranks, of_ranks, description, problem, num_shared), batch
 
@@ -116,14 +118,14 @@ def contrast(across: Across, ranks: Ranks, problem: Problem, batch: Batch) -> tu
     return z.to(dtype), positive.to(dtype)
 
 
-def loss(problem: Problem, across: Across, ranks: Ranks, batch: Batch, weights: Tensor | None) -> Tensor:
+def loss(across: Across, ranks: Ranks, weights: Tensor | None, problem: Problem, batch: Batch) -> Tensor:
     """A rank's loss, float64: see the head of this file."""
     z, _, call = contrasts(problem, across, ranks, batch)
     return part_of_loss(call, across, rows.values(problem, z), weights)
 
 
 def part_of_loss(
-    call: Call, across: Across, losses: Tensor, weights: Tensor | None, *, count: int | None = None
+    call: Call, across: Across, losses: Tensor, weights: Tensor | None, *, count: float | Tensor | None = None
 ) -> Tensor:
     """A rank's part of the loss of all ranks, from its row losses, times W where engines will take a mean.
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from . import schedule
 from .group import Ranks
 
 # Every tensor of a message begins at a multiple of this many bytes, which any dtype may.
@@ -194,3 +195,22 @@ class Gathered:
         for hop in range(1, self.hops + 1):
             peer = self.ranks.peer(hop)
             yield self.memory[peer * longest : peer * longest + self.sizes[peer]]
+
+
+def arrivals(
+    ranks: Ranks, tensors: Sequence[Tensor], parts: Sequence[Sequence[Part]], workspace: int
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Every other rank and its tensors, in the order of the ring; they may be used until the next are asked for.
+
+    Args:
+        ranks: who takes part.
+        tensors: this rank's.
+        parts: what each rank's tensors are.
+        workspace: bytes of temporary memory that the call may use.
+    """
+    sizes, hops = [size_of(one) for one in parts], len(schedule.backward(ranks.world))
+    message = pack(tensors, parts[ranks.rank])
+    how = Gathered if schedule.transport(ranks.world, max(sizes), workspace) == "gather" else Ring
+    for hop, arrived in enumerate(how(ranks, message, sizes, hops), 1):
+        peer = ranks.peer(hop)
+        yield peer, unpack(arrived, parts[peer])

@@ -128,7 +128,7 @@ def backward(
                 stack.n,
                 stack.m,
                 stack.padded,
-                stack.num_rows,
+                rows.plane,
                 start,
                 row_tiles,
                 begin,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -272,24 +273,35 @@ def forward(
     panels = list(layout.panels(layout.blocks(stack, problem, config.block), size, stack))
     if not panels:
         # Nothing to compare with.
-        last = stack.span(Y if problem.directions == "both" else X)[1]
-        _fold(rows, similarity.new_empty((planes, 0, last), dtype=torch.float32), 0, similarity, results, True)
+        close(rows, similarity, results, problem)
         return
-    most = max(planes * panel.pairs // config.block * len(_served(panel)) for panel in panels)
-    slots = torch.empty(most, dtype=torch.float32, device=rows.packed.device)
-    left = Counter(span for panel in panels for span in _served(panel))
+    slots = slot_memory(rows, panels, planes, config)
+    left = Counter(span for panel in panels for span in served(panel))
     for panel in panels:
-        for span, filled in zip(_served(panel), _panel_lse(rows, panel, slots, planes, config), strict=True):
+        for span, filled in zip(served(panel), panel_lse(rows, panel, slots, planes, config), strict=True):
             left[span] -= 1
-            _fold(rows, filled, span[0], similarity, results, left[span] == 0)
+            fold(rows, filled, span[0], similarity, results, left[span] == 0)
 
 
-def _served(panel: Panel) -> list[Span]:
+def close(rows: Rows, similarity: Tensor, results: tuple[Tensor, Tensor, Tensor | None], problem: Problem) -> None:
+    """Fill the results of all anchors from what was folded into their statistics."""
+    planes = 2 if results[2] is None else 3
+    last = rows.stack.span(Y if problem.directions == "both" else X)[1]
+    fold(rows, similarity.new_empty((planes, 0, last), dtype=torch.float32), 0, similarity, results, True)
+
+
+def slot_memory(rows: Rows, panels: Sequence[Panel], planes: int, config: BlockConfig) -> Tensor:
+    """Memory for the slots of the largest panel."""
+    most = max((planes * panel.pairs // config.block * len(served(panel)) for panel in panels), default=0)
+    return torch.empty(most, dtype=torch.float32, device=rows.packed.device)
+
+
+def served(panel: Panel) -> list[Span]:
     """The rows that a panel's logits belong to."""
     return [panel.rows, panel.columns] if panel.serves_columns else [panel.rows]
 
 
-def _panel_lse(rows: Rows, panel: Panel, memory: Tensor, planes: int, config: BlockConfig) -> list[Tensor]:
+def panel_lse(rows: Rows, panel: Panel, memory: Tensor, planes: int, config: BlockConfig) -> list[Tensor]:
     """The slots (planes, tiles, rows) of the rows that the panel serves, in the temporary ``memory``."""
     num_a, num_b = length(panel.rows), length(panel.columns)
     tiles_a, tiles_b = num_a // config.block, num_b // config.block
@@ -332,7 +344,7 @@ def _panel_lse(rows: Rows, panel: Panel, memory: Tensor, planes: int, config: Bl
     return [row_slots, column_slots] if panel.serves_columns else [row_slots]
 
 
-def _fold(
+def fold(
     rows: Rows,
     slots: Tensor,
     start: int,
@@ -358,7 +370,7 @@ def _fold(
         z if moment is None else moment,
         rows.stack.n,
         rows.stack.padded,
-        rows.stack.num_rows,
+        rows.plane,
         start,
         ROWS=FOLD_ROWS,
         SLOTS=FOLD_SLOTS,

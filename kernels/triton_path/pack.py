@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -316,6 +316,11 @@ class Rows:
     limited: bool
     rate: float | None = None
 
+    @property
+    def plane(self) -> int:
+        """From one plane of the statistics to the next; more than there are rows in a part of a larger stack."""
+        return self.stats.stride(0)
+
     def operands(self, config: BlockConfig) -> tuple[object, ...]:
         """The first arguments of a kernel that works on tiles: the rows, their statistics and identities."""
         return TensorDescriptor.from_tensor(self.packed, [config.block, config.depth]), self.stats, self.ids
@@ -330,7 +335,7 @@ class Rows:
             kept = self.kept, num_kept, block.rows[0], block.columns[0], block.tiles_before, tiles_high
         place = panel.rows[0], panel.columns[0]
         tiles = length(panel.rows) // config.block, length(panel.columns) // config.block
-        return *kept, stack.n, stack.m, stack.padded, stack.num_rows, stack.width, *place, *tiles
+        return *kept, stack.n, stack.m, stack.padded, self.plane, stack.width, *place, *tiles
 
     def keeps_some_of(self, panel: Panel, config: BlockConfig) -> bool:
         """Whether logits of a panel are kept, if only of its first tile."""
@@ -377,10 +382,25 @@ def pack(
     With ``similarity`` (padded rows, float64) the rows' statistics are found first, and ``saved`` and ``similarity``
     are filled. ``saved`` has the statistics at its front, and kept logits after them.
     """
-    shape = batch.shape
-    packed = torch.empty((stack.num_rows, stack.width), dtype=shape.dtype, device=batch.x.device)
-    stats = table(saved, stack)
-    tau, tau_stride, rate, tau_kind = temperature_arguments(batch, saved)
+    packed = torch.empty((stack.num_rows, stack.width), dtype=batch.shape.dtype, device=batch.x.device)
+    rows = pack_into(packed, table(saved, stack), batch, ids, similarity, stack, problem, config)
+    rest = saved[stack.saved_floats :]
+    return replace(rows, kept=rest.view(config.kept_dtype)) if rest.numel() else rows
+
+
+def pack_into(
+    packed: Tensor,
+    stats: Tensor,
+    batch: Batch,
+    ids: Tensor | None,
+    similarity: Tensor | None,
+    stack: Stack,
+    problem: Problem,
+    config: BlockConfig,
+) -> Rows:
+    """As :func:`pack`, into a packed matrix and a table that may be parts of larger ones."""
+    shape, plane = batch.shape, stats.stride(0)
+    tau, tau_stride, rate, tau_kind = temperature_arguments(batch, stats)
     shared = {
         "ROWS": config.row_block,
         "DEPTH": min(PACK_DEPTH, triton.next_power_of_2(stack.width)),
@@ -399,10 +419,10 @@ def pack(
         float(problem.margin or 0.0),
         packed,
         stats,
-        saved if similarity is None else similarity,
+        stats if similarity is None else similarity,
         stack.n,
         stack.padded,
-        stack.num_rows,
+        plane,
         shape.d,
         stack.width,
         *batch.x.stride(),
@@ -425,15 +445,13 @@ def pack(
             first,
             count,
             stored,
-            stack.num_rows,
+            plane,
             shape.d,
             stack.width,
             *side.stride(),
             **shared,
         )
         first += count
-    rest = saved[stack.saved_floats :]
-    kept = rest.view(config.kept_dtype) if rest.numel() else None
     limited = problem.margin is not None
     known = rate if tau_kind == "number" else None
-    return Rows(packed, stats, ids, kept, stack, problem.normalize, shape.per_row, limited, known)
+    return Rows(packed, stats, ids, None, stack, problem.normalize, shape.per_row, limited, known)

@@ -211,7 +211,7 @@ def _tiles(
             count * padded,
             stack.n,
             padded,
-            stack.num_rows,
+            rows.plane,
             stack.width,
             start,
             padded,

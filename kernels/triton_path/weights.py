@@ -35,6 +35,7 @@ from .tiles import (
 
 INVERSE, RATE = tl.constexpr(layout.INVERSE), tl.constexpr(layout.RATE)
 PEAK, TOTAL = tl.constexpr(layout.PEAK), tl.constexpr(layout.TOTAL)
+HIGHEST = tl.constexpr(layout.HIGHEST)
 LN2 = tl.constexpr(math.log(2))
 WEIGH_ROWS, WEIGH_SWEEP = 256, 1024
 
@@ -142,6 +143,39 @@ def weigh_rows(
     tl.store(pull_ptr + position, pull, mask=inside)
     if tl.program_id(0) == 0:
         tl.store(gain_ptr, double_power_of_two(exponent))
+
+
+@triton.jit
+def known_sums(
+    a_ptr,
+    lse_ptr,
+    stats_ptr,
+    num_pairs,
+    num_anchors,
+    padded,
+    plane,
+    ROWS: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    PER_ROW: tl.constexpr,
+):
+    """Write the peak and the total of anchors as a forward would whose sums gave ``lse``, natural and in float64.
+
+    An anchor whose a is 0 gets those of a row without negatives, whatever its lse.
+    """
+    index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = index < 2 * padded
+    side = (index >= padded).to(tl.int32)
+    position = index - side * padded
+    row = side * num_pairs + position
+    anchor = inside & (position < num_pairs) & (row < num_anchors)
+    some = tl.load(a_ptr + row, mask=anchor, other=0.0) != 0
+    lse = tl.load(lse_ptr + row, mask=anchor & some, other=0.0) * tl.full((), 1 / LN2, tl.float64)
+    peak = lse.to(tl.float32)
+    if has_common_peak(common_rate(stats_ptr, plane), NORMALIZE, PER_ROW):
+        peak = tl.zeros((ROWS,), tl.float32)
+    total = tl.exp2(lse - peak.to(tl.float64)).to(tl.float32)
+    tl.store(stats_ptr + PEAK * plane + index, tl.where(some, peak, HIGHEST), mask=inside)
+    tl.store(stats_ptr + TOTAL * plane + index, tl.where(some, total, 0.0), mask=inside)
 
 
 @triton.jit
@@ -326,6 +360,24 @@ class Factors:
     gain: Tensor
 
 
+def set_sums(rows: Rows, a: Tensor, lse: Tensor) -> None:
+    """Let the rows' statistics be those of anchors with this ``lse``, (rows,) float64, which no forward has summed."""
+    stack = rows.stack
+    known_sums[(triton.cdiv(2 * stack.padded, WEIGH_ROWS),)](
+        a.contiguous(),
+        lse.contiguous(),
+        rows.stats,
+        stack.n,
+        a.shape[0],
+        stack.padded,
+        rows.plane,
+        ROWS=WEIGH_ROWS,
+        NORMALIZE=rows.normalize,
+        PER_ROW=rows.per_row,
+        num_warps=4,
+    )
+
+
 def weigh(rows: Rows, a: Tensor, b: Tensor) -> Factors:
     """The :class:`Factors` of a and b, (rows,) float64."""
     stack, device = rows.stack, rows.packed.device
@@ -346,7 +398,7 @@ def weigh(rows: Rows, a: Tensor, b: Tensor) -> Factors:
         stack.n,
         a.shape[0],
         stack.padded,
-        stack.num_rows,
+        rows.plane,
         ROWS=WEIGH_ROWS,
         SWEEP=WEIGH_SWEEP,
         PER_ROW=rows.per_row,

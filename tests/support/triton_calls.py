@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ctloss.kernels.blocks import Anchors, Sums, triton_path
 from ctloss.kernels.problem import Batch, Problem, Shape
 from ctloss.kernels.triton_path import engine
 from ctloss.kernels.triton_path.plan import config, layout
@@ -43,6 +44,35 @@ def both_passes(
     a = torch.ones_like(forward.z).masked_fill(forward.z == -torch.inf, 0.0) if a is None else a
     gradients = engine.backward(forward.state, a, a, tuple(needs or (True,) * len(batch.sides)))
     return [forward.z, forward.positive, forward.moment, *(each for each in gradients if each is not None)]
+
+
+class Blocks:
+    """The Triton path's functions of two ranks' rows, which are moved to the device of the tests and back."""
+
+    @staticmethod
+    def meet(own: Batch, other: Batch, *about: Any, **options: Any) -> tuple[Sums, Sums | None]:
+        """As :func:`triton_path.meet`."""
+        one, two = triton_path.meet(*_moved((own, other), DEVICE), *about, **options)
+        return _moved((one, two), "cpu")
+
+    @staticmethod
+    def pull(
+        own: Batch, other: Batch, about: Problem, of_own: Anchors, of_other: Anchors, needs: tuple[bool, ...]
+    ) -> list[Tensor | None]:
+        """As :func:`triton_path.pull`."""
+        batches, anchors = _moved(((own, other), (of_own, of_other)), DEVICE)
+        return list(_moved(tuple(triton_path.pull(*batches, about, *anchors, needs)), "cpu"))
+
+
+def _moved(value: Any, device: str, known: dict[int, Tensor] | None = None) -> Any:
+    """All tensors in nested tuples on a device; what was one tensor remains one, such as two ranks' temperature."""
+    known = {} if known is None else known
+    if isinstance(value, Tensor):
+        return known.setdefault(id(value), value.to(device))
+    if not isinstance(value, tuple):
+        return value
+    parts = [_moved(part, device, known) for part in value]
+    return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
 
 
 def pairs(case: Case, **tensors: Any) -> Batch:

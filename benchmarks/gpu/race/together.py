@@ -209,7 +209,7 @@ def _options(rows: Rows, panel: Panel, config: BlockConfig) -> dict[str, Any]:
 
 def changes() -> Changes:
     """The candidate in the place of the kernels of logits, and of weights where no tile of the panel was kept."""
-    shipped_lse, shipped_weights = lse._panel_lse, kept.panel_weights
+    shipped_lse, shipped_weights = lse.panel_lse, kept.panel_weights
 
     def panel_lse(rows: Rows, panel: Panel, memory: Tensor, planes: int, config: BlockConfig) -> list[Tensor]:
         if planes != 2 or not _takes(rows, config):
@@ -251,4 +251,4 @@ def changes() -> Changes:
         )
         return block
 
-    return (lse, "_panel_lse", panel_lse), (gradient, "panel_weights", panel_weights)
+    return (lse, "panel_lse", panel_lse), (gradient, "panel_weights", panel_weights)

@@ -92,13 +92,13 @@ class Stack:
         return PLANES * self.num_rows
 
 
-def stack_of(shape: Shape) -> Stack:
-    """Where the rows of such a call lie. Small batches have tiles, and so padding, half as large.
+def stack_of(shape: Shape, padding: int | None = None) -> Stack:
+    """Where the rows of such a call lie. Small batches have tiles, and so padding, half as large by default.
 
     >>> stack_of(Shape(300, 100)).num_rows, stack_of(Shape(1100, 100, (5, 6))).num_rows
     (640, 2432)
     """
-    padding = config.ROW_PADDING if shape.n >= config.MANY_PAIRS else config.SMALL_PADDING
+    padding = padding or (config.ROW_PADDING if shape.n >= config.MANY_PAIRS else config.SMALL_PADDING)
     padded = _up_to(shape.n, padding)
     num_rows = 2 * padded + _up_to(sum(shape.candidates), padding)
     return Stack(shape.n, shape.candidates, padded, padding, num_rows, _up_to(shape.d, config.WIDTH_PADDING))
@@ -134,28 +134,35 @@ def identities(batch: Batch, stack: Stack) -> Tensor | None:
     """
     if not batch.shape.masked:
         return None
-    device = batch.x.device
-    own = torch.arange(stack.n, device=device) if batch.ids is None else batch.ids
-    of_candidates = batch.candidate_ids or (None,) * len(batch.candidates)
-    given = [own, *(ids for ids in of_candidates if ids is not None)]
+    own = torch.arange(stack.n, device=batch.x.device) if batch.ids is None else batch.ids
+    return identities_of([(batch._replace(ids=own), stack)])
+
+
+def identities_of(stacks: Sequence[tuple[Batch, Stack]]) -> Tensor:
+    """As :func:`identities`, for the rows of several stacks one after the other, all of whose pairs have ids."""
+    given = [ids for batch, _ in stacks for ids in (batch.ids, *batch.candidate_ids) if ids is not None]
     ordered, order = torch.cat(given).sort()
     steps = torch.zeros_like(ordered, dtype=torch.int32)
     steps[1:] = ordered[1:] != ordered[:-1]
     numbers = torch.empty_like(steps)
     numbers[order] = steps.cumsum(0, dtype=torch.int32)
     parts = list(numbers.split([len(ids) for ids in given]))
-    found = torch.full((stack.num_rows,), -1, dtype=torch.int32, device=device)
-    pair_numbers = parts.pop(0)
-    for side in (X, Y):
-        first, _ = stack.span(side)
-        found[first : first + stack.n] = pair_numbers
-    unused = numbers.numel()
-    for (first, last), ids in zip(stack.candidate_spans(), of_candidates, strict=True):
-        if ids is None:
-            found[first:last] = torch.arange(unused, unused + last - first, dtype=torch.int32, device=device)
-            unused += last - first
-        else:
-            found[first:last] = parts.pop(0)
+    found = numbers.new_full((sum(stack.num_rows for _, stack in stacks),), -1)
+    unused, start = numbers.numel(), 0
+    for batch, stack in stacks:
+        own = found[start : start + stack.num_rows]
+        pair_numbers = parts.pop(0)
+        for side in (X, Y):
+            first, _ = stack.span(side)
+            own[first : first + stack.n] = pair_numbers
+        of_candidates = batch.candidate_ids or (None,) * len(batch.candidates)
+        for (first, last), ids in zip(stack.candidate_spans(), of_candidates, strict=True):
+            if ids is None:
+                own[first:last] = torch.arange(unused, unused + last - first, dtype=torch.int32, device=own.device)
+                unused += last - first
+            else:
+                own[first:last] = parts.pop(0)
+        start += stack.num_rows
     return found
 
 
