@@ -110,6 +110,22 @@ def _cosines(a: Tensor, b: Tensor) -> Tensor:
 
 
 _SENTENCE, _METRIC = "sentence_transformers", "pytorch_metric_learning"
+
+
+@lru_cache
+def _of_several_ranks(name: str) -> Callable[..., Any]:
+    """One of sentence-transformers' functions for several ranks; what only its other functions call is left out."""
+    package = f"{_SENTENCE}.util"
+    unused = {"misc": ("disable_logging",), "tensor": ("_move_tensors_to_cpu", "_move_tensors_to_device")}
+    return load(
+        "sentence-transformers",
+        f"{package}.distributed",
+        name,
+        bare=(_SENTENCE, package),
+        stand_ins={f"{package}.{module}": dict.fromkeys(names) for module, names in unused.items()},
+    )
+
+
 # How :func:`load` gets at the losses of each distribution.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "lightly": {
@@ -126,10 +142,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
             f"{_SENTENCE}.base.losses": {},
             f"{_SENTENCE}.base.losses.merged_forward": {"embed_columns": None},
             f"{_SENTENCE}.sentence_transformer.model": {"SentenceTransformer": object},
-            # The package's own cos_sim: rows through F.normalize, then one product. The others are not called.
+            # The package's own cos_sim: rows through F.normalize, then one product. The last is not called.
             f"{_SENTENCE}.util": {
                 "cos_sim": _cosines,
-                **dict.fromkeys(("all_gather_with_grad", "get_rank", "similarity_fct_name")),
+                "all_gather_with_grad": lambda tensor: _of_several_ranks("all_gather_with_grad")(tensor),
+                "get_rank": lambda: _of_several_ranks("get_rank")(),
+                "similarity_fct_name": None,
             },
         },
     },
@@ -143,9 +161,9 @@ def _loss(distribution: str, module: str, name: str) -> Callable[..., Callable[.
     return load(distribution, module, name, **_OPTIONS[distribution])
 
 
-def lightly_ntxent(temperature: float) -> PairLoss:
+def lightly_ntxent(temperature: float, **options: bool) -> PairLoss:
     """lightly's ``NTXentLoss``: infoNCE, negatives of both languages."""
-    return _loss("lightly", "lightly.loss.ntx_ent_loss", "NTXentLoss")(temperature=temperature)
+    return _loss("lightly", "lightly.loss.ntx_ent_loss", "NTXentLoss")(temperature=temperature, **options)
 
 
 def lightly_dcl(temperature: float) -> PairLoss:
@@ -158,9 +176,9 @@ def lightly_dclw(temperature: float, sigma: float = 0.5) -> PairLoss:
     return _loss("lightly", "lightly.loss.dcl_loss", "DCLWLoss")(temperature=temperature, sigma=sigma)
 
 
-def open_clip(temperature: float) -> PairLoss:
+def open_clip(temperature: float, **options: int) -> PairLoss:
     """open_clip's ``ClipLoss`` on normalised rows: infoNCE, negatives of the other language."""
-    loss = _loss("open_clip_torch", "open_clip.loss", "ClipLoss")()
+    loss = _loss("open_clip_torch", "open_clip.loss", "ClipLoss")(**options)
     return lambda x, y: loss(F.normalize(x, dim=1), F.normalize(y, dim=1), 1 / temperature)
 
 
@@ -177,9 +195,10 @@ def _ranking(temperature: float, **options: object) -> PairLoss:
     return lambda x, y: loss.compute_loss_from_embeddings([x, y], None)  # type: ignore[attr-defined]
 
 
-def sentence_transformers(temperature: float) -> PairLoss:
+def sentence_transformers(temperature: float, **options: bool) -> PairLoss:
     """sentence-transformers' ``MultipleNegativesRankingLoss``, symmetric: infoNCE, negatives of the other language."""
-    return _ranking(temperature, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction")
+    directions = ("query_to_doc", "doc_to_query")
+    return _ranking(temperature, directions=directions, partition_mode="per_direction", **options)
 
 
 def sentence_transformers_gte(temperature: float) -> PairLoss:
@@ -193,10 +212,40 @@ def sentence_transformers_hardness(temperature: float, alpha: float) -> PairLoss
     return _ranking(temperature, hardness_mode="in_batch_negatives", hardness_strength=alpha)
 
 
+def _metric_learning_ntxent(temperature: float) -> Callable[..., Tensor]:
+    return _loss("pytorch-metric-learning", f"{_METRIC}.losses.ntxent_loss", "NTXentLoss")(temperature=temperature)
+
+
 def metric_learning(temperature: float) -> PairLoss:
     """pytorch-metric-learning's ``NTXentLoss``: infoNCE, negatives of both languages; memory grows with n³."""
-    loss = _loss("pytorch-metric-learning", f"{_METRIC}.losses.ntxent_loss", "NTXentLoss")(temperature=temperature)
+    loss = _metric_learning_ntxent(temperature)
     return lambda x, y: loss(torch.cat((x, y)), torch.arange(len(x), device=x.device).repeat(2))
+
+
+class _WithoutInstances:
+    """What stands for a class that nothing here is an instance of."""
+
+
+def metric_learning_wrapped(temperature: float, rank: int, **options: bool) -> PairLoss:
+    """The same in pytorch-metric-learning's ``DistributedLossWrapper``, for one of several ranks with equal n."""
+    wrapper = load(
+        "pytorch-metric-learning",
+        f"{_METRIC}.utils.distributed",
+        "DistributedLossWrapper",
+        bare=(_METRIC, f"{_METRIC}.utils"),
+        # The wrapper asks which of these a loss is; the loss itself is loaded apart from them.
+        stand_ins={
+            f"{_METRIC}.losses": {"BaseMetricLossFunction": torch.nn.Module, "CrossBatchMemory": _WithoutInstances},
+            f"{_METRIC}.miners": {"BaseMiner": _WithoutInstances},
+        },
+    )
+    loss = wrapper(_metric_learning_ntxent(temperature), **options)
+
+    def call(x: Tensor, y: Tensor) -> Tensor:
+        labels = torch.arange(rank * len(x), (rank + 1) * len(x), device=x.device)
+        return loss(torch.cat((x, y)), labels.repeat(2))
+
+    return call
 
 
 def metric_learning_sup_con(temperature: float) -> Callable[[Tensor, Tensor], Tensor]:

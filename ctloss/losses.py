@@ -5,16 +5,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from . import checks, rows
 from .contrast import Contrast
+from .core import checks, rows
+from .core.ops import Refused, forward_mode, fused, output_dtype, transformed, unwatched
+from .core.plan import OPTIONS, Plan, cached_plan, plan, problem_for
 from .kernels.problem import Batch, CZOptions, LossOptions, PairOptions, Problem, narrowed
-from .ops import Refused, forward_mode, fused, output_dtype, transformed, unwatched
-from .plan import OPTIONS, Plan, cached_plan, plan, problem_for
+from .ranks import group as across_ranks
+from .ranks import losses as of_ranks
+from .ranks.group import Across, Ranks, outside_graphs
 from .reference import contrast as reference_contrast
 
 if TYPE_CHECKING:
@@ -29,16 +33,29 @@ CandidateIds = Tensor | Sequence[Tensor | None] | None
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+class PairCall(PairOptions, across_ranks.RankOptions, total=False):
+    """What :func:`contrast` takes by name, for type checkers."""
+
+
+class LossCall(LossOptions, across_ranks.RankOptions, total=False):
+    """What :func:`info_nce` takes by name."""
+
+
+class CZCall(CZOptions, across_ranks.RankOptions, total=False):
+    """What :func:`cz_nce` takes by name."""
+
+
 def takes(loss: str) -> Callable[[Function], Function]:
-    """Show a loss's options in a function's signature, with their defaults from :class:`Problem`."""
+    """Show a loss's options in a function's signature, with their defaults from the classes that check them."""
+    fields = Problem.__dataclass_fields__ | across_ranks.Across.__dataclass_fields__
 
     def show(function: Function) -> Function:
         signature = inspect.signature(function)
         fixed = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
         options = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
-            for name, field in Problem.__dataclass_fields__.items()
-            if name in OPTIONS[loss]
+            for name, field in fields.items()
+            if name in OPTIONS[loss] | across_ranks.OPTIONS
         ]
         function.__signature__ = signature.replace(parameters=[*fixed, *options])  # type: ignore[attr-defined]
         return function
@@ -136,11 +153,13 @@ def prepared(
     candidates: Candidates,
     ids: Tensor | None,
     candidate_ids: CandidateIds,
+    *,
+    empty: bool = False,
 ) -> tuple[Problem, Batch]:
-    """Check a loss call's options and tensors, and lay them out as the paths take them.
+    """Check a loss call's options and tensors, and lay them out as the paths take them; ``empty`` allows no rows.
 
     Raises:
-        TypeError, ValueError: see :mod:`ctloss.checks`.
+        TypeError, ValueError: see :mod:`ctloss.core.checks`.
     """
     problem = problem_for(loss, x.device.type if isinstance(x, Tensor) else "cpu", options)
     batch = checks.batch(
@@ -152,6 +171,7 @@ def prepared(
         ids_given=ids,
         candidate_ids_given=candidate_ids,
         read=not isinstance(temperature, Tensor) or unwatched(temperature),
+        empty=empty,
     )
     if torch.compiler.is_compiling() and not isinstance(batch.temperature, Tensor):
         # A number would be compiled in, so an annealed one would recompile at every step; a tensor does not.
@@ -173,19 +193,87 @@ def _at_once(batch: Batch, weights: Tensor | None, problem: Problem) -> bool:
 
     Otherwise there is one call per width.
     """
+    if problem.dims is None:
+        return True
     seen = transformed() or not unwatched(*batch.sides, batch.temperature, weights)
     return not seen and choose(batch, problem).nested
 
 
+class Spread(NamedTuple):
+    """A call whose rows lie on several ranks, as one of them sees it: its own part of every tensor.
+
+    Attributes:
+        ranks: who takes part; ``None`` if it is this one alone.
+        across: how they do.
+        x, y, weights: this rank's.
+        tensors: temperature, candidates, ids and candidate ids.
+        options: all others.
+    """
+
+    ranks: Ranks | None
+    across: Across
+    x: Tensor
+    y: Tensor
+    weights: Tensor | None
+    tensors: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, x: Any, y: Any, weights: Any, options: dict[str, Any], tensors: Sequence[Any]) -> Spread:
+        """Take DTensors apart and leave out the options of ranks."""
+        across, rest = across_ranks.taken(options)
+        temperature, candidates, ids, candidate_ids = tensors
+        x, group = across_ranks.local_rows("x", x, across.group)
+
+        def local(name: str, given: Any) -> Any:
+            if isinstance(given, list | tuple):
+                return [local(name, one) for one in given]
+            return across_ranks.local_rows(name, given, group)[0]
+
+        tensors = temperature, local("candidates", candidates), local("ids", ids), local("candidate_ids", candidate_ids)
+        ranks = None if group is None else Ranks.of(group)
+        if ranks is not None and ranks.world == 1:
+            ranks = None
+        return cls(ranks, across, x, local("y", y), local("weights", weights), tensors, rest)
+
+
+def _is_spread(x: object, options: Any) -> bool:
+    return not across_ranks.OPTIONS.isdisjoint(options) or (type(x) is not Tensor and hasattr(x, "placements"))
+
+
 def _loss(loss: str, x: Tensor, y: Tensor, weights: Tensor | None, options: Any, *tensors: Any) -> Tensor:
+    if _is_spread(x, options):
+        return _spread_loss(loss, x, y, weights, options, *tensors)
     problem, batch = prepared(loss, x, y, options, *tensors)
     if weights is not None:
         weights = checks.weights(weights, batch.x, problem.num_directions)
-    if problem.dims is None or _at_once(batch, weights, problem):
+    if _at_once(batch, weights, problem):
         result: Tensor = _run(batch, weights, problem)
         return result
-    flat = replace(problem, dims=None, dim_weights=None)
-    losses = [_run(narrowed(batch, width), weights, flat) for width in problem.dims]
+    flat = _flat(problem)
+    return _sum_of_widths(problem, [_run(narrowed(batch, width), weights, flat) for width in problem.dims or ()])
+
+
+@outside_graphs
+def _spread_loss(loss: str, x: Tensor, y: Tensor, weights: Tensor | None, options: Any, *tensors: Any) -> Tensor:
+    spread = Spread.of(x, y, weights, options, tensors)
+    if spread.ranks is None:
+        return _loss(loss, spread.x, spread.y, spread.weights, spread.options, *spread.tensors)
+    problem, batch = prepared(loss, spread.x, spread.y, spread.options, *spread.tensors, empty=True)
+    weights = checks.weights(spread.weights, batch.x, problem.num_directions)
+    run = partial(of_ranks.loss, spread.across, spread.ranks, weights)
+    dtype, flat = output_dtype(batch.shape.dtype), _flat(problem)
+    if problem.dims is None:
+        return run(problem, batch).to(dtype)
+    return _sum_of_widths(problem, [run(flat, narrowed(batch, width)) for width in problem.dims]).to(dtype)
+
+
+def _flat(problem: Problem) -> Problem:
+    """The problem of one width."""
+    return problem if problem.dims is None else replace(problem, dims=None, dim_weights=None)
+
+
+def _sum_of_widths(problem: Problem, losses: list[Tensor]) -> Tensor:
     total = sum(one * share for one, share in zip(losses, problem.dim_weights or (1.0,) * len(losses), strict=True))
     assert isinstance(total, Tensor)
     return total
@@ -201,7 +289,7 @@ def cz_nce(
     ids: Tensor | None = None,
     candidate_ids: CandidateIds = None,
     weights: Tensor | None = None,
-    **options: Unpack[CZOptions],
+    **options: Unpack[CZCall],
 ) -> Tensor:
     r"""CZ-NCE, the contrastive loss that crosses zero: the positive leaves the denominator.
 
@@ -273,7 +361,7 @@ def info_nce(
     ids: Tensor | None = None,
     candidate_ids: CandidateIds = None,
     weights: Tensor | None = None,
-    **options: Unpack[LossOptions],
+    **options: Unpack[LossCall],
 ) -> Tensor:
     r"""infoNCE over a batch of pairs, exact where the usual softmax-minus-one-hot loses the positive.
 
@@ -332,7 +420,7 @@ def contrast(
     candidates: Candidates = None,
     ids: Tensor | None = None,
     candidate_ids: CandidateIds = None,
-    **options: Unpack[PairOptions],
+    **options: Unpack[PairCall],
 ) -> Contrast:
     r"""How every row compares with its negatives; the losses in :mod:`ctloss.objectives` are functions of this.
 
@@ -368,12 +456,33 @@ def contrast(
         >>> ctloss.contrast(x, x, temperature=0.5, directions="x")
         Contrast(z=tensor([-1.3069, -1.3069]), positive=tensor([2., 2.]))
     """
-    problem, batch = prepared("contrast", x, y, dict(options), temperature, candidates, ids, candidate_ids)
-    if problem.dims is None or _at_once(batch, None, problem):
+    return _contrast(x, y, dict(options), temperature, candidates, ids, candidate_ids)
+
+
+def _contrast(x: Tensor, y: Tensor, options: dict[str, Any], *tensors: Any) -> Contrast:
+    if _is_spread(x, options):
+        return _spread_contrast(x, y, options, *tensors)
+    problem, batch = prepared("contrast", x, y, options, *tensors)
+    if _at_once(batch, None, problem):
         return Contrast(*_run(batch, None, problem))
-    flat = replace(problem, dims=None)
-    of_widths = [_run(narrowed(batch, width), None, flat) for width in problem.dims]
-    return Contrast(*(torch.stack(one) for one in zip(*of_widths, strict=True)))
+    return _of_widths(problem, batch, lambda problem, batch: _run(batch, None, problem))
+
+
+@outside_graphs
+def _spread_contrast(x: Tensor, y: Tensor, options: dict[str, Any], *tensors: Any) -> Contrast:
+    spread = Spread.of(x, y, None, options, tensors)
+    if spread.ranks is None:
+        return _contrast(spread.x, spread.y, spread.options, *spread.tensors)
+    problem, batch = prepared("contrast", spread.x, spread.y, spread.options, *spread.tensors, empty=True)
+    return _of_widths(problem, batch, partial(of_ranks.contrast, spread.across, spread.ranks))
+
+
+def _of_widths(problem: Problem, batch: Batch, run: Callable[[Problem, Batch], tuple[Tensor, Tensor]]) -> Contrast:
+    """z and the positives' logits at the only width, or stacked for each of ``dims``."""
+    if problem.dims is None:
+        return Contrast(*run(problem, batch))
+    found = [run(_flat(problem), narrowed(batch, width)) for width in problem.dims]
+    return Contrast(*(torch.stack(one) for one in zip(*found, strict=True)))
 
 
 @takes("cz_nce")
@@ -387,7 +496,7 @@ def explain(
     ids: Tensor | None = None,
     candidate_ids: CandidateIds = None,
     weights: Tensor | None = None,
-    **options: Unpack[CZOptions],
+    **options: Unpack[CZCall],
 ) -> Plan:
     """Which path and configuration a loss call with these arguments would run, and why; computes nothing.
 
@@ -397,7 +506,7 @@ def explain(
         loss: ``"cz_nce"``, ``"info_nce"`` or ``"contrast"``.
 
     Returns:
-        A :class:`~ctloss.plan.Plan`, readable when printed.
+        A :class:`~ctloss.core.plan.Plan`, readable when printed.
 
     Raises:
         TypeError, ValueError, RuntimeError: as the loss itself would.
@@ -411,8 +520,12 @@ def explain(
     """
     if loss not in ("contrast", "cz_nce", "info_nce"):
         raise ValueError(f"loss: expected one of 'contrast', 'cz_nce', 'info_nce', got {loss!r}")
-    problem, batch = prepared(loss, x, y, dict(options), temperature, candidates, ids, candidate_ids)
-    weights = checks.weights(weights, batch.x, problem.num_directions)
+    spread = Spread.of(x, y, weights, dict(options), (temperature, candidates, ids, candidate_ids))
+    problem, batch = prepared(loss, spread.x, spread.y, spread.options, *spread.tensors)
+    weights = checks.weights(spread.weights, batch.x, problem.num_directions)
     if weights is not None and weights.requires_grad:
         problem = replace(problem, reduction="none")
-    return choose(batch, problem)
+    chosen = choose(batch, problem)
+    if spread.ranks is None:
+        return chosen
+    return replace(chosen, across=of_ranks.explained(spread.ranks, batch, problem))

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from . import checks
-from .kernels.problem import CZOptions, LossOptions
-from .losses import CandidateIds, Candidates, cz_nce, info_nce, takes
-from .ops import forward_mode
-from .plan import problem_for
+from .core import checks
+from .core.ops import forward_mode
+from .core.plan import problem_for
+from .losses import CandidateIds, Candidates, CZCall, LossCall, cz_nce, info_nce, takes
+from .ranks.group import taken
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -89,7 +89,8 @@ class _PairLoss(nn.Module):
     def __init__(self, temperature: float | Tensor, learnable_temperature: bool, options: Any) -> None:
         super().__init__()
         self.options = dict(options)
-        problem_for(self.loss, "cpu", self.options)
+        _, others = taken(self.options)
+        problem_for(self.loss, "cpu", others)
         if learnable_temperature:
             if isinstance(temperature, Tensor):
                 raise TypeError(
@@ -181,7 +182,7 @@ class CZNCELoss(_PairLoss):
         temperature: float | Tensor = 0.07,
         *,
         learnable_temperature: bool = False,
-        **options: Unpack[CZOptions],
+        **options: Unpack[CZCall],
     ) -> None:
         super().__init__(temperature, learnable_temperature, options)
 
@@ -207,6 +208,6 @@ class InfoNCELoss(_PairLoss):
         temperature: float | Tensor = 0.07,
         *,
         learnable_temperature: bool = False,
-        **options: Unpack[LossOptions],
+        **options: Unpack[LossCall],
     ) -> None:
         super().__init__(temperature, learnable_temperature, options)

@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from . import checks
+from .core import checks
+from .core.ops import forward_mode, once, output_dtype, unwatched
+from .core.plan import cached_plan, problem_for
+from .core.rows import power_of_two, reduce
+from .core.units import unit_rows
 from .kernels.native import sup_con as native
 from .kernels.native.engine import release
 from .kernels.problem import Impl, Precision, Problem, Reduction, Shape
 from .kernels.sigmoid import SCALE_BITS, softplus
 from .kernels.torch_path.engine import Held
 from .losses import contrast
-from .ops import forward_mode, once, output_dtype, unwatched
-from .plan import cached_plan, problem_for
-from .rows import power_of_two, reduce
-from .units import unit_rows
+from .ranks.group import Across, Average, Group, Ranks, local_rows
+from .ranks.sup_con import sup_con as of_ranks
 
 ONLY_FIRST_DERIVATIVES = (
     "ctloss: the fused paths of sup_con have no second derivative; impl='reference' can be differentiated any number "
@@ -41,6 +43,9 @@ def sup_con(
     reduction: Reduction = "mean",
     precision: Precision = "highest",
     impl: Impl = "auto",
+    group: Group = None,
+    average: Average = "mean",
+    even: bool = False,
 ) -> Tensor:
     r"""The supervised contrastive loss: rows of one label attract each other, all others repel.
 
@@ -74,6 +79,10 @@ def sup_con(
         reduction: ``"mean"`` over the rows with a positive, ``"sum"``, or ``"none"`` for ``(n,)`` row losses.
         precision: as for :func:`ctloss.info_nce`.
         impl: as for :func:`ctloss.info_nce`.
+        group: ranks over which rows are compared, by labels that mean the same on all of them; as are the next two, as
+            for :func:`ctloss.cz_nce`.
+        average: whether ranks' gradients are averaged or summed.
+        even: the promise that ranks always bring as many rows.
 
     Returns:
         The loss: ``()``, or ``(n,)`` for ``reduction="none"``; float32, or float64 for float64 inputs.
@@ -88,11 +97,17 @@ def sup_con(
         tensor(0.4302)
     """
     options = _OF_NEGATIVES | {"normalize": normalize, "reduction": reduction, "precision": precision, "impl": impl}
+    x, spread = local_rows("x", x, group)
+    labels, _ = local_rows("labels", labels, spread)
     # The negatives' term is CZ-NCE's.
     problem = problem_for("cz_nce", x.device.type if isinstance(x, Tensor) else "cpu", options)
     checks.embeddings("x", x)
     ids = checks.ids("labels", labels, x.shape[0], x)
     tau = checks.temperature(temperature, x, 1, read=not isinstance(temperature, Tensor) or unwatched(temperature))
+    if spread is not None:
+        ranks = Ranks.of(spread)
+        if ranks.world > 1:
+            return of_ranks(x, ids, tau, problem, Across(group=spread, average=average, even=even), ranks)
     if unwatched(x, ids, tau):
         loss = _native(x, ids, tau, problem)
         if loss is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import eager
 from .eager import _poisoned, _temperatures, unit_rows
 
 
@@ -70,3 +71,90 @@ def block(
         positives.append(similarity_of_pairs / tau)
     rows = [torch.cat(logits[k : k + len(others)], dim=1) for k in range(0, len(logits), len(others))]
     return torch.cat(rows), torch.cat(positives)
+
+
+class Rows(NamedTuple):
+    """What one rank brings to a call.
+
+    Attributes:
+        x: ``(n, d)``; n may be 0.
+        y: ``(n, d)``.
+        candidates: ``(m, d)`` each.
+        temperature: τ > 0, one or one per anchor of this rank.
+        ids: ``(n,)``, or ``None`` on every rank.
+        candidate_ids: ``(m,)`` for each set, or ``None`` for a set without.
+    """
+
+    x: Tensor
+    y: Tensor
+    candidates: Sequence[Tensor] = ()
+    temperature: float | Tensor = 0.07
+    ids: Tensor | None = None
+    candidate_ids: Sequence[Tensor | None] = ()
+
+
+def contrast(
+    ranks: Sequence[Rows],
+    *,
+    negatives: Literal["both", "cross", "own", "none"] = "both",
+    directions: Literal["both", "x"] = "both",
+    normalize: bool = True,
+    margin: float | None = None,
+    shared_candidates: bool = False,
+    dtype: torch.dtype = torch.float64,
+) -> list[tuple[Tensor, Tensor]]:
+    """z and the positives' logits of every rank's anchors, from one batch of all ranks' rows.
+
+    Args:
+        ranks: what each brings.
+        shared_candidates: every rank compares its own anchors with its own candidates, instead of everybody's.
+        negatives, directions, normalize, margin, dtype: as for :func:`ctloss.reference.contrast`.
+
+    Returns:
+        For each rank z and s⁺, ``(2n,)`` each, or ``(n,)`` with ``directions="x"``.
+
+    Example:
+        >>> import torch
+        >>> of_ranks = contrast([Rows(torch.eye(2)[:1], torch.eye(2)[:1]), Rows(torch.eye(2)[1:], torch.eye(2)[1:])])
+        >>> torch.equal(of_ranks[0][0], eager.contrast(torch.eye(2), torch.eye(2))[0][[0, 2]])
+        True
+    """
+    options = {"negatives": negatives, "directions": directions, "normalize": normalize, "margin": margin}
+    num_directions = 2 if directions == "both" else 1
+    x, y = torch.cat([one.x for one in ranks]), torch.cat([one.y for one in ranks])
+    ids = None if ranks[0].ids is None else torch.cat([one.ids for one in ranks if one.ids is not None])
+    temperatures = [
+        torch.as_tensor(one.temperature, dtype=dtype, device=x.device)
+        .expand(num_directions * len(one.x))
+        .view(num_directions, -1)
+        for one in ranks
+    ]
+    temperature = torch.cat(temperatures, dim=1).flatten()
+
+    def with_candidates(rows: Sequence[Rows]) -> tuple[Tensor, Tensor]:
+        sets = [torch.cat(of_set) for of_set in zip(*(one.candidates for one in rows), strict=True)]
+        their_ids = []
+        for of_set in zip(*(one.candidate_ids or [None] * len(sets) for one in rows), strict=True):
+            given = [one for one in of_set if one is not None]
+            their_ids.append(torch.cat(given) if given else None)
+        return eager.contrast(
+            x,
+            y,
+            candidates=sets,
+            temperature=temperature,
+            ids=ids,
+            candidate_ids=their_ids,
+            dtype=dtype,
+            **options,  # type: ignore[arg-type]
+        )
+
+    everywhere = None if shared_candidates else with_candidates(ranks)
+    found, offset = [], 0
+    for one in ranks:
+        z, positive = everywhere or with_candidates([one])
+        own = slice(offset, offset + len(one.x))
+        found.append(
+            (z.view(num_directions, -1)[:, own].flatten(), positive.view(num_directions, -1)[:, own].flatten())
+        )
+        offset = own.stop
+    return found

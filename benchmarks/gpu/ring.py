@@ -1,28 +1,33 @@
-"""Time and memory of the loss on a ring of GPUs, predicted: ``python -m benchmarks.gpu.ring`` prints a table.
+"""Time and memory of the loss over a ring of GPUs, predicted: ``python -m benchmarks.gpu.ring`` prints a table.
 
-Negatives from other ranks are not implemented in ctloss, and nothing here has run on a ring: this is a prediction to
-design them by. What a GPU does in a second is measured (benchmarks/results/gpu-h100.json), what the network does is
-assumed.
+Who works on which blocks, and when, is read from ``ctloss.ranks.schedule``, which the losses themselves follow; when a
+message is sent and awaited follows ``ctloss.ranks.transport`` and ``contrast``. What a GPU does in a second is measured
+(benchmarks/results/gpu-h100.json), what the network does is assumed, and no ring of GPUs has run.
+``python -m benchmarks.ranks --simulator`` checks the same simulation against processes on this machine.
 
-Every rank holds n / ranks pairs, a block. In the forward, blocks travel half way round and each unordered pair of ranks
-is computed once; one all-reduce adds up the denominators. In the backward, blocks travel all the way round and each
-rank completes the gradient of its own rows, so that no gradient travels. One rank is a ring without hops.
+Every rank holds n / ranks pairs. In the forward, rows travel half way round and each two ranks meet once; the rank that
+did not work on a block is sent its sums. In the backward, rows travel all the way round with two numbers an anchor, and
+each rank completes the gradient of its own rows, so that no gradient travels. One rank is a ring without hops.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import isqrt
 from pathlib import Path
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from benchmarks.results import ROOT, table
+from benchmarks.results import ROOT, insert, page_of, table
+from ctloss.ranks import schedule
 
+COMMAND = "python -m benchmarks.gpu.ring"
 RESULTS = ROOT / "benchmarks" / "results" / "gpu-h100.json"
 MEASURED_D = 768
 CALIBRATED_ON = "info-cross"  # one rectangle of logits per call, as between two ranks
@@ -30,14 +35,76 @@ CALIBRATED_AT = (16384, 65536)
 CHECKED_ON = "cz-both"  # the triangle over both sides' rows, as within a rank
 
 # Of the report: the number of pairs, as a power of two, and of GPUs.
-REPORTED = ((14, 1), (17, 1), (20, 1), (17, 8), (20, 8), (20, 64), (20, 256), (20, 1024), (22, 1024), (24, 1024))
+REPORTED = (
+    *((log_n, 1) for log_n in (14, 17, 20)),
+    *((log_n, ranks) for log_n in (20, 21, 22, 23, 24) for ranks in (8, 64, 256, 1024)),
+)
+# Of the warp-specialised kernels of logits and weights, which are off: predicted, flop/s (docs/lab/kernels.md).
+PREDICTED_LOGITS, PREDICTED_WEIGHTS = 508e12, 509e12
 
-# float32 numbers that travel with a row: its logits' factor in two parts; in the backward its weight as well.
-FORWARD_VECTORS, BACKWARD_VECTORS = 2, 3
+# float64 numbers that travel with a row in the backward, that go back with its sums, and that a rank keeps for its own.
+TRAVELLING, RETURNED, KEPT = 2, 1, 3
+# Copies of a block on a ring: a rank's own message, and the two blocks that have arrived or are arriving.
+MESSAGES = 3
 # float32 numbers that a row keeps from forward to backward.
 STATISTICS = 8
 # Rows of a tile of logits and of a panel of weights.
 TILE, LARGEST_PANEL = 128, 11264
+
+Pass = Literal["forward", "backward"]
+
+
+@lru_cache(maxsize=8)
+def shares(ranks: int, which: Pass) -> Tensor:
+    """What every rank forms at every step, over the rectangle of two ranks' rows; (steps, ranks), own rows first.
+
+    Own rows against themselves are symmetric: half of their rectangle, in both passes.
+
+    Raises:
+        ValueError: the schedule leaves out a hop, and the simulation here does not know how.
+
+    Example:
+        >>> shares(4, "forward").tolist()
+        [[0.5, 0.5, 0.5, 0.5], [1.0, 1.0, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5]]
+    """
+    of_ranks = (
+        [schedule.forward(rank, ranks) for rank in range(ranks)]
+        if which == "forward"
+        else [schedule.backward(ranks)] * ranks
+    )
+    found = [[0.5] * ranks]
+    for number, steps in enumerate(zip(*of_ranks, strict=True), 1):
+        if {step.hop for step in steps} != {number}:
+            raise ValueError(f"expected all ranks to use what arrives at hop {number}, got {steps}; simulate that too")
+        found.append([_rows(step.own) * _rows(step.other) for step in steps])
+    return torch.tensor(found, dtype=torch.float64)
+
+
+@lru_cache
+def _rows(part: schedule.Part) -> float:
+    """The share of a rank's rows in a part of them."""
+    half = schedule.half(2, part)
+    return (half.stop - half.start) / 2
+
+
+class Rates(Protocol):
+    """How long a rank works: seconds of every block, given the shares of its rectangle and that rectangle's flops."""
+
+    def forward_seconds(self, of_blocks: Tensor, rectangle: float) -> Tensor:
+        """Of the forward; of the shape of the shares, (steps, ranks), own rows first."""
+        ...
+
+    def backward_seconds(self, of_blocks: Tensor, rectangle: float) -> Tensor:
+        """Of the backward, likewise."""
+        ...
+
+
+class Links(Protocol):
+    """How long messages take."""
+
+    def into(self, ranks: int, offset: int, num_bytes: float) -> Tensor:
+        """Seconds that a message takes into every rank from the one that is ``offset`` after it; (ranks,)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -55,6 +122,14 @@ class Gpu:
         if not min(self.product, self.logits, self.weights) > 0 or min(self.forward_fixed, self.backward_fixed) < 0:
             raise ValueError(f"expected rates above 0 and fixed costs of at least 0, got {self}; measure them again")
 
+    def forward_seconds(self, of_blocks: Tensor, rectangle: float) -> Tensor:
+        """Logits of every block."""
+        return self.forward_fixed + of_blocks * rectangle / self.logits
+
+    def backward_seconds(self, of_blocks: Tensor, rectangle: float) -> Tensor:
+        """Weights of every block, and their product with its rows, which is a whole one for own rows too."""
+        return self.backward_fixed + of_blocks * rectangle / self.weights + rectangle / self.product
+
 
 @dataclass(frozen=True)
 class Network:
@@ -66,12 +141,12 @@ class Network:
     nvlink_latency: float = 5e-6
     infiniband_latency: float = 10e-6
 
-    def hops(self, ranks: int, num_bytes: float) -> Tensor:
-        """Seconds that a message takes into every rank from the one before; (ranks,)."""
+    def into(self, ranks: int, offset: int, num_bytes: float) -> Tensor:
+        """Seconds by NVLink within a node, by InfiniBand between two."""
         node = torch.arange(ranks) // self.gpus_per_node
-        hops = torch.full((ranks,), self.nvlink_latency + num_bytes / self.nvlink, dtype=torch.float64)
-        hops[node != node.roll(1)] = self.infiniband_latency + num_bytes / self.infiniband
-        return hops
+        seconds = torch.full((ranks,), self.nvlink_latency + num_bytes / self.nvlink, dtype=torch.float64)
+        seconds[node != node.roll(-offset)] = self.infiniband_latency + num_bytes / self.infiniband
+        return seconds
 
 
 @dataclass(frozen=True)
@@ -96,20 +171,24 @@ class Step:
 
     @property
     def shared(self) -> bool:
-        """Whether weights within a rank are computed once: on a ring, where sums of own rows stay, or if sums fit."""
-        return self.ranks > 1 or 2 * self.rows * self.d * 4 <= self.workspace
+        """Whether weights among own rows are computed once: if sums of all of these fit the workspace."""
+        return 2 * self.rows * self.d * 4 <= self.workspace
 
-    def hop_bytes(self, vectors: int) -> int:
-        """Bytes of a block with its vectors."""
-        return self.rows * (self.d * self.itemsize + 4 * vectors)
+    def message(self, numbers: int) -> int:
+        """Bytes of a block with so many float64 numbers a row."""
+        return self.rows * (self.d * self.itemsize + 8 * numbers)
+
+    @property
+    def transport(self) -> schedule.Transport:
+        """How the losses would move these rows."""
+        return schedule.transport(self.ranks, self.message(0), self.workspace)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of the three parts, seconds that a rank computes, flops of all ranks, bytes that a rank holds."""
+    """Seconds of both passes, seconds that a rank computes, flops of all ranks, bytes that a rank holds."""
 
     forward: float
-    all_reduce: float
     backward: float
     busy: float
     flops: float
@@ -118,84 +197,93 @@ class Cost:
     @property
     def total(self) -> float:
         """Seconds of the step."""
-        return self.forward + self.all_reduce + self.backward
+        return self.forward + self.backward
 
 
-def forward_blocks(ranks: int) -> list[tuple[int, float]]:
-    """What every rank r computes, step by step: (offset, share of the rectangle of r and r - offset).
+def ring(compute: Tensor, hops: Tensor, returned: Sequence[Tensor] = ()) -> Tensor:
+    """When every rank has finished every step, in seconds; (steps, ranks).
 
-    Half of its own block, which is symmetric, and half of the opposite rank's, which has the same rectangle.
-
-    >>> forward_blocks(4)
-    [(0, 0.5), (1, 1.0), (2, 0.5)]
-    """
-    opposite = [(ranks // 2, 0.5)] if ranks % 2 == 0 else []
-    return [(0, 0.5), *((offset, 1.0) for offset in range(1, (ranks + 1) // 2)), *opposite]
-
-
-def backward_blocks(ranks: int, shared: bool = True) -> list[tuple[int, float]]:
-    """As :func:`forward_blocks`, for the weights: each rank meets every other for its own rows only."""
-    return [(0, 0.5 if shared else 1.0), *((offset, 1.0) for offset in range(1, ranks))]
-
-
-def ring(compute: Sequence[float], hops: Tensor) -> Tensor:
-    """When every rank finishes every step, in seconds; (steps, ranks).
-
-    While a rank works on a block it passes it on, into one of the next rank's two buffers. It begins a step when it has
-    finished the last one and the block is there.
+    As ``Ring`` of ``ctloss.ranks.transport`` works: a rank asks for the first block before it begins with its own rows,
+    and for the next one, while it passes on what it holds, before it works on what has arrived. A message moves once
+    both ends have asked for it. A rank goes on when its messages of this hop have arrived and left.
 
     Args:
-        compute: seconds of work of each step, the first one on the rank's own block.
-        hops: (ranks,) seconds a block takes into each rank from the one before.
+        compute: (steps, ranks) seconds of work, the first step on own rows.
+        hops: (ranks,) seconds a block takes into each rank from the one after it.
+        returned: as :func:`finished` takes it.
     """
-    arrived = [torch.zeros_like(hops)]
-    done = [torch.full_like(hops, compute[0])]
-    for step in range(1, len(compute)):
-        # The previous rank has it, and the link has delivered the previous block.
-        start = torch.maximum(arrived[-1].roll(1), arrived[-1])
-        if step > 2:
-            # The buffer held the block of two steps ago: worked on, and passed on.
-            start = torch.maximum(start, torch.maximum(done[step - 2], arrived[-1].roll(-1)))
-        arrived.append(start + hops)
-        done.append(torch.maximum(done[-1], arrived[-1]) + compute[step])
-    return torch.stack(done)
+    asked = torch.zeros_like(hops)
+
+    def begin(done: Tensor) -> Tensor:
+        nonlocal asked
+        arrived = torch.maximum(asked, asked.roll(-1)) + hops
+        asked = torch.maximum(done, torch.maximum(arrived, arrived.roll(1)))
+        return asked
+
+    return finished(compute, begin, returned)
+
+
+def gathered(compute: Tensor, hops: Tensor, returned: Sequence[Tensor] = ()) -> Tensor:
+    """The same where all blocks are gathered at once, by a ring, while a rank works on its own rows."""
+    there = ring(torch.zeros(len(hops), len(hops), dtype=torch.float64), hops)[-1]
+    return finished(compute, lambda done: torch.maximum(done, there), returned)
+
+
+def finished(compute: Tensor, begin: Callable[[Tensor], Tensor], returned: Sequence[Tensor] = ()) -> Tensor:
+    """When every rank has finished every step; (steps, ranks).
+
+    Args:
+        compute: (steps, ranks) seconds of work.
+        begin: of every step but the first in turn, when ranks begin with it, given when they have done the one before.
+        returned: of every step but the first, (ranks,) seconds that a block's sums take into each rank from the one
+            that formed them, which is as many ranks before as the block has made hops. They are awaited when the next
+            step is done, the last ones at the end.
+    """
+    done = [compute[0]]
+    coming = torch.zeros_like(compute[0])
+    for step, work in enumerate(compute[1:], 1):
+        done.append(torch.maximum(begin(done[-1]) + work, coming))
+        if returned:
+            coming = torch.maximum(done[-1], done[-1].roll(step)) + returned[step - 1]
+    return torch.stack([*done[:-1], torch.maximum(done[-1], coming)])
 
 
 def memory(step: Step) -> int:
-    """Bytes a rank holds at its peak: inputs, gradients, packed rows, workspace; on a ring two blocks and N sums."""
+    """Bytes a rank holds at its peak: inputs, gradients, packed rows, workspace; of several, messages too."""
     rows, side = step.rows, step.rows * step.d * step.itemsize
     kept = 2 * side + STATISTICS * 4 * rows
     if step.ranks > 1:
-        kept += 2 * step.hop_bytes(BACKWARD_VECTORS) + 4 * 2 * step.n
+        gathered = step.transport == "gather"
+        kept += (step.ranks + 1 if gathered else MESSAGES) * step.message(TRAVELLING) + KEPT * 8 * rows
+        # Gradients of own rows are added up before they are rounded.
+        kept += rows * step.d * 4
     # Slots of a panel of logits: peak and sum, for its rows and for its columns. Large panels end where a side ends.
     panel = isqrt(step.workspace * TILE // 16)
     panel = rows if panel >= rows else min(panel, rows // 2)
     slots = 16 * panel * panel // TILE
     sums = rows * step.d * 4 if step.shared else LARGEST_PANEL * step.d * 4
-    room = step.workspace if step.ranks > 1 else step.workspace - sums
-    panel = min(rows, LARGEST_PANEL, isqrt(room // step.itemsize))
+    panel = min(rows, LARGEST_PANEL, isqrt((step.workspace - sums) // step.itemsize))
     return kept + max(slots, side + sums + panel * panel * step.itemsize)
 
 
-def cost(step: Step, gpu: Gpu, network: Network) -> Cost:
-    """Run the step through the ring; one rank is a ring without hops."""
+def cost(step: Step, rates: Rates, links: Links, transport: schedule.Transport | None = None) -> Cost:
+    """Run the step through the schedule; rows travel as the losses choose, or as told."""
     rectangle = 2 * step.rows**2 * step.d
-    logits = [share * rectangle for _, share in forward_blocks(step.ranks)]
-    weights = [share * rectangle for _, share in backward_blocks(step.ranks, step.shared)]
-    forward = [gpu.forward_fixed + flops / gpu.logits for flops in logits]
-    backward = [gpu.backward_fixed + flops / gpu.weights + rectangle / gpu.product for flops in weights]
-
-    def last(compute: list[float], num_bytes: float) -> float:
-        return ring(compute, network.hops(step.ranks, num_bytes))[-1].max().item()
-
-    # Reduce-scatter and all-gather are rings as well, of pieces that cost no work.
-    piece = 4 * 2 * step.n / step.ranks
+    logits, weights = shares(step.ranks, "forward"), shares(step.ranks, "backward").clone()
+    if not step.shared:
+        weights[0] = 1.0
+    forward = rates.forward_seconds(logits, rectangle)
+    backward = rates.backward_seconds(weights, rectangle)
+    transport = transport or step.transport
+    run = ring if transport == "ring" else gathered
+    sums = [links.into(step.ranks, -hop, 8 * RETURNED * step.rows) for hop in range(1, len(logits))]
+    # Rows that have been gathered stay for the backward: only their numbers travel then.
+    again = step.message(TRAVELLING) if transport == "ring" else 8 * TRAVELLING * step.rows
     return Cost(
-        forward=last(forward, step.hop_bytes(FORWARD_VECTORS)),
-        all_reduce=last([0.0] * (2 * step.ranks - 1), piece),
-        backward=last(backward, step.hop_bytes(BACKWARD_VECTORS)),
-        busy=sum(forward) + sum(backward),
-        flops=step.ranks * (sum(logits) + sum(weights) + rectangle * step.ranks),
+        forward=run(forward, links.into(step.ranks, 1, step.message(0)), sums)[-1].max().item(),
+        backward=run(backward, links.into(step.ranks, 1, again))[-1].max().item(),
+        busy=(forward.sum(0) + backward.sum(0)).max().item(),
+        flops=rectangle * (logits.sum() + weights.sum() + step.ranks**2).item(),
         memory=memory(step),
     )
 
@@ -243,26 +331,34 @@ def measured_gpu(results: Path = RESULTS, *, graph: bool = False) -> Gpu:
     return Gpu(product, 1 / forward, 1 / (backward - 2 / product), *fixed)
 
 
-def report() -> str:
-    """The table in Markdown, with the numbers it rests on: one GPU to 2^20 pairs, a ring of GPUs to 2^24."""
-    python, graph, network = measured_gpu(), measured_gpu(graph=True), Network()
+def specialised_gpu(results: Path = RESULTS) -> Gpu:
+    """Launches in a graph, and logits and weights at the rates that are predicted for the kernels that are off."""
+    return replace(measured_gpu(results, graph=True), logits=PREDICTED_LOGITS, weights=PREDICTED_WEIGHTS)
+
+
+def report(cases: Sequence[tuple[int, int]] = REPORTED) -> str:
+    """The table in Markdown, with the numbers it rests on; a line for each case, as those of ``REPORTED``."""
+    python, graph, specialised, network = measured_gpu(), measured_gpu(graph=True), specialised_gpu(), Network()
     rows = []
-    for log_n, ranks in REPORTED:
-        for launched, gpu in {"from Python": python, "in a graph": graph}.items():
-            step = Step(2**log_n, ranks)
-            found = cost(step, gpu, network)
-            # Sums in another order leave a zero a few roundings below it.
-            waits = max(0.0, 1 - (found.busy + found.all_reduce) / found.total)
-            seconds = (f"{value:.3g}" for value in (found.forward, found.all_reduce, found.backward, found.total))
-            about = f"2^{log_n}", f"{ranks:,}", f"{step.n // ranks:,}", launched
-            rows.append([*about, *seconds, f"{waits:.0%}", f"{found.memory / 2**30:.2f}"])
-    columns = ["n", "GPUs", "pairs per GPU", "launched", "forward, s", "all-reduce, s", "backward, s", "step, s",
-               "waits for links", "GiB per GPU"]  # fmt: skip
+    for log_n, ranks in cases:
+        step = Step(2**log_n, ranks)
+        by_python, in_graph, by_specialised = (cost(step, gpu, network) for gpu in (python, graph, specialised))
+        # Sums in another order leave a zero a few roundings below it.
+        waits = (f"{max(0.0, 1 - found.busy / found.total):.0%}" for found in (in_graph, by_specialised))
+        passes = f"{in_graph.forward:.3g}", f"{in_graph.backward:.3g}"
+        steps = (f"{found.total:.3g}" for found in (by_python, in_graph, by_specialised))
+        about = f"2^{log_n}", f"{ranks:,}", f"{step.n // ranks:,}"
+        rows.append([*about, *passes, *steps, *waits, f"{in_graph.memory / 2**30:.2f}"])
+    columns = ["n", "GPUs", "pairs per GPU", "forward, s", "backward, s", "step from Python, s", "step in a graph, s",
+               "specialised, s", "waits for links", "specialised waits", "GiB per GPU"]  # fmt: skip
     return f"""\
 Predicted for d = {MEASURED_D}, bfloat16, negatives of both languages, a workspace of 1 GiB on each GPU.
-Measured on one H100: products {python.product / 1e12:.0f} TFLOP/s, logits {python.logits / 1e12:.0f}, weights \
-{python.weights / 1e12:.0f}; fixed cost of a block {python.forward_fixed * 1e3:.2f} ms (forward) and \
-{python.backward_fixed * 1e3:.2f} ms (backward) called from Python, {graph.forward_fixed * 1e3:.2f} ms in a CUDA graph.
+Measured on one H100, with the kernels of version 0.1.0: products {python.product / 1e12:.0f} TFLOP/s, logits \
+{python.logits / 1e12:.0f}, weights {python.weights / 1e12:.0f}; fixed cost of a block \
+{python.forward_fixed * 1e3:.2f} ms (forward) and {python.backward_fixed * 1e3:.2f} ms (backward) called from Python, \
+{graph.forward_fixed * 1e3:.2f} ms in a CUDA graph. Passes are those in a graph.
+Predicted, under "specialised": logits {specialised.logits / 1e12:.0f} TFLOP/s and weights \
+{specialised.weights / 1e12:.0f}, of the warp-specialised kernels, which are off.
 Assumed: {network.gpus_per_node} GPUs a node, NVLink {network.nvlink / 1e9:.0f} GB/s and \
 {network.nvlink_latency * 1e6:.0f} µs a hop, InfiniBand {network.infiniband / 1e9:.0f} GB/s and \
 {network.infiniband_latency * 1e6:.0f} µs a hop.
@@ -270,6 +366,16 @@ Assumed: {network.gpus_per_node} GPUs a node, NVLink {network.nvlink / 1e9:.0f} 
 {table(columns, rows)}"""
 
 
+def main() -> None:
+    """Print the table, and with ``--write`` put it into its page."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--write", action="store_true", help="put the table into its page of docs/")
+    write = options.parse_args().write
+    text = report()
+    print(text)
+    if write:
+        insert(page_of(COMMAND), COMMAND, text)
+
+
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    print(report())
+    main()

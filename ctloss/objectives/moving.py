@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .. import checks
 from ..contrast import Contrast
-from ..ops import unwatched
+from ..core import checks
+from ..core.ops import unwatched
 from .formula import row_losses
 from .options import checked, log_count, number, vector
 from .options import temperature as checked_temperature

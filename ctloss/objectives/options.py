@@ -9,9 +9,9 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from .. import checks
 from ..contrast import Contrast
-from ..ops import unwatched
+from ..core import checks
+from ..core.ops import unwatched
 
 __all__: list[str] = []
 

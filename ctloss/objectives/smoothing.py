@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import checks
 from ..contrast import Contrast
+from ..core import checks
+from ..core.ops import unwatched
+from ..core.units import unit_rows
 from ..kernels.problem import Directions, Negatives, Problem
-from ..ops import unwatched
-from ..units import unit_rows
 from .formula import row_losses, softplus
 from .options import number, vector
 

@@ -1,12 +1,13 @@
 """Two ranks' rows against each other: what each path's ``meet`` and ``pull`` take and return.
 
-A block holds the pairs of one rank's rows with another's. Which of them are compared is as within one batch, except that
-no pair is left out for its place: rows of two ranks are only left out by their ids.
+A block holds the pairs of one rank's rows with another's. Which of them are compared is as within one batch, except
+that no pair is left out for its place: rows of two ranks are only left out by their ids.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -34,3 +35,8 @@ class Anchors(NamedTuple):
 
     a: Tensor
     lse: Tensor
+
+
+def path(name: str) -> Any:
+    """The module of a path, by the path's name; imported where it is used."""
+    return import_module(f"{__name__}.{name if name == 'native' else f'{name}_path'}")

@@ -16,7 +16,7 @@ from ..problem import Batch, Problem, Shape
 from ..torch_path import denominators, exact
 from ..torch_path.denominators import Denominators, is_normal
 from ..torch_path.engine import Held, choose_shift, of_sides, release, scaled, stacked
-from ..torch_path.gradient import Weights, accumulate, runs
+from ..torch_path.gradient import SCRATCH_ENTRIES, Weights, accumulate, runs
 from ..torch_path.layout import FEW_ROWS, SHORTEST, TALLEST, Layout, Panel
 from ..torch_path.logits import LN2, LOG2E, Logits, base2_scale
 from ..torch_path.products import ExactProducts
@@ -117,11 +117,13 @@ class Arrangement(NamedTuple):
         order: of each stacked side: 0 for own or 1 for other, and which of its sides.
         plan: the panels.
         met: of each side of anchors: its place, and the runs of stacked rows that it is compared with.
+        few: one rank has so few rows that rounding hardly averages out: form logits in float64.
     """
 
     order: tuple[tuple[int, int], ...]
     plan: Layout
     met: tuple[tuple[slice, tuple[tuple[int, int], ...]], ...]
+    few: bool
 
 
 class Block(NamedTuple):
@@ -148,9 +150,8 @@ def _block(own: Batch, other: Batch, problem: Problem, *, mutual: bool) -> Block
     temperature = _temperature(ranks, problem)
     mirrored = mutual and problem.margin is None and not (isinstance(temperature, Tensor) and temperature.dim() == 1)
     arrangement = _arrange(own.shape, other.shape, problem, mutual=mutual, mirrored=mirrored)
-    on_cpu = own.x.device.type == "cpu"
     # Off the CPU nothing is read back, so nothing tells which rows need it.
-    precise = arrangement.plan.count <= FEW_ROWS or (problem.by_row and not on_cpu)
+    precise = arrangement.few or (problem.by_row and own.x.device.type != "cpu")
     dtype = torch.promote_types(own.shape.dtype, other.shape.dtype)
     rows = [prepare(batch.sides, problem.normalize, dtype, precise=precise) for batch in batches]
     positive = torch.cat([part.positive.repeat(problem.num_directions) for part in rows[: len(ranks)]])
@@ -206,7 +207,7 @@ def _ids(batches: tuple[Batch, Batch], arrangement: Arrangement) -> tuple[tuple[
         batch = batches[rank]
         ids = batch.ids if side < 2 else batch.candidate_ids[side - 2] if batch.candidate_ids else None
         last = first + batch.sizes[side]
-        if last <= arrangement.plan.num_anchors:
+        if first < arrangement.plan.num_anchors:
             assert ids is not None
             anchors.append(ids)
         elif ids is not None:
@@ -255,7 +256,9 @@ def _arrange(own: Shape, other: Shape, problem: Problem, *, mutual: bool, mirror
                 elif start < num_own:
                     panels.append(Panel(start, stop, first, last, own=False, mirror=min(last, num_anchors)))
     plan = Layout(own.n, count, num_anchors, tuple(panels), height, keep=False, few=False, dense=False)
-    return Arrangement(order, plan, tuple(met))
+    # Rows in float64 take as much memory as two copies more.
+    few = 2 * min(own.n, other.n) <= FEW_ROWS and 2 * count * own.d <= max(spare, SCRATCH_ENTRIES)
+    return Arrangement(order, plan, tuple(met), few)
 
 
 def _merged(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

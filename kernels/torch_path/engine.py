@@ -122,10 +122,9 @@ def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> 
             state = State(batch, problem, plan, sums.lse, logits, sums, None)
             base2_positive = logits.positive(problem.num_directions)
             lse, mean = sums.lse, sums.mean
-    z, positive = (lse.view(-1, len(base2_positive)) - base2_positive).view(-1).mul_(LN2), None
-    if mean is not None or problem.by_row:
-        positive = base2_positive.repeat(len(z) // len(base2_positive)).mul_(LN2)
-    if mean is not None and positive is not None:
+    z = (lse.view(-1, len(base2_positive)) - base2_positive).view(-1).mul_(LN2)
+    positive = base2_positive.repeat(len(z) // len(base2_positive)).mul_(LN2)
+    if mean is not None:
         mean = torch.where(lse == -torch.inf, 0.0, mean - positive)
     return Forward(z, positive, mean, state)
 

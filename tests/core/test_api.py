@@ -205,7 +205,7 @@ def test_the_operator_and_the_direct_call_are_one(impl: str, reduction: str, mon
     x, y = (rows.requires_grad_() for rows in batch(20))
     answers = []
     for unwatched in (True, False):
-        monkeypatch.setattr("ctloss.ops.unwatched", lambda *tensors, unwatched=unwatched: unwatched)
+        monkeypatch.setattr("ctloss.core.ops.unwatched", lambda *tensors, unwatched=unwatched: unwatched)
         loss = ctloss.info_nce(x, y, impl=impl, reduction=reduction)
         answers.append((loss.detach(), *torch.autograd.grad(loss.sum(), (x, y))))
     if reduction == "mean":

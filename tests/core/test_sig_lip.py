@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import batches, peers
 from ctloss import sig_lip
+from ctloss.core.plan import plan
 from ctloss.kernels.problem import Batch, Problem, Shape
 from ctloss.kernels.torch_path import sig_lip as torch_path
-from ctloss.plan import plan
 from ctloss.reference.sig_lip import loop, row_losses
 from support.calls import Largest, autocast, present, value_and_gradients
 from support.regimes import Case

@@ -1,6 +1,7 @@
 // Compares the compiled kernels with plain loops in double precision, for every instruction set that is linked in and
 // that the processor has. Every buffer is as large as it must be and no larger, so that AddressSanitizer sees what is
 // read or written beyond it. Prints a line for each set; ends with status 1 after the first answer that is wrong.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -42,6 +43,9 @@ struct Call {
     int threads = 1;
     double temperature = 0.1;
     int64_t workspace = int64_t{1} << 30;
+    int64_t others = 0;  // pairs of another rank that this one's are compared with, instead of with each other
+    std::vector<int64_t> other_candidates = {};
+    bool bounded = false;
 };
 
 std::mt19937_64 generator(7);
@@ -114,7 +118,8 @@ std::string described(const Call& call) {
            " candidates=" + std::to_string(call.candidates.size()) + " ids=" + std::to_string(call.ids) +
            " per_row=" + std::to_string(call.per_row) + " normalize=" + std::to_string(call.normalize) +
            " precise=" + std::to_string(call.precise) + " gradient=" + std::to_string(call.gradient) +
-           " loss=" + std::to_string(call.loss) + " threads=" + std::to_string(call.threads) +
+           " loss=" + std::to_string(call.loss) + " others=" + std::to_string(call.others) +
+           " bounded=" + std::to_string(call.bounded) + " threads=" + std::to_string(call.threads) +
            " workspace=" + std::to_string(call.workspace);
 }
 
@@ -130,6 +135,73 @@ void expect_near(double found, double wanted, double bound, const char* isa, con
     std::exit(1);
 }
 
+// All rows, one after the other, of unit length if they are normalised.
+struct Stacked {
+    std::vector<const std::vector<double>*> raw;
+    std::vector<int64_t> ids;
+    std::vector<double> length;
+    std::vector<std::vector<double>> units;
+    double longest = 0;
+
+    Stacked(const Call& call, const std::vector<Rows>& given) {
+        for (const Rows& rows : given) {
+            for (const auto& row : rows.values) raw.push_back(&row);
+            ids.insert(ids.end(), rows.ids.begin(), rows.ids.end());
+        }
+        for (const auto* row : raw) {
+            length.push_back(call.normalize ? std::sqrt(dot(*row, *row)) : 1.0);
+            units.emplace_back();
+            for (double value : *row) units.back().push_back(value / length.back());
+            longest = std::fmax(longest, dot(units.back(), units.back()));
+        }
+    }
+};
+
+// What rounding may do. A product's terms are summed 64 at a time, and its two rows are rounded first; a logit's
+// error is every exponential's relative error, and so that of a sum of them, and of each share of such a sum.
+struct Errors {
+    double of_logit, of_weight;
+
+    Errors(const char* isa, const Call& call, const Stacked& rows) {
+        const double unit = std::ldexp(1, -24), m = static_cast<double>(rows.units.size());
+        const double terms = std::fmin(static_cast<double>(call.d), 64) + static_cast<double>(call.d) / 64 + 8;
+        of_logit = (terms * rows.longest / call.temperature + 8) * unit;
+        of_weight = 4 * of_logit + (96 + m / 96 + 8) * unit;
+        // That set multiplies bfloat16 rows by weights that are rounded to bfloat16 too.
+        if (call.dtype == BFLOAT16 && std::strcmp(isa, "avx512bf16") == 0) of_weight += std::ldexp(1, -8);
+    }
+};
+
+// Weights times rows, and what the weights of each row add up to in size.
+struct Gradient {
+    const Stacked& rows;
+    std::vector<double> sizes;
+    std::vector<std::vector<double>> of_units;
+
+    explicit Gradient(const Stacked& all)
+        : rows(all), sizes(all.units.size()), of_units(all.units.size(), std::vector<double>(all.units[0].size())) {}
+
+    void pull(int64_t i, int64_t j, double weight) {
+        for (size_t k = 0; k < of_units[i].size(); ++k) {
+            of_units[i][k] += weight * rows.units[j][k];
+            of_units[j][k] += weight * rows.units[i][k];
+        }
+        sizes[i] += std::fabs(weight), sizes[j] += std::fabs(weight);
+    }
+
+    // What the kernels found for one side, whose first row is the given one of all.
+    void check(const Rows& side, int64_t row, const Errors& errors, const char* isa, const Call& call) const {
+        for (int64_t i = 0; i < side.count; ++i, ++row) {
+            const double radial = call.normalize ? dot(of_units[row], rows.units[row]) : 0;
+            const double bound = 2 * errors.of_weight * sizes[row] * std::sqrt(rows.longest) / rows.length[row];
+            for (int64_t k = 0; k < call.d; ++k) {
+                const double wanted = (of_units[row][k] - radial * rows.units[row][k]) / rows.length[row];
+                expect_near(side.gradient[i * call.d + k], wanted, bound, isa, call, "the gradient");
+            }
+        }
+    }
+};
+
 // The definition: all pairs, one after the other.
 void compare(const char* isa, Solve solve, const Call& call) {
     const int64_t n = call.n, anchors = n * call.directions;
@@ -139,14 +211,14 @@ void compare(const char* isa, Solve solve, const Call& call) {
     given[1].ids = given[0].ids;
     for (int64_t count : call.candidates) given.emplace_back(call, count, nullptr);
     std::vector<Side> sides;
-    std::vector<const std::vector<double>*> raw;
-    std::vector<int64_t> ids;
-    for (Rows& rows : given) {
-        sides.push_back(rows.side(call));
-        for (const auto& row : rows.values) raw.push_back(&row);
-        ids.insert(ids.end(), rows.ids.begin(), rows.ids.end());
-    }
-    const int64_t m = static_cast<int64_t>(raw.size());
+    for (Rows& rows : given) sides.push_back(rows.side(call));
+    const Stacked all(call, given);
+    const Errors errors(isa, call, all);
+    Gradient gradient(all);
+    const auto& units = all.units;
+    const auto& ids = all.ids;
+    const double longest = all.longest, of_logit = errors.of_logit, unit = std::ldexp(1, -24);
+    const int64_t m = static_cast<int64_t>(units.size());
 
     std::vector<double> temperatures(anchors, call.temperature), scales(anchors), shares(anchors);
     for (int64_t i = 0; i < anchors; ++i) {
@@ -157,33 +229,8 @@ void compare(const char* isa, Solve solve, const Call& call) {
     std::vector<double> a(anchors), b(anchors);
     for (int64_t i = 0; i < anchors; ++i) a[i] = normal(), b[i] = normal();
 
-    std::vector<double> length(m);
-    std::vector<std::vector<double>> units(m);
-    double longest = 0;
-    for (int64_t i = 0; i < m; ++i) {
-        length[i] = call.normalize ? std::sqrt(dot(*raw[i], *raw[i])) : 1.0;
-        for (double value : *raw[i]) units[i].push_back(value / length[i]);
-        longest = std::fmax(longest, dot(units[i], units[i]));
-    }
-    // What rounding may do. A product's terms are summed 64 at a time, and its two rows are rounded first; a logit's
-    // error is every exponential's relative error, and so that of a sum of them, and of each share of such a sum.
-    const double unit = std::ldexp(1, -24);
-    const double terms = std::fmin(static_cast<double>(call.d), 64) + static_cast<double>(call.d) / 64 + 8;
-    const double of_logit = (terms * longest / call.temperature + 8) * unit;
-    double of_weight = 4 * of_logit + (96 + static_cast<double>(m) / 96 + 8) * unit;
-    // That set multiplies bfloat16 rows by weights that are rounded to bfloat16 too.
-    if (call.dtype == BFLOAT16 && std::strcmp(isa, "avx512bf16") == 0) of_weight += std::ldexp(1, -8);
-
     double loss = 0;
-    std::vector<double> z(anchors), positive(anchors), moment(anchors), sizes(m);
-    std::vector<std::vector<double>> of_units(m, std::vector<double>(call.d));
-    auto pull = [&](int64_t i, int64_t j, double weight) {
-        for (int64_t k = 0; k < call.d; ++k) {
-            of_units[i][k] += weight * units[j][k];
-            of_units[j][k] += weight * units[i][k];
-        }
-        sizes[i] += std::fabs(weight), sizes[j] += std::fabs(weight);
-    };
+    std::vector<double> z(anchors), positive(anchors), moment(anchors);
     for (int64_t i = 0; i < anchors; ++i) {
         const int64_t partner = i < n ? i + n : i - n;
         const double inverse = 1 / temperatures[i];
@@ -206,8 +253,8 @@ void compare(const char* isa, Solve solve, const Call& call) {
             loss += shares[i] * (call.loss == INFO_NCE ? std::log1p(std::exp(z[i])) : z[i]);
         }
         for (int64_t j = 0; j < m; ++j)
-            if (exponentials[j] > 0) pull(i, j, up * inverse * exponentials[j] / total);
-        pull(i, partner, -down * inverse);
+            if (exponentials[j] > 0) gradient.pull(i, j, up * inverse * exponentials[j] / total);
+        gradient.pull(i, partner, -down * inverse);
     }
 
     std::vector<double> found_z(anchors, NAN), found_positive(anchors, NAN), found_moment(anchors, NAN);
@@ -262,15 +309,175 @@ void compare(const char* isa, Solve solve, const Call& call) {
     if (!call.gradient) return;
     int64_t row = 0;
     for (const Rows& rows : given) {
-        for (int64_t i = 0; i < rows.count; ++i, ++row) {
-            const double radial = call.normalize ? dot(of_units[row], units[row]) : 0;
-            const double bound = 2 * of_weight * sizes[row] * std::sqrt(longest) / length[row];
-            for (int64_t k = 0; k < call.d; ++k) {
-                const double wanted = (of_units[row][k] - radial * units[row][k]) / length[row];
-                expect_near(rows.gradient[i * call.d + k], wanted, bound, isa, call, "the gradient");
-            }
+        gradient.check(rows, row, errors, isa, call);
+        row += rows.count;
+    }
+}
+
+// Two ranks' rows against each other: sums of one rank's anchors and of both's, then the gradient of the first's rows.
+void compare_block(const char* isa, Solve solve, const Call& call) {
+    const double margin = 0.1;
+    std::vector<Rows> given;
+    std::vector<int> rank_of, side_of;  // of all stacked rows; candidates are a side 2
+    int64_t own_rows = 0;
+    for (int rank = 0; rank < 2; ++rank) {
+        const int64_t n = rank == 0 ? call.n : call.others;
+        std::vector<int64_t> counts = rank == 0 ? call.candidates : call.other_candidates;
+        counts.insert(counts.begin(), {n, n});
+        const size_t first = given.size();
+        for (size_t side = 0; side < counts.size(); ++side) {
+            Rows made(call, counts[side], side == 1 ? &given[first] : nullptr);
+            if (side == 1) made.ids = given[first].ids;
+            given.push_back(std::move(made));
+            rank_of.insert(rank_of.end(), counts[side], rank);
+            side_of.insert(side_of.end(), counts[side], side < 2 ? static_cast<int>(side) : 2);
+            if (rank == 0) own_rows += counts[side];
         }
     }
+    const Stacked all(call, given);
+    const Errors errors(isa, call, all);
+    const int64_t m = static_cast<int64_t>(all.units.size());
+    std::vector<int64_t> anchors, partners;
+    for (int64_t i = 0; i < m; ++i) {
+        const int64_t n = rank_of[i] == 0 ? call.n : call.others;
+        if (side_of[i] >= call.directions) continue;
+        anchors.push_back(i);
+        partners.push_back(side_of[i] == 0 ? i + n : i - n);
+    }
+    const int64_t count = static_cast<int64_t>(anchors.size()), own = call.n * call.directions;
+
+    Gradient gradient(all);
+    std::vector<double> z(count), moment(count), a(count), given_a(count), lse(count), scales(count);
+    for (int64_t k = 0; k < count; ++k) {
+        const int64_t i = anchors[k];
+        const double temperature =
+            call.temperature * (call.per_row ? 1 + 0.5 * static_cast<double>(generator() % 100) / 100 : 1.0);
+        scales[k] = 1.44269504088896340736 / temperature;
+        const double similarity = dot(all.units[i], all.units[partners[k]]), positive = similarity / temperature;
+        std::vector<double> exponentials(m);
+        double total = 0, weighted = 0;
+        for (int64_t j = 0; j < m; ++j) {
+            if (rank_of[j] == rank_of[i] || (call.ids && all.ids[j] == all.ids[i])) continue;
+            const bool same = side_of[i] == side_of[j];
+            if (side_of[j] < 2 && (call.negatives == NONE || call.negatives == (same ? CROSS : OWN))) continue;
+            const double found = dot(all.units[i], all.units[j]);
+            if (call.bounded && found > similarity + margin) continue;
+            total += exponentials[j] = std::exp(found / temperature);
+            weighted += exponentials[j] * found / temperature;
+        }
+        z[k] = std::log(total) - positive;
+        moment[k] = total > 0 ? weighted / total - positive : 0;
+        // Negatives of other ranks make the sum larger than what this block adds to it.
+        lse[k] = total > 0 ? std::log(total) + static_cast<double>(generator() % 3) : 0;
+        a[k] = total > 0 && generator() % 5 != 0 ? normal() : 0;
+        given_a[k] = a[k] / temperature;
+        for (int64_t j = 0; j < m; ++j)
+            if (exponentials[j] > 0) gradient.pull(i, j, given_a[k] * exponentials[j] * std::exp(-lse[k]));
+    }
+
+    std::vector<Side> sides;
+    for (Rows& rows : given) sides.push_back(rows.side(call));
+    for (Side& side : sides) side.gradient = nullptr;
+    std::vector<float> exponents(m, NAN);
+    bool rescaled = false;
+    Problem problem{};
+    problem.sides = sides.data();
+    problem.num_sides = static_cast<int>(sides.size());
+    problem.n = call.n;
+    problem.others = call.others;
+    problem.own_sides = 2 + static_cast<int>(call.candidates.size());
+    problem.d = call.d;
+    problem.negatives = call.negatives;
+    problem.num_directions = call.directions;
+    problem.normalize = call.normalize;
+    problem.precise = call.precise ? 2 : 0;
+    problem.masked = call.ids;
+    problem.bounded = call.bounded;
+    problem.margin = margin;
+    problem.scale = scales[0];
+    problem.held = 1;
+    problem.exponents = exponents.data();
+    problem.rescaled = &rescaled;
+    problem.threads = call.threads;
+    problem.workspace = call.workspace;
+    for (bool mutual : {true, false}) {
+        const int64_t some = mutual ? count : own;
+        std::vector<double> some_scales(scales.begin(), scales.begin() + some), found_z(some, 7), found_moment(some, 7);
+        problem.mutual = mutual;
+        problem.scales = call.per_row ? some_scales.data() : nullptr;
+        problem.z = found_z.data();
+        problem.moment = found_moment.data();
+        expect(solve(problem) == DONE, isa, call, "declined");
+        release_scratch();
+        for (int64_t k = 0; k < some; ++k) {
+            if (found_z[k] == z[k] && found_moment[k] == moment[k]) continue;  // without negatives
+            expect_near(found_z[k], z[k], 2 * errors.of_logit, isa, call, "z");
+            expect_near(found_moment[k], moment[k], 4 * errors.of_logit * (1 + all.longest / call.temperature), isa,
+                        call, "the moment");
+        }
+    }
+    if (!call.gradient) return;
+    for (int side = 0; side < problem.own_sides; ++side) sides[side].gradient = given[side].gradient.data();
+    problem.mutual = problem.gradient = true;
+    problem.scales = call.per_row ? scales.data() : nullptr;
+    problem.a = given_a.data();
+    problem.lse = lse.data();
+    problem.z = problem.moment = nullptr;
+    for (bool first : {true, false}) {
+        // Of all sides, then of x alone.
+        for (int side = 1; side < problem.own_sides && !first; ++side) sides[side].gradient = nullptr;
+        expect(solve(problem) == DONE, isa, call, "declined the gradient");
+        release_scratch();
+        int64_t row = 0;
+        for (int side = 0; side < problem.own_sides; row += given[side++].count) {
+            if (sides[side].gradient == nullptr) continue;
+            gradient.check(given[side], row, errors, isa, call);
+            std::fill(given[side].gradient.begin(), given[side].gradient.end(), NAN);
+        }
+        expect(row == own_rows, isa, call, "left rows out");
+    }
+    expect(!rescaled, isa, call, "rescaled rows of usual length");
+}
+
+// Blocks that are left to another path, and anchors without negatives that are not.
+void decline_block(const char* isa, Solve solve) {
+    const float rows[4] = {1, 2, 3, 1}, opposite[4] = {-1, -2, -3, -1};
+    const int64_t ids[2] = {0, 1}, apart[2] = {0, 2};
+    float gradient[4];
+    double z[8], a[8] = {1, 1, 1, 1, 1, 1, 1, 1}, lse[8] = {};
+    bool rescaled = false;
+    auto solved = [&](double scale, const int64_t* own, bool normalize, bool of_sums) {
+        Side sides[4];
+        for (int side = 0; side < 4; ++side)
+            sides[side] = {side < 2 ? rows : opposite, 1, 2, FLOAT32, own, side == 0 && of_sums ? gradient : nullptr};
+        Problem problem{};
+        problem.sides = sides;
+        problem.num_sides = 4, problem.own_sides = 2;
+        problem.n = problem.others = 1, problem.d = 2, problem.num_directions = 2;
+        problem.mutual = true, problem.masked = own != nullptr;
+        problem.normalize = normalize, problem.scale = scale, problem.held = 1;
+        if (of_sums)
+            problem.a = a, problem.lse = lse, problem.gradient = true;
+        else
+            problem.z = z;
+        problem.rescaled = &rescaled;
+        problem.threads = 1;
+        const Status status = solve(problem);
+        release_scratch();
+        return status;
+    };
+    expect(solved(14, apart + 1, true, false) == DONE && z[0] == -INFINITY, isa, {1, 2}, "missed that there are none");
+    expect(solved(300, ids, true, false) == OUT_OF_RANGE, isa, {1, 2}, "took none for what may have vanished");
+    expect(solved(300, nullptr, true, false) == OUT_OF_RANGE, isa, {1, 2}, "took logits that vanish");
+    expect(solved(300, nullptr, false, false) == OUT_OF_RANGE, isa, {1, 2}, "took logits out of range");
+    expect(solved(14, nullptr, true, true) == DONE, isa, {1, 2}, "declined a usual gradient");
+    lse[2] = 800;
+    expect(solved(14, nullptr, true, true) == OUT_OF_RANGE, isa, {1, 2}, "took a sum out of range");
+    lse[2] = -800;
+    expect(solved(14, nullptr, true, true) == OUT_OF_RANGE, isa, {1, 2}, "took a sum that is too small");
+    a[2] = 0;
+    expect(solved(14, nullptr, true, true) == DONE, isa, {1, 2}, "declined for the sum of no anchor");
+    expect(solved(300, nullptr, false, true) == OUT_OF_RANGE, isa, {1, 2}, "took a factor 0 of infinity");
 }
 
 // Batches that are left to another path.
@@ -332,6 +539,29 @@ void compare_all(const char* isa, Solve solve) {
     run({30, 9, FLOAT32, NONE, 2, {17}});
     run({30, 9, FLOAT32, NONE, 1, {100, 1}, true});
     decline(isa, solve);
+    for (Dtype dtype : {FLOAT32, BFLOAT16})
+        for (Negatives negatives : {BOTH, CROSS, OWN, NONE})
+            for (int directions : {2, 1})
+                for (int kind = 0; kind < 4; ++kind) {
+                    // Without candidates some anchors have no negatives.
+                    Call call{kind == 0 ? 3 : 40, 19, dtype, negatives, directions};
+                    call.others = kind == 0 ? 110 : 37;
+                    if (kind > 0) call.candidates = {5}, call.other_candidates = {100, 1};
+                    call.precise = kind == 0, call.ids = kind == 2, call.per_row = kind == 3;
+                    call.bounded = kind == 2 && directions == 1;
+                    call.normalize = kind != 1;
+                    if (!call.normalize) call.temperature = 1;
+                    call.loss = CONTRAST;
+                    call.threads = 1 + kind % 2;
+                    if (dtype == BFLOAT16) call.workspace = 0;
+                    compare_block(isa, solve, call);
+                    ++calls;
+                    if (dtype == BFLOAT16) continue;
+                    call.workspace = 0;
+                    compare_block(isa, solve, call);
+                    ++calls;
+                }
+    decline_block(isa, solve);
     std::printf("%s: %d calls\n", isa, calls);
 }
 

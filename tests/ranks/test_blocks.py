@@ -12,12 +12,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ctloss.kernels.blocks import Anchors, Sums, torch_path
+from ctloss.kernels.blocks import Anchors, Sums, native, torch_path
+from ctloss.kernels.native import library
 from ctloss.kernels.problem import Batch, Problem
-from ctloss.kernels.torch_path import denominators
 from ctloss.reference.eager import unit_rows
 from ctloss.reference.ranks import block
-from support.acceptance import SCALES, SideRows, check_rows, within
+from support.acceptance import OUTPUT_ROUNDING, SCALES, SideRows, check_rows, within
 from support.calls import noisy, peak_bytes
 from support.regimes import Candidates, Case, cases
 from support.triton_calls import Blocks
@@ -26,7 +26,7 @@ from support.truth import FINENESS, norms
 pytestmark = pytest.mark.numeric
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-MODULES = [torch_path]
+MODULES = [torch_path] if library.kernels is None else [torch_path, native]
 every_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
 every_path = pytest.mark.parametrize(
     "module", [*MODULES, Blocks], ids=lambda module: module.__name__.rpartition(".")[2]
@@ -124,7 +124,8 @@ def check_sums(sums: Sums, exact: Truth, allowed: float, *, moment: bool) -> Non
         wanted = torch.where(empty, 0.0, (softmax * finite).sum(1) - exact.positive)
         size = (softmax * finite.abs()).sum(1) + exact.positive.abs()
         assert (sums.moment[empty] == 0).all()
-        within("moment", sums.moment, wanted, size * allowed)
+        # A logit is off by units of its terms, however small they leave it.
+        within("moment", sums.moment, wanted, size.clamp_min(1) * allowed)
 
 
 def weights_of(exact: Truth, seed: int, size: float, decades: float) -> Anchors:
@@ -208,6 +209,9 @@ def check(module: Any, own: Batch, other: Batch, problem: Problem, seed: int, ne
         assert (of_other is not None) == mutual
         if of_other is not None:
             check_sums(of_other, exact[1], allowed, moment=moment)
+    if module is native and all(side.dtype == torch.bfloat16 for batch in (own, other) for side in batch.sides):
+        # Processors that multiply such rows take weights that are rounded to their dtype.
+        allowed += OUTPUT_ROUNDING[torch.bfloat16]
     size, decades = SCALES[seed % 4], 30.0 * (seed // 4 % 2)
     anchors = (
         weights_of(exact[0], seed, size, decades),
@@ -301,20 +305,36 @@ def test_a_row_that_one_negative_dominates_is_exact(module: Any, negatives: str)
             check_sums(found, exact, 5e-7 + 1e-7 / tau, moment=False)
 
 
-def test_the_torch_path_declines_no_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The running pass gives what the optimistic one gives, and serves what that cannot represent."""
+@every_module
+@pytest.mark.parametrize("idle", [True, False])
+def test_logits_of_any_size_have_weights(module: Any, idle: bool) -> None:
+    """Dot products whose exponentials are no float32, of an anchor with a weight and of one without."""
+    x, y = (0.1 * side for side in noisy(80, 7))
+    own, other = Batch(x[:40], y[:40], temperature=1.0), Batch(x[40:], y[40:], temperature=1.0)
+    own.x[3], other.y[5] = 20.0, 20.0
+    problem = Problem(normalize=False, negatives="cross")
+    exact = truth(own, other, problem), truth(other, own, problem)
+    anchors = [Anchors(torch.ones(80, dtype=torch.float64), of.lse.clone()) for of in exact]
+    if idle:
+        for of, anchor in zip(anchors, (3, 45), strict=True):
+            of.a[anchor], of.lse[anchor] = 0.0, 1.0
+    allowed = per_logit(own, other, exact[0], problem)
+    check_pull(module, own, other, problem, exact, (anchors[0], anchors[1]), (True, True), allowed)
+
+
+def test_the_torch_path_needs_no_optimistic_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is within the bounds by plain exponentials is so by running maxima, and with weights from log-sum-exps."""
     case = Case("random", 150, 12, candidates=(Candidates(20),), ids=70)
     own, other = split(case, 70, fewer=False)
     check(torch_path, own, other, case.problem(), 0, case.needs)
     monkeypatch.setattr(torch_path, "choose_shift", lambda logits, problem: None)
-    monkeypatch.setattr(denominators, "optimistic", None)
     check(torch_path, own, other, case.problem(), 0, case.needs)
 
 
 @every_module
-@pytest.mark.parametrize("limit", [1 << 20, 4 << 20, 16 << 20])
+@pytest.mark.parametrize("limit", [1 << 20, 4 << 20])
 def test_memory_stays_within_the_workspace(module: Any, limit: int) -> None:
-    n, d = 1000, 8
+    n, d = 600, 8
     x, y = noisy(2 * n, d)
     own, other = Batch(x[:n], y[:n]), Batch(x[n:], y[n:])
     problem = Problem(workspace=limit)

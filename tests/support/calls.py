@@ -14,9 +14,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.peers import PairLoss, PeerMissing
+from ctloss.core.rows import derivatives, shares, values
 from ctloss.kernels.native import library
 from ctloss.kernels.problem import Batch, Problem
-from ctloss.rows import derivatives, shares, values
 
 from .regimes import Case
 

@@ -82,7 +82,7 @@ struct ClassLoss {
         sort();
         if (!prepare_rows()) return NOT_FINITE;
         core.per_anchor();
-        core.sum_exponentials();
+        core.form_exponentials(true);
         compare_classes();
         const Status status = finish();
         if (status == DONE && problem.gradient) differentiate();

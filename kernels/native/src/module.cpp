@@ -104,6 +104,51 @@ class Arguments {
 
 constexpr int SIDE_ARGUMENTS = 6;
 
+// Reads what is left, the sides, and does the call: 0, 1 if rows were rescaled, or a negative status.
+PyObject* solve_sides(Arguments& given, Problem& problem) {
+    const Py_ssize_t num_sides = given.left() / SIDE_ARGUMENTS, least = problem.own_sides + 2;
+    if (num_sides < least || given.left() % SIDE_ARGUMENTS != 0) {
+        PyErr_Format(PyExc_TypeError, "six arguments are expected for each of at least %zd sides", least);
+        return nullptr;
+    }
+    Side few[8];
+    Side* sides = num_sides <= 8 ? few : static_cast<Side*>(std::malloc(sizeof(Side) * num_sides));
+    if (sides == nullptr) return PyErr_NoMemory();
+    for (Py_ssize_t side = 0; side < num_sides; ++side) {
+        sides[side].rows = given.address<const void>();
+        sides[side].count = given.integer();
+        sides[side].stride = given.integer();
+        sides[side].dtype = static_cast<Dtype>(given.integer());
+        sides[side].ids = given.address<const int64_t>();
+        sides[side].gradient = given.address<float>();
+        if (sides[side].gradient != nullptr) problem.gradient = true;
+    }
+    problem.sides = sides;
+    problem.num_sides = static_cast<int>(num_sides);
+    if (problem.own_sides > 0) {
+        problem.n = sides[0].count;
+        problem.others = sides[problem.own_sides].count;
+        const bool pairs = sides[1].count == problem.n && sides[problem.own_sides + 1].count == problem.others;
+        if (PyErr_Occurred() == nullptr && !(pairs && problem.n > 0 && problem.others > 0))
+            PyErr_SetString(PyExc_ValueError, "both ranks have as many rows of y as of x, and at least one");
+        if (PyErr_Occurred() == nullptr && problem.gradient && problem.lse == nullptr)
+            PyErr_SetString(PyExc_ValueError, "a gradient needs a and lse");
+        // The rows whose gradient is wanted may be none.
+        problem.gradient = problem.lse != nullptr;
+    }
+    bool rescaled = false;
+    problem.rescaled = &rescaled;
+    Status status = DONE;
+    if (PyErr_Occurred() == nullptr) {
+        Py_BEGIN_ALLOW_THREADS status = kernels.contrast(problem);
+        release_scratch();
+        Py_END_ALLOW_THREADS
+    }
+    if (sides != few) std::free(sides);
+    if (PyErr_Occurred() != nullptr) return nullptr;
+    return PyLong_FromLong(status == DONE ? rescaled : -static_cast<long>(status));
+}
+
 PyObject* contrast(PyObject*, PyObject* const* all, Py_ssize_t count) {
     Arguments given(all, count);
     Problem problem{};
@@ -131,37 +176,38 @@ PyObject* contrast(PyObject*, PyObject* const* all, Py_ssize_t count) {
     problem.exponents = given.address<float>();
     problem.workspace = given.integer();
     problem.threads = static_cast<int>(given.integer());
+    return PyErr_Occurred() != nullptr ? nullptr : solve_sides(given, problem);
+}
+
+PyObject* block(PyObject*, PyObject* const* all, Py_ssize_t count) {
+    Arguments given(all, count);
+    Problem problem{};
+    problem.own_sides = static_cast<int>(given.integer());
+    problem.d = given.integer();
+    problem.negatives = static_cast<Negatives>(given.integer());
+    problem.num_directions = static_cast<int>(given.integer());
+    problem.mutual = given.integer() != 0;
+    problem.normalize = given.integer() != 0;
+    problem.precise = static_cast<int>(given.integer());
+    problem.masked = given.integer() != 0;
+    problem.bounded = given.integer() != 0;
+    problem.margin = given.number();
+    problem.scale = given.number();
+    problem.scales = given.address<double>();
+    problem.a = given.address<double>();
+    problem.lse = given.address<double>();
+    problem.held = 1;
+    problem.z = given.address<double>();
+    problem.moment = given.address<double>();
+    problem.exponents = given.address<float>();
+    problem.workspace = given.integer();
+    problem.threads = static_cast<int>(given.integer());
     if (PyErr_Occurred() != nullptr) return nullptr;
-    const Py_ssize_t num_sides = given.left() / SIDE_ARGUMENTS;
-    if (num_sides < 2 || given.left() % SIDE_ARGUMENTS != 0) {
-        PyErr_SetString(PyExc_TypeError, "six arguments are expected for each of at least two sides");
+    if (problem.own_sides < 2 || (problem.a == nullptr) != (problem.lse == nullptr)) {
+        PyErr_SetString(PyExc_ValueError, "at least two sides are the first rank's, and a and lse go together");
         return nullptr;
     }
-    Side few[8];
-    Side* sides = num_sides <= 8 ? few : static_cast<Side*>(std::malloc(sizeof(Side) * num_sides));
-    if (sides == nullptr) return PyErr_NoMemory();
-    for (Py_ssize_t side = 0; side < num_sides; ++side) {
-        sides[side].rows = given.address<const void>();
-        sides[side].count = given.integer();
-        sides[side].stride = given.integer();
-        sides[side].dtype = static_cast<Dtype>(given.integer());
-        sides[side].ids = given.address<const int64_t>();
-        sides[side].gradient = given.address<float>();
-        if (sides[side].gradient != nullptr) problem.gradient = true;
-    }
-    problem.sides = sides;
-    problem.num_sides = static_cast<int>(num_sides);
-    bool rescaled = false;
-    problem.rescaled = &rescaled;
-    Status status = DONE;
-    if (PyErr_Occurred() == nullptr) {
-        Py_BEGIN_ALLOW_THREADS status = kernels.contrast(problem);
-        release_scratch();
-        Py_END_ALLOW_THREADS
-    }
-    if (sides != few) std::free(sides);
-    if (PyErr_Occurred() != nullptr) return nullptr;
-    return PyLong_FromLong(status == DONE ? rescaled : -static_cast<long>(status));
+    return solve_sides(given, problem);
 }
 
 PyObject* size(PyObject*, PyObject* const* all, Py_ssize_t count) {
@@ -267,6 +313,9 @@ PyMethodDef methods[] = {
     {"contrast", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(contrast)), METH_FASTCALL,
      "Sums, loss and gradient of one call, as ctloss.kernels.native.engine calls it: 0, 1 if rows were rescaled, or a "
      "negative status."},
+    {"block", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(block)), METH_FASTCALL,
+     "Sums, or gradient, of two ranks' rows against each other, as ctloss.kernels.blocks.native calls it; returns what "
+     "contrast does."},
     {"size", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(size)), METH_FASTCALL,
      "Bytes of all exponentials of a call, from its pairs, candidates, negatives, directions and whether a logit "
      "serves both ways."},

@@ -35,6 +35,13 @@ struct Problem {
     double scale;          // log2(e) / temperature
     const double* scales;  // (anchors,) one each; null: `scale` serves all
 
+    // Two ranks' rows against each other, and neither's against its own: the sides are those of both, one rank's x, y
+    // and candidates, then the other's.
+    int64_t others;     // pairs of the other rank; 0: a batch by itself
+    int own_sides;      // sides before the other rank's
+    bool mutual;        // the other rank's rows are anchors too, after the first's
+    const double* lse;  // (anchors,) natural log-sum-exp over all negatives, wherever these are; null: sums are formed
+
     // What the gradient is of: Σ a_i lse_i − b_i s⁺_i with a and b given, or those of a loss.
     Loss loss;
     bool gradient;
@@ -58,7 +65,7 @@ struct Problem {
         for (int side = 0; side < num_sides; ++side) total += sides[side].count;
         return total;
     }
-    int64_t anchors() const { return n * num_directions; }
+    int64_t anchors() const { return (n + (mutual ? others : 0)) * num_directions; }
 };
 
 // The supervised contrastive loss: rows of one label are each other's positives.

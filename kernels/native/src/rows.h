@@ -129,31 +129,36 @@ inline void normalise_row(const Rows& rows, int64_t index) {
     }
 }
 
-// Stack, rescale and normalise all rows, and multiply the pairs. False where a row is not finite.
-inline bool prepare(Rows& rows, const Side* sides, int num_sides, int64_t n, bool normalize, float* exponents,
+// Stack, rescale and normalise all rows, and multiply the pairs: of the first two sides and, if `second` is one of the
+// sides, of that and the next. False where a row is not finite.
+inline bool prepare(Rows& rows, const Side* sides, int num_sides, int second, bool normalize, float* exponents,
                     int parts) {
     int bad = 0, rescaled = 0;
     auto work = [&](int part) {
         int64_t offset = 0;
         for (int side = 0; side < num_sides; offset += sides[side].count, ++side) {
-            if (side == 1) continue;  // with x, pair by pair
+            if (side == 1 || side == second + 1) continue;  // with x, pair by pair
+            const bool pairs = side == 0 || side == second;
+            double* positive = rows.positive + (side == 0 ? 0 : sides[0].count);
             const int64_t count = sides[side].count, last = count * (part + 1) / parts;
             for (int64_t i = count * part / parts; i < last; ++i) {
-                for (int of_pair = 0; of_pair < (side == 0 ? 2 : 1); ++of_pair) {
-                    const int64_t index = offset + i + of_pair * n;
+                for (int of_pair = 0; of_pair < (pairs ? 2 : 1); ++of_pair) {
+                    const int64_t index = offset + i + of_pair * count;
                     const int exponent = prepare_row(rows, sides[side + of_pair], i, index, normalize);
                     if (exponent != 0) __atomic_store_n(&rescaled, 1, __ATOMIC_RELAXED);
                     if (!__builtin_isfinite(rows.inverse[index]) || !__builtin_isfinite(rows.length[index]))
                         __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
                     if (exponents != nullptr) exponents[index] = static_cast<float>(exponent);
                 }
-                if (side == 0) {
+                const int64_t index = offset + i;
+                if (pairs) {
+                    const int64_t partner = index + count;
                     const double product =
-                        rows.product(rows.units + i * rows.stride, rows.units + (n + i) * rows.stride);
-                    rows.positive[i] = product * (rows.inverse[i] * rows.inverse[n + i]);
-                    if (normalize) normalise_row(rows, n + i);
+                        rows.product(rows.units + index * rows.stride, rows.units + partner * rows.stride);
+                    positive[i] = product * (rows.inverse[index] * rows.inverse[partner]);
+                    if (normalize) normalise_row(rows, partner);
                 }
-                if (normalize) normalise_row(rows, offset + i);
+                if (normalize) normalise_row(rows, index);
             }
         }
     };

@@ -114,7 +114,7 @@ struct SigmoidLoss {
         const int64_t products = (2 + n * (keeps() ? 3 : 1)) * n * problem.d;
         parts = static_cast<int>(most(1, least(problem.threads, products / WORTH_A_THREAD)));
         if (!place_in_scratch(*this)) return NO_MEMORY;
-        if (!prepare(rows, sides, 2, n, problem.normalize, problem.exponents, parts)) return NOT_FINITE;
+        if (!prepare(rows, sides, 2, 2, problem.normalize, problem.exponents, parts)) return NOT_FINITE;
         *problem.rescaled = rows.rescaled;
         for (int64_t i = 0; i < n; ++i) {
             const double logit = rows.positive[i] * problem.inverse + problem.bias;

@@ -12,7 +12,7 @@ namespace CTLOSS_ISA {
 namespace {
 
 // Exponentials of cosines stay below 2^WINDOW.
-constexpr double WINDOW = 100.0, NORMAL = 0x1p124;
+constexpr double WINDOW = 100.0, NORMAL = 0x1p124, LARGEST_LOGIT = 124.0;
 // Rows of a tile whose sums along columns are added up in single precision.
 constexpr int SUMMED_ROWS = 16;
 // Bytes of exponentials that are kept at a time where not all can be: a cache's worth.
@@ -40,13 +40,17 @@ struct Rectangle {
 struct Sums {
     const Problem& problem;
     Rows rows;
-    Rectangle rectangles[4];
+    Rectangle rectangles[6];
     int num_rectangles = 0;
+    int64_t base;        // the stacked rows before another rank's
+    int64_t reach;       // one past the last anchor's row
+    double longest = 0;  // length of a block's rows
     int parts = 1;
     bool moment;
     double *total, *moments, *pull;
-    float *scale, *shift, *limit;  // per anchor
-    float *weight, *inverse;       // per stacked row; the weights are 0 where it is no anchor
+    // Whatever belongs to an anchor lies at its stacked row, except for the caller's tensors.
+    float *scale, *shift, *limit;
+    float *weight, *inverse;  // of all stacked rows; the weights are 0 where it is no anchor
     float* centred = nullptr;
     bool paired;    // the processor multiplies pairs of bfloat16 numbers, and all rows are such
     uint16_t* raw;  // (count, 2 · paired_stride), the rows as they were given, if so
@@ -68,11 +72,29 @@ struct Sums {
         for (int side = 0; side < given.num_sides; ++side) paired = paired && given.sides[side].dtype == BFLOAT16;
         paired_width = up((given.d + 1) / 2, LANES);
         paired_stride = paired_width % 256 == 0 ? paired_width + 16 : paired_width;
+        base = rows.count;
+        for (int side = given.own_sides; given.others > 0 && side < given.num_sides; ++side)
+            base -= given.sides[side].count;
+        const int64_t own = given.n * given.num_directions;
+        reach = given.mutual ? base + given.anchors() - own : own;
         lay_out();
+    }
+
+    int64_t row_of(int64_t anchor) const {
+        const int64_t own = problem.n * problem.num_directions;
+        return anchor < own ? anchor : base + anchor - own;
+    }
+    int64_t anchor_of(int64_t row) const { return row < base ? row : row - base + problem.n * problem.num_directions; }
+    // The pair that an anchor's row belongs to; the other rank's come after the first's.
+    int64_t pair_of(int64_t row) const {
+        if (row < base) return row < problem.n ? row : row - problem.n;
+        const int64_t place = row - base;
+        return problem.n + (place < problem.others ? place : place - problem.others);
     }
 
     void add(int64_t row, int64_t end_row, int64_t column, int64_t end_column, Kind kind) {
         if (row >= end_row || column >= end_column) return;
+        if (problem.lse != nullptr && !wanted(row, end_row) && !wanted(column, end_column)) return;
         Rectangle& added = rectangles[num_rectangles++];
         added = {row,     end_row - row,
                  column,  end_column - column,
@@ -81,6 +103,15 @@ struct Sums {
                  nullptr, nullptr,
                  nullptr, nullptr,
                  nullptr};
+    }
+
+    // Whether the gradient of some stacked rows is.
+    bool wanted(int64_t first, int64_t last) const {
+        int64_t begin = 0;
+        for (int side = 0; side < problem.num_sides; begin += problem.sides[side++].count)
+            if (problem.sides[side].gradient != nullptr && begin < last && first < begin + problem.sides[side].count)
+                return true;
+        return false;
     }
 
     // Strips are summed in groups, every so many of them, and each group one strip after the other: so sums are the
@@ -97,25 +128,19 @@ struct Sums {
 
     // One rectangle serves both of its sides only where a logit is the same both ways.
     void lay_out() {
-        const int64_t n = problem.n, m = rows.count, anchors = problem.anchors();
-        const bool both = problem.num_directions == 2;
-        if (problem.scales != nullptr || problem.bounded) {
-            switch (problem.negatives) {
-                case BOTH:
-                    add(0, anchors, 0, m, PLAIN);
-                    break;
-                case CROSS:
-                    add(0, n, n, m, PLAIN);
-                    if (both) add(n, 2 * n, 0, n, PLAIN), add(n, 2 * n, 2 * n, m, PLAIN);
-                    break;
-                case OWN:
-                    add(0, n, 0, n, PLAIN), add(0, n, 2 * n, m, PLAIN);
-                    if (both) add(n, 2 * n, n, m, PLAIN);
-                    break;
-                case NONE:
-                    add(0, anchors, 2 * n, m, PLAIN);
-                    break;
+        const int64_t n = problem.n, m = rows.count, anchors = n * problem.num_directions;
+        const bool both = problem.num_directions == 2, once = problem.scales == nullptr && !problem.bounded;
+        if (problem.others > 0) {
+            if (once && problem.mutual) {
+                lay_out_block();
+                return;
             }
+            add_plain(0, n, base, problem.others, m);
+            if (problem.mutual) add_plain(base, problem.others, 0, n, base);
+            return;
+        }
+        if (!once) {
+            add_plain(0, n, 0, n, m);
             return;
         }
         int64_t first = 2 * n;  // of the columns that only serve rows
@@ -140,15 +165,67 @@ struct Sums {
         add(0, anchors, first, m, PLAIN);
     }
 
+    // The anchors among the n pairs from `row` against what lies from `column` to `end`: `others` pairs, then
+    // candidates.
+    void add_plain(int64_t row, int64_t n, int64_t column, int64_t others, int64_t end) {
+        const int64_t y = row + n, of_y = column + others, candidates = column + 2 * others;
+        const bool both = problem.num_directions == 2;
+        switch (problem.negatives) {
+            case BOTH:
+                add(row, both ? y + n : y, column, end, PLAIN);
+                break;
+            case CROSS:
+                add(row, y, of_y, end, PLAIN);
+                if (both) add(y, y + n, column, of_y, PLAIN), add(y, y + n, candidates, end, PLAIN);
+                break;
+            case OWN:
+                add(row, y, column, of_y, PLAIN), add(row, y, candidates, end, PLAIN);
+                if (both) add(y, y + n, of_y, end, PLAIN);
+                break;
+            case NONE:
+                add(row, both ? y + n : y, candidates, end, PLAIN);
+                break;
+        }
+    }
+
+    // Two ranks' rows whose logits are the same both ways.
+    void lay_out_block() {
+        const int64_t n = problem.n, k = problem.others, y = base + k;
+        const int64_t anchors = n * problem.num_directions, of_other = base + k * problem.num_directions;
+        const bool both = problem.num_directions == 2;
+        // The first of each rank's columns that only serve rows.
+        int64_t first = 2 * n, of_others = base + 2 * k;
+        switch (problem.negatives) {
+            case BOTH:
+                add(0, anchors, base, of_other, MIRRORED);
+                first = anchors, of_others = of_other;
+                break;
+            case CROSS:
+                if (both)
+                    add(0, n, y, y + k, MIRRORED), add(n, 2 * n, base, y, MIRRORED);
+                else
+                    first = n, of_others = y;
+                break;
+            case OWN:
+                add(0, n, base, y, MIRRORED);
+                if (both) add(n, 2 * n, y, y + k, MIRRORED);
+                break;
+            case NONE:
+                break;
+        }
+        add(0, anchors, of_others, rows.count, PLAIN);
+        add(base, of_other, first, base, PLAIN);
+    }
+
     void place(Plan& plan) {
-        const int64_t anchors = problem.anchors();
-        rows.place(plan, problem.n, problem.gradient);
-        total = plan.take<double>(anchors);
-        moments = plan.take<double>(moment ? anchors : 0);
-        pull = plan.take<double>(problem.gradient ? problem.n : 0);
-        scale = plan.take<float>(anchors);
-        shift = plan.take<float>(anchors);
-        limit = plan.take<float>(problem.bounded ? anchors : 0);
+        const int64_t pairs = problem.n + problem.others;
+        rows.place(plan, pairs, problem.gradient);
+        total = plan.take<double>(reach);
+        moments = plan.take<double>(moment ? reach : 0);
+        pull = plan.take<double>(problem.gradient ? pairs : 0);
+        scale = plan.take<float>(reach);
+        shift = plan.take<float>(reach);
+        limit = plan.take<float>(problem.bounded ? reach : 0);
         weight = plan.take<float>(problem.gradient ? rows.count + TILE : 0);
         centred = plan.take<float>(problem.gradient ? rows.count * rows.stride + BLOCK_COLUMNS : 0);
         inverse = plan.take<float>(paired ? rows.count + TILE : 0);
@@ -250,29 +327,37 @@ struct Sums {
         kept = problem.gradient && size() <= problem.workspace;
         parts = static_cast<int>(most(1, least(problem.threads, work / WORTH_A_THREAD)));
         if (!place_in_scratch(*this)) return NO_MEMORY;
-        if (!prepare(rows, problem.sides, problem.num_sides, problem.n, problem.normalize, problem.exponents, parts))
+        const int second = problem.others > 0 ? problem.own_sides : problem.num_sides;
+        if (!prepare(rows, problem.sides, problem.num_sides, second, problem.normalize, problem.exponents, parts))
             return NOT_FINITE;
         *problem.rescaled = rows.rescaled;
         // Rescaled rows are no longer the numbers that were given.
         paired = paired && !rows.rescaled;
         per_anchor();
         if (paired) copy_raw();
-        sum_exponentials();
-        return finish_sums();
+        if (problem.lse == nullptr) {
+            form_exponentials(true);
+            return finish_sums();
+        }
+        const Status status = weigh_anchors();
+        if (status == DONE && kept) form_exponentials(false);
+        return status;
     }
 
     void per_anchor() {
-        const int64_t n = problem.n, anchors = problem.anchors();
+        for (int64_t i = 0; problem.others > 0 && i < rows.count; ++i)
+            longest = rows.length[i] > longest ? rows.length[i] : longest;
         offsets[0] = 0;
         for (int side = 0; side < problem.num_sides; ++side) {
             ids[side] = problem.sides[side].ids;
             offsets[side + 1] = offsets[side] + problem.sides[side].count;
         }
-        for (int64_t i = 0; i < anchors; ++i) {
-            const double own = problem.scales != nullptr ? problem.scales[i] : problem.scale;
-            scale[i] = static_cast<float>(own);
-            shift[i] = problem.normalize && own > WINDOW ? static_cast<float>(own - WINDOW) : 0.0f;
-            if (problem.bounded) limit[i] = static_cast<float>(rows.positive[i < n ? i : i - n] + problem.margin);
+        for (int64_t i = 0; i < problem.anchors(); ++i) {
+            const int64_t row = row_of(i);
+            const double own = scale_of(row);
+            scale[row] = static_cast<float>(own);
+            shift[row] = problem.normalize && own > WINDOW ? static_cast<float>(own - WINDOW) : 0.0f;
+            if (problem.bounded) limit[row] = static_cast<float>(rows.positive[pair_of(row)] + problem.margin);
         }
     }
 
@@ -295,9 +380,12 @@ struct Sums {
     int64_t factor_stride() const { return paired ? paired_stride : rows.stride; }
     int64_t factor_width() const { return paired ? paired_width : rows.padded; }
 
-    double scale_of(int64_t anchor) const { return problem.scales != nullptr ? problem.scales[anchor] : problem.scale; }
+    double scale_of(int64_t row) const {
+        return problem.scales != nullptr ? problem.scales[anchor_of(row)] : problem.scale;
+    }
 
-    void sum_exponentials() {
+    // All exponentials, for their sums, to be kept, or both.
+    void form_exponentials(bool sum) {
         int64_t groups = 0;
         for (int index = 0; index < num_rectangles; ++index) groups += groups_of(rectangles[index]);
         Queue queue(groups);
@@ -310,10 +398,10 @@ struct Sums {
                 const Rectangle& r = rectangles[index];
                 // The last strips of a triangle are the longest.
                 if (r.kind == TRIANGLE) group = groups_of(r) - 1 - group;
-                memset(r.row_sums + group * r.rows, 0, sizeof(double) * r.rows);
+                if (sum) memset(r.row_sums + group * r.rows, 0, sizeof(double) * r.rows);
                 if (moment) memset(r.row_moments + group * r.rows, 0, sizeof(double) * r.rows);
                 for (int64_t strip = group; strip < r.strips; strip += groups_of(r))
-                    form_strip(r, strip, true, kept, memory);
+                    form_strip(r, strip, sum, kept, memory);
             }
         };
         parallel(parts, work);
@@ -330,7 +418,7 @@ struct Sums {
         const int64_t end = r.kind == TRIANGLE ? first + columns : r.rows;
         for (int64_t start = 0; start < end; start += TILE) {
             const int64_t height = least(TILE, r.rows - start);
-            const bool mirrored = r.kind == MIRRORED || (r.kind == TRIANGLE && start < first);
+            const bool mirrored = sum && (r.kind == MIRRORED || (r.kind == TRIANGLE && start < first));
             float* tile = keep ? strip_of(r, strip) + start * TILE : memory.tile;
             const float* left = factor(r.row + start);
             const bool own = r.kind == TRIANGLE && start == first;
@@ -381,8 +469,9 @@ struct Sums {
                     }
             }
         }
-        if (r.kind != PLAIN) memcpy(r.column_sums + first, memory.wide_sums, sizeof(double) * columns);
-        if (r.kind != PLAIN && moment) memcpy(r.column_moments + first, memory.wide_moments, sizeof(double) * columns);
+        if (!sum || r.kind == PLAIN) return;
+        memcpy(r.column_sums + first, memory.wide_sums, sizeof(double) * columns);
+        if (moment) memcpy(r.column_moments + first, memory.wide_moments, sizeof(double) * columns);
     }
 
     // Similarities to base-2 logits less the shift; for the moment, without it too.
@@ -428,7 +517,11 @@ struct Sums {
 
     // The pairs of a row that are no negatives: the row itself, its positive, and rows of the same id.
     void leave_out(float* line, int64_t anchor, int64_t first, int64_t columns) const {
-        const int64_t n = problem.n, place = anchor < n ? anchor : anchor - n;
+        if (problem.others > 0) {
+            leave_out_ids(line, anchor, first, columns);
+            return;
+        }
+        const int64_t n = problem.n, place = pair_of(anchor);
         if (!problem.masked) {
             const int64_t own = place - first, other = own + n;
             if (own >= 0 && own < columns) line[own] = EXCLUDED;
@@ -450,11 +543,24 @@ struct Sums {
         }
     }
 
+    // Of two ranks' pairs, those of one id; rows without ids are like no other.
+    void leave_out_ids(float* line, int64_t anchor, int64_t first, int64_t columns) const {
+        const int own = anchor < base ? 0 : problem.own_sides;
+        if (!problem.masked || ids[own] == nullptr) return;
+        const int64_t id = ids[own][pair_of(anchor) - (own == 0 ? 0 : problem.n)];
+        for (int side = 0; side < problem.num_sides; ++side) {
+            const int64_t from = most(first, offsets[side]), to = least(first + columns, offsets[side + 1]);
+            if (from >= to || ids[side] == nullptr) continue;
+            float* out = line + (from - first);
+            const int64_t* others = ids[side] + (from - offsets[side]);
+            for (int64_t j = 0; j < to - from; ++j) out[j] = others[j] == id ? EXCLUDED : out[j];
+        }
+    }
+
     // The sums of all anchors, from their shares.
     void add_up() {
-        const int64_t anchors = problem.anchors();
-        memset(total, 0, sizeof(double) * anchors);
-        if (moment) memset(moments, 0, sizeof(double) * anchors);
+        memset(total, 0, sizeof(double) * reach);
+        if (moment) memset(moments, 0, sizeof(double) * reach);
         for (int index = 0; index < num_rectangles; ++index) {
             const Rectangle& r = rectangles[index];
             for (int64_t group = 0; group < groups_of(r); ++group) {
@@ -470,16 +576,16 @@ struct Sums {
     }
 
     Status finish_sums() {
-        const int64_t n = problem.n, anchors = problem.anchors();
         add_up();
-        if (problem.gradient) memset(weight, 0, sizeof(float) * (rows.count + TILE));
-        if (problem.gradient) memset(pull, 0, sizeof(double) * n);
+        if (problem.gradient) clear_weights();
         double value = 0;
-        for (int64_t i = 0; i < anchors; ++i) {
-            if (!trusted(total[i])) return OUT_OF_RANGE;
-            const double own = scale_of(i), positive = rows.positive[i < n ? i : i - n] * own;
-            const double z = (std::log2(total[i]) + shift[i] - positive) * LN2;
-            const double mean = moment ? (moments[i] / total[i] - positive) * LN2 : 0;
+        for (int64_t i = 0; i < problem.anchors(); ++i) {
+            const int64_t row = row_of(i), pair = pair_of(row);
+            const bool none = has_none(row);
+            if (!none && !trusted(total[row])) return OUT_OF_RANGE;
+            const double own = scale_of(row), positive = rows.positive[pair] * own;
+            const double z = none ? -INFINITY : (std::log2(total[row]) + shift[row] - positive) * LN2;
+            const double mean = moment && !none ? (moments[row] / total[row] - positive) * LN2 : 0;
             if (problem.z != nullptr) problem.z[i] = z;
             if (problem.positive != nullptr) problem.positive[i] = positive * LN2;
             if (problem.moment != nullptr) problem.moment[i] = mean;
@@ -502,13 +608,55 @@ struct Sums {
             // Factors that are given are divided by their temperatures already.
             const double per_logit =
                 problem.held * (problem.scales != nullptr && problem.loss != CONTRAST ? own * LN2 : 1.0);
-            pull[i < n ? i : i - n] += b * per_logit;
-            weight[i] = static_cast<float>(a * per_logit / total[i]);
-            const float size = __builtin_fabs(weight[i]);
-            if (a != 0 && !(size >= 1 / NORMAL && size <= NORMAL)) return OUT_OF_RANGE;
+            pull[pair] += b * per_logit;
+            if (!weigh_anchor(row, a * per_logit)) return OUT_OF_RANGE;
         }
         if (problem.loss_value != nullptr) *problem.loss_value = static_cast<float>(value);
         return DONE;
+    }
+
+    // The weights of anchors whose sums are known, from all their blocks.
+    Status weigh_anchors() {
+        clear_weights();
+        for (int64_t i = 0; i < problem.anchors(); ++i) {
+            const int64_t row = row_of(i);
+            if (problem.a[i] == 0) {
+                // No sum bounds the exponentials that are multiplied by this 0.
+                if (largest_logit(row) - shift[row] > LARGEST_LOGIT) return OUT_OF_RANGE;
+                continue;
+            }
+            total[row] = std::exp2(problem.lse[i] * LOG2E - shift[row]);
+            if (!trusted(total[row]) || !weigh_anchor(row, problem.a[i] * problem.held)) return OUT_OF_RANGE;
+        }
+        return DONE;
+    }
+
+    void clear_weights() {
+        memset(weight, 0, sizeof(float) * (rows.count + TILE));
+        memset(pull, 0, sizeof(double) * (problem.n + problem.others));
+    }
+
+    // False where what is to be multiplied by exponentials is out of range.
+    bool weigh_anchor(int64_t row, double a) {
+        weight[row] = static_cast<float>(a / total[row]);
+        const float size = __builtin_fabs(weight[row]);
+        return a == 0 || (size >= 1 / NORMAL && size <= NORMAL);
+    }
+
+    // How far from 0 the base-2 logits of a block may be.
+    double largest_logit(int64_t row) const { return scale_of(row) * rows.length[row] * longest; }
+
+    // Whether an anchor meets no negative in a block, and not only such whose exponentials vanish: nothing is compared
+    // with it, or its logits are too small for that.
+    bool has_none(int64_t row) const {
+        if (problem.others == 0 || total[row] != 0) return false;
+        if (largest_logit(row) + shift[row] <= LARGEST_LOGIT) return true;
+        for (int index = 0; index < num_rectangles; ++index) {
+            const Rectangle& r = rectangles[index];
+            if (row >= r.row && row < r.row + r.rows) return false;
+            if (r.kind != PLAIN && row >= r.column && row < r.column + r.columns) return false;
+        }
+        return true;
     }
 
     // Exponentials below the normal numbers count as 0: all of them together must be less than a sum's rounding.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .kernels.problem import Problem
-from .kernels.sigmoid import softplus
+from ..kernels.problem import Problem
+from ..kernels.sigmoid import softplus
 
 
 def values(problem: Problem, z: Tensor, *, filled: bool = False) -> Tensor:

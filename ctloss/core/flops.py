@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from .kernels.problem import Batch, Problem, Shape, parse
+from ..kernels.problem import Batch, Problem, Shape, parse
 from .plan import holds, plan
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels.problem import Batch, Problem
+from ..kernels.problem import Batch, Problem
 
 # Cosines over a smaller temperature are logits in the millions, whose float32 differences mean nothing.
 SMALLEST_TEMPERATURE = 1e-6
@@ -75,8 +75,8 @@ def embeddings(name: str, rows: object) -> Tensor:
     return rows
 
 
-def pair(x: object, y: object) -> tuple[Tensor, Tensor]:
-    """Refuse anything but a batch of pairs: anchors x and their positives y.
+def pair(x: object, y: object, *, empty: bool = False) -> tuple[Tensor, Tensor]:
+    """Refuse anything but a batch of pairs: anchors x and their positives y; ``empty`` allows none.
 
     Raises:
         TypeError: see :func:`embeddings`.
@@ -104,7 +104,7 @@ def pair(x: object, y: object) -> tuple[Tensor, Tensor]:
     must(x.shape[0] == y.shape[0], "x and y: expected the same number of rows", message)
     must(x.shape[1] == y.shape[1], "x and y: expected the same number of columns", message)
     must(
-        x.shape[0] >= 1,
+        empty or x.shape[0] >= 1,
         "x and y: expected at least 1 row",
         lambda: f"x and y: expected at least 1 row, got {tuple(first.shape)}; skip an empty batch",
     )
@@ -291,7 +291,7 @@ def temperature(value: object, x: Tensor, num_directions: int, *, read: bool) ->
         value = value.reshape(())
     else:
         value = vector("temperature", value, x, num_directions)
-    if read and value.device.type == "cpu":
+    if read and value.device.type == "cpu" and value.numel():
         positive(value.detach().amin().item())
         if value.ndim:
             positive(value.detach().amax().item())
@@ -321,8 +321,9 @@ def batch(
     ids_given: object,
     candidate_ids_given: object,
     read: bool,
+    empty: bool = False,
 ) -> Batch:
-    """Check the tensors of a loss call and lay them out as the paths take them.
+    """Check the tensors of a loss call and lay them out as the paths take them; ``empty`` allows no pairs.
 
     Raises:
         TypeError, ValueError: see the functions above.
@@ -333,7 +334,7 @@ def batch(
         ...       candidate_ids_given=None, read=True).shape.masked
         True
     """
-    x, y = pair(x, y)
+    x, y = pair(x, y, empty=empty)
     if candidates_given is None and problem.negatives == "none":
         raise ValueError(
             "candidates: expected some with negatives='none', which only compares rows with candidates, got None; "

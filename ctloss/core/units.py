@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .kernels.torch_path.rows import row_exponents
+from ..kernels.torch_path.rows import row_exponents
 
 
 def unit_rows(rows: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ from typing import Any, get_type_hints
 
 import torch
 
-from .kernels.native import engine as native_engine
-from .kernels.problem import CZOptions, LossOptions, PairOptions, Problem, Shape
-from .kernels.torch_path import engine as torch_engine
-from .kernels.torch_path import nested as torch_nested
-from .kernels.triton_path import engine as triton_engine
+from ..kernels.native import engine as native_engine
+from ..kernels.problem import CZOptions, LossOptions, PairOptions, Problem, Shape
+from ..kernels.torch_path import engine as torch_engine
+from ..kernels.torch_path import nested as torch_nested
+from ..kernels.triton_path import engine as triton_engine
 
 # The options of each loss.
 OPTIONS: dict[str, frozenset[str]] = {
@@ -88,6 +88,7 @@ class Plan:
         reason: why this one.
         problem: the options.
         shape: the sizes, dtypes and devices it is for.
+        across: how rows get from rank to rank, for a call with ``group=``.
 
     Example:
         >>> print(plan(Shape(4, 8), Problem(impl="reference")))
@@ -100,6 +101,7 @@ class Plan:
     reason: str
     problem: Problem
     shape: Shape
+    across: str | None = None
 
     @cached_property
     def engine(self) -> Any:
@@ -130,6 +132,8 @@ class Plan:
             found = self.engine.describe(self.shape, self.problem)
         if self.problem.dims is not None and not self.nested:
             found = {**found, "widths": "one call each"}
+        if self.across is not None:
+            found = {**found, "negatives of": self.across}
         return found
 
     def __str__(self) -> str:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.problem import Batch, Problem, parse
 from . import checks, flops, rows
-from .kernels.problem import Batch, Problem, parse
 from .plan import Plan, cached_plan, holds, plan
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -184,11 +184,11 @@ def _backward(
             if not held and any(of_sides):
                 gradients = engine.backward(found.state, a, b, of_sides)
             if of_temperature:
-                slope = _slope(found, a, b, temperature)
+                slope = slope_of(found, a, b, temperature)
     return [*gradients, slope]
 
 
-def _slope(found: Found, a: Tensor, b: Tensor, temperature: float | Tensor) -> Tensor:
+def slope_of(found: Found, a: Tensor, b: Tensor, temperature: float | Tensor) -> Tensor:
     """The temperature's gradient, ``−Σ_i [a_i (Σ_j P_ij s_ij − s⁺_i) + (a_i − b_i) s⁺_i] / τ_i``."""
     assert isinstance(temperature, Tensor)
     assert found.moment is not None
@@ -319,7 +319,7 @@ def fused(batch: Batch, weights: Tensor | None, chosen: Plan) -> Any:
         The loss, or the pair (z, positive) for the problem ``"contrast"``; attached to autograd.
 
     Example:
-        >>> from .kernels.problem import Problem
+        >>> from ..kernels.problem import Problem
         >>> eye = torch.eye(2)
         >>> batch = Batch(eye, eye, temperature=1.0)
         >>> fused(batch, None, plan(batch.shape, Problem(loss="cz_nce", reduction="sum")))
