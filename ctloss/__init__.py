@@ -3,6 +3,7 @@
 from . import objectives
 from .contrast import Contrast
 from .core.plan import Plan, get_workspace_limit, set_workspace_limit
+from .gradient_cache import GradientCache, cached
 from .losses import contrast, cz_nce, explain, info_nce
 from .modules import CZNCELoss, InfoNCELoss
 from .sig_lip import sig_lip
@@ -12,8 +13,10 @@ __all__ = [
     "CZNCELoss",
     "Contrast",
     "Explanation",
+    "GradientCache",
     "InfoNCELoss",
     "Plan",
+    "cached",
     "contrast",
     "cz_nce",
     "explain",

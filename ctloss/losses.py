@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from .core.plan import OPTIONS, Plan, cached_plan, plan, problem_for
 from .kernels.problem import Batch, CZOptions, LossOptions, PairOptions, Problem, narrowed
 from .ranks import group as across_ranks
 from .ranks import losses as of_ranks
-from .ranks.group import Across, Ranks
+from .ranks.group import Across, Ranks, outside_graphs
 from .reference import contrast as reference_contrast
 
 if TYPE_CHECKING:
@@ -199,31 +199,42 @@ def _at_once(batch: Batch, weights: Tensor | None, problem: Problem) -> bool:
     return not seen and choose(batch, problem).nested
 
 
-def _spread(
-    x: Tensor, y: Tensor, weights: Tensor | None, options: dict[str, Any], tensors: Sequence[Any]
-) -> tuple[Ranks | None, Across, list[Any], dict[str, Any]]:
-    """The ranks of a call, if it has several; its tensors on this one, and its other options.
+class Spread(NamedTuple):
+    """A call whose rows lie on several ranks, as one of them sees it: its own part of every tensor.
 
-    Returns:
-        Ranks or ``None``, how they take part, then x, y, weights and the other tensors, and the options.
+    Attributes:
+        ranks: who takes part; ``None`` if it is this one alone.
+        across: how they do.
+        x, y, weights: this rank's.
+        tensors: temperature, candidates, ids and candidate ids.
+        options: all others.
     """
-    across, rest = across_ranks.taken(options)
-    temperature, candidates, ids, candidate_ids = tensors
-    group = across.group
-    x, group = across_ranks.local_rows("x", x, group)
-    y, group = across_ranks.local_rows("y", y, group)
-    found = []
-    for name, given in (("candidates", candidates), ("candidate_ids", candidate_ids)):
-        several = isinstance(given, list | tuple)
-        locals_ = [across_ranks.local_rows(name, one, group)[0] for one in (given if several else [given])]
-        found.append(locals_ if several else locals_[0])
-    ids, _ = across_ranks.local_rows("ids", ids, group)
-    weights, _ = across_ranks.local_rows("weights", weights, group)
-    here = [x, y, weights, temperature, found[0], ids, found[1]]
-    if group is None:
-        return None, across, here, rest
-    ranks = Ranks.of(group)
-    return (ranks if ranks.world > 1 else None), across, here, rest
+
+    ranks: Ranks | None
+    across: Across
+    x: Tensor
+    y: Tensor
+    weights: Tensor | None
+    tensors: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, x: Any, y: Any, weights: Any, options: dict[str, Any], tensors: Sequence[Any]) -> Spread:
+        """Take DTensors apart and leave out the options of ranks."""
+        across, rest = across_ranks.taken(options)
+        temperature, candidates, ids, candidate_ids = tensors
+        x, group = across_ranks.local_rows("x", x, across.group)
+
+        def local(name: str, given: Any) -> Any:
+            if isinstance(given, list | tuple):
+                return [local(name, one) for one in given]
+            return across_ranks.local_rows(name, given, group)[0]
+
+        tensors = temperature, local("candidates", candidates), local("ids", ids), local("candidate_ids", candidate_ids)
+        ranks = None if group is None else Ranks.of(group)
+        if ranks is not None and ranks.world == 1:
+            ranks = None
+        return cls(ranks, across, x, local("y", y), local("weights", weights), tensors, rest)
 
 
 def _is_spread(x: object, options: Any) -> bool:
@@ -232,9 +243,7 @@ def _is_spread(x: object, options: Any) -> bool:
 
 def _loss(loss: str, x: Tensor, y: Tensor, weights: Tensor | None, options: Any, *tensors: Any) -> Tensor:
     if _is_spread(x, options):
-        ranks, across, (x, y, weights, *tensors), options = _spread(x, y, weights, options, tensors)  # type: ignore[assignment]
-        if ranks is not None:
-            return _loss_over_ranks(ranks, across, loss, x, y, weights, options, *tensors)
+        return _spread_loss(loss, x, y, weights, options, *tensors)
     problem, batch = prepared(loss, x, y, options, *tensors)
     if weights is not None:
         weights = checks.weights(weights, batch.x, problem.num_directions)
@@ -245,17 +254,18 @@ def _loss(loss: str, x: Tensor, y: Tensor, weights: Tensor | None, options: Any,
     return _sum_of_widths(problem, [_run(narrowed(batch, width), weights, flat) for width in problem.dims or ()])
 
 
-def _loss_over_ranks(
-    ranks: Ranks, across: Across, loss: str, x: Tensor, y: Tensor, weights: Tensor | None, options: Any, *tensors: Any
-) -> Tensor:
-    problem, batch = prepared(loss, x, y, options, *tensors, empty=True)
-    if weights is not None:
-        weights = checks.weights(weights, batch.x, problem.num_directions)
+@outside_graphs
+def _spread_loss(loss: str, x: Tensor, y: Tensor, weights: Tensor | None, options: Any, *tensors: Any) -> Tensor:
+    spread = Spread.of(x, y, weights, options, tensors)
+    if spread.ranks is None:
+        return _loss(loss, spread.x, spread.y, spread.weights, spread.options, *spread.tensors)
+    problem, batch = prepared(loss, spread.x, spread.y, spread.options, *spread.tensors, empty=True)
+    weights = checks.weights(spread.weights, batch.x, problem.num_directions)
+    run = partial(of_ranks.loss, spread.across, spread.ranks, weights)
     dtype, flat = output_dtype(batch.shape.dtype), _flat(problem)
     if problem.dims is None:
-        return of_ranks.loss(problem, across, ranks, batch, weights).to(dtype)
-    losses = [of_ranks.loss(flat, across, ranks, narrowed(batch, width), weights) for width in problem.dims]
-    return _sum_of_widths(problem, losses).to(dtype)
+        return run(problem, batch).to(dtype)
+    return _sum_of_widths(problem, [run(flat, narrowed(batch, width)) for width in problem.dims]).to(dtype)
 
 
 def _flat(problem: Problem) -> Problem:
@@ -317,6 +327,14 @@ def cz_nce(
         precision: how carefully float32 products are formed on a GPU; the CPU is always at ``"highest"``.
         impl: ``"auto"``, or ``"reference"``, ``"native"``, ``"torch"``, ``"triton"``: a path named explicitly either
             runs or raises an error saying why; :func:`ctloss.explain` tells what would run.
+        group: ranks whose rows are compared too: a ``ProcessGroup``, a one-dimensional ``DeviceMesh`` or ``"world"``.
+            Each rank passes its own rows and gets W times its part of the loss that one process would have: with equal
+            ranks the mean over its own anchors. Rows that are DTensors, sharded along rows, bring their own group.
+        average: ``"mean"`` if gradients are averaged over ranks (DDP, FSDP), ``"sum"`` if they are added up; a rank's
+            loss is then its part itself.
+        even: the promise that all ranks bring as many rows and need the same gradients at every call, which saves an
+            exchange of sizes.
+        shared_candidates: candidates are the same on every rank, instead of each rank's own, and are not exchanged.
 
     Returns:
         The loss in float32 (float64 for float64 inputs): a scalar, or one number per row for ``"none"``: ``(2n,)``, or
@@ -325,7 +343,8 @@ def cz_nce(
     Raises:
         TypeError: for inputs that are not floating-point tensors, or an unknown option.
         ValueError: for shapes or devices that do not fit, a temperature that is not positive, or a wrong option.
-        RuntimeError: if a path named explicitly cannot run; or, in the backward of a backward, on a fused path.
+        RuntimeError: if a path named explicitly cannot run; in the backward of a backward, on a fused path; with
+            ``group``, on every rank if one of them makes another call or does not answer.
 
     Example:
         >>> import torch, ctloss
@@ -382,6 +401,10 @@ def info_nce(
         reduction: ``"mean"`` over the rows, ``"sum"``, or ``"none"``: all rows, x's first.
         precision: how carefully float32 products are formed on a GPU.
         impl: ``"auto"``, or a path's name.
+        group: ranks whose rows are compared too.
+        average: ``"mean"`` or ``"sum"`` over ranks.
+        even: the promise that ranks always bring as many rows.
+        shared_candidates: candidates are the same on every rank.
 
     Returns:
         The loss in float32 (float64 for float64 inputs): a scalar, or one number per row for ``"none"``: ``(2n,)``, or
@@ -432,6 +455,10 @@ def contrast(
         dims: widths of nested embeddings: z and the positives' logits then have one row per width.
         precision: how carefully float32 products are formed on a GPU.
         impl: ``"auto"``, or a path's name.
+        group: ranks whose rows are compared too.
+        average: ``"mean"`` or ``"sum"`` over ranks.
+        even: the promise that ranks always bring as many rows.
+        shared_candidates: candidates are the same on every rank.
 
     Returns:
         A :class:`~ctloss.contrast.Contrast` of z and positive, ``(2n,)`` each (``(n,)`` for ``directions="x"``), x's
@@ -446,17 +473,25 @@ def contrast(
         >>> ctloss.contrast(x, x, temperature=0.5, directions="x")
         Contrast(z=tensor([-1.3069, -1.3069]), positive=tensor([2., 2.]))
     """
-    given: Any = dict(options)
-    tensors: Any = (temperature, candidates, ids, candidate_ids)
-    if _is_spread(x, given):
-        ranks, across, (x, y, _, *tensors), given = _spread(x, y, None, given, tensors)
-        if ranks is not None:
-            problem, batch = prepared("contrast", x, y, given, *tensors, empty=True)
-            return _of_widths(problem, batch, partial(of_ranks.contrast, across, ranks))
-    problem, batch = prepared("contrast", x, y, given, *tensors)
+    return _contrast(x, y, dict(options), temperature, candidates, ids, candidate_ids)
+
+
+def _contrast(x: Tensor, y: Tensor, options: dict[str, Any], *tensors: Any) -> Contrast:
+    if _is_spread(x, options):
+        return _spread_contrast(x, y, options, *tensors)
+    problem, batch = prepared("contrast", x, y, options, *tensors)
     if _at_once(batch, None, problem):
         return Contrast(*_run(batch, None, problem))
     return _of_widths(problem, batch, lambda problem, batch: _run(batch, None, problem))
+
+
+@outside_graphs
+def _spread_contrast(x: Tensor, y: Tensor, options: dict[str, Any], *tensors: Any) -> Contrast:
+    spread = Spread.of(x, y, None, options, tensors)
+    if spread.ranks is None:
+        return _contrast(spread.x, spread.y, spread.options, *spread.tensors)
+    problem, batch = prepared("contrast", spread.x, spread.y, spread.options, *spread.tensors, empty=True)
+    return _of_widths(problem, batch, partial(of_ranks.contrast, spread.across, spread.ranks))
 
 
 def _of_widths(problem: Problem, batch: Batch, run: Callable[[Problem, Batch], tuple[Tensor, Tensor]]) -> Contrast:
@@ -502,14 +537,12 @@ def explain(
     """
     if loss not in ("contrast", "cz_nce", "info_nce"):
         raise ValueError(f"loss: expected one of 'contrast', 'cz_nce', 'info_nce', got {loss!r}")
-    given: Any = dict(options)
-    tensors: Any = (temperature, candidates, ids, candidate_ids)
-    ranks = None
-    if _is_spread(x, given):
-        ranks, _, (x, y, weights, *tensors), given = _spread(x, y, weights, given, tensors)
-    problem, batch = prepared(loss, x, y, given, *tensors)
-    weights = checks.weights(weights, batch.x, problem.num_directions)
+    spread = Spread.of(x, y, weights, dict(options), (temperature, candidates, ids, candidate_ids))
+    problem, batch = prepared(loss, spread.x, spread.y, spread.options, *spread.tensors)
+    weights = checks.weights(spread.weights, batch.x, problem.num_directions)
     if weights is not None and weights.requires_grad:
         problem = replace(problem, reduction="none")
     chosen = choose(batch, problem)
-    return chosen if ranks is None else replace(chosen, across=of_ranks.explained(ranks, batch, problem))
+    if spread.ranks is None:
+        return chosen
+    return replace(chosen, across=of_ranks.explained(spread.ranks, batch, problem))

@@ -13,24 +13,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .core import checks, flops, ops, rows
+from .core import checks, flops, ops, rows, sigmoid
 from .core.ops import output_dtype, unwatched
 from .core.plan import Plan, cached_plan, problem_for
+from .core.sigmoid import Needs
 from .kernels.native import engine as native_engine
-from .kernels.native.sig_lip import solve as native_solve
 from .kernels.problem import Batch, Impl, Precision, Problem, Reduction, Shape, parse
-from .kernels.sigmoid import SCALE, SCALE_BITS, Solved
+from .kernels.sigmoid import SCALE_BITS, Solved
 from .kernels.torch_path import engine as torch_engine
 from .kernels.torch_path.engine import Held
-from .kernels.torch_path.sig_lip import solve as torch_solve
 from .losses import choose
+from .ranks import sig_lip as of_ranks
+from .ranks.group import Across, Average, Group, Ranks, local_rows
 from .reference.sig_lip import row_losses
 
 ONLY_FIRST_DERIVATIVES = (
     "ctloss: the fused paths of sig_lip have no second derivative; impl='reference' can be differentiated any number "
     "of times, in any mode"
 )
-Needs = tuple[bool, bool, bool, bool]
 
 
 def sig_lip(
@@ -44,6 +44,9 @@ def sig_lip(
     reduction: Reduction = "mean",
     precision: Precision = "highest",
     impl: Impl = "auto",
+    group: Group = None,
+    average: Average = "mean",
+    even: bool = False,
 ) -> Tensor:
     r"""The sigmoid loss of pairs: for each of all n² pairs, is y_j the partner of x_i?
 
@@ -72,13 +75,20 @@ def sig_lip(
         precision: as for :func:`ctloss.info_nce`; the bounds above hold for ``"highest"``.
         impl: ``"auto"``, or the path to take: ``"native"``, ``"torch"``, ``"triton"`` or ``"reference"``. Under
             transforms of ``torch.func`` and forward-mode differentiation ``"auto"`` takes the reference.
+        group: ranks whose rows are compared with this one's: each passes its own x, y and ids, which are global, and
+            gets its part of the loss, as for :func:`ctloss.info_nce`. A rank's row losses are those of its own x, over
+            the y of all ranks; with "none" it gets these. The gradients of the temperature and the bias are those of
+            its own row losses, those of x and y of every rank's.
+        average: whether the ranks' gradients are averaged, ``"mean"``, or added up, ``"sum"``.
+        even: the promise that all ranks always have as many rows, and need the same gradients.
 
     Returns:
         The loss: ``()``, or ``(n,)`` for ``reduction="none"``; float32, or float64 if x or y is.
 
     Raises:
         TypeError, ValueError: for arguments of another type, shape, device or value.
-        RuntimeError: if the path named by ``impl`` cannot run; in the backward of a backward, on a fused path.
+        RuntimeError: if the path named by ``impl`` cannot run; in the backward of a backward, on a fused path; with a
+            group, on every rank, if one makes another call or does not answer.
 
     Example:
         >>> import torch, ctloss
@@ -86,6 +96,12 @@ def sig_lip(
         tensor(1.0064)
     """
     given = {"normalize": normalize, "reduction": reduction, "precision": precision, "impl": impl}
+    across = Across(group=group, average=average, even=even)
+    x, group = local_rows("x", x, group)
+    y, group = local_rows("y", y, group)
+    ids, _ = local_rows("ids", ids, group)
+    ranks = None if group is None else Ranks.of(group)
+    spread = ranks is not None and ranks.world > 1
     problem = problem_for("sig_lip", x.device.type if isinstance(x, Tensor) else "cpu", given)
     batch = checks.batch(
         x,
@@ -96,11 +112,14 @@ def sig_lip(
         ids_given=ids,
         candidate_ids_given=None,
         read=not isinstance(temperature, Tensor) or unwatched(temperature),
+        empty=spread,
     )
     if isinstance(temperature, Tensor):
         _check_scalar("temperature", temperature, x)
     if type(bias) is not float or not -math.inf < bias < math.inf:
         _check_scalar("bias", bias, x)
+    if ranks is not None and spread:
+        return of_ranks.loss(problem, across, ranks, batch, bias)
     chosen = choose(batch, problem)
     if chosen.path == "reference":
         options = batch._asdict() | {"bias": bias, "normalize": normalize}
@@ -238,13 +257,6 @@ def _parse(options: str) -> Call:
     return Call(parse(spelled), (need_x, need_y, need_temperature, need_bias))
 
 
-def _number(value: float | Tensor) -> float | Tensor:
-    """A number where the host can read it, else a 0-d tensor."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.item() if value.device.type == "cpu" else value.detach().reshape(())
-
-
 def _solve(
     inputs: Inputs,
     call: Call,
@@ -255,18 +267,8 @@ def _solve(
     share: float | None = None,
 ) -> Solved:
     x, y, temperature, bias, ids = inputs
-    tau: Any = _number(temperature)
-    if tau is not temperature and isinstance(tau, float):
-        checks.positive(tau)
-    batch, path = Batch(x, y, (), tau, ids), chosen.path
-    with ops.WithoutAutocast(x.device.type):
-        if path == "native":
-            return native_solve(batch, _number(bias), call.problem, weights=weights, needs=needs, share=share)
-        solve = torch_solve
-        if path == "triton":
-            # Imported only where Triton is known to be installed.
-            from .kernels.triton_path.sig_lip import solve
-        return solve(batch, _number(bias), call.problem, weights=weights, needs=needs)
+    batch = Batch(x, y, (), temperature, ids)
+    return sigmoid.solve(chosen.path, batch, bias, call.problem, needs=needs, weights=weights, share=share)
 
 
 def _loss(inputs: Inputs, call: Call, chosen: Plan) -> tuple[Tensor, Solved | None]:
@@ -353,7 +355,7 @@ def _gradients(
         factor = upstream.double()
     if call.problem.reduction == "mean":
         factor = factor / n
-    over_tau = factor / _number(temperature)
+    over_tau = factor / sigmoid.number(temperature)
     if isinstance(over_tau, Tensor):
         over_tau = over_tau.double().to(upstream.device)
     grad_x, grad_y = solved.gradients
@@ -365,15 +367,8 @@ def _gradients(
     if True not in need_scalars:
         return [*results, None, None]
     for scalar, slope, need in zip((temperature, bias), (solved.slope, solved.offset), need_scalars, strict=True):
-        results.append(_of_scalar(scalar, slope, factor) if need else None)
+        results.append(sigmoid.slope_of_scalar(scalar, slope, factor) if need else None)
     return results
-
-
-def _of_scalar(scalar: float | Tensor, slope: Tensor | None, factor: float | Tensor) -> Tensor:
-    """The gradient of the temperature or the bias."""
-    assert isinstance(scalar, Tensor)
-    assert slope is not None
-    return (slope * (factor / SCALE)).to(scalar.device, scalar.dtype).reshape(scalar.shape)
 
 
 def _backward_fake(upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ from decimal import Decimal
 import torch
 from torch import Tensor
 
-from .eager import unit_rows
+from .eager import _poisoned, unit_rows
 
 DIGITS = 60
 
@@ -85,8 +85,7 @@ def row_losses(
     )
     if isinstance(temperature, Tensor):
         temperature = torch.where(temperature > 0, temperature, torch.nan)
-    # An infinite entry makes its whole row NaN; otherwise a logit of minus infinity would pass unnoticed.
-    x, y = (side.to(dtype) + 0 * side.detach().to(dtype).abs().amax(dim=1, keepdim=True) for side in (x, y))
+    x, y = (_poisoned(side.to(dtype)) for side in (x, y))
     if normalize:
         x, y = unit_rows(x), unit_rows(y)
     logits = x @ y.T / temperature + bias
@@ -94,4 +93,41 @@ def row_losses(
     losses = torch.nn.functional.softplus(torch.where(same, -logits, logits), threshold=40)
     if ids is not None:
         losses = torch.where((ids[:, None] == ids) & ~same, 0.0, losses)
+    return losses.sum(1)
+
+
+def opposing_losses(
+    x: Tensor,
+    y: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    bias: float | Tensor = -10.0,
+    ids: tuple[Tensor, Tensor] | None = None,
+    normalize: bool = True,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """What rows y of another rank, none of which is a partner, add to the row losses of x: Σ_j softplus(s_ij).
+
+    Args:
+        x: ``(n, d)``.
+        y: ``(m, d)``.
+        temperature, bias, normalize, dtype: as for :func:`row_losses`.
+        ids: ``(n,)`` of x and ``(m,)`` of y; equal ones are left out.
+
+    Returns:
+        ``(n,)`` in ``dtype``.
+
+    Example:
+        >>> import torch
+        >>> opposing_losses(torch.eye(3)[:2], torch.eye(3)[2:], bias=0.0)
+        tensor([0.6931, 0.6931], dtype=torch.float64)
+    """
+    x, y = (_poisoned(side.to(dtype)) for side in (x, y))
+    if normalize:
+        x, y = unit_rows(x), unit_rows(y)
+    if isinstance(temperature, Tensor):
+        temperature = torch.where(temperature > 0, temperature, torch.nan)
+    losses = torch.nn.functional.softplus(x @ y.T / temperature + bias, threshold=40)
+    if ids is not None:
+        losses = torch.where(ids[0][:, None] == ids[1], 0.0, losses)
     return losses.sum(1)

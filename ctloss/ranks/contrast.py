@@ -26,11 +26,6 @@ from .batches import Layout, anchors_of, own_batch, part_of
 from .group import Ranks
 from .transport import SUMS, Gathered, Messages, Part, Ring, pack, size_of, unpack
 
-ONE_GRADIENT = (
-    "group: expected one gradient at a time, got a batch of them (is_grads_batched, or torch.vmap over a backward); "
-    "every rank would have to exchange each of them: loop over the upstream gradients"
-)
-
 
 @dataclass(frozen=True)
 class Call:
@@ -289,6 +284,19 @@ def _with_numbers(
         yield tensors, others
 
 
+def one_at_a_time(*upstream: Tensor | None) -> None:
+    """Refuse a batch of upstream gradients.
+
+    Raises:
+        RuntimeError: for a tensor that is not plain.
+    """
+    if not all(one is None or is_plain(one) for one in upstream):
+        raise RuntimeError(
+            "group: expected one gradient at a time, got a batch of them (is_grads_batched, or torch.vmap over a "
+            "backward); every rank would have to exchange each of them: loop over the upstream gradients"
+        )
+
+
 class Shared(torch.autograd.Function):
     """(z, positive) of a rank's anchors, float64, over the negatives of all ranks."""
 
@@ -310,8 +318,7 @@ class Shared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_z: Tensor | None, of_positive: Tensor | None) -> tuple[Tensor | None, ...]:
-        if not all(one is None or is_plain(one) for one in (of_z, of_positive)):
-            raise RuntimeError(ONE_GRADIENT)
+        one_at_a_time(of_z, of_positive)
         call, needs = ctx.call, ctx.needs
         saved = ctx.saved_tensors
         sides = saved[: len(needs) - 1]

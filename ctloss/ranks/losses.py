@@ -50,8 +50,12 @@ def refuse_transforms() -> None:
         )
 
 
-def call_of(problem: Problem, across: Across, ranks: Ranks, batch: Batch) -> tuple[Call, Batch]:
+def call_of(
+    problem: Problem, across: Across, ranks: Ranks, batch: Batch, *, bias: float | Tensor | None = None
+) -> tuple[Call, Batch]:
     """Agree on a call with all ranks; the batch is given back with its temperature as the others give theirs.
+
+    A loss with a bias forms the gradients of it and of the temperature from rows that travel again.
 
     Raises:
         RuntimeError: on every rank, if one makes another call.
@@ -72,8 +76,10 @@ def call_of(problem: Problem, across: Across, ranks: Ranks, batch: Batch) -> tup
         d=batch.x.shape[1],
         dtypes=", ".join(str(side.dtype).removeprefix("torch.") for side in batch.sides),
         ids=", ".join("given" if one else "none" for one in masked) or "none",
+        **({} if bias is None else {"bias": "a tensor" if isinstance(bias, Tensor) else float(bias)}),
     )
-    needs = torch.is_grad_enabled() and any(side.requires_grad for side in batch.sides)
+    leaves = batch.sides if bias is None else (*batch.sides, temperature, bias)
+    needs = torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in leaves)
     number = float("nan") if isinstance(temperature, Tensor) else float(temperature)
     per_row = isinstance(temperature, Tensor) and temperature.dim() > 0
     terms = Terms(batch.x.shape[0], tuple(side.shape[0] for side in own), needs, number, per_row)
@@ -112,7 +118,7 @@ def contrast(across: Across, ranks: Ranks, problem: Problem, batch: Batch) -> tu
     return z.to(dtype), positive.to(dtype)
 
 
-def loss(problem: Problem, across: Across, ranks: Ranks, batch: Batch, weights: Tensor | None) -> Tensor:
+def loss(across: Across, ranks: Ranks, weights: Tensor | None, problem: Problem, batch: Batch) -> Tensor:
     """A rank's loss, float64: see the head of this file."""
     z, _, call = contrasts(problem, across, ranks, batch)
     return part_of_loss(call, across, rows.values(problem, z), weights)

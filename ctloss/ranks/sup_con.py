@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.ops import NO_SECOND_DERIVATIVE, Refused, WithoutAutocast, is_plain, output_dtype
+from ..core.ops import NO_SECOND_DERIVATIVE, Refused, WithoutAutocast, output_dtype
 from ..core.units import unit_rows
 from ..kernels.problem import Batch, Problem
 from ..kernels.sigmoid import softplus
 from .agreement import total, watched
-from .contrast import ONE_GRADIENT, Call
+from .contrast import Call, one_at_a_time
 from .group import Across, Ranks
 from .losses import contrasts, part_of_loss
 from .transport import Part, arrivals
@@ -128,8 +128,7 @@ class Positives(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_lse: Tensor | None, of_mean: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-        if not all(one is None or is_plain(one) for one in (of_lse, of_mean)):
-            raise RuntimeError(ONE_GRADIENT)
+        one_at_a_time(of_lse, of_mean)
         call, (lse, several, expected, mean) = ctx.call, ctx.found
         labels, raw, rows, inverse = ctx.saved_tensors
         with torch.no_grad(), WithoutAutocast(rows.device.type), watched(call.ranks, call.description):

@@ -15,6 +15,8 @@ RUN_FILE, RESULTS_FILE, CARD_FILE, PICTURE_FILE = "run.json", "results.json", "R
 LOG_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.json"
 WRITTEN = (RUN_FILE, RESULTS_FILE, CARD_FILE, PICTURE_FILE, LOG_FILE, SAMPLES_FILE)
 CHECKPOINTS, CHECKPOINT = "checkpoints", "checkpoint"
+# What runs did before a recipe had these fields.
+BEFORE: dict[str, dict[str, Any]] = {"objective": {"negatives_across": "own"}, "optimisation": {"gradient_cache": None}}
 OPTIMIZER_TENSORS, OPTIMIZER_SETTINGS = "optimizer.safetensors", "optimizer.json"
 
 
@@ -44,6 +46,8 @@ def claim_folder(folder: Path, recipe: Recipe, *, resume: bool) -> list[Path]:
         write_atomically(claim, json.dumps(wanted, indent=2) + "\n")
         resume = True
     found = json.loads(claim.read_text(encoding="utf-8"))
+    for part, values in BEFORE.items():
+        found[part] = {**values, **found.get(part, {})}
     if found != wanted:
         raise RecipeError(
             f"output: expected a folder of this run, got {folder}, which holds another "

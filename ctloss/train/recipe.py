@@ -101,6 +101,9 @@ class ObjectiveChoice(Group):
     negatives: Literal["both", "cross"] = option(
         "both", "negatives of a row: the other rows of both languages, or those of the other language"
     )
+    negatives_across: Literal["ranks", "own"] = option(
+        "ranks", "with several processes, negatives of a row: the rows of all processes, or those of its own"
+    )
     alpha: float = option(0.1, "weight of masked language modelling; 0 skips it and its cost")
     mlm_probability: float = option(0.15, "share of the wordpieces to predict (80 % of them masked, 10 % random)")
 
@@ -135,6 +138,11 @@ class Optimisation(Group):
     warmup: float = option(0.06, "share of the steps over which the learning rate rises from 0")
     clip: float = option(1.0, "largest norm of the gradient; 0 does not clip")
     batch_size: int = option(64, "pairs per batch, on each process")
+    gradient_cache: int | None = option(
+        None,
+        "encode this many pairs at a time, twice each, so that a batch needs the memory of that many",
+        shown="whole batches, once",
+    )
     epochs: int = option(1, "passes over the training pairs")
     max_steps: int | None = option(None, "stop after this many steps, whatever the epochs", shown="no limit")
 
@@ -145,6 +153,15 @@ class Optimisation(Group):
         self.at_least(1, "epochs", "max_steps")
         require(
             self.batch_size >= 2, "batch_size", "at least 2", self.batch_size, "a row's negatives are the other rows"
+        )
+        self.at_least(1, "gradient_cache")
+        cached = self.gradient_cache
+        require(
+            cached is None or cached <= self.batch_size,
+            "gradient_cache",
+            f"at most the batch_size {self.batch_size}",
+            cached,
+            "lower it, or leave it out",
         )
 
 

@@ -184,7 +184,9 @@ class _Run:
         from .trainer import PretrainingTrainer
 
         recipe, seed = self.recipe, self.recipe.bookkeeping.seed
-        objective = recipe.objective
+        objective, batch_size = recipe.objective, recipe.optimisation.batch_size
+        world = self.process.num_processes
+        shared = world > 1 and objective.negatives_across == "ranks"
         with refused("corpus"):
             rows = WPSDataset(
                 self.folder / "data" / "train",
@@ -192,10 +194,10 @@ class _Run:
                 held_out_share=recipe.data.held_out_words,
                 held_out_seed=seed,
             )
-            plan = BatchPlan(rows.lengths, rows.keys, batch_size=recipe.optimisation.batch_size, seed=seed)
-        world = self.process.num_processes
+        with refused(f"corpus, for batches of {world} × {batch_size}" if shared else "corpus"):
+            plan = BatchPlan(rows.lengths, rows.keys, batch_size=batch_size * (world if shared else 1), seed=seed)
         require(
-            len(plan) >= world,
+            shared or len(plan) >= world,
             "batch_size",
             f"at least a batch for each of {world} processes",
             f"{len(plan)} of {plan.batch_size} pairs",
@@ -209,6 +211,8 @@ class _Run:
                 temperature=objective.temperature,
                 negatives=objective.negatives,
                 alpha=objective.alpha,
+                group="world" if shared else None,
+                gradient_cache=recipe.optimisation.gradient_cache,
             ),
             recipe,
             self.folder,
@@ -223,12 +227,18 @@ class _Run:
             tokenizer=self.tokenizer,
             measure=lambda encoder: validation(encoder)["mean"],
         )
+        batches = len(plan) if shared else len(plan) // world
         self.say(
-            f"training: {len(rows):,} rows, {len(plan) // world:,} batches of {plan.batch_size} per epoch, "
-            f"{'bfloat16 autocast' if trainer.args.bf16 else 'float32'}, {world} process{'es' if world > 1 else ''}"
+            f"training: {len(rows):,} rows, {batches:,} batches of {f'{world} × ' if shared else ''}{batch_size} per "
+            f"epoch, {'bfloat16 autocast' if trainer.args.bf16 else 'float32'}, "
+            f"{world} process{'es' if world > 1 else ''}"
         )
         if world > 1:
-            self.say(f"each of the {world} processes has its own negatives: they are not shared")
+            self.say(
+                f"negatives are those of all {world} processes"
+                if shared
+                else f"each of the {world} processes has its own negatives: they are not shared"
+            )
         started = time.perf_counter()
         steps = trainer.run(checkpoints(self.folder))
         return steps, time.perf_counter() - started

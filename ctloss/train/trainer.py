@@ -41,7 +41,8 @@ class PretrainingTrainer(Trainer):
         objective: the model with its loss.
         recipe, output: the run, and the folder of its logs and checkpoints.
         rows: training rows.
-        plan: the batches of every epoch. Each process takes its own; its negatives come only from them.
+        plan: the batches of every epoch. Processes that share negatives split each batch; otherwise each takes batches
+            of its own, and its negatives come only from them.
         collate: turns a list of rows into the objective's arguments.
         tokenizer: saved with every checkpoint.
         measure: returns measures of the encoder by name, for the reports during the run.
@@ -105,20 +106,14 @@ class PretrainingTrainer(Trainer):
             return self.train().global_step
         step, folder = saved[-1]
         # From a checkpoint at the very end Trainer would take one more step.
-        if step >= total_steps(self._recipe.optimisation, len(self._plan), self.args.world_size):
+        if step >= total_steps(self._recipe.optimisation, len(self._batches())):
             self._load_from_checkpoint(str(folder))
             return step
         return self.train(resume_from_checkpoint=str(folder)).global_step
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Returns the planned batches of this process in the run's current epoch, collated."""
-        batches = PlanSampler(
-            self._plan,
-            epoch=lambda: self.state.global_step // len(batches),
-            rank=self.args.process_index,
-            world_size=self.args.world_size,
-        )
-        return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)  # type: ignore[arg-type]
+        return DataLoader(self.train_dataset, batch_sampler=self._batches(), collate_fn=self.data_collator)  # type: ignore[arg-type]
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Seeds dropout for this step, then trains as Trainer does."""
@@ -147,7 +142,7 @@ class PretrainingTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the objective to a training line, averaged over processes and steps since the last line.
 
-        Pull and push are those of this process's last batch.
+        Pull and push are those of the last batch: of all processes if they share negatives, otherwise of this one.
         """
         if "loss" in logs and self._steps:
             # On resuming, Trainer's own mean of the loss loses what had been summed up by the checkpoint's step.
@@ -213,6 +208,16 @@ class PretrainingTrainer(Trainer):
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Nothing to restore: bfloat16 needs no loss scaling."""
 
+    def _batches(self) -> PlanSampler:
+        batches = PlanSampler(
+            self._plan,
+            epoch=lambda: self.state.global_step // len(batches),
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+            split=self._recipe.objective.negatives_across == "ranks",
+        )
+        return batches
+
     def _gathered(self) -> tuple[dict[str, float], float]:
         """Returns the sums since the last line, averaged over processes, and the smallest z of all."""
         sums = self.accelerator.gather(torch.stack(list(self._sums.values())).unsqueeze(0)).mean(dim=0)
@@ -226,14 +231,14 @@ class PretrainingTrainer(Trainer):
         self._since = time.perf_counter()
 
 
-def total_steps(optimisation: Optimisation, batches: int, processes: int) -> int:
-    """Returns the number of steps of a whole run, given the batches of an epoch over all processes.
+def total_steps(optimisation: Optimisation, batches: int) -> int:
+    """Returns the number of steps of a whole run, given the batches of an epoch on each process.
 
     Example:
-        >>> total_steps(Optimisation(epochs=3), 7, 2), total_steps(Optimisation(max_steps=5), 7, 2)
-        (9, 5)
+        >>> total_steps(Optimisation(epochs=3), 7), total_steps(Optimisation(max_steps=5), 7)
+        (21, 5)
     """
-    return optimisation.max_steps or optimisation.epochs * (batches // processes)
+    return optimisation.max_steps or optimisation.epochs * batches
 
 
 def learning_rate_schedule(optimisation: Optimisation, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:

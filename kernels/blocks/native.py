@@ -1,8 +1,8 @@
 """Two ranks' rows against each other on the native path, in one call of the compiled kernels.
 
 All rows of both ranks are stacked, and what is compared makes up a few rectangles of one rank's rows against the
-other's; a rectangle whose logits are the same both ways serves the anchors of both ranks at once. What the kernels
-decline, the torch path takes.
+other's; one whose logits are the same both ways serves the anchors of both ranks at once. What the kernels decline, and
+sides in double precision, the torch path takes.
 """
 
 from __future__ import annotations
@@ -156,7 +156,8 @@ def _call(
         problem.num_directions,
         mutual,
         problem.normalize,
-        2 if precise else int(count <= FEW_ROWS or count * d <= FEW_ENTRIES),
+        # A sum over few negatives averages no rounding out.
+        2 if precise or 2 * min(own.x.shape[0], other.x.shape[0]) <= FEW_ROWS else int(count * d <= FEW_ENTRIES),
         any(ids is not None for batch in (own, other) for ids in (batch.ids, *batch.candidate_ids)),
         margin is not None,
         0.0 if margin is None else float(margin),

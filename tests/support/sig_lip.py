@@ -64,10 +64,11 @@ def check(question: Question, impl: str, device: str = "cpu") -> None:
     precise = torch.float64 if case.dtype == torch.float64 else torch.float32
     assert loss.dtype == precise
     assert all(g is None or g.dtype == leaf.dtype for g, leaf in zip(gradients, leaves, strict=True))
-    _compare(question, loss.detach().cpu(), gradients)
+    check_answer(question, loss.detach().cpu(), gradients)
 
 
-def _compare(question: Question, loss: Tensor, gradients: list[Tensor | None]) -> None:
+def check_answer(question: Question, loss: Tensor, gradients: list[Tensor | None]) -> None:
+    """Hold a loss and the gradients of x, y, the temperature and the bias to the bounds."""
     case = question.case
     x, y = case.embeddings()
     n, tau = case.n, case.temperature

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 from ctloss.train import Recipe, tiny
@@ -53,7 +54,15 @@ def small_recipe(corpus: Path, **changes: object) -> Recipe:
 
 def small_arguments(corpus: Path) -> list[str]:
     """Returns the same options as ``small_recipe`` for the command line."""
-    arguments = []
-    for name, value in small_options(corpus).items():
-        arguments += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, tuple) else [value])]
-    return arguments
+    return arguments(small_options(corpus))
+
+
+def arguments(options: Mapping[str, object]) -> list[str]:
+    """Returns options, by the names of a recipe's fields, for the command line."""
+    given = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            given.append(("--" if value else "--no-") + name.replace("_", "-"))
+            continue
+        given += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, tuple) else [value])]
+    return given

@@ -219,22 +219,6 @@ def test_missing_packages_are_named() -> None:
     assert "without numpy, pyarrow; pip install 'ctloss[train]'" in child.stderr
 
 
-def test_processes_train_together(corpus: Path, tmp_path: Path) -> None:
-    output = tmp_path / "two"
-    arguments = [*small_arguments(corpus), "--output", str(output), "--max-steps", "4", "--pictured-words", "0"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    child = subprocess.run(
-        [*launcher, "-m", "ctloss.train", *arguments],
-        cwd=ROOT,
-        env={**environment(), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert child.returncode == 0, child.stderr
-    assert "each of the 2 processes has its own negatives" in child.stderr
-    assert json.loads((output / "results.json").read_text(encoding="utf-8"))["facts"]["processes"] == 2
-
-
 def test_command_line_refuses_with_a_reason(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--corpus", str(corpus), "--batch-size", "1", "--output", str(tmp_path / "x")]) == 2
     assert "batch_size: expected at least 2, got 1" in capsys.readouterr().err

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 import ctloss
@@ -28,6 +29,14 @@ class Objective(nn.Module):
     languages' cross-entropies over the masked copies. Logits are computed only at the masked positions, and with α = 0
     the masked copies are not read. ``loss`` is ``"cz_nce"`` or ``"info_nce"``; see :func:`ctloss.cz_nce` for
     ``negatives``.
+
+    With a ``group`` of processes (``"world"`` for all) each gives its own pairs, as many as the others, and both terms
+    are parts of the loss of one process with all pairs: the mean over processes of what they return, and of its
+    gradient, is that loss and its gradient.
+
+    With ``gradient_cache`` the encoder sees the sentences of that many pairs at a time and keeps only their vectors;
+    the backward pass encodes them again, with the same dropout. Loss and gradient are those of the same parts encoded
+    once.
     """
 
     # Read by Trainer: the loss is a mean over the batch and takes no token counts.
@@ -41,6 +50,8 @@ class Objective(nn.Module):
         temperature: float,
         negatives: Literal["both", "cross"] = "both",
         alpha: float = 0.0,
+        group: Any = None,
+        gradient_cache: int | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -48,6 +59,9 @@ class Objective(nn.Module):
         self.temperature = temperature
         self.negatives = negatives
         self.alpha = alpha
+        self.group = group
+        # A pair is two sentences.
+        self.cache = None if gradient_cache is None else ctloss.GradientCache(2 * gradient_cache)
 
     def forward(
         self,
@@ -76,12 +90,13 @@ class Objective(nn.Module):
         Returns:
             Float32 scalars: ``loss``, and detached ``contrastive``, ``mlm`` (with α > 0), ``z_mean``, ``z_min`` and
             ``saturated``, the share of rows with φ = exp(z) < 6e-8; on request ``pull`` and ``push``, see
-            :func:`pull_and_push`, averaged over the levels if they are apart.
+            :func:`pull_and_push`, averaged over the levels if they are apart. With a group all but ``pull`` and
+            ``push`` are of this process's rows.
         """
         pad = self.encoder.backbone.config.pad_token_id
         ids, mask = _stack(source_ids, target_ids, pad), _stack(source_mask, target_mask, 0)
         spans = None if source_span is None or target_span is None else torch.cat([source_span, target_span])
-        x, y = self.encoder(ids, mask, spans).chunk(2)
+        x, y = self._by_rows(self.encoder, ids, mask, spans).chunk(2)
         rows = torch.cat([self._rows(*level) for level in _levels(x, y)])
         loss = contrastive = rows.mean()
         measured = {"contrastive": contrastive.detach(), **self._margins(rows.detach())}
@@ -102,7 +117,14 @@ class Objective(nn.Module):
     def _rows(self, x: Tensor, y: Tensor) -> Tensor:
         function = ctloss.cz_nce if self.loss == "cz_nce" else ctloss.info_nce
         with torch.autocast(x.device.type, enabled=False):
-            return function(x, y, temperature=self.temperature, negatives=self.negatives, reduction="none")
+            return function(
+                x,
+                y,
+                temperature=self.temperature,
+                negatives=self.negatives,
+                reduction="none",
+                **_shared(self.group),
+            )
 
     def _margins(self, rows: Tensor) -> dict[str, Tensor]:
         # infoNCE's rows are softplus(z); this form of its inverse overflows at neither end.
@@ -116,22 +138,49 @@ class Objective(nn.Module):
     def _forces(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
             found = [
-                pull_and_push(*level, loss=self.loss, temperature=self.temperature, negatives=self.negatives)
+                pull_and_push(
+                    *level,
+                    loss=self.loss,
+                    temperature=self.temperature,
+                    negatives=self.negatives,
+                    group=self.group,
+                )
                 for level in _levels(x, y)
             ]
         return {name: torch.stack(norms).mean() for name, norms in zip(FORCES, zip(*found, strict=True), strict=True)}
 
     def _mlm(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        counts = (labels != -100).view(2, -1).sum(dim=1)
+        if self.group is not None:
+            # Processes have masked different numbers of wordpieces: each takes its part of the mean over all of them.
+            counts = _summed(counts, self.group) / _processes(self.group)
+        sums = self._by_rows(self._mlm_of_rows, ids, mask, labels).view(2, -1).sum(dim=1)
+        # A side without masked wordpieces has nothing to predict: 0 with a gradient of 0 instead of NaN.
+        return (sums / torch.where(counts > 0, counts, 1)).mean()
+
+    def _mlm_of_rows(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the cross-entropies of each row, (rows,)."""
         _, states = self.encoder.first_and_last(ids, mask)
         chosen = labels != -100
         logits = self.encoder.mlm_logits(states[chosen])
         losses = functional.cross_entropy(logits.float(), labels[chosen], reduction="none")
-        is_target = (torch.arange(len(ids), device=ids.device) >= len(ids) // 2).unsqueeze(1).expand_as(chosen)[chosen]
-        return sum(_mean(losses[side]) for side in (~is_target, is_target)) / 2  # type: ignore[return-value]
+        return losses.new_zeros(len(ids)).index_add(0, chosen.nonzero()[:, 0], losses)
+
+    def _by_rows(self, function: Callable[..., Tensor], *rows: Tensor | None) -> Tensor:
+        """What a function makes of sentences, each of them on its own: of all at once, or part by part."""
+        if self.cache is None:
+            return function(*rows)
+        return self.cache(lambda part: function(*part), rows)  # type: ignore[no-any-return]
 
 
 def pull_and_push(
-    x: Tensor, y: Tensor, *, loss: str, temperature: float, negatives: Literal["both", "cross"] = "both"
+    x: Tensor,
+    y: Tensor,
+    *,
+    loss: str,
+    temperature: float,
+    negatives: Literal["both", "cross"] = "both",
+    group: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """Norms of the two parts of the gradient: what pulls positives together and what pushes negatives apart.
 
@@ -142,30 +191,56 @@ def pull_and_push(
 
     Args:
         x, y: (n, d), not normalised.
-        loss, temperature, negatives: as in :class:`Objective`.
+        loss, temperature, negatives, group: as in :class:`Objective`.
 
     Returns:
-        The norms of all pulls and of all pushes: scalars without gradient.
+        The norms of all pulls and of all pushes, those of all processes with a group: scalars without gradient.
     """
+    processes = _processes(group)
     with torch.enable_grad():
         first, second = (functional.normalize(side.detach(), dim=1).requires_grad_() for side in (x, y))
         function = ctloss.cz_nce if loss == "cz_nce" else ctloss.info_nce
-        rows = function(first, second, temperature=temperature, negatives=negatives, normalize=False, reduction="none")
-        gradients = torch.autograd.grad(rows.mean(), (first, second))
+        rows = function(
+            first,
+            second,
+            temperature=temperature,
+            negatives=negatives,
+            normalize=False,
+            reduction="none",
+            **_shared(group),
+        )
+        gradients = torch.autograd.grad(rows.mean() / processes, (first, second))
     # infoNCE's rows are softplus(z), and sigmoid(z) = 1 - exp(-softplus(z)).
     weights = torch.ones_like(rows) if loss == "cz_nce" else -torch.expm1(-rows.detach())
-    shared = weights.view(2, -1).sum(dim=0).unsqueeze(1) / (len(rows) * temperature)
+    shared = weights.view(2, -1).sum(dim=0).unsqueeze(1) / (processes * len(rows) * temperature)
     pulls = torch.cat([shared * second.detach(), shared * first.detach()])
-    return pulls.norm(), (torch.cat(gradients) + pulls).norm()
+    norms = torch.stack([pulls.norm(), (torch.cat(gradients) + pulls).norm()])
+    if group is not None:
+        norms = _summed(norms.square(), group).sqrt()
+    pull, push = norms.unbind()
+    return pull, push
+
+
+def _processes(group: Any) -> int:
+    return distributed.get_world_size(_process_group(group)) if group is not None else 1
+
+
+def _summed(values: Tensor, group: Any) -> Tensor:
+    distributed.all_reduce(values, group=_process_group(group))
+    return values
+
+
+def _process_group(group: Any) -> Any:
+    return None if group == "world" else group
+
+
+def _shared(group: Any) -> dict[str, Any]:
+    # Every process has as many pairs at every step.
+    return {"group": group, "even": True} if group is not None else {}
 
 
 def _levels(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
     return [(x, y)] if x.dim() == 2 else list(zip(x.unbind(dim=1), y.unbind(dim=1), strict=True))
-
-
-def _mean(values: Tensor) -> Tensor:
-    # A side without masked wordpieces has nothing to predict: 0 with a gradient of 0 instead of NaN.
-    return values.sum() / max(len(values), 1)
 
 
 def _stack(source: Tensor, target: Tensor, fill: int) -> Tensor:

@@ -143,7 +143,8 @@ class PlanSampler(Sampler[list[tuple[int, int]]]):
 
     Yields lists of (epoch, index), the keys of WPSDataset. With several processes, each takes batches rank,
     rank + world_size, ... of the epoch; batches beyond the last multiple of world_size are skipped, so that all have
-    the same number.
+    the same number. With ``split`` all processes take every batch together instead, each its own rows of it, so that
+    no text occurs twice among the rows of all processes either.
 
     Args:
         plan: the batches.
@@ -151,33 +152,51 @@ class PlanSampler(Sampler[list[tuple[int, int]]]):
             versions of Trainer differ in whether they call it when a run is resumed.
         rank: this process's number, from 0.
         world_size: number of processes.
+        split: whether batches are split among the processes, the first rows going to the first.
 
     Raises:
-        ValueError: rank is not below world_size, or there are fewer batches than processes.
+        ValueError: rank is not below world_size, there are fewer batches than processes, or batches that are to be
+            split have another number of rows than a multiple of world_size.
     """
 
     drop_last = True
 
     def __init__(
-        self, plan: BatchPlan, *, epoch: Callable[[], int] = lambda: 0, rank: int = 0, world_size: int = 1
+        self,
+        plan: BatchPlan,
+        *,
+        epoch: Callable[[], int] = lambda: 0,
+        rank: int = 0,
+        world_size: int = 1,
+        split: bool = False,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"expected a rank from 0 to below world_size, got {rank} of {world_size}")
-        if len(plan) < world_size:
+        if split and plan.batch_size % world_size:
+            raise ValueError(
+                f"expected batches that split evenly among {world_size} processes, got batches of {plan.batch_size}; "
+                "make the plan's batch_size a multiple of their number"
+            )
+        if not split and len(plan) < world_size:
             raise ValueError(
                 f"expected at least a batch for each of {world_size} processes, got {len(plan)} batches of "
                 f"{plan.batch_size}; lower the batch size or the number of processes"
             )
-        self.plan, self.rank, self.world_size = plan, rank, world_size
-        self.batch_size = plan.batch_size
+        self.plan, self.rank, self.world_size, self.split = plan, rank, world_size, split
+        self.batch_size = plan.batch_size // world_size if split else plan.batch_size
         self._epoch = epoch
 
     def __len__(self) -> int:
         """This process's batches per epoch."""
-        return len(self.plan) // self.world_size
+        return len(self.plan) if self.split else len(self.plan) // self.world_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self._epoch()
-        shared = len(self) * self.world_size
-        for rows in self.plan.epoch(epoch)[self.rank : shared : self.world_size]:
+        batches = self.plan.epoch(epoch)
+        if self.split:
+            first = self.rank * self.batch_size
+            own = batches[:, first : first + self.batch_size]
+        else:
+            own = batches[self.rank : len(self) * self.world_size : self.world_size]
+        for rows in own:
             yield [(epoch, int(row)) for row in rows]

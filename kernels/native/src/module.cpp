@@ -268,7 +268,9 @@ PyObject* classes(PyObject*, PyObject* const* all, Py_ssize_t count) {
 PyObject* sigmoid(PyObject*, PyObject* const* all, Py_ssize_t count) {
     Arguments given(all, count);
     Sigmoid problem{};
+    problem.paired = given.integer() != 0;
     problem.n = given.integer();
+    problem.m = given.integer();
     problem.d = given.integer();
     problem.normalize = given.integer() != 0;
     problem.precise = given.integer() != 0;
@@ -283,9 +285,14 @@ PyObject* sigmoid(PyObject*, PyObject* const* all, Py_ssize_t count) {
     problem.exponents = given.address<float>();
     problem.threads = static_cast<int>(given.integer());
     problem.x = read_side(given, problem.n);
-    problem.y = read_side(given, problem.n);
+    problem.y = read_side(given, problem.m);
     problem.x.ids = given.address<const int64_t>();
+    problem.y.ids = given.address<const int64_t>();
     if (PyErr_Occurred() != nullptr) return nullptr;
+    if ((problem.paired && problem.n != problem.m) || (problem.x.ids == nullptr) != (problem.y.ids == nullptr)) {
+        PyErr_SetString(PyExc_ValueError, "pairs are as many rows of x as of y, and both sides have ids or neither");
+        return nullptr;
+    }
     bool rescaled = false;
     problem.rescaled = &rescaled;
     Status status = DONE;

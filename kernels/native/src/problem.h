@@ -87,8 +87,9 @@ struct Classes {
 };
 
 struct Sigmoid {
-    Side x, y;  // x's ids leave out pairs i ≠ j of equal ones
-    int64_t n, d;
+    Side x, y;    // (n, d) and (m, d); pairs of equal ids are left out, but for a row's own
+    bool paired;  // row i of y is the positive of row i of x, and m = n; else all pairs are negatives
+    int64_t n, m, d;
     bool normalize, precise;
     double inverse, bias;   // logits are similarity · inverse + bias
     const double* weights;  // (n,) factors of the row losses in what is differentiated, less than 2 in size; null: ones
@@ -98,7 +99,7 @@ struct Sigmoid {
     double share;
     double* slope;     // with respect to the temperature
     double* offset;    // with respect to the bias
-    float* exponents;  // (2n,) powers of two that raw rows were multiplied by
+    float* exponents;  // (n + m,) powers of two that raw rows were multiplied by
     bool* rescaled;    // whether any of them is not 0
     int threads;
 };

@@ -105,7 +105,7 @@ struct Sums {
                  nullptr};
     }
 
-    // Whether the gradient of some stacked rows is.
+    // Whether the gradient of any of some stacked rows is wanted.
     bool wanted(int64_t first, int64_t last) const {
         int64_t begin = 0;
         for (int side = 0; side < problem.num_sides; begin += problem.sides[side++].count)
