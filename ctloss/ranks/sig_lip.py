@@ -241,7 +241,8 @@ def loss(problem: Problem, across: Across, ranks: Ranks, batch: Batch, bias: flo
     refuse_transforms()
     if isinstance(batch.temperature, Tensor):
         batch = batch._replace(temperature=batch.temperature.reshape(()))
-    call, batch = call_of(problem, across, ranks, batch, bias=bias)
+    # One temperature serves all pairs, however few each rank has.
+    call, _ = call_of(problem, across, ranks, batch, bias=bias)
     sigmoid.temperature_of(batch)
     # A rank without need of gradients takes part in the backward of those that have it.
     taking_part = torch.zeros((), requires_grad=call.needed and torch.is_grad_enabled())

@@ -118,6 +118,7 @@ def check_rectangle(
     impl=st.sampled_from(["auto", "torch", "reference"]),
     average=st.sampled_from(["mean", "sum"]),
 )
+@example(Question(Case("random", 2, 4, need=(True, True, True))), 2, [0.5, 0.5, 0.5], "ring", "torch", "mean")
 @example(Question(Case("random", 9, 4, need=(True, True, True))), 3, [0.0, 0.5, 0.5], "ring", "auto", "sum")
 @example(Question(Case("random", 9, 4, need=(False, False, True))), 4, [0.0, 0.5, 0.5], "gather", "torch", "mean")
 def test_ranks_have_the_loss_and_gradient_of_one_process(
