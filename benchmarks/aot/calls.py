@@ -51,12 +51,12 @@ class Shipped:
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        words = [dtype, *["specialised"] * self.specialised, f"n={self.n}", f"d={self.d}"]
+        words = [dtype, *["specialised"] * self.specialised, *["ranks"] * self.ranks, f"n={self.n}", f"d={self.d}"]
         words += ["cosine" if self.normalize else "dot", self.precision]
         given = ((self.negatives, "both"), (self.directions, "both"), (self.temperature, "number"))
         words += [option for option, usual in given if option != usual]
         words += [f"+{count}" for count in self.candidates]
-        words += [name for name in ("transposed", "ids", "margin", "mixed", "sigmoid", "ranks") if getattr(self, name)]
+        words += [name for name in ("transposed", "ids", "margin", "mixed", "sigmoid") if getattr(self, name)]
         return " ".join(words + ["constant"] * (not self.moment))
 
     @property

@@ -60,8 +60,8 @@ class Blocks:
         own: Batch, other: Batch, about: Problem, of_own: Anchors, of_other: Anchors, needs: tuple[bool, ...]
     ) -> list[Tensor | None]:
         """As :func:`triton_path.pull`."""
-        batches, anchors = _moved(((own, other), (of_own, of_other)), DEVICE)
-        return list(_moved(tuple(triton_path.pull(*batches, about, *anchors, needs)), "cpu"))
+        own, other, of_own, of_other = _moved((own, other, of_own, of_other), DEVICE)
+        return list(_moved(tuple(triton_path.pull(own, other, about, of_own, of_other, needs)), "cpu"))
 
 
 def _moved(value: Any, device: str, known: dict[int, Tensor] | None = None) -> Any:
