@@ -42,6 +42,10 @@ struct Problem {
     bool mutual;        // the other rank's rows are anchors too, after the first's
     const double* lse;  // (anchors,) natural log-sum-exp over all negatives, wherever these are; null: sums are formed
 
+    // Exponentials that are kept from a call for the sums to one for the gradient; null: not kept.
+    float* entries;
+    bool formed;  // they are there
+
     // What the gradient is of: Σ a_i lse_i − b_i s⁺_i with a and b given, or those of a loss.
     Loss loss;
     bool gradient;
