@@ -114,7 +114,7 @@ def test_predictions_are_compared_by_their_ratio() -> None:
     times = {"predicted_cpu_s": "1", "measured_cpu_s": "2"}
     rows = [{**row(RING, 0, 0), "predicted_s": "0.3", "measured_s": measured, **times} for measured in ("0.25", "0.2")]
     text = report.simulator(rows)
-    assert "1 of 2 predictions by the wall clock are within 25%" in text
+    assert "Of 2 predictions 1 by the wall clock and 0 of CPU time are within 25%" in text
     assert [line[4:] for line in lines(text, "a processor")] == [
         ["300", "250", "1.20", "1e+03", "2e+03", "0.50"], ["300", "200", "1.50", "1e+03", "2e+03", "0.50"]]  # fmt: skip
 
