@@ -327,6 +327,14 @@ def cz_nce(
         precision: how carefully float32 products are formed on a GPU; the CPU is always at ``"highest"``.
         impl: ``"auto"``, or ``"reference"``, ``"native"``, ``"torch"``, ``"triton"``: a path named explicitly either
             runs or raises an error saying why; :func:`ctloss.explain` tells what would run.
+        group: ranks whose rows are compared too: a ``ProcessGroup``, a one-dimensional ``DeviceMesh`` or ``"world"``.
+            Each rank passes its own rows and gets W times its part of the loss that one process would have: with equal
+            ranks the mean over its own anchors. Rows that are DTensors, sharded along rows, bring their own group.
+        average: ``"mean"`` if gradients are averaged over ranks (DDP, FSDP), ``"sum"`` if they are added up; a rank's
+            loss is then its part itself.
+        even: the promise that all ranks bring as many rows and need the same gradients at every call, which saves an
+            exchange of sizes.
+        shared_candidates: candidates are the same on every rank, instead of each rank's own, and are not exchanged.
 
     Returns:
         The loss in float32 (float64 for float64 inputs): a scalar, or one number per row for ``"none"``: ``(2n,)``, or
@@ -335,7 +343,8 @@ def cz_nce(
     Raises:
         TypeError: for inputs that are not floating-point tensors, or an unknown option.
         ValueError: for shapes or devices that do not fit, a temperature that is not positive, or a wrong option.
-        RuntimeError: if a path named explicitly cannot run; or, in the backward of a backward, on a fused path.
+        RuntimeError: if a path named explicitly cannot run; in the backward of a backward, on a fused path; with
+            ``group``, on every rank if one of them makes another call or does not answer.
 
     Example:
         >>> import torch, ctloss
@@ -392,6 +401,10 @@ def info_nce(
         reduction: ``"mean"`` over the rows, ``"sum"``, or ``"none"``: all rows, x's first.
         precision: how carefully float32 products are formed on a GPU.
         impl: ``"auto"``, or a path's name.
+        group: ranks whose rows are compared too.
+        average: ``"mean"`` or ``"sum"`` over ranks.
+        even: the promise that ranks always bring as many rows.
+        shared_candidates: candidates are the same on every rank.
 
     Returns:
         The loss in float32 (float64 for float64 inputs): a scalar, or one number per row for ``"none"``: ``(2n,)``, or
@@ -442,6 +455,10 @@ def contrast(
         dims: widths of nested embeddings: z and the positives' logits then have one row per width.
         precision: how carefully float32 products are formed on a GPU.
         impl: ``"auto"``, or a path's name.
+        group: ranks whose rows are compared too.
+        average: ``"mean"`` or ``"sum"`` over ranks.
+        even: the promise that ranks always bring as many rows.
+        shared_candidates: candidates are the same on every rank.
 
     Returns:
         A :class:`~ctloss.contrast.Contrast` of z and positive, ``(2n,)`` each (``(n,)`` for ``directions="x"``), x's

@@ -151,10 +151,9 @@ SHIPPED += [
 ]
 # Another rank's rows stand where candidates do. All else is as in one batch, so few calls have kernels of their own.
 SHIPPED += [
-    Shipped(dtype, normalize, precision, 768, n=n, ranks=True, **options)
+    Shipped(*call, "highest", 768, n=n, ranks=True, **options)
     for n, options in ((1500, {}), (1500, IN_PANELS[1]), (1500, IN_PANELS[4]), (300, {}), (30, {}))
-    for dtype, precision in FORMATS
-    for normalize in BOTH
+    for call in product(FLOATS, BOTH)
 ]
 # What the warp-specialised kernels can do, once they are switched on.
 SHIPPED += [

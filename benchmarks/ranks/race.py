@@ -118,7 +118,8 @@ def merged(answers: Sequence[Sequence[dict[str, Any]]]) -> list[Row]:
 
 def _row(cell: Cell, device: str, row: Row) -> Row:
     # One thread a rank, whatever this process has.
-    return {**asdict(cell), **row, **results.describe(device), "threads": "1"}
+    backend = "nccl" if device == "cuda" else "gloo"
+    return {**asdict(cell), **row, **results.describe(device), "threads": "1", "backend": backend}
 
 
 def _free_bytes(device: str) -> float:

@@ -48,7 +48,8 @@ def race(rows: Sequence[Row]) -> str:
     cells = grouped(rows)
     first = rows[0]
     parts = [
-        f"{first['device']} with {first['cores']} cores, torch {first['torch']}, {first['peers']}; gloo, one thread a "
+        f"{first['device']} with {first['cores']} cores, torch {first['torch']}, {first['peers']}; "
+        f"{first['backend']}, one thread a "
         f"rank. infoNCE, float32, d = {first['d']}, forward and backward, medians of all in turns. CPU time is that of "
         "a rank's process with all its threads, the mean of the ranks. More ranks than cores share them: there only "
         "CPU time says something.",

@@ -84,11 +84,8 @@ def gathered(rows: Tensor) -> Tensor:
     return torch.cat(torch.distributed.nn.functional.all_gather(rows))
 
 
-def _square(matrices: float) -> Callable[[int, int], float]:
-    return lambda own, total: 4 * matrices * (2.0 * total) ** 2
-
-
-def _local(matrices: float) -> Callable[[int, int], float]:
+def _rectangle(matrices: float) -> Callable[[int, int], float]:
+    """The room of so many float32 matrices of a rank's logits, of the pairs of both sides."""
     return lambda own, total: 4 * matrices * (2.0 * own) * (2.0 * total)
 
 
@@ -96,11 +93,25 @@ CONTESTANTS = {
     contestant.name: contestant
     for contestant in (
         *(Contestant(name, partial(ours, transport=transport)) for name, transport in TRANSPORTS.items()),
-        Contestant(WHOLE, whole, _square(6)),
-        Contestant("streaming ring", streaming_ring.info_nce, lambda own, total: 4 * 6 * (2.0 * own) ** 2),
-        Contestant("open_clip", lambda _, t: open_clip(t, local_loss=True, gather_with_grad=True), _local(2), "cross"),
-        Contestant("sentence-transformers",
-                   lambda _, t: peers.sentence_transformers(t, gather_across_devices=True), _local(2), "cross"),
-        Contestant("lightly", lambda _, t: peers.lightly_ntxent(t, gather_distributed=True), _local(12), "both"),
+        Contestant(WHOLE, whole, lambda own, total: _rectangle(4)(total, total)),
+        Contestant("streaming ring", streaming_ring.info_nce, lambda own, total: _rectangle(10)(own, own)),
+        Contestant(
+            "open_clip",
+            lambda _, temperature: open_clip(temperature, local_loss=True, gather_with_grad=True),
+            _rectangle(2),
+            "cross",
+        ),
+        Contestant(
+            "sentence-transformers",
+            lambda _, temperature: peers.sentence_transformers(temperature, gather_across_devices=True),
+            _rectangle(2),
+            "cross",
+        ),
+        Contestant(
+            "lightly",
+            lambda _, temperature: peers.lightly_ntxent(temperature, gather_distributed=True),
+            _rectangle(6),
+            "both",
+        ),
     )
-}  # fmt: skip
+}

@@ -79,7 +79,8 @@ class GradientCache:
             TypeError: if inputs or what encode returns hold no tensor, or encode returns something else among them.
             ValueError: if the first dimensions of inputs disagree, what encode returns has other rows than its chunk,
                 or encode runs what cannot be cached: a BatchNorm in training, reentrant checkpointing,
-                DistributedDataParallel with ``static_graph``, FullyShardedDataParallel.
+                DistributedDataParallel with ``static_graph``, FullyShardedDataParallel; or, under ``fully_shard``, if
+                ranks have other numbers of chunks.
             RuntimeError: in the backward pass, if parameters, inputs or modes of modules have changed since, or if a
                 second derivative is asked for.
 
@@ -104,10 +105,10 @@ class GradientCache:
     def _embed(self, encode: Callable[..., Any], inputs: Any, shared: tuple[Any, ...]) -> Any:
         call = Call(encode, inputs, shared, self.chunk)
         found = call.first_pass(keep=torch.is_grad_enabled())
+        # Sharded parameters get their gradients by themselves; something has to ask for them.
+        learnt = [torch.empty(0, requires_grad=True)] if call.modules.sharded else call.learnt
         places = [place for place, live in enumerate(call.live) if live]
-        if places:
-            # Sharded parameters get their gradients by themselves; something has to ask for them.
-            learnt = [torch.empty(0, requires_grad=True)] if call.modules.sharded else call.learnt
+        if places and (learnt or call.sources):
             attached = Replay.apply(call, [found[place] for place in places], *call.sources, *learnt)
             for place, tensor in zip(places, attached, strict=True):
                 found[place] = tensor

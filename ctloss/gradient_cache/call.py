@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,8 +15,8 @@ from .states import Autocast, RandomStates
 from .trees import leaves, with_leaves
 
 CHANGED = (
-    "a tensor that encode reads was changed in place between the forward and the backward pass, {shape}; "
-    "step the optimiser and refill input buffers after the backward pass"
+    "a tensor that encode reads was changed in place, by encode or between the forward and the backward pass: one of "
+    "shape {shape} and {dtype}; step the optimiser and refill input buffers after the backward pass, clone in encode"
 )
 REENTRANT = (
     "encode: expected activation checkpointing with use_reentrant=False, got the reentrant kind, which hides its "
@@ -54,7 +55,9 @@ class Call:
         # The inputs that want a gradient, and, found in the first pass, the other tensors that do.
         self.sources = [one for one in (*self.input_leaves, *self.shared_leaves) if _differentiable(one)]
         self.learnt: list[Tensor] = []
-        self.versions: list[int] = []
+        # Tensors made in inference mode do not count their changes.
+        given = [one for one in (*self.input_leaves, *self.shared_leaves) if isinstance(one, Tensor)]
+        self.versions = [(one, one._version) for one in given if not one.is_inference()]
         # What encode returned for the first chunk, and which of its leaves have a gradient.
         self.form: Any = None
         self.live: list[bool] = []
@@ -67,33 +70,38 @@ class Call:
         tensors that get a gradient.
         """
         wholes: list[Any] = []
-        learnt: dict[Tensor, None] = {}
-        for index, (start, stop) in enumerate(self.bounds):
+        seen: dict[int, weakref.ref[Tensor]] = {}
+        for index in range(len(self.bounds)):
             if keep:
                 self.states.append(RandomStates.now())
             with self.modules.unwrapped() if index else self.modules.watched(self.encode):
-                found, live, used = self._embeddings(start, stop)
+                self._take(index, wholes, seen)
             if not index:
-                # Room for the rows, and not a list of parts: a part may be a view of all that a layer put out.
-                wholes = [_room(one, self.bounds[-1][1]) for one in found]
                 self.modules.settle(len(self.bounds))
-            for whole, part in zip(wholes, found, strict=True):
-                _put(whole, part, start, stop)
-            self.live = [a or b for a, b in zip(self.live, live, strict=True)] if index else live
-            learnt.update(dict.fromkeys(used))
-        self.learnt = list(learnt)
-        self.versions = [one._version for one in self._read()] if keep else []
+        # Leaves that encode made for a chunk, such as frozen embeddings that are told to want a gradient, went with it.
+        self.learnt = [one for reference in seen.values() if (one := reference()) is not None]
+        self.versions += [(one, one._version) for one in self.learnt]
         return wholes
 
-    def _embeddings(self, start: int, stop: int) -> tuple[list[Any], list[bool], list[Tensor]]:
-        """A chunk's leaves without their graph, which of them had one, and the leaves of the graph."""
+    def _take(self, index: int, wholes: list[Any], seen: dict[int, weakref.ref[Tensor]]) -> None:
+        """Run a chunk, put what it returns among ``wholes``, and note the leaves of its graph, which ends here."""
+        start, stop = self.bounds[index]
         found, sources = self.run(start, stop)
         live = [_differentiable(one) for one in found]
         # Parameters that are gathered for a moment are no leaves to return a gradient for.
         used = [] if self.modules.sharded else _graph_leaves([one for one in found if _differentiable(one)])
         own = {id(one) for one in sources}
-        detached = [one.detach() if isinstance(one, Tensor) else one for one in found]
-        return detached, live, [one for one in used if id(one) not in own]
+        for one in used:
+            known = seen.get(id(one))
+            if id(one) not in own and (known is None or known() is not one):
+                seen[id(one)] = weakref.ref(one)
+        if not index:
+            # Room for the rows, and not a list of parts: a part may be a view of all that a layer put out.
+            wholes += [_room(one, self.bounds[-1][1]) for one in found]
+            self.live = live
+        for whole, part in zip(wholes, found, strict=True):
+            _put(whole, part, start, stop)
+        self.live = [before or now for before, now in zip(self.live, live, strict=True)]
 
     def run(self, start: int, stop: int) -> tuple[list[Any], list[Tensor]]:
         """The leaves of what encode returns for some rows, and the rows and tensors in which its graph ends."""
@@ -103,7 +111,7 @@ class Call:
             if not isinstance(leaf, Tensor):
                 return leaf
             part = leaf.detach() if whole or not leaf.ndim else leaf.detach()[start:stop]
-            if _differentiable(leaf):
+            if _differentiable(leaf) and torch.is_grad_enabled():
                 sources.append(part.requires_grad_())
             return part
 
@@ -156,15 +164,9 @@ class Call:
             RuntimeError: if a tensor or a module's mode has changed.
         """
         self.modules.check_modes()
-        for one, version in zip(self._read(), self.versions, strict=True):
+        for one, version in self.versions:
             if one._version != version:
-                raise RuntimeError(CHANGED.format(shape=f"of shape {tuple(one.shape)} and {one.dtype}"))
-
-    def _read(self) -> Iterator[Tensor]:
-        yield from self.learnt
-        given = (*self.input_leaves, *self.shared_leaves)
-        # Tensors made in inference mode do not count their changes.
-        yield from (one for one in given if isinstance(one, Tensor) and not one.is_inference())
+                raise RuntimeError(CHANGED.format(shape=tuple(one.shape), dtype=one.dtype))
 
 
 def _differentiable(leaf: Any) -> bool:
@@ -198,7 +200,7 @@ def _rows(inputs: list[Any]) -> int:
 
 def _room(first: Any, rows: int) -> Any:
     """A tensor for the rows of all chunks, after the leaf that the first returned; what is no tensor stands for all."""
-    return first.new_empty((rows, *first.shape[1:])) if isinstance(first, Tensor) else first
+    return first.detach().new_empty((rows, *first.shape[1:])) if isinstance(first, Tensor) else first
 
 
 def _put(whole: Any, part: Any, start: int, stop: int) -> None:
@@ -214,7 +216,7 @@ def _put(whole: Any, part: Any, start: int, stop: int) -> None:
             f"encode: expected rows of {tuple(whole.shape[1:])} and {whole.dtype} from all chunks, got "
             f"{tuple(part.shape[1:])} and {part.dtype}; pad the whole batch to one length"
         )
-    whole[start:stop] = part
+    whole[start:stop] = part.detach()
 
 
 def _graph_leaves(outputs: list[Tensor]) -> list[Tensor]:

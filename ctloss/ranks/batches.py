@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -100,6 +101,41 @@ def part_of(batch: Batch, part: schedule.Part, num_directions: int) -> Batch:
         None if batch.ids is None else batch.ids[rows],
         tuple(None if one is None else one[own] for one, own in zip(of_candidates, halves, strict=True)),
     )
+
+
+def together(batches: list[Batch], num_directions: int) -> Batch:
+    """The batches of several ranks as one.
+
+    Example:
+        >>> together([Batch(torch.eye(2), torch.eye(2)), Batch(torch.eye(2)[:1], torch.eye(2)[:1])], 2).x
+        tensor([[1., 0.],
+                [0., 1.],
+                [1., 0.]])
+    """
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+    sides = [torch.cat(of_ranks) for of_ranks in zip(*(one.sides for one in batches), strict=True)]
+    ids = None if first.ids is None else torch.cat([one.ids for one in batches if one.ids is not None])
+    candidate_ids = []
+    for of_ranks in zip(*(one.candidate_ids for one in batches), strict=True):
+        given = [one for one in of_ranks if one is not None]
+        candidate_ids.append(torch.cat(given) if given else None)
+    temperature = first.temperature
+    if isinstance(temperature, Tensor) and temperature.dim():
+        temperature = of_anchors([one.temperature for one in batches], num_directions)
+    return Batch(sides[0], sides[1], tuple(sides[2:]), temperature, ids, tuple(candidate_ids))
+
+
+def of_anchors(of_ranks: Sequence[Any], num_directions: int) -> Tensor:
+    """Numbers of the anchors of several ranks, ``(…, anchors)`` each, as those of one: x's of all ranks come first.
+
+    Example:
+        >>> of_anchors([torch.tensor([1, 2]), torch.tensor([3, 4, 5, 6])], 2)
+        tensor([1, 3, 4, 2, 5, 6])
+    """
+    parts = [one.unflatten(-1, (num_directions, -1)) for one in of_ranks]
+    return torch.cat(parts, dim=-1).flatten(-2)
 
 
 def anchors_of(n: int, part: schedule.Part, num_directions: int, device: torch.device) -> Tensor:

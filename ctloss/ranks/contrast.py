@@ -8,7 +8,7 @@ gradient of its own rows by itself. No gradient travels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from ..kernels.blocks import Anchors, Sums
 from ..kernels.problem import Batch, Problem
 from . import schedule
 from .agreement import Description, Terms, watched
-from .batches import Layout, anchors_of, own_batch, part_of
+from .batches import Layout, anchors_of, of_anchors, own_batch, part_of, together
 from .group import Ranks
 from .transport import SUMS, Gathered, Messages, Part, Ring, pack, size_of, unpack
 
@@ -49,6 +49,11 @@ class Call:
     def needed(self) -> bool:
         """Whether any rank's rows need a gradient, so that all ranks have to take part in the backward."""
         return any(one.needs for one in self.terms)
+
+    @property
+    def rows(self) -> list[int]:
+        """Rows that each rank sends."""
+        return [2 * one.n + sum(one.candidates) for one in self.terms]
 
     def anchors(self, rank: int) -> int:
         """Anchors of a rank."""
@@ -81,12 +86,16 @@ class State(NamedTuple):
         local: that path's state.
         z_local: ``(anchors,)`` z over the rank's own rows and candidates.
         gathered: the rows of all ranks, if they have been gathered.
+        others: those of all other ranks as one batch, if they were met at once.
+        kept: what the path has kept of that.
     """
 
     chosen: Plan | None
     local: Any
     z_local: Tensor | None
     gathered: Gathered | None
+    others: Batch | None = None
+    kept: Tensor | None = None
 
 
 def block_path(own: Batch, problem: Problem) -> Any:
@@ -117,12 +126,34 @@ def meet(own: Batch, other: Batch, problem: Problem, *, moment: bool) -> tuple[S
     return found[0], found[1]
 
 
+def meet_at_once(
+    own: Batch, others: Batch, problem: Problem, *, moment: bool, gradient: bool
+) -> tuple[Sums | None, Tensor | None]:
+    """What all other ranks add to a rank's sums, and what its path has kept for the backward."""
+    if not own.x.shape[0] or not others.x.shape[0]:
+        return meet(own, others, problem, moment=moment)[0], None
+    path = block_path(own, problem)
+    if gradient and hasattr(path, "meet_and_keep"):
+        found = path.meet_and_keep(own, others, problem, moment=moment)
+        if found is not None:
+            sums, kept = found
+            return sums, kept
+    return path.meet(own, others, problem, mutual=False, moment=moment)[0], None
+
+
 def pull(
-    own: Batch, other: Batch, problem: Problem, of_own: Anchors, of_other: Anchors, needs: tuple[bool, ...]
+    own: Batch,
+    other: Batch,
+    problem: Problem,
+    of_own: Anchors,
+    of_other: Anchors,
+    needs: tuple[bool, ...],
+    kept: Tensor | None = None,
 ) -> list[Tensor | None]:
     """What two ranks' pairs add to the gradient of one's own sides, in the accumulation dtype."""
     if own.x.shape[0] and other.x.shape[0]:
-        found: list[Tensor | None] = block_path(own, problem).pull(own, other, problem, of_own, of_other, needs)
+        more = () if kept is None else (kept,)
+        found: list[Tensor | None] = block_path(own, problem).pull(own, other, problem, of_own, of_other, needs, *more)
         return found
     gradients: list[Tensor | None] = [None] * len(needs)
     alone = replace(problem, negatives="none")
@@ -180,6 +211,17 @@ def forward(call: Call, batch: Batch, *, moment: bool, gradient: bool) -> tuple[
         found = chosen.engine.forward(batch, problem, moment=moment, gradient=gradient)
         z_local, positive, local = found.z, found.positive, found.state
         total.add(Sums(found.z, found.moment))
+
+    if gathered is not None and schedule.at_once(call.rows, problem.workspace):
+        peers = [ranks.peer(hop) for hop in range(1, ranks.world)]
+        batches = [
+            layout.batch(unpack(one, parts[peer]), batch.temperature) for one, peer in zip(gathered, peers, strict=True)
+        ]
+        others = together(batches, problem.num_directions)
+        sums, kept = meet_at_once(own, others, problem, moment=moment, gradient=gradient)
+        if sums is not None:
+            total.add(sums)
+        return total, positive, State(chosen, local, z_local, gathered, others, kept)
 
     returning: tuple[Messages, Tensor, Tensor] | None = None
     for step, arrived in zip(steps, arriving, strict=False):
@@ -243,11 +285,16 @@ def backward(
         of_rows = [layout.parts(one, problem.num_directions) for one in terms]
         of_numbers = [[Part((2, call.anchors(rank)), torch.float64)] for rank in range(ranks.world)]
         numbers = torch.stack((a, lse))
-        for tensors, others in _with_numbers(call, layout, own, state, of_rows, of_numbers, numbers):
+        arriving = _with_numbers(call, layout, own, state, of_rows, of_numbers, numbers)
+        if state.others is not None:
+            theirs = of_anchors([others for _, others in arriving], problem.num_directions)
+            blocks_of_all: Iterable[tuple[Batch, Tensor]] = [(state.others, theirs)]
+        else:
+            blocks_of_all = ((layout.batch(tensors, batch.temperature), others) for tensors, others in arriving)
+        for other, theirs in blocks_of_all:
             if not any(wanted):
                 continue
-            other = layout.batch(tensors, batch.temperature)
-            pulls = pull(own, other, problem, Anchors(a, lse), Anchors(*others), wanted)
+            pulls = pull(own, other, problem, Anchors(a, lse), Anchors(*theirs), wanted, state.kept)
             for index, one in enumerate(pulls):
                 if one is not None:
                     former = gradients[index]

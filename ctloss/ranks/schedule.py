@@ -88,6 +88,22 @@ def logits(rank: int, sizes: list[int]) -> tuple[int, int]:
     return sum(map(entries, forward(rank, world))), sum(map(entries, backward(world)))
 
 
+def at_once(sizes: list[int], workspace: int) -> bool:
+    """Whether ranks that have gathered all rows meet all others at once, and keep the logits for the backward.
+
+    That forms every logit between two ranks on both of them, but only once: less than half of them, and all again.
+
+    Args:
+        sizes: the rows of each rank, of both sides and its candidates.
+        workspace: bytes of temporary memory that a loss call may use.
+
+    Example:
+        >>> at_once([2048, 2048], 256 << 20), at_once([65536, 65536], 256 << 20)
+        (True, False)
+    """
+    return 2 * 4 * max(sizes) * sum(sizes) <= workspace
+
+
 def transport(world: int, num_bytes: int, workspace: int) -> Transport:
     """Whether all ranks' rows are gathered at once, or travel round a ring.
 

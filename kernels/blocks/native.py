@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..native import library
-from ..native.engine import DTYPES, FEW_ENTRIES, NEGATIVES, spare
+from ..native.engine import DTYPES, FEW_ENTRIES, NEGATIVES, spare, symmetric
 from ..problem import Batch, Problem, Shape
 from ..torch_path.engine import Held, release, scaled
 from ..torch_path.layout import FEW_ROWS
@@ -40,19 +40,75 @@ def meet(own: Batch, other: Batch, problem: Problem, *, mutual: bool, moment: bo
         >>> meet(batch, batch, Problem(), mutual=False, moment=False)[0].z
         tensor([1.0064, 1.0064, 1.0064, 1.0064], dtype=torch.float64)
     """
-    sizes = [problem.num_directions * batch.x.shape[0] for batch in ((own, other) if mutual else (own,))]
-    z, deviation = torch.empty((2, sum(sizes)), dtype=torch.float64, device="cpu").unbind()
-    temperature = _temperature((own, other) if mutual else (own,), problem)
-    wanted = deviation if moment else None
-    if _call(own, other, problem, temperature, mutual, problem.by_row, z=z, moment=wanted) is None:
+    found = _sums(own, other, problem, mutual=mutual, moment=moment)
+    if found is None:
         return torch_path.meet(own, other, problem, mutual=mutual, moment=moment)
-    moments = deviation.split(sizes) if moment else [None] * len(sizes)
-    found = [Sums(*both) for both in zip(z.split(sizes), moments, strict=True)]
     return found[0], found[1] if mutual else None
 
 
+def meet_and_keep(own: Batch, other: Batch, problem: Problem, *, moment: bool) -> tuple[Sums, Tensor] | None:
+    """z of own's anchors, and the exponentials of the whole block for :func:`pull`.
+
+    Arguments are those of :func:`meet`.
+
+    Returns:
+        The sums and the exponentials, or ``None`` if these do not fit the workspace or the kernels decline.
+
+    Example:
+        >>> batch = Batch(torch.eye(2), torch.eye(2), temperature=1.0)
+        >>> sums, exponentials = meet_and_keep(batch, batch, Problem(), moment=False)
+        >>> torch.equal(sums.z, meet(batch, batch, Problem(), mutual=False, moment=False)[0].z)
+        True
+    """
+    assert library.kernels is not None
+    of_candidates = [sum(batch.sizes[2:]) for batch in (own, other)]
+    once = symmetric(own.shape, problem) and symmetric(other.shape, problem)
+    once = once and isinstance(_temperature((own, other), problem), float)
+    num_bytes = library.kernels.size(
+        own.x.shape[0],
+        of_candidates[0],
+        NEGATIVES[problem.negatives],
+        problem.num_directions,
+        once,
+        other.x.shape[0],
+        of_candidates[1],
+    )
+    if num_bytes > spare(_shape(own, other), problem):
+        return None
+    entries = torch.empty(num_bytes // 4, dtype=torch.float32, device="cpu")
+    found = _sums(own, other, problem, mutual=True, moment=moment, entries=entries)
+    return None if found is None else (found[0], entries)
+
+
+def _shape(own: Batch, other: Batch) -> Shape:
+    """The sizes of both ranks' rows together."""
+    return Shape(own.x.shape[0] + other.x.shape[0], own.x.shape[1], (*own.sizes[2:], *other.sizes[2:]))
+
+
+def _sums(
+    own: Batch, other: Batch, problem: Problem, *, mutual: bool, moment: bool, entries: Tensor | None = None
+) -> list[Sums] | None:
+    """The sums of own's anchors and, if mutual, of the other's; ``None`` if the kernels decline."""
+    batches = (own, other) if mutual else (own,)
+    sizes = [problem.num_directions * batch.x.shape[0] for batch in batches]
+    z, deviation = torch.empty((2, sum(sizes)), dtype=torch.float64, device="cpu").unbind()
+    wanted = deviation if moment else None
+    temperature = _temperature(batches, problem)
+    done = _call(own, other, problem, temperature, mutual, problem.by_row, z=z, moment=wanted, entries=entries)
+    if done is None:
+        return None
+    moments = deviation.split(sizes) if moment else [None] * len(sizes)
+    return [Sums(*both) for both in zip(z.split(sizes), moments, strict=True)]
+
+
 def pull(
-    own: Batch, other: Batch, problem: Problem, of_own: Anchors, of_other: Anchors, needs: tuple[bool, ...]
+    own: Batch,
+    other: Batch,
+    problem: Problem,
+    of_own: Anchors,
+    of_other: Anchors,
+    needs: tuple[bool, ...],
+    entries: Tensor | None = None,
 ) -> list[Tensor | None]:
     """Gradients of Σ a_i lse_i over the block's pairs with respect to own's sides.
 
@@ -63,6 +119,7 @@ def pull(
         of_own: a and lse of own's anchors.
         of_other: those of the other's.
         needs: which of own's sides need a gradient.
+        entries: the block's exponentials, if they were kept.
 
     Returns:
         One float32 tensor per side of own; ``None`` where not needed.
@@ -83,7 +140,7 @@ def pull(
     assert isinstance(weights, Tensor)
     assert isinstance(bits, int)
     lse = torch.cat([of_own.lse, of_other.lse])
-    held = _call(own, other, problem, temperature, True, False, needs, a=weights, lse=lse)
+    held = _call(own, other, problem, temperature, True, False, needs, a=weights, lse=lse, entries=entries)
     if held is None:
         return torch_path.pull(own, other, problem, of_own, of_other, needs)
     return release(held._replace(bits=bits), 1.0, (torch.float32,) * len(needs), last=True)
@@ -114,6 +171,7 @@ def _call(
     moment: Tensor | None = None,
     a: Tensor | None = None,
     lse: Tensor | None = None,
+    entries: Tensor | None = None,
     rescaled: bool = False,
 ) -> Held | None:
     """Write the outputs that are given and return the gradients that are needed; ``None`` if the kernels decline."""
@@ -147,7 +205,6 @@ def _call(
         scales = LOG2E / temperature
     exponents = torch.empty((count, 1), dtype=torch.float32, device="cpu") if rescaled else None
     margin = problem.margin
-    given = Shape(own.x.shape[0] + other.x.shape[0], d, (*own.sizes[2:], *other.sizes[2:]))
     assert library.kernels is not None
     code = library.kernels.block(
         len(own.sizes),
@@ -168,7 +225,8 @@ def _call(
         0 if z is None else z.data_ptr(),
         0 if moment is None else moment.data_ptr(),
         0 if exponents is None else exponents.data_ptr(),
-        spare(given, problem) if needs else 0,
+        0 if entries is None else entries.data_ptr(),
+        spare(_shape(own, other), problem) if needs else 0,
         torch.get_num_threads(),
         *arguments,
     )
@@ -176,5 +234,6 @@ def _call(
         return None
     if code and needs and exponents is None:
         # Rows were rescaled, which is rare: ask again, this time for their powers of two.
-        return _call(own, other, problem, temperature, mutual, precise, needs, a=a, lse=lse, rescaled=True)
+        again = {"a": a, "lse": lse, "entries": entries}
+        return _call(own, other, problem, temperature, mutual, precise, needs, **again, rescaled=True)
     return Held(gradients, None if exponents is None else list(exponents.split(sizes)[: len(own.sizes)]), 0)

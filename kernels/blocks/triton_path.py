@@ -80,7 +80,17 @@ class Part(NamedTuple):
 def meet(own: Batch, other: Batch, problem: Problem, *, mutual: bool, moment: bool) -> tuple[Sums, Sums | None]:
     """z of own's anchors over other's rows and candidates and, if mutual, of other's anchors over own's.
 
-    Ranks whose temperature is one tensor, or equal numbers, share their logits. Otherwise each anchor has its own.
+    Ranks whose temperature is one 0-d tensor, or equal numbers, share their logits. Otherwise each anchor has its own.
+
+    Args:
+        own: one rank's batch.
+        other: another's, of as many columns.
+        problem: the options of the loss call that both belong to; ``dims`` is not looked at.
+        mutual: serve other's anchors too.
+        moment: also find Σ_j P_ij s_ij − s⁺_i.
+
+    Returns:
+        The sums of own's anchors, and those of other's or ``None``.
     """
     with engine.on(own.x):
         meeting = _pack(own, other, problem, both=mutual)
@@ -104,7 +114,21 @@ def meet(own: Batch, other: Batch, problem: Problem, *, mutual: bool, moment: bo
 def pull(
     own: Batch, other: Batch, problem: Problem, of_own: Anchors, of_other: Anchors, needs: tuple[bool, ...]
 ) -> list[Tensor | None]:
-    """Gradients of Σ a_i lse_i over the block's pairs with respect to own's sides, in float32; None if not needed."""
+    """Gradients of Σ_i a_i lse_i over the block's pairs, i the anchors of both ranks, with respect to own's sides.
+
+    The positives' terms are not part of it.
+
+    Args:
+        own: the batch whose gradients are wanted.
+        other: another rank's.
+        problem: as for :func:`meet`.
+        of_own: own's anchors.
+        of_other: other's anchors.
+        needs: which of own's sides need a gradient.
+
+    Returns:
+        One float32 tensor per side of own; ``None`` where not needed.
+    """
     gradients = [
         torch.empty(side.shape, dtype=torch.float32, device=side.device) if need else None
         for side, need in zip(own.sides, needs, strict=True)
@@ -254,7 +278,8 @@ def _finish_runs(
     plan = memory.plan_backward(stack, chosen.weight_bytes, meeting.problem.workspace)
     runs = layout.cut(span, plan.size, rows.stack)
     met = [(view, part) for view, columns in swept for part in layout.cut(columns, plan.columns, view.stack)]
-    weights = weight_memory(rows, [Panel(run, part) for run in runs for _, part in met], chosen)
+    widest = [max((part for _, part in met), key=length)] if met else []
+    weights = weight_memory(rows, [Panel(max(runs, key=length), part) for part in widest], chosen)
     for run in runs:
         sums = torch.zeros((length(run), stack.width), dtype=torch.float32, device=rows.packed.device)
         for view, part in met:

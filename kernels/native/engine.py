@@ -93,7 +93,7 @@ def exponentials(shape: Shape, problem: Problem) -> int:
     """Bytes of all exponentials: of every anchor and every row it is compared with, one for both ways if possible."""
     assert library.kernels is not None
     once, others = symmetric(shape, problem), sum(shape.candidates)
-    return library.kernels.size(shape.n, others, NEGATIVES[problem.negatives], problem.num_directions, once)
+    return library.kernels.size(shape.n, others, NEGATIVES[problem.negatives], problem.num_directions, once, 0, 0)
 
 
 def symmetric(shape: Shape, problem: Problem) -> bool:
@@ -128,10 +128,19 @@ def describe(shape: Shape, problem: Problem) -> dict[str, object]:
 
 
 class State(NamedTuple):
-    """What the backward needs of the forward: everything is formed again."""
+    """What the backward needs of the forward.
+
+    Attributes:
+        batch: the inputs.
+        problem: the options.
+        entries: all exponentials, if they fit the workspace; else they are formed again.
+        lse: ``(rows,)`` float64, what goes with them.
+    """
 
     batch: Batch
     problem: Problem
+    entries: Tensor | None = None
+    lse: Tensor | None = None
 
 
 def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> Forward:
@@ -144,10 +153,16 @@ def forward(batch: Batch, problem: Problem, *, moment: bool, gradient: bool) -> 
     """
     outputs = torch.empty((3, problem.num_directions * batch.x.shape[0]), dtype=torch.float64, device="cpu")
     z, positive, deviation = outputs.unbind()
-    done = _call(batch, problem, problem.by_row, z=z, positive=positive, moment=deviation if moment else None)
+    wanted, entries = deviation if moment else None, None
+    if gradient:
+        num_bytes = exponentials(batch.shape, problem)
+        if num_bytes <= spare(batch.shape, problem):
+            entries = torch.empty(num_bytes // 4, dtype=torch.float32, device="cpu")
+    done = _call(batch, problem, problem.by_row, z=z, positive=positive, moment=wanted, entries=entries)
     if done is None:
         return torch_engine.forward(batch, problem, moment=moment, gradient=gradient)
-    return Forward(z, positive, deviation if moment else None, State(batch, problem))
+    state = State(batch, problem) if entries is None else State(batch, problem, entries, z + positive)
+    return Forward(z, positive, wanted, state)
 
 
 def hold(
@@ -160,7 +175,7 @@ def hold(
     """What :func:`backward` returns, before a factor that is only known later; see the torch path's ``hold``."""
     if isinstance(state, torch_engine.State):
         return torch_engine.hold(state, a, b, needs, largest)
-    batch, problem = state
+    batch, problem, entries, lse = state
     if not any(needs):
         return Held([None] * len(needs), None, 0)
     rows = problem.num_directions * batch.x.shape[0]
@@ -174,7 +189,8 @@ def hold(
     assert isinstance(pulls, Tensor)
     assert isinstance(bits, int)
     # Only z is returned row by row; errors of weights average out.
-    found = _call(batch, problem, False, needs, a=weights.contiguous(), b=pulls.contiguous())
+    a, b = weights.contiguous(), pulls.contiguous()
+    found = _call(batch, problem, False, needs, a=a, b=b, entries=entries, lse=lse)
     if found is None:
         again = torch_engine.forward(batch, problem, moment=False, gradient=True)
         return torch_engine.hold(again.state, a, b, needs, largest)
@@ -262,6 +278,8 @@ def _call(
     shares: float | Tensor = 1.0,
     a: Tensor | None = None,
     b: Tensor | None = None,
+    entries: Tensor | None = None,
+    lse: Tensor | None = None,
     *,
     rescaled: bool = False,
 ) -> Held | None:
@@ -333,6 +351,8 @@ def _call(
         0 if moment is None else moment.data_ptr(),
         0 if loss is None else loss.data_ptr(),
         0 if exponents is None else exponents.data_ptr(),
+        0 if lse is None else lse.data_ptr(),
+        0 if entries is None else entries.data_ptr(),
         spare(batch.shape, problem) if True in needs else 0,
         torch.get_num_threads(),
         *arguments,
@@ -343,7 +363,8 @@ def _call(
         return Held(gradients, None, bits)
     if exponents is None:
         # Rows were rescaled, which is rare: ask again, this time for their powers of two.
-        return _call(batch, problem, precise, needs, loss, z, positive, moment, shares, a, b, rescaled=True)
+        given = loss, z, positive, moment, shares, a, b, entries, lse
+        return _call(batch, problem, precise, needs, *given, rescaled=True)
     return Held(gradients, list(exponents.split(batch.sizes)), bits)
 
 

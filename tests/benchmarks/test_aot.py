@@ -99,6 +99,16 @@ def test_narrow_rows_keep_their_weights_in_registers(arch: str) -> None:
 
 
 @pytest.mark.slow
+def test_rows_of_two_ranks_do_not_spill() -> None:
+    status, rows = compile_calls("90", "--only", "float32 n=1500 d=768 cosine highest ranks")
+    assert status == 0
+    assert {row["kernel"] for row in rows} == {
+        *("pack_pairs", "block_lse", "fold_slots", "known_sums", "weigh_rows"),
+        *("block_weights", "add_weighed", "finish_pairs"),
+    }
+
+
+@pytest.mark.slow
 def test_specialised_kernels_do_not_spill() -> None:
     """With whatever registers their consumers have; nor does a loop that multiplies hold more than it has to."""
     status, rows = compile_calls("90", "--only", *SWITCHED_ON)

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.gpu import ring
 from benchmarks.gpu.ring import Gpu, Network, Step, cost, memory, shares
+from benchmarks.results import page_of, split_document
 from ctloss.kernels.problem import Shape
 from ctloss.kernels.triton_path.plan import layout
 from ctloss.kernels.triton_path.plan.layout import stack_of
@@ -267,3 +268,6 @@ def test_report_covers_one_gpu_and_rings() -> None:
     rows = [line.split(" | ") for line in report.splitlines() if line.startswith("| 2^")]
     assert [row[:2] for row in rows] == [["| 2^20", "1"], ["| 2^20", "8"], ["| 2^20", "64"]]
     assert rows[1][2:8] == ["131,072", "1.37", "4.19", "5.58", "5.57", "3.61"]
+    # The page shows what the command prints.
+    shown = split_document(page_of(ring.COMMAND), ring.COMMAND)[1].splitlines()
+    assert {*report.splitlines()} <= {*shown}

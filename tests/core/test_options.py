@@ -347,7 +347,7 @@ def test_meta_tensors_have_shapes_and_no_numbers() -> None:
         ctloss.info_nce(x, x, temperature=torch.tensor(0.1, requires_grad=True))
 
 
-def test_distributed_tensors_are_refused_by_name() -> None:
+def test_distributed_tensors_next_to_plain_ones_are_refused_by_name() -> None:
     """In a separate process, because a process group would be left behind."""
     program = (
         "import os, torch, ctloss\n"
@@ -356,11 +356,11 @@ def test_distributed_tensors_are_refused_by_name() -> None:
         "store = dist.HashStore()\n"
         "dist.init_process_group('gloo', store=store, rank=0, world_size=1)\n"
         "rows = DTensor.from_local(torch.randn(4, 3), init_device_mesh('cpu', (1,)), [Shard(0)])\n"
-        "try:\n    ctloss.cz_nce(rows, rows)\n"
+        "try:\n    ctloss.cz_nce(rows.to_local(), rows)\n"
         "except TypeError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "x: expected a plain tensor, got a DTensor; pass x.to_local()" in done.stdout, done.stderr
+    assert "y: expected a plain tensor, got a DTensor; pass y.to_local()" in done.stdout, done.stderr
 
 
 def sum_of_contrast(x: Tensor, y: Tensor, **options: Any) -> Tensor:

@@ -354,3 +354,24 @@ def test_embeddings_hold_no_activations() -> None:
     """A first column of all hidden states would keep them all."""
     found = ctloss.GradientCache(5)(pooled(transformer()), sentences(1))
     assert found.untyped_storage().nbytes() == found.numel() * found.element_size()
+
+
+def test_leaves_that_encode_makes() -> None:
+    """As under adapters: frozen embeddings that are told to want a gradient are not kept."""
+    frozen, adapter, rows = nn.Linear(8, 8).requires_grad_(False), nn.Linear(8, 4), sentences(1)[:, 0]
+    made: list[weakref.ref[Tensor]] = []
+
+    def encode(part: Tensor) -> Tensor:
+        hidden = frozen(part).requires_grad_()
+        made.append(weakref.ref(hidden))
+        found: Tensor = adapter(hidden)
+        return found
+
+    encode(rows).exp().sum().backward()
+    wanted = gradients(adapter)
+    found = ctloss.GradientCache(5)(encode, rows)
+    assert all(reference() is None for reference in made)
+    found.exp().sum().backward()
+    assert_close(gradients(adapter), wanted)
+    adapter.requires_grad_(False)
+    assert not ctloss.GradientCache(5)(encode, rows).requires_grad

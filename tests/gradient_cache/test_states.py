@@ -107,13 +107,19 @@ def test_modes_must_not_change() -> None:
     found.sum().backward()
 
 
-@pytest.mark.parametrize("what", ["parameter", "input"])
+@pytest.mark.parametrize("what", ["parameter", "input", "input in encode"])
 def test_tensors_must_not_change(what: str) -> None:
     encoder, rows = nn.Linear(2, 2), ROWS.clone()
-    found = ctloss.GradientCache(2)(encoder, rows)
-    with torch.no_grad():
-        (encoder.weight if what == "parameter" else rows).add_(1.0)
-    with pytest.raises(RuntimeError, match="changed in place between the forward and the backward pass"):
+
+    def encode(part: Tensor) -> Tensor:
+        found: Tensor = encoder(part.add_(1.0) if what == "input in encode" else part)
+        return found
+
+    found = ctloss.GradientCache(2)(encode, rows)
+    if what != "input in encode":
+        with torch.no_grad():
+            (encoder.weight if what == "parameter" else rows).add_(1.0)
+    with pytest.raises(RuntimeError, match=r"changed in place, by encode or between .*; step the optimiser"):
         found.sum().backward()
 
 

@@ -18,6 +18,7 @@ namespace ctloss {
 #define CTLOSS_DECLARE(isa)                        \
     namespace isa {                                \
     Status solve_contrast(const Problem& problem); \
+    Status solve_sigmoid(const Sigmoid& problem);  \
     }
 CTLOSS_DECLARE(portable)
 CTLOSS_DECLARE(avx2)
@@ -31,6 +32,7 @@ namespace {
 using namespace ctloss;
 
 using Solve = Status (*)(const Problem&);
+using SolveSigmoid = Status (*)(const Sigmoid&);
 
 struct Call {
     int64_t n, d;
@@ -502,7 +504,46 @@ void decline(const char* isa, Solve solve) {
     expect(solved(2, infinite) == NOT_FINITE, isa, {2, 2}, "took an infinite row");
 }
 
-void compare_all(const char* isa, Solve solve) {
+// The sigmoid loss of two ranks' rows: all pairs but those of one id are negatives.
+void compare_sigmoid(const char* isa, SolveSigmoid solve, const Call& call) {
+    std::vector<Rows> given;
+    given.emplace_back(call, call.n, nullptr);
+    given.emplace_back(call, call.others, nullptr);
+    const Stacked all(call, given);
+    const Errors errors(isa, call, all);
+    Gradient gradient(all);
+    std::vector<double> weights(call.n), losses(call.n), found(call.n, NAN);
+    const double bias = -1, held = std::ldexp(1, 30);
+    for (int64_t i = 0; i < call.n; ++i) {
+        weights[i] = static_cast<double>(1 + i % 3) / 2;
+        for (int64_t j = call.n; j < call.n + call.others; ++j) {
+            if (call.ids && all.ids[i] == all.ids[j]) continue;
+            const double logit = dot(all.units[i], all.units[j]) / call.temperature + bias;
+            losses[i] += std::log1p(std::exp(logit));
+            gradient.pull(i, j, held * weights[i] / (1 + std::exp(-logit)));
+        }
+    }
+    Sigmoid problem{};
+    problem.x = given[0].side(call);
+    problem.y = given[1].side(call);
+    problem.n = call.n, problem.m = call.others, problem.d = call.d;
+    problem.normalize = call.normalize;
+    problem.precise = call.precise;
+    problem.inverse = 1 / call.temperature, problem.bias = bias;
+    problem.weights = weights.data();
+    problem.losses = found.data();
+    bool rescaled = false;
+    problem.rescaled = &rescaled;
+    problem.threads = call.threads;
+    expect(solve(problem) == DONE, isa, call, "declined");
+    release_scratch();
+    for (int64_t i = 0; i < call.n; ++i)
+        expect_near(found[i], losses[i], 4 * errors.of_logit * (losses[i] + 1), isa, call, "a sigmoid loss");
+    gradient.check(given[0], 0, errors, isa, call);
+    gradient.check(given[1], call.n, errors, isa, call);
+}
+
+void compare_all(const char* isa, Solve solve, SolveSigmoid solve_sigmoid) {
     int calls = 0;
     auto run = [&](Call call) {
         compare(isa, solve, call);
@@ -562,23 +603,31 @@ void compare_all(const char* isa, Solve solve) {
                     ++calls;
                 }
     decline_block(isa, solve);
+    for (int kind = 0; kind < 4; ++kind) {
+        Call call{kind == 0 ? 3 : 130, 19, kind == 2 ? BFLOAT16 : FLOAT32};
+        call.others = kind == 0 ? 110 : kind == 3 ? 1 : 40;
+        call.ids = kind == 1, call.precise = kind == 0, call.threads = 1 + kind % 2;
+        compare_sigmoid(isa, solve_sigmoid, call);
+        ++calls;
+    }
     std::printf("%s: %d calls\n", isa, calls);
 }
 
 }  // namespace
 
 int main() {
-    compare_all("portable", ctloss::portable::solve_contrast);
+    compare_all("portable", ctloss::portable::solve_contrast, ctloss::portable::solve_sigmoid);
 #ifdef CTLOSS_AVX2
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        compare_all("avx2", ctloss::avx2::solve_contrast);
+        compare_all("avx2", ctloss::avx2::solve_contrast, ctloss::avx2::solve_sigmoid);
 #endif
 #ifdef CTLOSS_AVX512
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
-        compare_all("avx512", ctloss::avx512::solve_contrast);
+        compare_all("avx512", ctloss::avx512::solve_contrast, ctloss::avx512::solve_sigmoid);
 #ifdef CTLOSS_AVX512BF16
-        if (__builtin_cpu_supports("avx512bf16")) compare_all("avx512bf16", ctloss::avx512bf16::solve_contrast);
+        if (__builtin_cpu_supports("avx512bf16"))
+            compare_all("avx512bf16", ctloss::avx512bf16::solve_contrast, ctloss::avx512bf16::solve_sigmoid);
 #endif
     }
 #endif

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ctloss.kernels.blocks import Anchors, Sums, native, torch_path
-from ctloss.kernels.native import library
+from ctloss.kernels.native import library, sig_lip
 from ctloss.kernels.problem import Batch, Problem
+from ctloss.kernels.torch_path import sig_lip as torch_sig_lip
 from support.calls import noisy
 
 pytestmark = [pytest.mark.numeric, pytest.mark.skipif(library.kernels is None, reason=str(library.missing()))]
@@ -235,3 +236,49 @@ def test_memory_stays_within_the_workspace(monkeypatch: pytest.MonkeyPatch) -> N
     native.pull(own, other, problem, *weights, NEEDS)
     rows = 2 * (n + m)
     assert most_resident() - before < limit + 4 * d * rows + 200 * rows + (6 << 20)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(("n", "m", "d"), [(1, 5, 3), (150, 40, 33), (70, 290, 80)])
+def test_sigmoid_losses_of_rows_without_a_partner(n: int, m: int, d: int, normalize: bool) -> None:
+    """Next to the torch path in double precision."""
+    (x,), (y,) = noisy(n, d)[:1], noisy(m, d, seed=1)[:1]
+    # One row so short that it is multiplied by a power of two.
+    x[0] *= 2.0**-60
+    problem = Problem(loss="sig_lip", normalize=normalize)
+    weights = torch.linspace(0.1, 1.9, n, dtype=torch.float64)
+    ids = torch.arange(n) % 7, torch.arange(m) % 11
+    for given in (None, ids):
+        every = (True, True, True, True)
+        found = sig_lip.oppose(x, y, 0.5, -1.0, given, problem, weights=weights, needs=every)
+        wide = torch_sig_lip.oppose(x.double(), y.double(), 0.5, -1.0, given, problem, weights=weights, needs=every)
+        assert (found.rows - wide.rows).abs().max() <= 1e-6 * wide.rows.abs().max()
+        assert found.slope is not None
+        assert wide.slope is not None
+        assert found.offset is not None
+        assert wide.offset is not None
+        size = 2.0**30 * (weights * (wide.rows + 1)).sum() * (1 if normalize else d)
+        assert (found.slope - wide.slope).abs() <= 4e-6 * size
+        assert (found.offset - wide.offset).abs() <= 4e-6 * size
+        for index, (one, two) in enumerate(zip(found.gradients, wide.gradients, strict=True)):
+            assert one is not None
+            assert two is not None
+            if found.exponents is not None:
+                assert wide.exponents is not None
+                rows = slice(0, n) if index == 0 else slice(n, n + m)
+                one = one * 2.0 ** (found.exponents[rows] - wide.exponents[rows])
+            assert (one - two).norm() <= 1e-5 * two.norm()
+        alone = sig_lip.oppose(x, y, 0.5, -1.0, given, problem, weights=weights, needs=(False, True, False, False))
+        assert alone.gradients[0] is None
+        assert torch.equal(*(gradient for gradient in (alone.gradients[1], found.gradients[1]) if gradient is not None))
+        assert torch.equal(alone.rows, found.rows)
+
+
+def test_sigmoid_weights_beyond_the_workspace_and_rows_that_are_not_finite_go_to_the_torch_path() -> None:
+    x, y = noisy(6, 4)
+    tight = Problem(loss="sig_lip", workspace=100)
+    needs = (True, False, False, False)
+    found, wanted = (path.oppose(x, y[:5], 1.0, 0.0, None, tight, needs=needs) for path in (sig_lip, torch_sig_lip))
+    assert torch.equal(found.rows, wanted.rows)
+    y[1, 1] = torch.inf
+    assert sig_lip.oppose(x, y[:5], 1.0, 0.0, None, Problem(loss="sig_lip")).rows.isnan().all()

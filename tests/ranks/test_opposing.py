@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -29,6 +29,7 @@ from support.truth import FINENESS, norms
 pytestmark = pytest.mark.numeric
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FEWER = settings(max_examples=settings().max_examples // 2)
 
 
 def test_the_definition_is_what_partners_leave() -> None:
@@ -47,6 +48,7 @@ def test_the_definition_is_what_partners_leave() -> None:
     share=st.floats(0, 1),
     workspace=st.sampled_from([1, 1 << 28]),
 )
+@example(Question(Case("scaled", 2, 36, torch.float16, 1.0, need=(True, True, True), seed=7108), 0.0), 0.0, 1)
 @example(Question(Case("random", 600, 9), ids=tuple(range(600))), 0.5, 1 << 28)
 @example(Question(Case("random", 600, 9, need=(True, True, True))), 0.0, 1)
 def test_a_rectangle_is_within_the_derived_bounds(question: Question, share: float, workspace: int) -> None:
@@ -92,9 +94,9 @@ def check_rectangle(
     for index, (side, gradient) in enumerate(zip((x, y), found, strict=True)):
         assert (gradient is not None) == case.need[index]
         if gradient is not None:
-            sizes = (of_pairs.abs() if index == 0 else of_pairs.abs().T) @ torch.linalg.vector_norm(
-                units[1 - index], dim=1
-            )
+            # A float32 exponential below its smallest normal number is off by an absolute amount.
+            sizes = of_pairs.abs() + weights.abs()[:, None] * (floor / len(y) / per_logit)
+            sizes = (sizes if index == 0 else sizes.T) @ torch.linalg.vector_norm(units[1 - index], dim=1)
             scale = norms(side) if case.normalize else torch.ones(len(side), dtype=torch.float64)
             cancelling = torch.where(scale > 0, sizes / scale, 0.0) / case.temperature
             check_rows(side_rows(case, gradient, wanted[index], cancelling, scale), per_logit)
@@ -107,6 +109,7 @@ def check_rectangle(
             assert abs(slope.item() / SCALE - gradient.item()) <= allowed
 
 
+@FEWER
 @given(
     question=questions(max_n=48, max_d=20, dtypes=DTYPES),
     world=st.integers(2, 4),
@@ -120,8 +123,8 @@ def check_rectangle(
 def test_ranks_have_the_loss_and_gradient_of_one_process(
     question: Question, world: int, fractions: list[float], transport: str, impl: str, average: str
 ) -> None:
-    # Thirds of a half precision number are rounded once more.
-    average = "sum" if world == 3 else average
+    # Thirds of a half precision number are rounded once more, and several times a number may be beyond float16.
+    average = "sum" if world == 3 or question.case.dtype == torch.float16 else average
     cuts = sorted(fractions[: world - 1])
     check_answer(question, *on_ranks.answer(shared(), world, question, cuts, transport, impl=impl, average=average))
 

@@ -149,6 +149,13 @@ PyObject* solve_sides(Arguments& given, Problem& problem) {
     return PyLong_FromLong(status == DONE ? rescaled : -static_cast<long>(status));
 }
 
+void read_memory(Arguments& given, Problem& problem) {
+    problem.entries = given.address<float>();
+    problem.formed = problem.entries != nullptr && problem.lse != nullptr;
+    problem.workspace = given.integer();
+    problem.threads = static_cast<int>(given.integer());
+}
+
 PyObject* contrast(PyObject*, PyObject* const* all, Py_ssize_t count) {
     Arguments given(all, count);
     Problem problem{};
@@ -174,8 +181,8 @@ PyObject* contrast(PyObject*, PyObject* const* all, Py_ssize_t count) {
     problem.moment = given.address<double>();
     problem.loss_value = given.address<float>();
     problem.exponents = given.address<float>();
-    problem.workspace = given.integer();
-    problem.threads = static_cast<int>(given.integer());
+    problem.lse = given.address<double>();
+    read_memory(given, problem);
     return PyErr_Occurred() != nullptr ? nullptr : solve_sides(given, problem);
 }
 
@@ -200,8 +207,7 @@ PyObject* block(PyObject*, PyObject* const* all, Py_ssize_t count) {
     problem.z = given.address<double>();
     problem.moment = given.address<double>();
     problem.exponents = given.address<float>();
-    problem.workspace = given.integer();
-    problem.threads = static_cast<int>(given.integer());
+    read_memory(given, problem);
     if (PyErr_Occurred() != nullptr) return nullptr;
     if (problem.own_sides < 2 || (problem.a == nullptr) != (problem.lse == nullptr)) {
         PyErr_SetString(PyExc_ValueError, "at least two sides are the first rank's, and a and lse go together");
@@ -212,16 +218,19 @@ PyObject* block(PyObject*, PyObject* const* all, Py_ssize_t count) {
 
 PyObject* size(PyObject*, PyObject* const* all, Py_ssize_t count) {
     Arguments given(all, count);
-    Side sides[3] = {};
+    Side sides[6] = {};
     Problem problem{};
     problem.n = sides[0].count = sides[1].count = given.integer();
     sides[2].count = given.integer();
     problem.negatives = static_cast<Negatives>(given.integer());
     problem.num_directions = static_cast<int>(given.integer());
     problem.bounded = given.integer() == 0;
+    problem.others = sides[3].count = sides[4].count = given.integer();
+    sides[5].count = given.integer();
     problem.d = 1;
     problem.sides = sides;
-    problem.num_sides = 3;
+    problem.own_sides = problem.num_sides = 3;
+    if (problem.others > 0) problem.mutual = true, problem.num_sides = 6;
     if (PyErr_Occurred() != nullptr) return nullptr;
     return PyLong_FromLongLong(kernels.size_of_contrast(problem));
 }
@@ -268,7 +277,9 @@ PyObject* classes(PyObject*, PyObject* const* all, Py_ssize_t count) {
 PyObject* sigmoid(PyObject*, PyObject* const* all, Py_ssize_t count) {
     Arguments given(all, count);
     Sigmoid problem{};
+    problem.paired = given.integer() != 0;
     problem.n = given.integer();
+    problem.m = given.integer();
     problem.d = given.integer();
     problem.normalize = given.integer() != 0;
     problem.precise = given.integer() != 0;
@@ -283,9 +294,14 @@ PyObject* sigmoid(PyObject*, PyObject* const* all, Py_ssize_t count) {
     problem.exponents = given.address<float>();
     problem.threads = static_cast<int>(given.integer());
     problem.x = read_side(given, problem.n);
-    problem.y = read_side(given, problem.n);
+    problem.y = read_side(given, problem.m);
     problem.x.ids = given.address<const int64_t>();
+    problem.y.ids = given.address<const int64_t>();
     if (PyErr_Occurred() != nullptr) return nullptr;
+    if ((problem.paired && problem.n != problem.m) || (problem.x.ids == nullptr) != (problem.y.ids == nullptr)) {
+        PyErr_SetString(PyExc_ValueError, "pairs are as many rows of x as of y, and both sides have ids or neither");
+        return nullptr;
+    }
     bool rescaled = false;
     problem.rescaled = &rescaled;
     Status status = DONE;
@@ -318,7 +334,7 @@ PyMethodDef methods[] = {
      "contrast does."},
     {"size", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(size)), METH_FASTCALL,
      "Bytes of all exponentials of a call, from its pairs, candidates, negatives, directions and whether a logit "
-     "serves both ways."},
+     "serves both ways; and of a block with another rank's pairs and candidates, 0 of each if there is none."},
     {"classes", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(classes)), METH_FASTCALL,
      "Losses and gradient of one call of the supervised loss, as ctloss.kernels.native.sup_con calls it: twice the "
      "rows with a positive, plus 1 if rows were rescaled, or a negative status."},

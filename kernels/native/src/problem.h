@@ -42,6 +42,10 @@ struct Problem {
     bool mutual;        // the other rank's rows are anchors too, after the first's
     const double* lse;  // (anchors,) natural log-sum-exp over all negatives, wherever these are; null: sums are formed
 
+    // Exponentials that are kept from a call for the sums to one for the gradient; null: not kept.
+    float* entries;
+    bool formed;  // they are there
+
     // What the gradient is of: Σ a_i lse_i − b_i s⁺_i with a and b given, or those of a loss.
     Loss loss;
     bool gradient;
@@ -87,8 +91,9 @@ struct Classes {
 };
 
 struct Sigmoid {
-    Side x, y;  // x's ids leave out pairs i ≠ j of equal ones
-    int64_t n, d;
+    Side x, y;    // (n, d) and (m, d); pairs of equal ids are left out, but for a row's own
+    bool paired;  // row i of y is the positive of row i of x, and m = n; else all pairs are negatives
+    int64_t n, m, d;
     bool normalize, precise;
     double inverse, bias;   // logits are similarity · inverse + bias
     const double* weights;  // (n,) factors of the row losses in what is differentiated, less than 2 in size; null: ones
@@ -98,7 +103,7 @@ struct Sigmoid {
     double share;
     double* slope;     // with respect to the temperature
     double* offset;    // with respect to the bias
-    float* exponents;  // (2n,) powers of two that raw rows were multiplied by
+    float* exponents;  // (n + m,) powers of two that raw rows were multiplied by
     bool* rescaled;    // whether any of them is not 0
     int threads;
 };

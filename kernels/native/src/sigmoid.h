@@ -1,7 +1,7 @@
-// The sigmoid loss of all pairs of rows. The square of logits is cut into strips of TILE columns and these into tiles,
-// which become losses and, if a gradient is wanted, weights, in one pass. The weights are kept, so that the second
-// pass, their products with the rows, only reads: every piece of a gradient adds up its terms in one order whoever does
-// it.
+// The sigmoid loss of all pairs of rows. The rectangle of logits is cut into strips of TILE columns and these into
+// tiles, which become losses and, if a gradient is wanted, weights, in one pass. The weights are kept, so that the
+// second pass, their products with the rows, only reads: every piece of a gradient adds up its terms in one order
+// whoever does it.
 #pragma once
 #include "products.h"
 #include "rows.h"
@@ -33,7 +33,7 @@ inline Floats log1p_over(Floats e) {
 
 struct SigmoidLoss {
     const Sigmoid& problem;
-    const int64_t n, strips, stride;
+    const int64_t n, m, strips, stride;
     Rows rows;
     Side sides[2];
     int parts = 1;
@@ -51,9 +51,10 @@ struct SigmoidLoss {
     explicit SigmoidLoss(const Sigmoid& given)
         : problem(given),
           n(given.n),
-          strips((given.n + TILE - 1) / TILE),
-          stride(padded(given.n)),
-          rows(given.d, 2 * given.n),
+          m(given.m),
+          strips((given.m + TILE - 1) / TILE),
+          stride(padded(given.m)),
+          rows(given.d, given.n + given.m),
           sides{given.x, given.y} {
         wide_scale = problem.inverse * LOG2E;
         wide_offset = problem.bias * LOG2E;
@@ -63,8 +64,8 @@ struct SigmoidLoss {
         offset_rest = static_cast<float>(wide_offset - offset);
     }
 
-    static int64_t padded(int64_t n) {
-        const int64_t whole = up(n, TILE);
+    static int64_t padded(int64_t count) {
+        const int64_t whole = up(count, TILE);
         return whole % 256 == 0 ? whole + 16 : whole;
     }
 
@@ -111,12 +112,16 @@ struct SigmoidLoss {
     Status solve() {
         // A bias or a temperature beyond single precision makes logits that are not numbers.
         if (!__builtin_isfinite(scale) || !__builtin_isfinite(offset)) return OUT_OF_RANGE;
-        const int64_t products = (2 + n * (keeps() ? 3 : 1)) * n * problem.d;
+        const int64_t products = (n + m + n * m * (keeps() ? 3 : 1)) * problem.d;
         parts = static_cast<int>(most(1, least(problem.threads, products / WORTH_A_THREAD)));
         if (!place_in_scratch(*this)) return NO_MEMORY;
-        if (!prepare(rows, sides, 2, 2, problem.normalize, problem.exponents, parts)) return NOT_FINITE;
+        // Without pairs, both sides are further rows.
+        const Side further[4] = {{}, {}, sides[0], sides[1]};
+        if (!prepare(rows, problem.paired ? sides : further, problem.paired ? 2 : 4, 4, problem.normalize,
+                     problem.exponents, parts))
+            return NOT_FINITE;
         *problem.rescaled = rows.rescaled;
-        for (int64_t i = 0; i < n; ++i) {
+        for (int64_t i = 0; problem.paired && i < n; ++i) {
             const double logit = rows.positive[i] * problem.inverse + problem.bias;
             const double small = std::exp(-__builtin_fabs(logit));
             positive_loss[i] = std::log1p(small) + (logit < 0 ? -logit : 0);
@@ -134,7 +139,7 @@ struct SigmoidLoss {
     }
 
     void classify(int64_t strip, const Working& memory) {
-        const int64_t first = strip * TILE, columns = least(TILE, n - first);
+        const int64_t first = strip * TILE, columns = least(TILE, m - first);
         transpose(rows.units + (n + first) * rows.stride, rows.stride, columns, rows.padded, memory.columns);
         for (int64_t start = 0; start < n; start += TILE) {
             const int64_t height = least(TILE, n - start);
@@ -201,7 +206,7 @@ struct SigmoidLoss {
         double loss = sum_wide(losses) * (1 / static_cast<double>(HELD));
         double weight = SCALARS ? sum_wide(sums) : 0, moment = SCALARS ? sum_wide(moments) : 0;
         const int64_t place = row - first;
-        if (place >= 0 && place < columns) {
+        if (problem.paired && place >= 0 && place < columns) {
             loss += positive_loss[row];
             const double of_positive = own * pull[row];
             if (WEIGHS) line[place] = static_cast<float>(of_positive);
@@ -218,10 +223,10 @@ struct SigmoidLoss {
     // The positive, which is done in double precision, pairs of one id, and what lies beyond the last column.
     void leave_out(float* logits, int64_t row, int64_t first, int64_t columns) const {
         if (problem.x.ids != nullptr) {
-            const int64_t id = problem.x.ids[row], *others = problem.x.ids + first;
+            const int64_t id = problem.x.ids[row], *others = problem.y.ids + first;
             for (int64_t j = 0; j < columns; ++j) logits[j] = others[j] == id ? EXCLUDED : logits[j];
         }
-        if (row >= first && row < first + columns) logits[row - first] = EXCLUDED;
+        if (problem.paired && row >= first && row < first + columns) logits[row - first] = EXCLUDED;
         for (int64_t j = columns; j % LANES != 0; ++j) logits[j] = EXCLUDED;
     }
 
@@ -244,12 +249,13 @@ struct SigmoidLoss {
     }
 
     void differentiate() {
-        Queue queue(2 * strips);
+        const int64_t of_x = (n + TILE - 1) / TILE;
+        Queue queue(of_x + strips);
         auto work = [&](int part) {
             const Working memory = working_of(part);
-            for (int64_t taken = queue.take(); taken < 2 * strips; taken = queue.take()) {
-                const bool of_y = taken >= strips;
-                differentiate_rows(of_y, (of_y ? taken - strips : taken) * TILE, memory);
+            for (int64_t taken = queue.take(); taken < queue.size; taken = queue.take()) {
+                const bool of_y = taken >= of_x;
+                differentiate_rows(of_y, (of_y ? taken - of_x : taken) * TILE, memory);
             }
         };
         parallel(parts, work);
@@ -258,12 +264,12 @@ struct SigmoidLoss {
     void differentiate_rows(bool of_y, int64_t first, const Working& memory) const {
         float* gradient = sides[of_y].gradient;
         if (gradient == nullptr) return;
-        const int64_t count = least(TILE, n - first);
-        for (int64_t k = 0; k < n; k += SHORT_SUM) {
+        const int64_t count = least(TILE, (of_y ? m : n) - first), terms = of_y ? n : m;
+        for (int64_t k = 0; k < terms; k += SHORT_SUM) {
             const float* from = of_y ? weights + k * stride + first : weights + first * stride + k;
             const Strides at = of_y ? Strides{1, stride} : Strides{stride, 1};
             const float* others = rows.units + (of_y ? k : n + k) * rows.stride;
-            accumulate<SINGLES>(from, at, count, others, rows.stride, least(SHORT_SUM, n - k), rows.padded,
+            accumulate<SINGLES>(from, at, count, others, rows.stride, least(SHORT_SUM, terms - k), rows.padded,
                                 memory.product, rows.stride, k > 0);
         }
         for (int64_t i = 0; i < count; ++i) {

@@ -94,7 +94,8 @@ struct Sums {
 
     void add(int64_t row, int64_t end_row, int64_t column, int64_t end_column, Kind kind) {
         if (row >= end_row || column >= end_column) return;
-        if (problem.lse != nullptr && !wanted(row, end_row) && !wanted(column, end_column)) return;
+        // What is kept lies where the call for the sums has put it.
+        if (problem.lse != nullptr && !problem.formed && !wanted(row, end_row) && !wanted(column, end_column)) return;
         Rectangle& added = rectangles[num_rectangles++];
         added = {row,     end_row - row,
                  column,  end_column - column,
@@ -105,7 +106,7 @@ struct Sums {
                  nullptr};
     }
 
-    // Whether the gradient of some stacked rows is.
+    // Whether the gradient of any of some stacked rows is wanted.
     bool wanted(int64_t first, int64_t last) const {
         int64_t begin = 0;
         for (int side = 0; side < problem.num_sides; begin += problem.sides[side++].count)
@@ -232,6 +233,7 @@ struct Sums {
         raw = plan.take<uint16_t>(paired ? 2 * ((rows.count + 16) * paired_stride + 64) : 0);
         ids = plan.take<const int64_t*>(problem.num_sides);
         offsets = plan.take<int64_t>(problem.num_sides + 1);
+        float* given = problem.entries;
         for (int index = 0; index < num_rectangles; ++index) {
             Rectangle& r = rectangles[index];
             const int64_t shared = r.kind == PLAIN ? 0 : up(r.columns, TILE);
@@ -240,7 +242,9 @@ struct Sums {
             r.row_moments = plan.take<double>(moment ? groups_of(r) * r.rows : 0);
             r.column_moments = plan.take<double>(moment ? shared : 0);
             if (!kept) continue;
-            r.entries = plan.take<float>(entries_before(r, r.strips) + TILE);
+            const int64_t taken = entries_before(r, r.strips) + TILE;
+            r.entries = given != nullptr ? given : plan.take<float>(taken);
+            if (given != nullptr) given += taken;
             r.last = r.columns;
         }
         if (problem.gradient && !kept) {
@@ -315,7 +319,7 @@ struct Sums {
     int64_t size() const {
         int64_t entries = 0;
         for (int index = 0; index < num_rectangles; ++index)
-            entries += entries_before(rectangles[index], rectangles[index].strips);
+            entries += entries_before(rectangles[index], rectangles[index].strips) + TILE;
         return entries * static_cast<int64_t>(sizeof(float));
     }
 
@@ -324,7 +328,7 @@ struct Sums {
         int64_t work = rows.count * problem.d;
         for (int index = 0; index < num_rectangles; ++index)
             work += rectangles[index].rows * rectangles[index].columns * problem.d * (problem.gradient ? 3 : 1);
-        kept = problem.gradient && size() <= problem.workspace;
+        kept = problem.entries != nullptr || (problem.gradient && size() <= problem.workspace);
         parts = static_cast<int>(most(1, least(problem.threads, work / WORTH_A_THREAD)));
         if (!place_in_scratch(*this)) return NO_MEMORY;
         const int second = problem.others > 0 ? problem.own_sides : problem.num_sides;
@@ -340,7 +344,7 @@ struct Sums {
             return finish_sums();
         }
         const Status status = weigh_anchors();
-        if (status == DONE && kept) form_exponentials(false);
+        if (status == DONE && kept && !problem.formed) form_exponentials(false);
         return status;
     }
 
@@ -620,9 +624,10 @@ struct Sums {
         clear_weights();
         for (int64_t i = 0; i < problem.anchors(); ++i) {
             const int64_t row = row_of(i);
+            if (problem.b != nullptr) pull[pair_of(row)] += problem.b[i] * problem.held;
             if (problem.a[i] == 0) {
                 // No sum bounds the exponentials that are multiplied by this 0.
-                if (largest_logit(row) - shift[row] > LARGEST_LOGIT) return OUT_OF_RANGE;
+                if (!problem.formed && largest_logit(row) - shift[row] > LARGEST_LOGIT) return OUT_OF_RANGE;
                 continue;
             }
             total[row] = std::exp2(problem.lse[i] * LOG2E - shift[row]);

@@ -23,7 +23,7 @@ def row(contestant: str, cpu: float, peak: float, **more: str) -> dict[str, str]
     """One row as it is read back from its file."""
     about = {"loss": "both", "ranks": "2", "rows": "1024", "d": "256", "contestant": contestant, "note": ""}
     numbers = {"cpu_s": str(cpu), "wall_s": str(2 * cpu), "sent_bytes": str(2**20), "peak_bytes": str(peak)}
-    machine = {"device": "a processor", "cores": "2", "torch": "2", "peers": "a library 1", "threads": "1"}
+    machine = {"device": "a processor", "cores": "2", "torch": "2", "peers": "a library 1", "backend": "gloo"}
     return {**about, **numbers, "gradient_error": "3e-7", **machine, **more}
 
 
@@ -60,7 +60,7 @@ def test_what_fails_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
         return [[rows, rows], RanksFailed("rank 1 of 2: killed"), *[[7, 9]] * (len(problems) - 2)]
 
     monkeypatch.setattr(race, "ask_all", ask_all)
-    monkeypatch.setattr(race, "_free_bytes", lambda device: 2.9 * 6 * 4 * 2.0**22)
+    monkeypatch.setattr(race, "_free_bytes", lambda device: 2.9 * 4 * 4 * 2.0**22)
     rows = race.run([Cell("both", 2, 512)], (RING, GATHER, WHOLE))
     assert [(each["contestant"], each.get("peak_bytes")) for each in rows] == [(WHOLE, None), (RING, None), (GATHER, 9)]
     assert "would need about" in str(rows[0]["note"])
