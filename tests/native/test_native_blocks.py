@@ -201,11 +201,11 @@ def test_rows_in_half_precision_are_read_as_what_they_are(dtype: torch.dtype) ->
     ("arguments", "error", "message"),
     [
         ((2, 8), TypeError, "too few"),
-        ((1, *[0] * 18), ValueError, "at least two sides"),
-        ((2, *[0] * 11, 8, *[0] * 6), ValueError, "a and lse go together"),
-        ((2, *[0] * 18, *[0] * 18), TypeError, "at least 4 sides"),
-        ((2, *[0] * 18, *[0, 1, 1, 0, 0, 0] * 3, 0, 2, 1, 0, 0, 0), ValueError, "as many rows of y as of x"),
-        ((2, *[0] * 18, *[0, 1, 1, 0, 0, 8], *[0, 1, 1, 0, 0, 0] * 3), ValueError, "a gradient needs"),
+        ((1, *[0] * 19), ValueError, "at least two sides"),
+        ((2, *[0] * 11, 8, *[0] * 7), ValueError, "a and lse go together"),
+        ((2, *[0] * 19, *[0] * 18), TypeError, "at least 4 sides"),
+        ((2, *[0] * 19, *[0, 1, 1, 0, 0, 0] * 3, 0, 2, 1, 0, 0, 0), ValueError, "as many rows of y as of x"),
+        ((2, *[0] * 19, *[0, 1, 1, 0, 0, 8], *[0, 1, 1, 0, 0, 0] * 3), ValueError, "a gradient needs"),
     ],
 )
 def test_calls_that_make_no_sense_are_refused(arguments: tuple[int, ...], error: type, message: str) -> None:
