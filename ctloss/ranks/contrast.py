@@ -71,11 +71,11 @@ class Total:
         """Add a block's sums to those of the anchors at some places."""
         before, added = self.z[places], sums.z
         z = torch.logaddexp(before, added)
-        self.z[places] = z
         if self.moment is not None:
             assert sums.moment is not None
             shares = [torch.where(one == -torch.inf, 0.0, torch.exp(one - z)) for one in (before, added)]
             self.moment[places] = shares[0] * self.moment[places] + shares[1] * sums.moment
+        self.z[places] = z
 
 
 class State(NamedTuple):
