@@ -189,8 +189,8 @@ def hold(
     assert isinstance(pulls, Tensor)
     assert isinstance(bits, int)
     # Only z is returned row by row; errors of weights average out.
-    a, b = weights.contiguous(), pulls.contiguous()
-    found = _call(batch, problem, False, needs, a=a, b=b, entries=entries, lse=lse)
+    numbers = weights.contiguous(), pulls.contiguous()
+    found = _call(batch, problem, False, needs, a=numbers[0], b=numbers[1], entries=entries, lse=lse)
     if found is None:
         again = torch_engine.forward(batch, problem, moment=False, gradient=True)
         return torch_engine.hold(again.state, a, b, needs, largest)
