@@ -52,13 +52,15 @@ STATISTICS = 8
 TILE, LARGEST_PANEL = 128, 11264
 
 Pass = Literal["forward", "backward"]
+PASSES: tuple[Pass, Pass] = ("forward", "backward")
 
 
 @lru_cache(maxsize=8)
-def shares(ranks: int, which: Pass) -> Tensor:
+def shares(ranks: int, which: Pass, *, at_once: bool = False) -> Tensor:
     """What every rank forms at every step, over the rectangle of two ranks' rows; (steps, ranks), own rows first.
 
-    Own rows against themselves are symmetric: half of their rectangle, in both passes.
+    Own rows against themselves are symmetric: half of their rectangle, in both passes. ``at_once``: all other ranks are
+    met in one step.
 
     Raises:
         ValueError: the schedule leaves out a hop, and the simulation here does not know how.
@@ -67,6 +69,8 @@ def shares(ranks: int, which: Pass) -> Tensor:
         >>> shares(4, "forward").tolist()
         [[0.5, 0.5, 0.5, 0.5], [1.0, 1.0, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5]]
     """
+    if at_once:
+        return torch.tensor([[0.5] * ranks, [ranks - 1.0] * ranks], dtype=torch.float64)
     of_ranks = (
         [schedule.forward(rank, ranks) for rank in range(ranks)]
         if which == "forward"
@@ -90,11 +94,11 @@ def _rows(part: schedule.Part) -> float:
 class Rates(Protocol):
     """How long a rank works: seconds of every block, given the shares of its rectangle and that rectangle's flops."""
 
-    def forward_seconds(self, of_blocks: Tensor, rectangle: float) -> Tensor:
+    def forward_seconds(self, of_blocks: Tensor, rectangle: float, *, at_once: bool) -> Tensor:
         """Of the forward; of the shape of the shares, (steps, ranks), own rows first."""
         ...
 
-    def backward_seconds(self, of_blocks: Tensor, rectangle: float) -> Tensor:
+    def backward_seconds(self, of_blocks: Tensor, rectangle: float, *, at_once: bool) -> Tensor:
         """Of the backward, likewise."""
         ...
 
@@ -122,13 +126,14 @@ class Gpu:
         if not min(self.product, self.logits, self.weights) > 0 or min(self.forward_fixed, self.backward_fixed) < 0:
             raise ValueError(f"expected rates above 0 and fixed costs of at least 0, got {self}; measure them again")
 
-    def forward_seconds(self, of_blocks: Tensor, rectangle: float) -> Tensor:
+    def forward_seconds(self, of_blocks: Tensor, rectangle: float, *, at_once: bool) -> Tensor:
         """Logits of every block."""
         return self.forward_fixed + of_blocks * rectangle / self.logits
 
-    def backward_seconds(self, of_blocks: Tensor, rectangle: float) -> Tensor:
+    def backward_seconds(self, of_blocks: Tensor, rectangle: float, *, at_once: bool) -> Tensor:
         """Weights of every block, and their product with its rows, which is a whole one for own rows too."""
-        return self.backward_fixed + of_blocks * rectangle / self.weights + rectangle / self.product
+        products = of_blocks.clamp_min(1.0) * rectangle / self.product
+        return self.backward_fixed + of_blocks * rectangle / self.weights + products
 
 
 @dataclass(frozen=True)
@@ -182,6 +187,10 @@ class Step:
     def transport(self) -> schedule.Transport:
         """How the losses would move these rows."""
         return schedule.transport(self.ranks, self.message(0), self.workspace)
+
+    def at_once(self, transport: schedule.Transport) -> bool:
+        """Whether rows that travel so meet all others in one step."""
+        return transport == "gather" and schedule.at_once([self.rows] * self.ranks, self.workspace)
 
 
 @dataclass(frozen=True)
@@ -269,14 +278,15 @@ def memory(step: Step) -> int:
 def cost(step: Step, rates: Rates, links: Links, transport: schedule.Transport | None = None) -> Cost:
     """Run the step through the schedule; rows travel as the losses choose, or as told."""
     rectangle = 2 * step.rows**2 * step.d
-    logits, weights = shares(step.ranks, "forward"), shares(step.ranks, "backward").clone()
+    transport = transport or step.transport
+    at_once = step.at_once(transport)
+    logits, weights = (shares(step.ranks, which, at_once=at_once).clone() for which in PASSES)
     if not step.shared:
         weights[0] = 1.0
-    forward = rates.forward_seconds(logits, rectangle)
-    backward = rates.backward_seconds(weights, rectangle)
-    transport = transport or step.transport
+    forward = rates.forward_seconds(logits, rectangle, at_once=at_once)
+    backward = rates.backward_seconds(weights, rectangle, at_once=at_once)
     run = ring if transport == "ring" else gathered
-    sums = [links.into(step.ranks, -hop, 8 * RETURNED * step.rows) for hop in range(1, len(logits))]
+    sums = [links.into(step.ranks, -hop, 8 * RETURNED * step.rows) for hop in range(1, 1 if at_once else len(logits))]
     # Rows that have been gathered stay for the backward: only their numbers travel then.
     again = step.message(TRAVELLING) if transport == "ring" else 8 * TRAVELLING * step.rows
     return Cost(

@@ -25,6 +25,7 @@ from benchmarks.ranks import steps
 from benchmarks.ranks.processes import Question, RanksFailed, ask, ask_all
 from benchmarks.ranks.rivals import LOSSES, TRANSPORTS
 from benchmarks.results import describe
+from ctloss import get_workspace_limit
 from ctloss.core.plan import cached_plan
 from ctloss.kernels.blocks import Anchors
 from ctloss.kernels.problem import Batch, Problem
@@ -38,7 +39,7 @@ MESSAGE_BYTES = (1 << 16, 1 << 22)
 ROUNDS = 9
 TOLERANCE = 0.25
 """How far a predicted step may be from a measured one."""
-KINDS = ("own forward", "own backward", "meet", "pull")
+KINDS = ("own forward", "own backward", "meet", "pull", "meet at once", "pull from kept")
 
 Row = dict[str, object]
 
@@ -76,11 +77,14 @@ def _work(loss: str, rows: int, d: int, device: str) -> dict[str, Callable[[], o
     a = torch.full((2 * rows,), 1e-3, dtype=torch.float64, device=device)
     # Of the size that lse has: weights are neither 0 nor huge.
     anchors = Anchors(a, torch.full_like(a, 10.0))
+    kept = contrast.meet_at_once(own, other, problem, moment=False, gradient=True)[1]
     return {
         "own forward": lambda: engine.forward(own, problem, moment=False, gradient=True),
         "own backward": lambda: engine.backward(state, a, a, needs),
         "meet": lambda: contrast.meet(own, other, problem, moment=False),
         "pull": lambda: contrast.pull(own, other, problem, anchors, anchors, needs),
+        "meet at once": lambda: contrast.meet_at_once(own, other, problem, moment=False, gradient=True),
+        "pull from kept": lambda: contrast.pull(own, other, problem, anchors, anchors, needs, kept),
     }
 
 
@@ -135,13 +139,13 @@ class Processor:
 
     lines: Mapping[str, Line]
 
-    def forward_seconds(self, of_blocks: Tensor, rectangle: float) -> Tensor:
+    def forward_seconds(self, of_blocks: Tensor, rectangle: float, *, at_once: bool) -> Tensor:
         """Of own rows and of every block met."""
-        return self._seconds("own forward", "meet", of_blocks, rectangle)
+        return self._seconds("own forward", "meet at once" if at_once else "meet", of_blocks, rectangle)
 
-    def backward_seconds(self, of_blocks: Tensor, rectangle: float) -> Tensor:
+    def backward_seconds(self, of_blocks: Tensor, rectangle: float, *, at_once: bool) -> Tensor:
         """Of own rows and of every block pulled."""
-        return self._seconds("own backward", "pull", of_blocks, rectangle)
+        return self._seconds("own backward", "pull from kept" if at_once else "pull", of_blocks, rectangle)
 
     def _seconds(self, own: str, others: str, of_blocks: Tensor, rectangle: float) -> Tensor:
         found = self.lines[others].seconds(of_blocks * rectangle)
@@ -178,6 +182,7 @@ class Calibration:
 
     ranks: int
     d: int
+    device: str
     wall: Processor
     cpu: Processor
     links: Loopback
@@ -193,7 +198,8 @@ class Calibration:
         return Seconds(wall, cpu)
 
     def _simulated(self, contestant: str, rows: int) -> Seconds:
-        step = Step(rows * self.ranks, self.ranks, self.d, itemsize=4)
+        workspace = get_workspace_limit(self.device)
+        step = Step(rows * self.ranks, self.ranks, self.d, itemsize=4, workspace=workspace)
         transport = TRANSPORTS[contestant]
         wall, cpu = (ring.cost(step, clock, self.links, transport) for clock in (self.wall, self.cpu))
         return Seconds(wall.total, cpu.busy)
@@ -215,7 +221,7 @@ def calibrated(loss: str, ranks: int, d: int, device: str, rows: Sequence[int] =
 
     small, large = zip(map(float, MESSAGE_BYTES), map(max, zip(*of_hops, strict=True)), strict=True)
     links = Loopback(Line.through(small, large))
-    return Calibration(ranks, d, processor(0), processor(1), links, _slowest(steps_of_few))
+    return Calibration(ranks, d, device, processor(0), processor(1), links, _slowest(steps_of_few))
 
 
 def _of_steps(loss: str, rows: int, d: int, seconds: float) -> Question:

@@ -62,7 +62,8 @@ def race(rows: Sequence[Row]) -> str:
         _side_by_side(cells, lambda row: f"{_number(row, 'peak_bytes') / 2**20:,.0f}", ratio="peak_bytes"),
         "Relative error of the gradient, averaged over the ranks, against one process in float64:",
         _side_by_side(cells, lambda row: f"{_number(row, 'gradient_error'):.0e}"),
-        "Logits that a rank forms by the schedule, over its rows times everybody's (N²/W):",
+        "Logits that a rank forms on the ring, over its rows times everybody's (N²/W); small gathered batches form all "
+        "of these in the forward, and none again:",
         _work(sorted({ranks for _, ranks, _ in cells})),
         _left_out(rows),
     ]

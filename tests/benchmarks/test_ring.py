@@ -164,7 +164,7 @@ def test_messages_between_nodes_are_the_slow_ones() -> None:
 
 def test_doubling_ranks_never_saves_flops() -> None:
     n = 2**17
-    found = [cost(Step(n, 2**k, workspace=AMPLE), GPU, NETWORK).flops for k in range(8)]
+    found = [cost(Step(n, 2**k, workspace=AMPLE), GPU, NETWORK, "ring").flops for k in range(8)]
     unit = (2 * n) ** 2 * 768
     assert found[0] == 4 * unit
     assert all(before < after for before, after in pairwise(found))

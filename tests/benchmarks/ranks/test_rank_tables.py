@@ -123,16 +123,19 @@ def test_a_prediction_adds_up_probes_by_the_schedule() -> None:
     d, rows = 4, 16
     rectangle = 2 * (2 * rows) ** 2 * d
     kinds = {"own forward": 1.0, "meet": 10.0, "own backward": 100.0, "pull": 1000.0}
+    kinds |= {"meet at once": 20.0, "pull from kept": 500.0}
     processor = Processor({kind: Line(0.0, seconds / rectangle) for kind, seconds in kinds.items()})
     free = Loopback(Line(0.0, 0.0))
     few = {name: Seconds(0.0, 0.0) for name in OURS}
     for ranks in (2, 4):
-        calibration = Calibration(ranks, d, processor, processor, free, few)
+        calibration = Calibration(ranks, d, "cpu", processor, processor, free, few)
         # Forward: half of the rectangles with other ranks; backward: all of them.
         wanted = 1 + 10 * (ranks - 1) / 2 + 100 + 1000 * (ranks - 1)
-        for name in OURS:
-            assert calibration.predicted(name, rows) == pytest.approx((wanted, wanted))
-    beyond = Calibration(2, d, processor, processor, free, {name: Seconds(5000.0, 0.0) for name in OURS})
+        assert calibration.predicted(RING, rows) == pytest.approx((wanted, wanted))
+        # Few gathered rows meet all others at once: all rectangles, formed once.
+        wanted = 1 + 20 * (ranks - 1) + 100 + 500 * (ranks - 1)
+        assert calibration.predicted(GATHER, rows) == pytest.approx((wanted, wanted))
+    beyond = Calibration(2, d, "cpu", processor, processor, free, {name: Seconds(5000.0, 0.0) for name in OURS})
     (few_rows,) = {calibration.predicted(RING, probes.FEW_ROWS).wall for calibration in [beyond]}
     assert few_rows == pytest.approx(5000.0)
     assert beyond.predicted(RING, rows).wall > 5000.0
@@ -141,7 +144,7 @@ def test_a_prediction_adds_up_probes_by_the_schedule() -> None:
 def test_slow_links_delay_a_ring() -> None:
     processor = Processor(dict.fromkeys(probes.KINDS, Line(1.0, 0.0)))
     few = {name: Seconds(0.0, 0.0) for name in OURS}
-    found = {hop: Calibration(2, 4, processor, processor, Loopback(Line(hop, 0.0)), few).predicted(RING, 16)
+    found = {hop: Calibration(2, 4, "cpu", processor, processor, Loopback(Line(hop, 0.0)), few).predicted(RING, 16)
              for hop in (0.5, 3.0)}  # fmt: skip
     # Own rows and one block in each pass; the sums of the forward come back in the open.
     assert found[0.5] == pytest.approx((4.5, 4.0))
