@@ -86,7 +86,8 @@ def test_command_measures_every_contestant(measured: tuple[Rows, Answers]) -> No
     ring, gather = (float(rows[name]["sent_bytes"]) for name in OURS)
     numbers = 2 * 2 * ROWS * 8
     assert BLOCK + numbers < gather < BLOCK + 2 * numbers
-    assert ring - gather == BLOCK
+    # Few gathered rows meet at once, so no sums go back to the other rank.
+    assert ring - gather == BLOCK + 2 * ROWS * 8
 
 
 def test_contestants_compute_the_loss_with_all_negatives(measured: tuple[Rows, Answers]) -> None:

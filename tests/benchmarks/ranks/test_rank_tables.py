@@ -183,8 +183,8 @@ def test_what_cannot_be_run_is_refused(arguments: list[str], message: str) -> No
 
 
 def test_tables_are_written_into_their_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("", " --contract", " --simulator"):
-        assert page_of(command.COMMAND + name).name == "ranks.md"
+    for name, wanted in (("", "ranks.md"), (" --contract", "many-ranks.md"), (" --simulator", "ranks.md")):
+        assert page_of(command.COMMAND + name).name == wanted
     page, file = tmp_path / "page.md", tmp_path / "ranks.csv"
     page.write_text("\n".join(["Before.", *markers(command.COMMAND), "After."]), encoding="utf-8")
     write_csv(file, [row(name, 1, 1) for name in CONTESTANTS])

@@ -28,7 +28,7 @@ def _serve(rank: int, world: int, store: str, timeout: float, pipe: Connection) 
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
-        store=dist.FileStore(store, world),
+        store=dist.FileStore(store, world),  # type: ignore[attr-defined]
         rank=rank,
         world_size=world,
         timeout=timedelta(seconds=timeout),
