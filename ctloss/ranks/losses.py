@@ -51,11 +51,18 @@ def refuse_transforms() -> None:
 
 
 def call_of(
-    problem: Problem, across: Across, ranks: Ranks, batch: Batch, *, bias: float | Tensor | None = None
+    problem: Problem,
+    across: Across,
+    ranks: Ranks,
+    batch: Batch,
+    *,
+    bias: float | Tensor | None = None,
+    weighted: bool = False,
 ) -> tuple[Call, Batch]:
     """Agree on a call with all ranks; the batch is given back with its temperature as the others give theirs.
 
-    A loss with a bias forms the gradients of it and of the temperature from rows that travel again.
+    Whatever decides what is exchanged later has to be the same everywhere. A loss with a bias forms the gradients of it
+    and of the temperature from rows that travel again.
 
     Raises:
         RuntimeError: on every rank, if one makes another call.
@@ -76,6 +83,8 @@ def call_of(
         d=batch.x.shape[1],
         dtypes=", ".join(str(side.dtype).removeprefix("torch.") for side in batch.sides),
         ids=", ".join("given" if one else "none" for one in masked) or "none",
+        weights="given" if weighted else "none",
+        learns_temperature=isinstance(temperature, Tensor) and temperature.requires_grad,
         **({} if bias is None else {"bias": "a tensor" if isinstance(bias, Tensor) else float(bias)}),
     )
     leaves = batch.sides if bias is None else (*batch.sides, temperature, bias)
@@ -93,13 +102,15 @@ def call_of(
     return Call(ranks, of_ranks, description, problem, num_shared), batch
 
 
-def contrasts(problem: Problem, across: Across, ranks: Ranks, batch: Batch) -> tuple[Tensor, Tensor, Call]:
+def contrasts(
+    problem: Problem, across: Across, ranks: Ranks, batch: Batch, *, weighted: bool = False
+) -> tuple[Tensor, Tensor, Call]:
     """z and the positives' logits of a rank's anchors over the negatives of all ranks, float64, and the call.
 
     Single rows are as exact as ``problem.by_row`` says.
     """
     refuse_transforms()
-    call, batch = call_of(problem, across, ranks, batch)
+    call, batch = call_of(problem, across, ranks, batch, weighted=weighted)
     # The paths see no loss: only whether they return single rows.
     alone = replace(problem, loss="contrast" if problem.by_row else "cz_nce", form="log")
     # A rank without need of gradients takes part in the backward of those that have it.
@@ -120,7 +131,7 @@ def contrast(across: Across, ranks: Ranks, problem: Problem, batch: Batch) -> tu
 
 def loss(across: Across, ranks: Ranks, weights: Tensor | None, problem: Problem, batch: Batch) -> Tensor:
     """A rank's loss, float64: see the head of this file."""
-    z, _, call = contrasts(problem, across, ranks, batch)
+    z, _, call = contrasts(problem, across, ranks, batch, weighted=weights is not None)
     return part_of_loss(call, across, rows.values(problem, z), weights)
 
 

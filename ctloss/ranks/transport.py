@@ -91,22 +91,28 @@ class Messages:
     def __init__(
         self, ranks: Ranks, sent: Sequence[tuple[Tensor, int]], received: Sequence[tuple[Tensor, int]], tag: int
     ) -> None:
-        ends = [(dist.irecv, *one) for one in received] + [(dist.isend, *one) for one in sent]
-        ends = [end for end in ends if end[1].numel()]
-        self.peers = [peer for _, _, peer in ends]
+        self.peers: list[int] = []
         # Memory must live until the messages have gone.
-        self.memory = [tensor for _, tensor, _ in ends]
+        self.memory: list[Tensor] = []
+        ready = []
+        for operation, ends in ((dist.irecv, received), (dist.isend, sent)):
+            for tensor, peer in ends:
+                if tensor.numel():
+                    everywhere = dist.get_global_rank(ranks.group, peer)
+                    ready.append(dist.P2POp(operation, tensor, everywhere, ranks.group, tag))
+                    self.peers.append(peer)
+                    self.memory.append(tensor)
         self.works: list[Any] = []
-        try:
-            if ends:
-                self.works = dist.batch_isend_irecv(
-                    [
-                        dist.P2POp(operation, tensor, dist.get_global_rank(ranks.group, peer), ranks.group, tag)
-                        for operation, tensor, peer in ends
-                    ]
-                )
-        except RuntimeError as error:
-            raise Failure(None, error) from error
+        self.failure: Failure | None = None
+        # Between CPUs a batch is its messages one by one. A rank that has ended must not keep those to others back.
+        alone = bool(ready) and self.memory[0].device.type == "cpu"
+        batches = [[one] for one in ready] if alone else [ready]
+        named: list[int | None] = [*self.peers] if alone else [None]
+        for batch, one in zip(batches, named, strict=True):
+            try:
+                self.works += dist.batch_isend_irecv(batch) if batch else []
+            except RuntimeError as error:
+                self.failure = self.failure or Failure(one, error)
 
     def wait(self) -> None:
         """Wait for all of them.
@@ -114,6 +120,8 @@ class Messages:
         Raises:
             Failure: naming the rank, where one of them has failed.
         """
+        if self.failure is not None:
+            raise self.failure
         for index, work in enumerate(self.works):
             try:
                 work.wait()

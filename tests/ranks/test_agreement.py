@@ -42,12 +42,27 @@ def call(group: Any, options: dict[str, Any], repeats: int = 1) -> str:
         ({}, {"temperature": 0.1}, "rank 1 has temperature=0.1 where others have 0.07"),
         ({}, {"ids": torch.arange(3)}, "rank 1 has ids=given where others have none"),
         ({}, {"grads": False}, "rank 1 has gradients=disabled (torch.no_grad) where others have enabled"),
+        ({}, {"weights": torch.ones(3)}, "rank 1 has weights=given where others have none"),
         ({"even": True}, {"n": 4}, "rank 1 has what it brings=4 pairs"),
     ],
 )
 def test_another_call_is_refused_on_every_rank(usual: dict[str, Any], other: dict[str, Any], told: str) -> None:
     messages = shared().run(3, call, [usual, usual | other, usual])
     assert all(told in message for message in messages), messages
+
+
+def learning(group: Any, learns: bool) -> str:
+    x, tau = torch.randn(3, 5), torch.tensor(0.1, requires_grad=learns)
+    try:
+        ctloss.cz_nce(x, x, temperature=tau, group=group)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def test_all_ranks_learn_the_temperature_or_none() -> None:
+    messages = shared().run(2, learning, [True, False])
+    assert all("learns_temperature=" in message for message in messages), messages
 
 
 def call_twice(group: Any, first: dict[str, Any], second: dict[str, Any]) -> tuple[str, str, float]:
