@@ -87,6 +87,25 @@ def test_ddp_is_one_process_also_with_accumulation(world: int, steps: int, empty
     agree(found, of_one_process(steps, ctloss.info_nce))
 
 
+def from_chunks(group: Any) -> list[Tensor]:
+    encoder = DistributedDataParallel(Encoder(), process_group=group)
+    queries, documents = (own(rows, group, False) for rows in batch())
+    cache = ctloss.GradientCache(chunk=2)
+
+    def encode(rows: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, y, _ = encoder(*rows)
+        return x, y
+
+    x, y = cache(encode, (queries, documents))
+    loss = ctloss.info_nce(x, y, temperature=encoder.module.temperature, group=group)
+    loss.backward()
+    return [loss.detach().view(1), *(one.grad for one in encoder.parameters() if one.grad is not None)]
+
+
+def test_the_gradient_cache_under_ddp_is_one_process() -> None:
+    agree(shared().run(3, from_chunks), of_one_process(1, ctloss.info_nce))
+
+
 def under_fsdp(group: Any) -> list[Tensor]:
     encoder = Encoder()
     mesh = DeviceMesh.from_group(group, "cpu")
