@@ -238,13 +238,18 @@ class Spread(NamedTuple):
 
 
 def _is_spread(x: object, options: Any) -> bool:
-    return not across_ranks.OPTIONS.isdisjoint(options) or (type(x) is not Tensor and hasattr(x, "placements"))
+    return options.get("group") is not None or across_ranks.is_sharded(x)
+
+
+def _alone(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a call within this process, without those of ranks, which are checked all the same."""
+    return options if across_ranks.OPTIONS.isdisjoint(options) else across_ranks.taken(options)[1]
 
 
 def _loss(loss: str, x: Tensor, y: Tensor, weights: Tensor | None, options: Any, *tensors: Any) -> Tensor:
     if _is_spread(x, options):
         return _spread_loss(loss, x, y, weights, options, *tensors)
-    problem, batch = prepared(loss, x, y, options, *tensors)
+    problem, batch = prepared(loss, x, y, _alone(options), *tensors)
     if weights is not None:
         weights = checks.weights(weights, batch.x, problem.num_directions)
     if _at_once(batch, weights, problem):
@@ -261,8 +266,8 @@ def _spread_loss(loss: str, x: Tensor, y: Tensor, weights: Tensor | None, option
         return _loss(loss, spread.x, spread.y, spread.weights, spread.options, *spread.tensors)
     problem, batch = prepared(loss, spread.x, spread.y, spread.options, *spread.tensors, empty=True)
     weights = checks.weights(spread.weights, batch.x, problem.num_directions)
-    run = partial(of_ranks.loss, spread.across, spread.ranks, weights)
-    dtype, flat = output_dtype(batch.shape.dtype), _flat(problem)
+    run = partial(of_ranks.loss, spread.across, spread.ranks, weights, problem)
+    dtype, flat = output_dtype(batch.shape.dtype), _one_of_many(problem)
     if problem.dims is None:
         return run(problem, batch).to(dtype)
     return _sum_of_widths(problem, [run(flat, narrowed(batch, width)) for width in problem.dims]).to(dtype)
@@ -271,6 +276,11 @@ def _spread_loss(loss: str, x: Tensor, y: Tensor, weights: Tensor | None, option
 def _flat(problem: Problem) -> Problem:
     """The problem of one width."""
     return problem if problem.dims is None else replace(problem, dims=None, dim_weights=None)
+
+
+def _one_of_many(problem: Problem) -> Problem:
+    """The problem of one width, of which all keep what they need until the backward."""
+    return replace(_flat(problem), workspace=problem.workspace // len(problem.dims or (1,)))
 
 
 def _sum_of_widths(problem: Problem, losses: list[Tensor]) -> Tensor:
@@ -479,10 +489,10 @@ def contrast(
 def _contrast(x: Tensor, y: Tensor, options: dict[str, Any], *tensors: Any) -> Contrast:
     if _is_spread(x, options):
         return _spread_contrast(x, y, options, *tensors)
-    problem, batch = prepared("contrast", x, y, options, *tensors)
+    problem, batch = prepared("contrast", x, y, _alone(options), *tensors)
     if _at_once(batch, None, problem):
         return Contrast(*_run(batch, None, problem))
-    return _of_widths(problem, batch, lambda problem, batch: _run(batch, None, problem))
+    return _stacked([_run(narrowed(batch, width), None, _flat(problem)) for width in problem.dims or ()])
 
 
 @outside_graphs
@@ -491,15 +501,14 @@ def _spread_contrast(x: Tensor, y: Tensor, options: dict[str, Any], *tensors: An
     if spread.ranks is None:
         return _contrast(spread.x, spread.y, spread.options, *spread.tensors)
     problem, batch = prepared("contrast", spread.x, spread.y, spread.options, *spread.tensors, empty=True)
-    return _of_widths(problem, batch, partial(of_ranks.contrast, spread.across, spread.ranks))
-
-
-def _of_widths(problem: Problem, batch: Batch, run: Callable[[Problem, Batch], tuple[Tensor, Tensor]]) -> Contrast:
-    """z and the positives' logits at the only width, or stacked for each of ``dims``."""
+    run = partial(of_ranks.contrast, spread.across, spread.ranks, problem)
     if problem.dims is None:
         return Contrast(*run(problem, batch))
-    found = [run(_flat(problem), narrowed(batch, width)) for width in problem.dims]
-    return Contrast(*(torch.stack(one) for one in zip(*found, strict=True)))
+    return _stacked([run(_one_of_many(problem), narrowed(batch, width)) for width in problem.dims])
+
+
+def _stacked(of_widths: list[tuple[Tensor, Tensor]]) -> Contrast:
+    return Contrast(*(torch.stack(one) for one in zip(*of_widths, strict=True)))
 
 
 @takes("cz_nce")
@@ -538,11 +547,11 @@ def explain(
     if loss not in ("contrast", "cz_nce", "info_nce"):
         raise ValueError(f"loss: expected one of 'contrast', 'cz_nce', 'info_nce', got {loss!r}")
     spread = Spread.of(x, y, weights, dict(options), (temperature, candidates, ids, candidate_ids))
-    problem, batch = prepared(loss, spread.x, spread.y, spread.options, *spread.tensors)
+    problem, batch = prepared(loss, spread.x, spread.y, spread.options, *spread.tensors, empty=spread.ranks is not None)
     weights = checks.weights(spread.weights, batch.x, problem.num_directions)
     if weights is not None and weights.requires_grad:
         problem = replace(problem, reduction="none")
-    chosen = choose(batch, problem)
     if spread.ranks is None:
-        return chosen
-    return replace(chosen, across=of_ranks.explained(spread.ranks, batch, problem))
+        return choose(batch, problem)
+    chosen = choose(batch if len(batch.x) else batch._replace(x=batch.x.new_empty(1, batch.x.shape[1])), problem)
+    return replace(chosen, across=of_ranks.explained(spread.ranks, spread.across, batch, problem))

@@ -24,7 +24,7 @@ from .kernels.torch_path import engine as torch_engine
 from .kernels.torch_path.engine import Held
 from .losses import choose
 from .ranks import sig_lip as of_ranks
-from .ranks.group import Across, Average, Group, Ranks, local_rows
+from .ranks.group import Across, Average, Group, Ranks, is_sharded, local_rows, outside_graphs
 from .reference.sig_lip import row_losses
 
 ONLY_FIRST_DERIVATIVES = (
@@ -97,11 +97,35 @@ def sig_lip(
     """
     given = {"normalize": normalize, "reduction": reduction, "precision": precision, "impl": impl}
     across = Across(group=group, average=average, even=even)
-    x, group = local_rows("x", x, group)
-    y, group = local_rows("y", y, group)
+    if group is not None or is_sharded(x):
+        return _spread(x, y, ids, temperature, bias, given, across)
+    return _sig_lip(_checked(x, y, ids, temperature, bias, given), bias)
+
+
+@outside_graphs
+def _spread(
+    x: Any, y: Any, ids: Any, temperature: float | Tensor, bias: float | Tensor, given: dict[str, Any], across: Across
+) -> Tensor:
+    x, group = local_rows("x", x, across.group)
+    y, _ = local_rows("y", y, group)
     ids, _ = local_rows("ids", ids, group)
-    ranks = None if group is None else Ranks.of(group)
-    spread = ranks is not None and ranks.world > 1
+    ranks = Ranks.of(group)
+    batch, problem = _checked(x, y, ids, temperature, bias, given, empty=ranks.world > 1)
+    if ranks.world == 1:
+        return _sig_lip((batch, problem), bias)
+    return of_ranks.loss(problem, across, ranks, batch, bias)
+
+
+def _checked(
+    x: Tensor,
+    y: Tensor,
+    ids: Tensor | None,
+    temperature: float | Tensor,
+    bias: float | Tensor,
+    given: dict[str, Any],
+    *,
+    empty: bool = False,
+) -> tuple[Batch, Problem]:
     problem = problem_for("sig_lip", x.device.type if isinstance(x, Tensor) else "cpu", given)
     batch = checks.batch(
         x,
@@ -112,19 +136,22 @@ def sig_lip(
         ids_given=ids,
         candidate_ids_given=None,
         read=not isinstance(temperature, Tensor) or unwatched(temperature),
-        empty=spread,
+        empty=empty,
     )
     if isinstance(temperature, Tensor):
         _check_scalar("temperature", temperature, x)
     if type(bias) is not float or not -math.inf < bias < math.inf:
         _check_scalar("bias", bias, x)
-    if ranks is not None and spread:
-        return of_ranks.loss(problem, across, ranks, batch, bias)
+    return batch, problem
+
+
+def _sig_lip(checked: tuple[Batch, Problem], bias: float | Tensor) -> Tensor:
+    batch, problem = checked
     chosen = choose(batch, problem)
     if chosen.path == "reference":
-        options = batch._asdict() | {"bias": bias, "normalize": normalize}
+        options = batch._asdict() | {"bias": bias, "normalize": problem.normalize}
         del options["candidates"], options["candidate_ids"]
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(batch.x.device.type, enabled=False):
             return rows.reduce(problem, row_losses(**options), None).to(output_dtype(batch.shape.dtype))
     return fused(batch, bias, chosen)
 

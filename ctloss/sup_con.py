@@ -22,7 +22,7 @@ from .kernels.problem import Impl, Precision, Problem, Reduction, Shape
 from .kernels.sigmoid import SCALE_BITS, softplus
 from .kernels.torch_path.engine import Held
 from .losses import contrast
-from .ranks.group import Across, Average, Group, Ranks, local_rows
+from .ranks.group import Across, Average, Group, Ranks, is_sharded, local_rows, outside_graphs
 from .ranks.sup_con import sup_con as of_ranks
 
 ONLY_FIRST_DERIVATIVES = (
@@ -79,9 +79,8 @@ def sup_con(
         reduction: ``"mean"`` over the rows with a positive, ``"sum"``, or ``"none"`` for ``(n,)`` row losses.
         precision: as for :func:`ctloss.info_nce`.
         impl: as for :func:`ctloss.info_nce`.
-        group: ranks over which rows are compared, by labels that mean the same on all of them; as are the next two, as
-            for :func:`ctloss.cz_nce`.
-        average: whether ranks' gradients are averaged or summed.
+        group: ranks whose rows are compared too, as for :func:`ctloss.cz_nce`; labels mean the same on all of them.
+        average: whether ranks' gradients are averaged, ``"mean"``, or added up, ``"sum"``.
         even: the promise that ranks always bring as many rows.
 
     Returns:
@@ -97,17 +96,32 @@ def sup_con(
         tensor(0.4302)
     """
     options = _OF_NEGATIVES | {"normalize": normalize, "reduction": reduction, "precision": precision, "impl": impl}
-    x, spread = local_rows("x", x, group)
-    labels, _ = local_rows("labels", labels, spread)
+    across = Across(group=group, average=average, even=even)
+    if group is not None or is_sharded(x):
+        return _spread(x, labels, temperature, options, across)
+    return _sup_con(*_checked(x, labels, temperature, options))
+
+
+@outside_graphs
+def _spread(x: Any, labels: Any, temperature: float | Tensor, options: dict[str, Any], across: Across) -> Tensor:
+    x, group = local_rows("x", x, across.group)
+    labels, _ = local_rows("labels", labels, group)
+    ranks, arguments = Ranks.of(group), _checked(x, labels, temperature, options)
+    return _sup_con(*arguments) if ranks.world == 1 else of_ranks(*arguments, across, ranks)
+
+
+def _checked(
+    x: Tensor, labels: Tensor, temperature: float | Tensor, options: dict[str, Any]
+) -> tuple[Tensor, Tensor, float | Tensor, Problem]:
     # The negatives' term is CZ-NCE's.
     problem = problem_for("cz_nce", x.device.type if isinstance(x, Tensor) else "cpu", options)
     checks.embeddings("x", x)
     ids = checks.ids("labels", labels, x.shape[0], x)
     tau = checks.temperature(temperature, x, 1, read=not isinstance(temperature, Tensor) or unwatched(temperature))
-    if spread is not None:
-        ranks = Ranks.of(spread)
-        if ranks.world > 1:
-            return of_ranks(x, ids, tau, problem, Across(group=spread, average=average, even=even), ranks)
+    return x, ids, tau, problem
+
+
+def _sup_con(x: Tensor, ids: Tensor, tau: float | Tensor, problem: Problem) -> Tensor:
     if unwatched(x, ids, tau):
         loss = _native(x, ids, tau, problem)
         if loss is not None:
@@ -115,7 +129,7 @@ def sup_con(
     classes = Classes.of(_readable(ids))
     with torch.autocast(x.device.type, enabled=False):
         rows = _row_losses(x, classes, tau, problem).to(output_dtype(x.dtype))
-    return reduce(problem, rows, None if reduction == "none" else classes.paired.to(rows.dtype))
+    return reduce(problem, rows, None if problem.reduction == "none" else classes.paired.to(rows.dtype))
 
 
 def _native(x: Tensor, labels: Tensor, tau: float | Tensor, problem: Problem) -> Tensor | None:

@@ -48,7 +48,8 @@ class Call:
         self.inputs, self.shared = inputs, shared
         self.input_leaves, self.shared_leaves = leaves(inputs), leaves(shared)
         rows = _rows(self.input_leaves)
-        self.bounds = [(start, min(start + chunk, rows)) for start in range(0, rows, chunk)]
+        # No rows are one chunk: a rank without any takes part in all that the others do.
+        self.bounds = [(start, min(start + chunk, rows)) for start in range(0, max(rows, 1), chunk)]
         self.modules = Modules()
         self.autocast = Autocast.now()
         self.states: list[RandomStates] = []
@@ -193,8 +194,6 @@ def _rows(inputs: list[Any]) -> int:
             f"inputs: expected tensors with the same number of rows, got shapes {', '.join(map(str, shapes))}; "
             "pass tensors that belong to no row after the inputs: cache(encode, inputs, tensor)"
         )
-    if not rows:
-        raise ValueError(f"inputs: expected at least 1 row, got shapes {', '.join(map(str, shapes))}; skip the batch")
     return rows
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import struct
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple, NoReturn
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -22,8 +24,8 @@ from .transport import TERMS, Failure, Messages, gather
 MOST_SETS = 8
 # Ranks up to which each tells every other one by itself, so that one that does not answer is known.
 FEW_RANKS = 64
-# How long a rank that has failed waits for what the others say.
-PATIENCE = timedelta(seconds=5)
+# Seconds that a rank that has failed waits for what the others say.
+PATIENCE = 5.0
 
 
 class Terms(NamedTuple):
@@ -47,8 +49,9 @@ class Terms(NamedTuple):
 Description = Mapping[str, str]
 """What must be the same on all ranks: an option's name and its value as text."""
 
-_agreed: dict[str, set[int]] = {}
-_failures: Counter[str] = Counter()
+# By the groups themselves: their names come again when process groups are destroyed and initialised anew.
+_agreed: WeakKeyDictionary[Any, set[int]] = WeakKeyDictionary()
+_failures: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 def agree(ranks: Ranks, own: Terms, description: Description, device: torch.device, *, even: bool) -> list[Terms]:
@@ -65,7 +68,7 @@ def agree(ranks: Ranks, own: Terms, description: Description, device: torch.devi
         RuntimeError: on every rank, saying which rank differs in what, or which one does not answer.
     """
     fingerprint = zlib.crc32(json.dumps(sorted(description.items())).encode())
-    known = _agreed.setdefault(ranks.group.group_name, set())
+    known = _agreed.setdefault(ranks.group, set())
     if even and fingerprint in known:
         return [own] * ranks.world
     if len(own.candidates) > MOST_SETS:
@@ -186,14 +189,16 @@ def _posted(ranks: Ranks, own: Description) -> list[Description | None] | None:
     """
     try:
         # What was said of an earlier failure is out of date.
-        _failures[ranks.group.group_name] += 1
-        place = f"ctloss/{ranks.group.group_name}/{_failures[ranks.group.group_name]}"
-        store = dist.distributed_c10d.PrefixStore(place, dist.distributed_c10d._get_default_store())
+        _failures[ranks.group] = number = _failures.get(ranks.group, 0) + 1
+        store = dist.distributed_c10d.PrefixStore(
+            f"ctloss/{ranks.group.group_name}/{number}", dist.distributed_c10d._get_default_store()
+        )
         store.set(str(ranks.rank), json.dumps(dict(own)))
         found: list[Description | None] = []
+        end = time.monotonic() + PATIENCE
         for rank in range(ranks.world):
             try:
-                store.wait([str(rank)], PATIENCE)
+                store.wait([str(rank)], timedelta(seconds=max(0.01, end - time.monotonic())))
                 found.append(json.loads(store.get(str(rank))))
             except RuntimeError:
                 found.append(None)

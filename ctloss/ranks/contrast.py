@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -85,7 +86,7 @@ class State(NamedTuple):
         chosen: the path of the rank's own rows; ``None`` if it has none.
         local: that path's state.
         z_local: ``(anchors,)`` z over the rank's own rows and candidates.
-        gathered: the rows of all ranks, if they have been gathered.
+        gathered: the rows of all ranks, if they have been gathered and are met one by one.
         others: those of all other ranks as one batch, if they were met at once.
         kept: what the path has kept of that.
     """
@@ -221,7 +222,7 @@ def forward(call: Call, batch: Batch, *, moment: bool, gradient: bool) -> tuple[
         sums, kept = meet_at_once(own, others, problem, moment=moment, gradient=gradient)
         if sums is not None:
             total.add(sums)
-        return total, positive, State(chosen, local, z_local, gathered, others, kept)
+        return total, positive, State(chosen, local, z_local, None, others, kept)
 
     returning: tuple[Messages, Tensor, Tensor] | None = None
     for step, arrived in zip(steps, arriving, strict=False):
@@ -317,12 +318,14 @@ def _with_numbers(
     """The tensors of every other rank's rows, and its anchors' a and lse, in the order of the ring."""
     ranks = call.ranks
     hops = len(schedule.backward(ranks.world))
-    if state.gathered is not None:
+    if state.gathered is not None or state.others is not None:
         message = pack([numbers], of_numbers[ranks.rank])
         arriving = Gathered(ranks, message, [size_of(one) for one in of_numbers], hops)
-        for hop, rows, arrived in zip(range(1, hops + 1), state.gathered, arriving, strict=True):
+        of_peers: Iterable[Tensor] = state.gathered or repeat(message[:0], hops)
+        for hop, rows, arrived in zip(range(1, hops + 1), of_peers, arriving, strict=True):
             peer = ranks.peer(hop)
-            yield unpack(rows, of_rows[peer]), unpack(arrived, of_numbers[peer])[0]
+            tensors = [] if state.gathered is None else unpack(rows, of_rows[peer])
+            yield tensors, unpack(arrived, of_numbers[peer])[0]
         return
     parts = [rows + others for rows, others in zip(of_rows, of_numbers, strict=True)]
     message = pack([*layout.tensors(own), numbers], parts[ranks.rank])

@@ -28,6 +28,7 @@ class RankOptions(TypedDict, total=False):
 
 
 OPTIONS = frozenset(RankOptions.__annotations__)
+AVERAGES = get_args(Average)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class Across:
     shared_candidates: bool = False
 
     def __post_init__(self) -> None:
-        if self.average not in get_args(Average):
+        if self.average not in AVERAGES:
             raise ValueError(f"average: expected 'mean' or 'sum', got {self.average!r}; DDP and FSDP take the mean")
         for name in ("even", "shared_candidates"):
             if not isinstance(getattr(self, name), bool):
@@ -162,6 +163,31 @@ class Ranks:
         return (self.rank + hop) % self.world
 
 
+def is_sharded(rows: object) -> bool:
+    """Whether rows are a DTensor, and so lie on several ranks.
+
+    Example:
+        >>> is_sharded(torch.zeros(2, 3))
+        False
+    """
+    return type(rows) is not Tensor and hasattr(rows, "placements") and hasattr(rows, "to_local")
+
+
+def check_backend(ranks: Ranks, device: torch.device) -> None:
+    """Refuse a group that cannot send rows from where they are.
+
+    Raises:
+        ValueError: for CPU rows and NCCL, or CUDA rows and gloo.
+    """
+    backends = dict(pair.split(":") for pair in dist.get_backend_config(ranks.group).split(","))
+    found = backends.get(device.type)
+    if found is None or (device.type == "cuda" and found == "gloo"):
+        raise ValueError(
+            f"group: expected a backend that sends rows from {device.type}, got {found or backends}; "
+            "initialise the process group with 'gloo' for CPUs, 'nccl' for GPUs, or 'cpu:gloo,cuda:nccl' for both"
+        )
+
+
 def local_rows(name: str, rows: Any, group: Group) -> tuple[Any, Group]:
     """A DTensor's rows on this rank, and the mesh that the others lie on; anything else as it is.
 
@@ -174,7 +200,7 @@ def local_rows(name: str, rows: Any, group: Group) -> tuple[Any, Group]:
         TypeError: for a DTensor that is not sharded along its rows.
         ValueError: for a DTensor of a group other than the one given.
     """
-    if not (isinstance(rows, Tensor) and hasattr(rows, "placements") and hasattr(rows, "to_local")):
+    if not is_sharded(rows):
         return rows, group
     spread: Any = rows
     mesh, placements = spread.device_mesh, spread.placements

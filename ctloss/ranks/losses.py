@@ -8,6 +8,7 @@ anchors.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 
 import torch
@@ -18,11 +19,11 @@ from ..core.ops import forward_mode, output_dtype
 from ..core.plan import cached_plan
 from ..kernels.problem import Batch, Problem
 from .agreement import Description, Terms, agree, total
-from .batches import Layout
+from .batches import Layout, own_batch
 from .contrast import Call, Shared
 from .definition import Defined
-from .group import Across, Ranks
-from .schedule import transport
+from .group import Across, Ranks, check_backend
+from .schedule import at_once, transport
 from .transport import size_of
 
 
@@ -57,7 +58,7 @@ def call_of(
     batch: Batch,
     *,
     bias: float | Tensor | None = None,
-    weighted: bool = False,
+    about: Mapping[str, object] | None = None,
 ) -> tuple[Call, Batch]:
     """Agree on a call with all ranks; the batch is given back with its temperature as the others give theirs.
 
@@ -83,10 +84,16 @@ def call_of(
         d=batch.x.shape[1],
         dtypes=", ".join(str(side.dtype).removeprefix("torch.") for side in batch.sides),
         ids=", ".join("given" if one else "none" for one in masked) or "none",
-        weights="given" if weighted else "none",
-        learns_temperature=isinstance(temperature, Tensor) and temperature.requires_grad,
-        **({} if bias is None else {"bias": "a tensor" if isinstance(bias, Tensor) else float(bias)}),
     )
+    if bias is None:
+        # The sums of anchors travel with their moments, or without.
+        about = {"learns_temperature": isinstance(temperature, Tensor) and temperature.requires_grad, **(about or {})}
+    else:
+        # With even=True a number that changes from step to step would be a new kind of call each time.
+        same = "a tensor" if isinstance(bias, Tensor) else "a number" if across.even else float(bias)
+        about = {"bias": same, **(about or {})}
+    description = {**description, **{name: str(value) for name, value in about.items()}}
+    check_backend(ranks, batch.x.device)
     leaves = batch.sides if bias is None else (*batch.sides, temperature, bias)
     needs = torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in leaves)
     number = float("nan") if isinstance(temperature, Tensor) else float(temperature)
@@ -103,14 +110,14 @@ def call_of(
 
 
 def contrasts(
-    problem: Problem, across: Across, ranks: Ranks, batch: Batch, *, weighted: bool = False
+    problem: Problem, across: Across, ranks: Ranks, batch: Batch, *, about: Mapping[str, object] | None = None
 ) -> tuple[Tensor, Tensor, Call]:
     """z and the positives' logits of a rank's anchors over the negatives of all ranks, float64, and the call.
 
-    Single rows are as exact as ``problem.by_row`` says.
+    Single rows are as exact as ``problem.by_row`` says. ``about`` is what else has to be the same on all ranks.
     """
     refuse_transforms()
-    call, batch = call_of(problem, across, ranks, batch, weighted=weighted)
+    call, batch = call_of(problem, across, ranks, batch, about=about)
     # The paths see no loss: only whether they return single rows.
     alone = replace(problem, loss="contrast" if problem.by_row else "cz_nce", form="log")
     # A rank without need of gradients takes part in the backward of those that have it.
@@ -122,16 +129,23 @@ def contrasts(
     return z, positive, call
 
 
-def contrast(across: Across, ranks: Ranks, problem: Problem, batch: Batch) -> tuple[Tensor, Tensor]:
-    """z and the positives' logits of a rank's anchors over the negatives of all ranks."""
-    z, positive, _ = contrasts(problem, across, ranks, batch)
+def contrast(across: Across, ranks: Ranks, whole: Problem, problem: Problem, batch: Batch) -> tuple[Tensor, Tensor]:
+    """z and the positives' logits of a rank's anchors over the negatives of all ranks.
+
+    ``whole`` is the caller's problem, which ranks agree on; ``problem`` that of one of its widths.
+    """
+    z, positive, _ = contrasts(problem, across, ranks, batch, about={"dims": whole.dims})
     dtype = output_dtype(batch.shape.dtype)
     return z.to(dtype), positive.to(dtype)
 
 
-def loss(across: Across, ranks: Ranks, weights: Tensor | None, problem: Problem, batch: Batch) -> Tensor:
-    """A rank's loss, float64: see the head of this file."""
-    z, _, call = contrasts(problem, across, ranks, batch, weighted=weights is not None)
+def loss(
+    across: Across, ranks: Ranks, weights: Tensor | None, whole: Problem, problem: Problem, batch: Batch
+) -> Tensor:
+    """A rank's loss, float64: see the head of this file. ``whole`` as for :func:`contrast`."""
+    weighted = "none" if weights is None else "given"
+    about = {"weights": weighted, "dims": whole.dims, "dim_weights": whole.dim_weights}
+    z, _, call = contrasts(problem, across, ranks, batch, about=about)
     return part_of_loss(call, across, rows.values(problem, z), weights)
 
 
@@ -172,10 +186,12 @@ def part_of_loss(
     return own / divisor - (of_losses / divisor**2) * (mine - mine.detach())
 
 
-def explained(ranks: Ranks, batch: Batch, problem: Problem) -> str:
+def explained(ranks: Ranks, across: Across, batch: Batch, problem: Problem) -> str:
     """How the rows of such a call get from rank to rank, if all ranks bring as many."""
-    layout = Layout.of(batch)
-    terms = Terms(batch.x.shape[0], tuple(side.shape[0] for side in batch.candidates), False, 0.0, False)
-    num_bytes = size_of(layout.parts(terms, problem.num_directions))
+    own = own_batch(batch, len(batch.candidates) if across.shared_candidates else 0)
+    terms = Terms(own.x.shape[0], tuple(own.sizes[2:]), False, 0.0, False)
+    num_bytes = size_of(Layout.of(own).parts(terms, problem.num_directions))
     how = {"gather": "gathered", "ring": "sent round a ring"}[transport(ranks.world, num_bytes, problem.workspace)]
+    if how == "gathered" and at_once([sum(own.sizes)] * ranks.world, problem.workspace):
+        how += " and met at once"
     return f"{ranks.world} ranks, their rows {how}, {num_bytes / 2**20:.1f} MiB each"

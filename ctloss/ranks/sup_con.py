@@ -25,6 +25,8 @@ from .transport import Part, arrivals
 
 LARGE = 1 << 10
 """Pairs of rows of one label from which on they are multiplied as a matrix."""
+ENTRIES = 1 << 20
+"""Entries of a matrix at a time."""
 PAIRS = 1 << 12
 """Pairs that are multiplied one by one at a time."""
 
@@ -44,7 +46,7 @@ def sup_con(
     """
     # Logits relative to the row itself: the sum over the negatives has no use for a positive.
     batch = Batch(x, x.detach(), (), temperature, labels)
-    z, own_logit, call = contrasts(problem, across, ranks, batch)
+    z, own_logit, call = contrasts(problem, across, ranks, batch, about={"loss": "'sup_con'"})
     lse_of_negatives = z + own_logit
     with torch.autocast(x.device.type, enabled=False):
         rows = unit_rows(x) if problem.normalize else x.double()
@@ -84,7 +86,8 @@ def same_label(own: Tensor, other: Tensor, *, itself: bool) -> Iterator[Pairs]:
     large = (sizes * torch.zeros_like(names).index_put((of_class,), counts))[of_class] >= LARGE
     for name in names[torch.unique(of_class[large])].tolist():
         left, right = (own == name).nonzero().flatten(), (other == name).nonzero().flatten()
-        yield Pairs(left, right, True)
+        for part in left.split(max(1, ENTRIES // len(right))):
+            yield Pairs(part, right, True)
     counts = counts.masked_fill(large, 0)
     left = torch.repeat_interleave(torch.arange(len(own), device=own.device), counts)
     places = torch.arange(len(left), device=own.device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)

@@ -186,7 +186,7 @@ class Gathered:
         padded = own.new_zeros(max(sizes))
         padded[: len(own)] = own
         self.memory = own.new_empty(ranks.world * max(sizes))
-        self.own = padded
+        self.own: Tensor | None = padded
         try:
             self.work: Any = gather(self.memory, padded, ranks, async_op=True)
         except RuntimeError as error:
@@ -198,7 +198,7 @@ class Gathered:
                 self.work.wait()
             except RuntimeError as error:
                 raise Failure(None, error) from error
-            self.work = None
+            self.work = self.own = None
         longest = max(self.sizes)
         for hop in range(1, self.hops + 1):
             peer = self.ranks.peer(hop)

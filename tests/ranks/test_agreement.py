@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 import ctloss
+from ctloss.ranks.group import Ranks, check_backend
 from support.ranks.pool import fresh, shared
 
 
@@ -36,7 +40,9 @@ def call(group: Any, options: dict[str, Any], repeats: int = 1) -> str:
         ({}, {"d": 4}, "rank 1 has d=4 where others have 5"),
         ({}, {"dtype": torch.float64}, "rank 1 has dtypes=float64, float64 where others have float32, float32"),
         ({}, {"loss": "info_nce"}, "rank 1 has loss='info_nce' where others have 'cz_nce'"),
-        ({}, {"loss": "sig_lip"}, "rank 1 has"),
+        ({}, {"loss": "sig_lip"}, "loss='sig_lip' where others have 'cz_nce'"),
+        ({"dims": (5, 2)}, {"dims": (5,)}, "rank 1 has dims=(5,) where others have (5, 2)"),
+        ({"dims": (5, 2)}, {"dims": (5, 2), "dim_weights": (1.0, 9.0)}, "rank 1 has dim_weights=(1.0, 9.0)"),
         ({}, {"negatives": "cross"}, "rank 1 has negatives='cross' where others have 'both'"),
         ({}, {"average": "sum"}, "rank 1 has average='sum' where others have 'mean'"),
         ({}, {"temperature": 0.1}, "rank 1 has temperature=0.1 where others have 0.07"),
@@ -157,6 +163,42 @@ def test_what_is_no_group_is_refused() -> None:
         assert ("expected a group that this process belongs to" if rank > 1 else "got 3") in found[2]
         assert "expected one gradient at a time" in found[3]
         assert "under a transform of torch.func" in found[4]
+
+
+def sent_from_a_gpu(group: Any) -> str:
+    try:
+        check_backend(Ranks.of(group), torch.device("cuda"))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_a_backend_must_send_from_where_rows_are() -> None:
+    assert all("sends rows from cuda, got gloo" in message for message in shared().run(2, sent_from_a_gpu))
+
+
+def in_two_sessions(rank: int, folder: str, results: Any) -> None:
+    """Two worlds, one after the other; their groups of two have one name, but not the same ranks."""
+    for session, members in enumerate(([0, 1], [1, 2])):
+        store = dist.FileStore(f"{folder}/{session}", 3)  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=3, timeout=timedelta(seconds=20))
+        group = dist.new_group(members)
+        message = call(group, {"even": True}) if rank in members else ""
+        dist.barrier()
+        dist.destroy_process_group()
+        results.put((rank, message))
+
+
+def test_what_a_former_group_agreed_on_is_forgotten(tmp_path: Path) -> None:
+    context: Any = multiprocessing.get_context("forkserver")
+    results = context.Queue()
+    processes = [context.Process(target=in_two_sessions, args=(rank, str(tmp_path), results)) for rank in range(3)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=100) for _ in range(6)]
+    for process in processes:
+        process.join(20)
+    assert sorted(found) == sorted([(rank, "") for rank in range(3)] * 2)
 
 
 def empty_everywhere(group: Any) -> str:

@@ -220,9 +220,16 @@ def compiled_around(group: Any) -> list[Tensor]:
 
     rows = [own(one, group, False) for one in batch()]
     loss = step(*rows)
-    # The whole step compiled breaks its graph at the loss, and gives the same.
+    # Whole steps compiled break their graph at the loss, and give the same.
     again = torch.compile(step, backend="aot_eager")(*rows)
     assert torch.equal(loss, again)
+    labels = torch.arange(len(rows[0]))
+    for other in (
+        lambda x, y: ctloss.sig_lip(x, y, group=group) * 2,
+        lambda x, y: ctloss.sup_con(x, labels, group=group) * 2,
+        lambda x, y: ctloss.contrast(x, y, group=group).z * 2,
+    ):
+        assert torch.equal(torch.compile(other, backend="aot_eager")(*rows), other(*rows))
     loss.backward()
     gradients = [one.grad for one in encoder.parameters() if one.grad is not None]
     for gradient in gradients:
@@ -233,6 +240,12 @@ def compiled_around(group: Any) -> list[Tensor]:
 
 def test_compiled_functions_on_either_side() -> None:
     agree(shared().run(2, compiled_around), of_one_process(1, ctloss.info_nce))
+
+
+def test_no_group_is_no_reason_to_break_a_graph() -> None:
+    x, y = batch()
+    compiled = torch.compile(lambda x, y: ctloss.info_nce(x, y, group=None), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, y), ctloss.info_nce(x, y))
 
 
 def twice(group: Any, dtype: torch.dtype) -> list[Tensor]:

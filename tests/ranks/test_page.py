@@ -22,7 +22,9 @@ def trained(group: Any, example: str) -> list[Tensor]:
     """The weights at the end of an example, which finds its process group initialised."""
     torch.manual_seed(0)
     names: dict[str, Any] = {}
-    exec(compile(example.replace("dist.init_process_group", "str"), PAGE.name, "exec"), names)
+    # AdamW would train alike with gradients of any scale.
+    plain = example.replace("dist.init_process_group", "str").replace("AdamW", "SGD")
+    exec(compile(plain, PAGE.name, "exec"), names)
     weights = [one.detach() for one in names["encoder"].parameters()]
     return [one.full_tensor() if isinstance(one, DTensor) else one for one in weights]
 
@@ -30,7 +32,7 @@ def trained(group: Any, example: str) -> list[Tensor]:
 def in_one_process(loss: Any) -> list[Tensor]:
     torch.manual_seed(0)
     encoder = torch.nn.Linear(64, 32)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-2)
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=1e-2)
     for step in range(3):
         parts = [torch.randn(16, 64, generator=torch.Generator().manual_seed(2 * step + rank)) for rank in range(2)]
         queries = torch.cat(parts)
@@ -52,4 +54,4 @@ def test_examples_train_what_one_process_would() -> None:
         of_examples = [pool.run(2, trained, [example] * 2) for example in (DDP, FSDP)]
     for of_ranks, loss in zip(of_examples, (ctloss.info_nce, ctloss.cz_nce), strict=True):
         for found in of_ranks:
-            torch.testing.assert_close(found, in_one_process(loss), rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(found, in_one_process(loss), rtol=1e-5, atol=1e-6)
