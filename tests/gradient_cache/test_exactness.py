@@ -375,3 +375,12 @@ def test_leaves_that_encode_makes() -> None:
     assert_close(gradients(adapter), wanted)
     adapter.requires_grad_(False)
     assert not ctloss.GradientCache(5)(encode, rows).requires_grad
+
+
+def test_no_rows_take_part() -> None:
+    """As on a rank that has none: parameters get gradients, of zero."""
+    encoder = nn.Linear(3, 2)
+    found = ctloss.GradientCache(4)(encoder, torch.zeros(0, 3))
+    assert found.shape == (0, 2)
+    found.sum().backward()
+    assert all(one.grad is not None and not one.grad.any() for one in encoder.parameters())

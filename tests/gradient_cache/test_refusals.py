@@ -37,7 +37,6 @@ INPUTS: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         r"got shapes \(5, 2\), \(3, 2\); pass tensors that belong to no row",
     ),
-    "no rows": (ROWS[:0], ValueError, r"expected at least 1 row, got shapes \(0, 2\); skip"),
 }
 
 
