@@ -39,6 +39,8 @@ EVERYWHERE = [
     "float32 n=30 d=768 cosine highest",
     "float16 n=1500 d=768 cosine highest ids sigmoid",
 ]
+# Where calls of all kinds are compiled; elsewhere only those that differ there.
+WHOLLY = ("80", "90")
 BESIDES = {
     "80": ["float32 n=1500 d=768 cosine high", "bfloat16 n=1500 d=768 dot"],
     "89": ["float16 n=1500 d=768 dot", "float16 n=300 d=768", "float32 n=300 d=75 cosine highest cross"],
@@ -73,8 +75,10 @@ def compile_calls(arch: str, *options: str) -> tuple[int, list[dict[str, str]]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_no_spills_and_shared_memory_fits(arch: str) -> None:
-    status, rows = compile_calls(arch, "--only", *EVERYWHERE, *BESIDES[arch])
-    assert {row["kernel"] for row in rows} == KERNELS
+    everywhere = EVERYWHERE if arch in WHOLLY else EVERYWHERE[2:3]
+    status, rows = compile_calls(arch, "--only", *everywhere, *BESIDES[arch])
+    found = {row["kernel"] for row in rows}
+    assert found == KERNELS if arch in WHOLLY else found <= KERNELS
     assert {row["arch"] for row in rows} == {ARCHITECTURES[arch]}
     unsound = [row for row in rows if int(row["spilled"]) or int(row["shared"]) > int(row["shared_limit"])]
     assert unsound == []
