@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -272,30 +271,18 @@ def backward(
     call: Call, batch: Batch, state: State, z: Tensor, positive: Tensor, a: Tensor, b: Tensor, needs: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """Gradients of all ranks' Σ a lse − b s⁺ with respect to this rank's sides; ``None`` where not needed."""
-    ranks, terms, problem = call.ranks, call.terms, call.problem
+    problem, own = call.problem, own_batch(batch, call.num_shared)
+    # Others' rows are on their way while this rank's own are worked on.
+    arriving = _others_again(call, own, state, z, positive, a) if call.needed else None
     gradients: list[Tensor | None] = [None] * len(needs)
     if state.chosen is not None and any(needs):
         assert state.z_local is not None
         share = torch.where(state.z_local == -torch.inf, 0.0, torch.exp(state.z_local - z))
         gradients = _local_gradient(state.chosen, state.local, a * share, b, needs)
-    if call.needed:
-        own = own_batch(batch, call.num_shared)
-        wanted = needs[: len(own.sides)]
-        lse = torch.where(z == -torch.inf, 0.0, z + positive)
-        layout = Layout.of(own)
-        of_rows = [layout.parts(one, problem.num_directions) for one in terms]
-        of_numbers = [[Part((2, call.anchors(rank)), torch.float64)] for rank in range(ranks.world)]
-        numbers = torch.stack((a, lse))
-        arriving = _with_numbers(call, layout, own, state, of_rows, of_numbers, numbers)
-        if state.others is not None:
-            theirs = of_anchors([others for _, others in arriving], problem.num_directions)
-            blocks_of_all: Iterable[tuple[Batch, Tensor]] = [(state.others, theirs)]
-        else:
-            blocks_of_all = ((layout.batch(tensors, batch.temperature), others) for tensors, others in arriving)
-        for other, theirs in blocks_of_all:
-            if not any(wanted):
-                continue
-            pulls = pull(own, other, problem, Anchors(a, lse), Anchors(*theirs), wanted, state.kept)
+    anchors, wanted = Anchors(a, _finite_lse(z, positive)), needs[: len(own.sides)]
+    for other, theirs in arriving or ():
+        if any(wanted):
+            pulls = pull(own, other, problem, anchors, Anchors(*theirs), wanted, state.kept)
             for index, one in enumerate(pulls):
                 if one is not None:
                     former = gradients[index]
@@ -306,32 +293,62 @@ def backward(
     ]
 
 
-def _with_numbers(
-    call: Call,
-    layout: Layout,
-    own: Batch,
-    state: State,
+def _finite_lse(z: Tensor, positive: Tensor) -> Tensor:
+    return torch.where(z == -torch.inf, 0.0, z + positive)
+
+
+def _others_again(
+    call: Call, own: Batch, state: State, z: Tensor, positive: Tensor, a: Tensor
+) -> Iterable[tuple[Batch, Tensor]]:
+    """Every other rank's batch, and its anchors' a and lse, in the order of the ring; or all of them as one.
+
+    Messages start at once; iterating waits for them.
+    """
+    ranks, directions = call.ranks, call.problem.num_directions
+    hops = len(schedule.backward(ranks.world))
+    layout, peers = Layout.of(own), [ranks.peer(hop) for hop in range(1, hops + 1)]
+    of_rows = [layout.parts(one, directions) for one in call.terms]
+    of_numbers = [[Part((2, call.anchors(rank)), torch.float64)] for rank in range(ranks.world)]
+    numbers = torch.stack((a, _finite_lse(z, positive)))
+    if state.gathered is None and state.others is None:
+        parts = [rows + others for rows, others in zip(of_rows, of_numbers, strict=True)]
+        message = pack([*layout.tensors(own), numbers], parts[ranks.rank])
+        return _unpacked(Ring(ranks, message, [size_of(one) for one in parts], hops), peers, parts, layout, own)
+    message = pack([numbers], of_numbers[ranks.rank])
+    arriving = Gathered(ranks, message, [size_of(one) for one in of_numbers], hops)
+    if state.others is not None:
+        return _as_one(arriving, peers, of_numbers, state.others, directions)
+    assert state.gathered is not None
+    return _side_by_side(state.gathered, arriving, peers, of_rows, of_numbers, layout, own)
+
+
+def _unpacked(
+    arriving: Ring, peers: list[int], parts: list[list[Part]], layout: Layout, own: Batch
+) -> Iterator[tuple[Batch, Tensor]]:
+    for peer, arrived in zip(peers, arriving, strict=True):
+        *tensors, others = unpack(arrived, parts[peer])
+        yield layout.batch(tensors, own.temperature), others
+
+
+def _side_by_side(
+    gathered: Gathered,
+    arriving: Gathered,
+    peers: list[int],
     of_rows: list[list[Part]],
     of_numbers: list[list[Part]],
-    numbers: Tensor,
-) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """The tensors of every other rank's rows, and its anchors' a and lse, in the order of the ring."""
-    ranks = call.ranks
-    hops = len(schedule.backward(ranks.world))
-    if state.gathered is not None or state.others is not None:
-        message = pack([numbers], of_numbers[ranks.rank])
-        arriving = Gathered(ranks, message, [size_of(one) for one in of_numbers], hops)
-        of_peers: Iterable[Tensor] = state.gathered or repeat(message[:0], hops)
-        for hop, rows, arrived in zip(range(1, hops + 1), of_peers, arriving, strict=True):
-            peer = ranks.peer(hop)
-            tensors = [] if state.gathered is None else unpack(rows, of_rows[peer])
-            yield tensors, unpack(arrived, of_numbers[peer])[0]
-        return
-    parts = [rows + others for rows, others in zip(of_rows, of_numbers, strict=True)]
-    message = pack([*layout.tensors(own), numbers], parts[ranks.rank])
-    for hop, arrived in enumerate(Ring(ranks, message, [size_of(one) for one in parts], hops), 1):
-        *tensors, others = unpack(arrived, parts[ranks.peer(hop)])
-        yield tensors, others
+    layout: Layout,
+    own: Batch,
+) -> Iterator[tuple[Batch, Tensor]]:
+    for peer, rows, arrived in zip(peers, gathered, arriving, strict=True):
+        batch = layout.batch(unpack(rows, of_rows[peer]), own.temperature)
+        yield batch, unpack(arrived, of_numbers[peer])[0]
+
+
+def _as_one(
+    arriving: Gathered, peers: list[int], of_numbers: list[list[Part]], others: Batch, num_directions: int
+) -> Iterator[tuple[Batch, Tensor]]:
+    numbers = [unpack(arrived, of_numbers[peer])[0] for peer, arrived in zip(peers, arriving, strict=True)]
+    yield others, of_anchors(numbers, num_directions)
 
 
 def one_at_a_time(*upstream: Tensor | None) -> None:
