@@ -24,7 +24,7 @@ from . import schedule
 from .agreement import Description, Terms, watched
 from .batches import Layout, anchors_of, of_anchors, own_batch, part_of, together
 from .group import Ranks
-from .transport import SUMS, Gathered, Messages, Part, Ring, pack, size_of, unpack
+from .transport import SUMS, Gathered, Messages, Part, Ring, begin, pack, size_of, unpack
 
 
 @dataclass(frozen=True)
@@ -193,15 +193,9 @@ def forward(call: Call, batch: Batch, *, moment: bool, gradient: bool) -> tuple[
     own, device = own_batch(batch, call.num_shared), batch.x.device
     layout = Layout.of(own)
     parts = [layout.parts(one, problem.num_directions) for one in terms]
-    sizes = [size_of(one) for one in parts]
     steps = schedule.forward(ranks.rank, ranks.world)
-    message = pack(layout.tensors(own), parts[ranks.rank])
-    gathered = None
-    arriving: Ring | Gathered
-    if schedule.transport(ranks.world, max(sizes), problem.workspace) == "gather":
-        arriving = gathered = Gathered(ranks, message, sizes, ranks.world - 1)
-    else:
-        arriving = Ring(ranks, message, sizes, steps[-1].hop)
+    arriving = begin(ranks, layout.tensors(own), parts, problem.workspace, steps[-1].hop)
+    gathered = arriving if isinstance(arriving, Gathered) else None
 
     total = Total(call.anchors(ranks.rank), device, moment=moment)
     chosen, local, z_local = None, None, None

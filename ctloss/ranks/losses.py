@@ -27,8 +27,8 @@ from .schedule import at_once, transport
 from .transport import size_of
 
 
-def describe(problem: Problem, across: Across, **more: object) -> Description:
-    """What must be the same on all ranks, by name."""
+def describe(problem: Problem, across: Across, more: Mapping[str, object]) -> Description:
+    """What must be the same on all ranks, by name; ``more`` replaces an option of its name."""
     options = {field.name: repr(getattr(problem, field.name)) for field in fields(problem)}
     options |= {name: repr(getattr(across, name)) for name in ("average", "even", "shared_candidates")}
     return options | {name: str(value) for name, value in more.items()} | {"gradients": _modes()}
@@ -78,21 +78,18 @@ def call_of(
     own = batch.candidates[: len(batch.candidates) - num_shared]
     temperature = batch.temperature
     masked = [one is not None for one in (batch.ids, *batch.candidate_ids)]
-    description = describe(
-        problem,
-        across,
-        d=batch.x.shape[1],
-        dtypes=", ".join(str(side.dtype).removeprefix("torch.") for side in batch.sides),
-        ids=", ".join("given" if one else "none" for one in masked) or "none",
-    )
+    more: dict[str, object] = {
+        "d": batch.x.shape[1],
+        "dtypes": ", ".join(str(side.dtype).removeprefix("torch.") for side in batch.sides),
+        "ids": ", ".join("given" if one else "none" for one in masked),
+    }
     if bias is None:
         # The sums of anchors travel with their moments, or without.
-        about = {"learns_temperature": isinstance(temperature, Tensor) and temperature.requires_grad, **(about or {})}
+        more["learns_temperature"] = isinstance(temperature, Tensor) and temperature.requires_grad
     else:
         # With even=True a number that changes from step to step would be a new kind of call each time.
-        same = "a tensor" if isinstance(bias, Tensor) else "a number" if across.even else float(bias)
-        about = {"bias": same, **(about or {})}
-    description = {**description, **{name: str(value) for name, value in about.items()}}
+        more["bias"] = "a tensor" if isinstance(bias, Tensor) else "a number" if across.even else float(bias)
+    description = describe(problem, across, {**more, **(about or {})})
     check_backend(ranks, batch.x.device)
     leaves = batch.sides if bias is None else (*batch.sides, temperature, bias)
     needs = torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in leaves)

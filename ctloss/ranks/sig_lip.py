@@ -23,12 +23,11 @@ from ..kernels.sigmoid import SCALE, SCALE_BITS, Solved
 from ..kernels.torch_path.engine import Held, release
 from ..kernels.torch_path.sig_lip import oppose
 from ..reference import sig_lip as reference
-from . import schedule
 from .agreement import watched
 from .contrast import Call, one_at_a_time
 from .group import Across, Ranks
 from .losses import call_of, part_of_loss, refuse_transforms
-from .transport import Gathered, Part, Ring, pack, size_of, unpack
+from .transport import Part, arrivals
 
 Gradients = list[Tensor | None]
 """Of x, y, the temperature and the bias; ``None`` where not needed."""
@@ -177,7 +176,6 @@ class Spread(torch.autograd.Function):
 
 def _others(call: Call, own: Rows) -> Iterator[Rows]:
     """The other ranks' rows, in the order of the ring: y, and x only with upstream gradients; on their way at once."""
-    ranks, problem = call.ranks, call.problem
     again = own.upstream is not None
 
     def parts_of(n: int) -> list[Part]:
@@ -188,15 +186,12 @@ def _others(call: Call, own: Rows) -> Iterator[Rows]:
         return [*parts, Part(shape, own.x.dtype), Part((n,), torch.float64)] if again else parts
 
     parts = [parts_of(one.n) for one in call.terms]
-    sizes = [size_of(one) for one in parts]
     tensors = [own.y, own.ids, own.x if again else None, own.upstream]
-    message = pack([one.detach() for one in tensors if one is not None], parts[ranks.rank])
-    gathers = schedule.transport(ranks.world, max(sizes), problem.workspace) == "gather"
-    arriving = (Gathered if gathers else Ring)(ranks, message, sizes, ranks.world - 1)
+    given = [one.detach() for one in tensors if one is not None]
+    arriving = arrivals(call.ranks, given, parts, call.problem.workspace)
 
     def arrive() -> Iterator[Rows]:
-        for hop, arrived in enumerate(arriving, 1):
-            y, *rest = unpack(arrived, parts[ranks.peer(hop)])
+        for _, (y, *rest) in arriving:
             ids = rest.pop(0) if own.ids is not None else None
             x, upstream = rest if again else (y, None)
             yield Rows(x, y, ids, upstream)

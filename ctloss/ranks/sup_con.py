@@ -165,13 +165,14 @@ def _weights(similarity: Tensor, numbers: Tensor) -> Tensor:
 def _met(call: Call, own: list[Tensor], rows: Tensor) -> Iterator[tuple[bool, list[Tensor]]]:
     """This rank's own tensors, then those of each other one: labels, rows in float64, and more; and whose they are."""
     labels, raw, *more = own
-    yield True, [labels, rows, *more]
     parts = []
     for terms in call.terms:
         # The last dimension of numbers counts rows.
         shapes = [(terms.n,), (terms.n, raw.shape[1]), *((len(one), terms.n) for one in more)]
         parts.append([Part(shape, one.dtype) for shape, one in zip(shapes, own, strict=True)])
-    for _, (their_labels, theirs, *others) in arrivals(call.ranks, own, parts, call.problem.workspace):
+    arriving = arrivals(call.ranks, own, parts, call.problem.workspace)
+    yield True, [labels, rows, *more]
+    for _, (their_labels, theirs, *others) in arriving:
         yield False, [their_labels, unit_rows(theirs) if call.problem.normalize else theirs.double(), *others]
 
 

@@ -209,20 +209,33 @@ class Gathered:
             yield self.memory[peer * longest : peer * longest + self.sizes[peer]]
 
 
-def arrivals(
-    ranks: Ranks, tensors: Sequence[Tensor], parts: Sequence[Sequence[Part]], workspace: int
-) -> Iterator[tuple[int, list[Tensor]]]:
-    """Every other rank and its tensors, in the order of the ring; they may be used until the next are asked for.
+def begin(
+    ranks: Ranks, tensors: Sequence[Tensor], parts: Sequence[Sequence[Part]], workspace: int, hops: int
+) -> Ring | Gathered:
+    """Start to send a rank's tensors to the others, and to receive theirs, in the way that suits their size.
 
     Args:
         ranks: who takes part.
         tensors: this rank's.
         parts: what each rank's tensors are.
         workspace: bytes of temporary memory that the call may use.
+        hops: how far tensors travel on a ring; gathered ones are those of all.
     """
-    sizes, hops = [size_of(one) for one in parts], len(schedule.backward(ranks.world))
+    sizes = [size_of(one) for one in parts]
     message = pack(tensors, parts[ranks.rank])
-    how = Gathered if schedule.transport(ranks.world, max(sizes), workspace) == "gather" else Ring
-    for hop, arrived in enumerate(how(ranks, message, sizes, hops), 1):
-        peer = ranks.peer(hop)
-        yield peer, unpack(arrived, parts[peer])
+    if schedule.transport(ranks.world, max(sizes), workspace) == "gather":
+        return Gathered(ranks, message, sizes, ranks.world - 1)
+    return Ring(ranks, message, sizes, hops)
+
+
+def arrivals(
+    ranks: Ranks, tensors: Sequence[Tensor], parts: Sequence[Sequence[Part]], workspace: int
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Every other rank and its tensors, in the order of the ring; they may be used until the next are asked for.
+
+    They are on their way when this returns. Arguments are those of :func:`begin`.
+    """
+    hops = len(schedule.backward(ranks.world))
+    arriving = begin(ranks, tensors, parts, workspace, hops)
+    peers = [ranks.peer(hop) for hop in range(1, hops + 1)]
+    return ((peer, unpack(arrived, parts[peer])) for peer, arrived in zip(peers, arriving, strict=True))
