@@ -13,7 +13,18 @@ from ..shared.extra import require_extra
 require_extra(
     "train",
     [
-        *("accelerate", "matplotlib", "numpy", "pyarrow", "safetensors", "sklearn", "stopwordsiso", "tensorboard"),
+        *(
+            "accelerate",
+            "datasets",
+            "langcodes",
+            "matplotlib",
+            "numpy",
+            "pyarrow",
+            "safetensors",
+            "sklearn",
+            "stopwordsiso",
+            "tensorboard",
+        ),
         *("tokenizers", "tqdm", "transformers"),
     ],
 )

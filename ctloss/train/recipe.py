@@ -16,29 +16,47 @@ RecipeError = OptionError
 class Data(Group):
     """Which parallel text is read, and what becomes a training pair."""
 
+    prepared: str | None = option(
+        None,
+        "folder made by 'python -m ctloss.train prepare'",
+        shown="the corpus is prepared once, in a cache",
+    )
     corpus: tuple[str, ...] = option(
         ("embedded",),
-        "'embedded', or the prefix of line-aligned files (PREFIX.en PREFIX.fr ..., with --languages), "
-        "or TSV files named like en-fr.tsv (or one TSV with --languages); files may be compressed (.gz, .bz2, .xz)",
+        "'embedded', or parallel text: prefixes of line-aligned files (PREFIX.en PREFIX.fr ...), TSV, JSON lines, "
+        "parquet, Moses zips or hub:NAME; files may be compressed (.gz, .bz2, .xz, .zst)",
     )
     languages: tuple[str, ...] = option(
         (), "languages of the corpus; the first is paired with each of the others", shown="all, English first"
     )
-    validation: str | None = option(
-        None, "prefix or TSV of the validation pairs", shown="chosen from the corpus by a hash of the sentence"
+    validation: tuple[str, ...] = option(
+        (), "validation pairs, as for --corpus", shown="chosen from the corpus by a hash of the sentence"
     )
-    test: str | None = option(None, "prefix or TSV of the test pairs", shown="as for --validation")
-    lexicon: str | None = option(
-        None,
-        "word-translation lexicon: a TSV, or a folder of line-aligned files",
+    test: tuple[str, ...] = option((), "test pairs, as for --corpus", shown="as for --validation")
+    evaluation_pairs: int = option(500, "at most this many sentence pairs per language pair in validation, and in test")
+    lexicon: tuple[str, ...] = option(
+        (),
+        "word-translation lexicons: TSV or MUSE files, or folders of line-aligned files; one, or one per language pair",
         shown="words are aligned by co-occurrence",
     )
     alignments: tuple[str, ...] = option(
         (), "word alignments of the corpus in Pharaoh format (i-j ...), one file per language pair"
     )
+    align: str | None = option(
+        None,
+        "name or folder of a Hugging Face encoder whose hidden states align the words",
+        shown="words are aligned by co-occurrence",
+    )
+    stop_words: Literal["short", "iso"] = option(
+        "short", "words that are never a word pair: our short lists of function words, or those of stopwords-iso"
+    )
     max_length: int = option(128, "longest sentence in wordpieces, including [CLS] and [SEP]; longer pairs are skipped")
     max_pairs: int | None = option(
         None, "at most this many training pairs, chosen by a hash of the sentence", shown="all"
+    )
+    max_bad_lines: int = option(0, "skip up to this many lines that cannot be read; more are refused")
+    mixing: tuple[str, ...] = option(
+        (), "how often an epoch sees a pair, by language pair or file: en-fr=2 en-zh=.5", shown="once"
     )
     held_out_words: float = option(
         0.1, "share of the word translations never used as training positives, on which word retrieval is measured"
@@ -48,21 +66,26 @@ class Data(Group):
     )
 
     def check(self) -> None:
-        require(bool(self.corpus), "corpus", "'embedded', a prefix or TSV files", self.corpus, "name one")
+        require(bool(self.corpus), "corpus", "'embedded', or parallel text", self.corpus, "name one")
         codes = self.languages
         require(len(codes) != 1, "languages", "none, or at least two", codes, "add the other languages")
         require(len(set(codes)) == len(codes), "languages", "distinct codes", codes, "drop one")
+        sources = [name for name in ("lexicon", "alignments", "align") if getattr(self, name)]
         require(
-            not (self.lexicon and self.alignments),
-            "alignments",
-            "either a lexicon or alignments",
-            "both",
-            "drop --lexicon or --alignments",
+            len(sources) < 2,
+            sources[-1] if sources else "",
+            "one of lexicon, alignments and align",
+            " and ".join(sources),
+            "drop the others",
         )
-        for name in ("validation", "test", "lexicon"):
-            require(getattr(self, name) != "", name, "a file", "", "name one, or leave it out")
+        for name in ("corpus", "validation", "test", "lexicon", "alignments"):
+            require("" not in getattr(self, name), name, "files", "", "name one, or leave it out")
+        for name in ("prepared", "align"):
+            require(getattr(self, name) != "", name, "a name", "", "give one, or leave it out")
         self.at_least(4, "max_length")
+        self.at_least(2, "evaluation_pairs")
         self.at_least(1, "max_pairs")
+        self.at_least(0, "max_bad_lines")
         self.fraction("held_out_words")
 
 
@@ -97,12 +120,21 @@ class ObjectiveChoice(Group):
         "sentences with sentences and words with words, the mean of two losses (ours)",
     )
     head: bool = option(True, "two-layer head between the encoder's vectors and the loss (used only in training)")
-    temperature: float = option(0.07, "temperature of the contrastive loss")
+    temperature: float = option(0.07, "temperature of the contrastive loss, or that at the start if it is learnt")
+    learn_temperature: bool = option(False, "learn the temperature, within bounds")
     negatives: Literal["both", "cross"] = option(
         "both", "negatives of a row: the other rows of both languages, or those of the other language"
     )
     negatives_across: Literal["ranks", "own"] = option(
         "ranks", "with several processes, negatives of a row: the rows of all processes, or those of its own"
+    )
+    same_words: Literal["mask", "keep"] = option(
+        "mask",
+        "rows of a batch whose word, on either side, is also another row's: no negatives of that row, or negatives all "
+        "the same; at the sentence level there are none",
+    )
+    balance: bool = option(
+        False, "joined form: sentence and word vectors are brought to one length before they are joined"
     )
     alpha: float = option(0.1, "weight of masked language modelling; 0 skips it and its cost")
     mlm_probability: float = option(0.15, "share of the wordpieces to predict (80 % of them masked, 10 % random)")
@@ -177,14 +209,12 @@ class Bookkeeping(Group):
     evaluate_every: int = option(250, "steps between retrieval measures on the validation pairs")
     checkpoint_every: int = option(250, "steps between checkpoints")
     keep_checkpoints: int = option(2, "checkpoints to keep")
-    evaluation_pairs: int = option(500, "at most this many sentence pairs per language pair in validation, and in test")
     pictured_words: int = option(12, "meanings in the t-SNE picture; 0 draws none")
 
     def check(self) -> None:
         self.at_least(0, "seed", "pictured_words")
         require(self.seed < 2**32, "seed", f"at most {2**32 - 1}", self.seed, "lower it")
         self.at_least(1, "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints")
-        self.at_least(2, "evaluation_pairs")
 
 
 @dataclass(frozen=True)
@@ -266,7 +296,9 @@ def paper() -> Recipe:
     """The run of Chen et al. 2022: mBERT, τ 0.07, α 0.1, batch 64, Adam at 2e-6 falling × 0.1 at 1/3, 2/3 and 5/6."""
     return Recipe(
         "paper",
+        data=Data(stop_words="iso", held_out_words=0.0),
         encoder=EncoderChoice(encoder="bert-base-multilingual-cased"),
+        objective=ObjectiveChoice(same_words="keep"),
         optimisation=Optimisation(
             optimizer="adam", learning_rate=2e-6, weight_decay=0.0, schedule="thirds", warmup=0.0, clip=0.0
         ),

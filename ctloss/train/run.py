@@ -31,8 +31,8 @@ from .samples.dataset import WPSDataset, held_out
 from .samples.prepare import build_samples, read_corpus, texts
 from .samples.sampler import BatchPlan
 from .samples.wps import WPSCounts, read_manifest, read_table
-from .text.corpus import stable_hash
 from .text.embedded import SPLITS, Split
+from .text.sentences import stable_hash
 from .text.tokenizer import definition
 
 
@@ -103,8 +103,9 @@ class _Run:
     def __init__(self, recipe: Recipe, folder: Path, process: Any) -> None:
         self.recipe, self.folder, self.process = recipe, folder, process
         self.started = time.perf_counter()
-        data, bookkeeping = recipe.data, recipe.bookkeeping
-        self.corpus = read_corpus(data, evaluation_pairs=bookkeeping.evaluation_pairs, seed=bookkeeping.seed)
+        self.corpus = read_corpus(
+            recipe.data, evaluation_pairs=recipe.data.evaluation_pairs, seed=recipe.bookkeeping.seed
+        )
         for note in self.corpus.notes:
             self.say(note)
         with refused("encoder"):
@@ -178,7 +179,7 @@ class _Run:
         def is_held_out(types: Any) -> Any:
             return held_out(np.asarray(types, dtype=np.uint64), share, seed) if share else [True] * len(types)
 
-        return Probe(rows, most=self.recipe.bookkeeping.evaluation_pairs, is_held_out=is_held_out)
+        return Probe(rows, most=self.recipe.data.evaluation_pairs, is_held_out=is_held_out)
 
     def _train(self) -> tuple[int, float]:
         from .trainer import PretrainingTrainer

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerBase
 
-from ctloss.train.text.corpus import ParallelSentence
+from ctloss.train.text.sentences import ParallelSentence
 from ctloss.train.text.tokenizer import train_wordpiece
 
 ENGLISH_FRENCH = [

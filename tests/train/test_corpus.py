@@ -15,9 +15,10 @@ pytest.importorskip("tokenizers")
 from ctloss.shared.text import DataError, aligned_files
 from ctloss.train.text.alignment import GoldWords, with_alignments
 from ctloss.train.text.cooccurrence import CooccurrenceAligner
-from ctloss.train.text.corpus import ParallelSentence, read_embedded, read_lines, read_tsv, take_split, text_key
+from ctloss.train.text.corpus import read_embedded, read_lines, read_tsv, take_split
 from ctloss.train.text.embedded import SPLITS
 from ctloss.train.text.lexicon import Lexicon, find_lexicon_lines
+from ctloss.train.text.sentences import ParallelSentence, text_key
 from ctloss.train.text.words import occurs_once, word_spans
 from support.tiny_text import ENGLISH_FRENCH, LEXICON, parallel
 

@@ -22,7 +22,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_on_changed_data_is_not_resumed(tmp_path: Path, changed: str) -> None:
     corpus, lexicon = write_corpus(tmp_path), tmp_path / "lexicon.en-fr.tsv"
     lexicon.write_text("cat\tchat\ndog\tchien\nbird\toiseau\nbread\tpain\n", encoding="utf-8")
-    recipe = small_recipe(corpus, lexicon=str(lexicon), max_steps=2, checkpoint_every=2, pictured_words=0)
+    recipe = small_recipe(corpus, lexicon=(str(lexicon),), max_steps=2, checkpoint_every=2, pictured_words=0)
     output = tmp_path / "run"
     pretrain(recipe, output)
     (output / "results.json").unlink()

@@ -43,7 +43,7 @@ def test_compressed_files_are_read_as_plain_ones(tmp_path: Path) -> None:
     plain, compressed = write_corpus(tmp_path), tmp_path / "compressed" / "en-fr.tsv.gz"
     compressed.parent.mkdir()
     compressed.write_bytes(gzip.compress(plain.read_bytes()))
-    parts, same = (read(corpus=(str(path),), lexicon=str(path)).parts for path in (plain, compressed))
+    parts, same = (read(corpus=(str(path),), lexicon=(str(path),)).parts for path in (plain, compressed))
     assert {split: list(part) for split, part in parts.items()} == {split: list(part) for split, part in same.items()}
 
 

@@ -24,8 +24,9 @@ from ctloss.train.samples import wps
 from ctloss.train.samples.dataset import WPSDataset, held_out
 from ctloss.train.samples.wps import WPSCounts, build_wps, wordpiece_span
 from ctloss.train.text.alignment import GoldWords
-from ctloss.train.text.corpus import ParallelSentence, read_embedded, read_lines, read_tsv
+from ctloss.train.text.corpus import read_embedded, read_lines, read_tsv
 from ctloss.train.text.lexicon import Lexicon, find_lexicon_lines
+from ctloss.train.text.sentences import ParallelSentence
 from ctloss.train.text.words import is_stop_word, word_spans
 from support.tiny_text import ENGLISH_FRENCH, LEXICON, parallel, wordpiece_tokenizer
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..text.corpus import stable_hash
+from ..text.sentences import stable_hash
 from .wps import read_manifest, read_table
 
 if TYPE_CHECKING:

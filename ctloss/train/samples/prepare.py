@@ -12,18 +12,10 @@ from ...shared.text import DataError, aligned_files, plain_name
 from ..recipe import Data
 from ..text.alignment import GoldWords, with_alignments
 from ..text.cooccurrence import CooccurrenceAligner
-from ..text.corpus import (
-    ParallelSentence,
-    Sentences,
-    read_embedded,
-    read_lines,
-    read_tsv,
-    stable_hash,
-    take_split,
-    text_key,
-)
+from ..text.corpus import Sentences, read_embedded, read_lines, read_tsv, take_split
 from ..text.embedded import SPLITS, Split
 from ..text.lexicon import Lexicon, find_lexicon_lines
+from ..text.sentences import ParallelSentence, stable_hash, text_key
 from .wps import WordSource, WPSCounts, build_wps
 
 if TYPE_CHECKING:
@@ -72,11 +64,11 @@ def read_corpus(data: Data, *, evaluation_pairs: int, seed: int) -> Corpus:
     smallest = min(map(_count, pairs))
     share = min(0.1, 1.5 * evaluation_pairs / max(1, smallest))
     shares = {"validation": 0.0 if data.validation else share, "test": 0.0 if data.test else share}
-    given: dict[Split, str | None] = {"validation": data.validation, "test": data.test}
+    given: dict[Split, tuple[str, ...]] = {"validation": data.validation, "test": data.test}
     parts = {}
     for split, path in given.items():
         parts[split] = (
-            joined(_language_pairs((path,), data.languages))
+            joined(_language_pairs(path, data.languages))
             if path
             else take_split(everything, split, **shares, seed=seed)
         )
@@ -208,8 +200,8 @@ def _with_words(pairs: list[Sentences], alignments: tuple[str, ...]) -> list[Sen
 def _word_source(data: Data, training: Sentences) -> WordSource:
     if data.alignments:
         return GoldWords()
-    if data.lexicon is None:
+    if not data.lexicon:
         return CooccurrenceAligner(training)
-    if Path(data.lexicon).is_dir():
-        return Lexicon.read_lines(find_lexicon_lines(data.lexicon))
-    return Lexicon.read_tsv(data.lexicon, *_columns(data.lexicon, data.languages))
+    if Path(data.lexicon[0]).is_dir():
+        return Lexicon.read_lines(find_lexicon_lines(data.lexicon[0]))
+    return Lexicon.read_tsv(data.lexicon[0], *_columns(data.lexicon[0], data.languages))

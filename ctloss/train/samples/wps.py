@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...shared.files import write_atomically, writing_file
 from ...shared.models import check_fast
-from ..text.corpus import ParallelSentence, Span, WordPair, stable_hash, text_key
+from ..text.sentences import ParallelSentence, Span, WordPair, stable_hash, text_key
 from ..text.tokenizer import definition
 from ..text.words import is_stop_word, occurs_once
 

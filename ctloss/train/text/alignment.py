@@ -10,7 +10,8 @@ from itertools import zip_longest
 from pathlib import Path
 
 from ...shared.text import DataError, count_lines, decoded_lines
-from .corpus import ParallelSentence, Sentences, Span, WordPair
+from .corpus import Sentences
+from .sentences import ParallelSentence, Span, WordPair
 from .words import word_spans
 
 

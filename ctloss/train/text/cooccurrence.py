@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .corpus import ParallelSentence, Span, WordPair
+from .sentences import ParallelSentence, Span, WordPair
 from .words import is_unspaced, stop_words, word_spans
 
 # Most Chinese words have one or two characters; longer runs only multiply the pairs to count.

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ...shared.languages import is_language
 from ...shared.text import DataError, nfc, read_lines, require_equal_counts, text_files
-from .corpus import ParallelSentence, Span, WordPair, two_columns
+from .corpus import two_columns
+from .sentences import ParallelSentence, Span, WordPair
 from .words import word_spans
 
 Entry = tuple[str, ...]

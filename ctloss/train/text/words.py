@@ -7,7 +7,7 @@ import unicodedata
 from functools import cache, lru_cache
 
 from ...shared.languages import primary
-from .corpus import Span
+from .sentences import Span
 
 # Written without spaces between words: each character counts as a word of its own.
 UNSPACED = frozenset({"zh", "ja", "th", "lo", "km", "my", "yue", "wuu"})
