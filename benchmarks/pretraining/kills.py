@@ -5,7 +5,7 @@
 
 What follows ``--`` goes to ``python -m ctloss.train``. The unbroken run comes first and says how long a run takes; then
 the other is killed (SIGKILL, all its processes) after a time drawn from that length, resumed, and so on, and at last
-left to end. The command prints every kill, and compares every weight of the encoder bit for bit; it fails if one differs.
+left to end. Every kill is printed. The command fails unless every weight of the encoder is the same bit for bit.
 """
 
 from __future__ import annotations
