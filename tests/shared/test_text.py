@@ -73,6 +73,7 @@ def test_only_lf_and_crlf_end_a_line(tmp_path: Path, inside: str) -> None:
     path = write(tmp_path / "text", f"first\na{inside}b\nlast\r\n")
     assert list(decoded_lines(path)) == [(1, "first"), (2, f"a{inside}b"), (3, "last")]
     assert count_lines(path) == 3
+    assert list(decoded_lines(write(path, f"a{inside}\r\n"))) == [(1, f"a{inside}")]
 
 
 @pytest.mark.parametrize(("content", "count"), [("", 0), ("\n", 1), ("a", 1), ("a\n", 1), ("a\n\n", 2), ("a\n ", 2)])
