@@ -118,6 +118,9 @@ def test_bad_lines_are_yielded_beside_the_others(tmp_path: Path) -> None:
     assert list(line_chunks(path, 3)) == [Lines(1, ["one", "", ""], [second, third]), Lines(4, ["last"], [])]
     assert list(line_chunks(path, 2)) == [Lines(1, ["one", ""], [second]), Lines(3, ["", "last"], [third])]
     assert list(line_chunks(write(path, ""))) == []
+    # Only the file's first line has a byte order mark to leave out.
+    write(path, "\ufeffone\n\ufefftwo\n")
+    assert [lines.texts for lines in line_chunks(path, 1)] == [["one"], ["\ufefftwo"]]
 
 
 @pytest.mark.parametrize("text", ["", " \t", "\u200b", "\x00\x07", "\ufeff \u2028\x85", "\u00ad\u200d"])
