@@ -10,7 +10,7 @@ from typing import Any
 
 from ..shared.files import write_atomically
 from ..shared.training import uses_bfloat16
-from .arguments import PretrainingArguments, Training, defaults, translated
+from .arguments import defaults, translated
 from .effects import BATCHES, ENDLESS, LENGTH, may_change
 from .recipe import Recipe, RecipeError
 
@@ -39,24 +39,6 @@ class RunState:
     precision: str
     total_steps: int
     warmup_steps: int
-
-    @classmethod
-    def of(cls, arguments: PretrainingArguments, *, step: int, total_steps: int) -> RunState:
-        """Returns what a checkpoint is written by at a step of a run with these arguments."""
-        return cls(
-            step=step,
-            processes=arguments.world_size,
-            batch_size=arguments.per_device_train_batch_size,
-            accumulation=arguments.gradient_accumulation_steps,
-            precision="bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32",
-            total_steps=total_steps,
-            warmup_steps=arguments.get_warmup_steps(total_steps),
-        )
-
-
-def keep_warmup(arguments: PretrainingArguments, before: RunState) -> None:
-    """Gives a run that goes on the steps of warm-up that it began with: a share of a longer run would be more."""
-    arguments.warmup_steps = before.warmup_steps
 
 
 def write_run_state(state: RunState, checkpoint: Path) -> None:
@@ -100,10 +82,9 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def precision_of(training: Training) -> str:
+def precision_of(precision: str, *, cpu: bool = False) -> str:
     """Returns what a recipe's precision means on this device: ``"fp32"``, ``"bf16"`` or ``"fp16"``."""
-    precision: str = training.precision
-    return "bf16" if uses_bfloat16(precision, cpu=training.use_cpu) else precision.replace("auto", "fp32")
+    return "bf16" if uses_bfloat16(precision, cpu=cpu) else precision.replace("auto", "fp32")
 
 
 def is_former(found: Mapping[str, Any]) -> bool:
@@ -190,7 +171,9 @@ def _check_length(name: str, there: Any, here: Any, recipe: Recipe, state: RunSt
 def _check_precision(changed: Mapping[str, Any], recipe: Recipe, state: RunState | None) -> None:
     given = recipe.training.precision
     before, now = (
-        (state.precision, precision_of(recipe.training)) if state else changed.get("precision", (given, given))
+        (state.precision, precision_of(given, cpu=recipe.training.use_cpu))
+        if state
+        else changed.get("precision", (given, given))
     )
     if before != now:
         meant = f", which is {now} on this device" if given == "auto" else ""

@@ -13,7 +13,7 @@ import pytest
 from ctloss.shared.files import writing_folder
 from ctloss.train import Recipe, RecipeError, paper, tiny
 from ctloss.train.output import checkpoints, claim_folder, claim_samples, read_results
-from ctloss.train.resumption import RunState, keep_warmup, precision_of, read_run_state, write_run_state
+from ctloss.train.resumption import RunState, precision_of, read_run_state, write_run_state
 
 STATE = RunState(4, 2, 8, 1, "fp32", 18, 2)
 BEGUN = tiny().override(batch_size=8, max_steps=18, precision="fp32")
@@ -188,23 +188,13 @@ def test_a_finished_run_is_read_with_any_number_of_processes(tmp_path: Path) -> 
 
 def test_precision_is_what_it_meant_when_the_run_began(tmp_path: Path) -> None:
     auto = BEGUN.override(precision="auto")
-    here = precision_of(auto.training)
+    here = precision_of("auto")
     other = {"fp32": "bf16", "bf16": "fp32"}[here]
     folder = begin(tmp_path / "run", auto, replace(STATE, precision=other))
     said = f"precision: expected '{other}', .* got 'auto', which is {here} on this device; give --precision {other}"
     with pytest.raises(RecipeError, match=said):
         claim_folder(folder, auto, resume=True, processes=2)
     assert claim_folder(folder, auto.override(precision=other), resume=True, processes=2) == []
-
-
-def test_a_longer_run_keeps_the_steps_of_warmup_that_it_began_with(tmp_path: Path) -> None:
-    recipe = BEGUN.override(max_steps=100, warmup=0.1, gradient_accumulation_steps=3)
-    begun = RunState.of(recipe.training.arguments(tmp_path), step=7, total_steps=100)
-    assert begun == RunState(7, 1, 8, 3, "fp32", 100, 10)
-    longer = recipe.override(max_steps=500).training.arguments(tmp_path)
-    assert longer.get_warmup_steps(500) == 50
-    keep_warmup(longer, begun)
-    assert longer.get_warmup_steps(500) == 10
 
 
 def test_state_is_read_as_written(tmp_path: Path) -> None:
