@@ -174,44 +174,6 @@ def _check_precision(changed: Mapping[str, Any], recipe: Recipe, state: RunState
     if state is not None:
         before, now = state.precision, precision_of(given, cpu=recipe.training.use_cpu)
     if before != now:
-        said.append(_said("prepared", before, now))
-    told = [f"changed since the run began: {', '.join(said)}"] if said else []
-    lengths = {name: values for name, values in changed.items() if name in LENGTH}
-    for name, (there, here) in lengths.items():
-        _check_length(name, there, here, recipe, state)
-        told.append(f"length of the run: {_said(name, there, here)}")
-    if lengths or not finished or BATCHES & changed.keys():
-        told += _check_batches(changed, recipe, state, processes)
-    if lengths or not finished or "precision" in changed:
-        _check_precision(changed, recipe, state)
-    return told, bool(lengths)
-
-
-def _check_length(name: str, there: Any, here: Any, recipe: Recipe, state: RunState | None) -> None:
-    schedule = recipe.training.lr_scheduler_type
-    if schedule not in ENDLESS:
-        raise RecipeError(
-            f"{name}: expected {there!r}, as the learning rate of the run follows lr_scheduler_type {schedule}, which "
-            f"depends on its length, got {here!r}; give {there!r}, or begin another run (runs with "
-            f"{', '.join(sorted(ENDLESS))} can be made longer)"
-        )
-    if state is None:
-        raise RecipeError(
-            f"{name}: expected {there!r}, as no checkpoint of the run is left to go on from, got {here!r}; give "
-            f"{there!r}, or begin another run from its encoder"
-        )
-    if name == "max_steps" and 0 < here < state.step:
-        raise RecipeError(f"max_steps: expected at least the {state.step} steps done, got {here}; raise it")
-
-
-def _check_precision(changed: Mapping[str, Any], recipe: Recipe, state: RunState | None) -> None:
-    given = recipe.training.precision
-    before, now = (
-        (state.precision, precision_of(given, cpu=recipe.training.use_cpu))
-        if state
-        else changed.get("precision", (given, given))
-    )
-    if before != now:
         meant = f", which is {now} on this device" if given == "auto" else ""
         raise RecipeError(
             f"precision: expected {before!r}, which the run has had, got {given!r}{meant}; give --precision {before}"
