@@ -201,8 +201,8 @@ def _check_batches(changed: Mapping[str, Any], recipe: Recipe, state: RunState |
             else f"start a number of processes that divides {batch}"
         )
         raise RecipeError(
-            f"batch_size: expected batches of {batch} pairs ({had} processes' pairs), which the run has had, got "
-            f"{processes * size} ({has}); {hint}"
+            f"batch_size: expected batches of {batch} pairs ({had}: processes × pairs on each), which the run has had, "
+            f"got {processes * size} ({has}); {hint}"
         )
     return [
         f"the run had {had} pairs a batch (processes × pairs on each) and goes on with {has}: its batches stay the "

@@ -155,7 +155,7 @@ def test_other_processes_with_the_same_batches_are_told(tmp_path: Path, processe
 @pytest.mark.parametrize(
     ("processes", "size", "advice"),
     [
-        (1, 8, r"expected batches of 16 pairs \(2 × 8 .*\), .* got 8 \(1 × 8\); give --batch-size 16"),
+        (1, 8, r"expected batches of 16 pairs \(2 × 8: processes × .*\), .* got 8 \(1 × 8\); give --batch-size 16"),
         (4, 8, r"got 32 \(4 × 8\); give --batch-size 4"),
         (3, 8, r"got 24 \(3 × 8\); start a number of processes that divides 16"),
         (16, 2, r"got 32 \(16 × 2\); start a number of processes that divides 16"),
