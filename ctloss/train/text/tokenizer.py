@@ -28,7 +28,7 @@ def train_wordpiece(
     """Trains a BERT tokenizer whose WordPiece vocabulary fits the texts.
 
     Each character of a script written without spaces (Han, kana, Thai, Lao, Khmer, Myanmar) is a word with its marks,
-    other words of more than 100 characters are cut, and accents are kept because they distinguish words in several of
+    runs of other characters are cut every 100, and accents are kept because they distinguish words in several of
     the languages. At most three quarters of the vocabulary are single characters: the rarest beyond are unknown.
 
     The texts are read once; what is kept in memory are their distinct words. Of the first million different texts, one
@@ -49,12 +49,10 @@ def train_wordpiece(
 
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower_case, strip_accents=False)
+    # One pattern for both, as each pass over a text costs: a character with its marks, or a run too long for a word.
+    single, run = rf"[{UNSPACED_CHARACTERS}]\p{{M}}*", rf"[^\s{UNSPACED_CHARACTERS}]{{{LONGEST_TRAINED}}}"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(rf"[{UNSPACED_CHARACTERS}]\p{{M}}*"), "isolated"),
-            pre_tokenizers.BertPreTokenizer(),
-            pre_tokenizers.Split(Regex(f".{{{LONGEST_TRAINED}}}"), "isolated"),
-        ]
+        [pre_tokenizers.Split(Regex(f"{single}|{run}"), "isolated"), pre_tokenizers.BertPreTokenizer()]
     )
     words = _count_words(texts, tokenizer)
     alphabet = _alphabet(words, 3 * vocabulary // 4 - len(SPECIAL_TOKENS))
