@@ -71,7 +71,7 @@ class CooccurrenceAligner:
         return self._fingerprint
 
     def word_pairs(self, sentences: Sequence[ParallelSentence]) -> list[list[WordPair]]:
-        """Returns for each sentence the character spans of words that are each other's best, at their first occurrence."""
+        """Returns for each sentence the spans of words that are each other's best, at their first occurrence."""
         return [self._of(sentence) for sentence in sentences]
 
     def _of(self, sentence: ParallelSentence) -> list[WordPair]:

@@ -125,7 +125,7 @@ def definition(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _as_it_is(backend: Tokenizer, **settings: object) -> PreTrainedTokenizerBase:
-    """Returns a tokenizer that is saved and read as it is: an encoder's own class would rebuild its parts on reading."""
+    """Returns a tokenizer saved and read as it is: an encoder's own class would rebuild its parts on reading."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
