@@ -114,6 +114,14 @@ class Objective(nn.Module):
             measured["mlm"] = mlm.detach()
         return {"loss": loss, **measured}
 
+    def activation_checkpointing_enable(self, **chosen: Any) -> None:
+        """Makes the backward pass compute the encoder's layers again; called by Trainer, with transformers' options."""
+        self.encoder.backbone.activation_checkpointing_enable(**chosen)
+
+    def gradient_checkpointing_enable(self, **chosen: Any) -> None:
+        """Does the same for versions of transformers that call it so."""
+        self.encoder.backbone.gradient_checkpointing_enable(**chosen)
+
     def _rows(self, x: Tensor, y: Tensor) -> Tensor:
         function = ctloss.cz_nce if self.loss == "cz_nce" else ctloss.info_nce
         with torch.autocast(x.device.type, enabled=False):
