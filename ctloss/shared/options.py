@@ -59,12 +59,7 @@ class Group:
             if get_origin(hint) is tuple and isinstance(value, list):
                 value = tuple(value)
                 object.__setattr__(self, name, value)
-            choices = _choices(hint)
-            if choices and value is not None:
-                require(value in choices, name, "one of " + ", ".join(choices), value, "choose one of them")
-            require(_fits(value, hint), name, _kind(hint), value, "give a value of that kind")
-            if isinstance(value, float):
-                require(math.isfinite(value), name, "a finite number", value, "give one")
+            check_type(name, value, hint)
         self.check()
 
     def check(self) -> None:
@@ -87,6 +82,16 @@ class Group:
         for name in names:
             value = getattr(self, name)
             require(0 <= value < 1, name, "a number from 0 up to but not including 1", value, "give a share")
+
+
+def check_type(name: str, value: object, hint: Any) -> None:
+    """Raises OptionError unless a field's value is of its type and, if it is a number, finite."""
+    choices = _choices(hint)
+    if choices and value is not None:
+        require(value in choices, name, "one of " + ", ".join(map(str, choices)), value, "choose one of them")
+    require(_fits(value, hint), name, _kind(hint), value, "give a value of that kind")
+    if isinstance(value, float):
+        require(math.isfinite(value), name, "a finite number", value, "give one")
 
 
 def field_types(group: type[Group]) -> dict[str, Any]:
@@ -189,6 +194,8 @@ def _fits(value: object, hint: Any) -> bool:
         return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
     if origin is Literal:
         return value in get_args(hint)
+    if origin in (dict, list):
+        return isinstance(value, origin)
     if hint in (int, float):
         return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
     return isinstance(value, hint)
@@ -206,8 +213,10 @@ def _kind(hint: Any, several: bool = False) -> str:
         bool: ("True or False", "booleans"),
         Path: ("a path", "paths"),
         type(None): ("None", "None"),
+        dict: ("a dictionary", "dictionaries"),
+        list: ("a list", "lists"),
     }
-    return names.get(hint, names[str])[several]
+    return names.get(get_origin(hint) or hint, names[str])[several]
 
 
 def _reading(hint: Any) -> dict[str, Any]:
