@@ -19,7 +19,7 @@ from torch import Tensor
 from ..shared.files import locked, write_atomically
 from ..shared.options import require
 from ..shared.text import DataError
-from . import stops
+from . import saving, stops
 from .model.encoder import CCEEncoder, make_encoders
 from .model.objective import Objective
 from .output import CARD_FILE, CHECKPOINTS, PICTURE_FILE, RESULTS_FILE, checkpoints, claim_folder, claim_samples
@@ -162,7 +162,7 @@ class _Run:
         results = Results(stages, facts)
         if self.process.is_main_process and encoder is not None:
             with stops.writing("the results", TODO):
-                self._write(results, trainer, encoder, before)
+                self._write(results, encoder, before)
             with refused("push_to_hub"):
                 trainer.upload()
         self.process.wait_for_everyone()
@@ -299,8 +299,8 @@ class _Run:
         if _shared_out(arguments):
             self.say("checkpoints are Trainer's own: with FSDP and DeepSpeed no process has all weights")
 
-    def _write(self, results: Results, trainer: PretrainingTrainer, encoder: CCEEncoder, before: Tensor) -> None:
-        trainer.write(self.folder, encoder)
+    def _write(self, results: Results, encoder: CCEEncoder, before: Tensor) -> None:
+        saving.save_encoder(self.folder, encoder, self.tokenizer)
         if self.arguments.pictured_words:
             panels, picture = {"before": before, "after": self.words.vectors(encoder)}, self.folder / PICTURE_FILE
             drawn = self.words.draw(panels, picture, seed=self.arguments.seed)

@@ -21,15 +21,21 @@ OBJECTIVE_TENSORS = "objective.safetensors"
 SCHEDULER, SCALER, LOG_STATE, TRAINER_STATE = "scheduler.json", "scaler.json", "log_state.json", "trainer_state.json"
 
 
+def save_encoder(folder: Path, encoder: CCEEncoder, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes an encoder and its tokenizer to an existing folder."""
+    encoder.save(folder)
+    tokenizer.save_pretrained(folder)
+    _share(folder)
+
+
 def save_weights(folder: Path, objective: Objective, tokenizer: PreTrainedTokenizerBase) -> None:
     """Writes an objective's encoder and tokenizer, and what else the objective has learnt, to an existing folder."""
     from safetensors.torch import save_file
 
-    objective.encoder.save(folder)
-    tokenizer.save_pretrained(folder)
+    save_encoder(folder, objective.encoder, tokenizer)
     if own := _own_state(objective):
         save_file({name: value.detach().cpu().contiguous() for name, value in own.items()}, folder / OBJECTIVE_TENSORS)
-    _share(folder)
+        _share(folder)
 
 
 def load_weights(folder: Path, objective: Objective) -> None:
