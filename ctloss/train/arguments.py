@@ -200,7 +200,8 @@ class Training:
         if isinstance(arguments, PretrainingArguments):
             return cls(**arguments.choices())
         plain = {item.name: item.default for item in fields(TrainingArguments)}
-        values = {name: _plain(name, getattr(arguments, name)) for name in plain if name not in _RESOLVED}
+        given = [name for name in plain if name not in _RESOLVED and FORMER.get(name) not in plain]
+        values = {name: _plain(name, getattr(arguments, name)) for name in given}
         values = {name: value for name, value in values.items() if name in ours() or value != plain[name]}
         if values.get("metric_for_best_model") == "loss":
             # What Trainer fills in; no measure here is called that.
@@ -295,7 +296,7 @@ class Training:
 
 
 # What Trainer's arguments fill in from the others.
-_RESOLVED = ("bf16", "do_eval", "fp16", "greater_is_better", "gradient_checkpointing", "gradient_checkpointing_kwargs")
+_RESOLVED = ("bf16", "do_eval", "fp16", "greater_is_better")
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -334,7 +335,9 @@ def translated(values: Mapping[str, Any]) -> dict[str, Any]:
     for given, value in values.items():
         if given not in defaults() and given not in FORMER:
             raise OptionError(f"recipe: expected a field, got {given}; {near(given, every_name())}")
-        meant = {FORMER.get(given, given): value}
+        # An earlier transformers has not renamed it yet.
+        present = FORMER.get(given, given)
+        meant = {present if present in defaults() else given: value}
         known = FORMER_VALUES.get(given, {})
         if isinstance(value, (str, bool, type(None))) and value in known:
             meant = known[value]
