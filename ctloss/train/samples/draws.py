@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 
@@ -51,9 +52,14 @@ def uniform(
         >>> bool(both[1] == one[0])
         True
     """
+    state = mixed(_start(seed, epoch, purpose) + STEP * np.asarray(rows).astype(np.uint64))
+    place = np.uint64(1) if positions is None else np.asarray(positions).astype(np.uint64) + np.uint64(1)
+    return (mixed(state + STEP * place) >> np.uint64(11)) * 2.0**-53
+
+
+@lru_cache(maxsize=64)
+def _start(seed: int, epoch: int, purpose: Purpose) -> np.ndarray:
     state = np.zeros(1, dtype=np.uint64)
     for part in (seed, epoch, purpose):
         state = mixed(state + STEP * np.array([part + 1], dtype=np.uint64))
-    state = mixed(state + STEP * np.asarray(rows).astype(np.uint64))
-    place = np.uint64(1) if positions is None else np.asarray(positions).astype(np.uint64) + np.uint64(1)
-    return (mixed(state + STEP * place) >> np.uint64(11)) * 2.0**-53
+    return state

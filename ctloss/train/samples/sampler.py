@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -16,11 +17,11 @@ Key = tuple[int, np.ndarray] | tuple[int, np.ndarray, np.ndarray]
 class BatchPlan:
     """The batches of every epoch, as pure functions of (seed, epoch).
 
-    An epoch shuffles the rows, splits them into windows of about ``window`` batches, sorts each window by source length,
-    then by target length, one window upwards and the next downwards, and fills batches in that order: rows of similar
-    length share a batch (little padding), and every epoch groups the rows differently. No batch holds a text twice on
-    either side, which would be a false negative: a row whose text is already in the batch waits for a later batch that
-    can take it. Finally the batches are shuffled.
+    An epoch shuffles the rows, splits them into windows of about ``window`` batches, orders each window by both
+    lengths, one window upwards and the next downwards, and fills batches in that order: rows of similar length share a
+    batch (little padding with sides padded apart), and every epoch groups the rows differently. No batch holds a text
+    twice on either side, which would be a false negative: a row whose text is already in the batch waits for a later
+    batch that can take it. Finally the batches are shuffled.
 
     Every epoch has ``len(plan)`` batches, as many as epoch 0, so step k of a run is batch ``k % len(plan)`` of epoch
     ``k // len(plan)``. Rows left over at the end of an epoch are skipped, as are batches beyond that number; an epoch
@@ -71,7 +72,7 @@ class BatchPlan:
         batches = self._fill(0)
         self._number = len(batches)
         if not self._number:
-            seen = len(self._seen(0))
+            seen = len(self._drawn(0))
             raise ValueError(
                 f"expected enough rows with distinct texts for a batch of {batch_size}, got {seen} rows with "
                 f"{len(np.unique(keys))} distinct texts; lower batch_size or give more sentence pairs"
@@ -98,11 +99,12 @@ class BatchPlan:
     def _generator(self, epoch: int, stream: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence([self.seed, epoch, stream]))
 
-    def _seen(self, epoch: int) -> np.ndarray:
-        """The rows of an epoch, with their copies."""
+    def _drawn(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch, with their copies, in random order."""
         count = len(self._lengths)
+        order = self._generator(epoch, stream=0)
         if self._times is None:
-            return np.arange(count)
+            return order.permutation(count)
         generator = self._generator(epoch, stream=2)
         copies = np.floor(self._times).astype(np.int64)
         for share in np.unique(self._times % 1):
@@ -110,25 +112,32 @@ class BatchPlan:
             rows = np.flatnonzero(self._times % 1 == share)
             copies[generator.choice(rows, round(share * len(rows)), replace=False)] += 1
         rows = np.repeat(np.arange(count), copies)
-        return rows + count * (np.arange(len(rows)) - np.repeat(np.cumsum(copies) - copies, copies))
+        return order.permutation(rows + count * (np.arange(len(rows)) - np.repeat(np.cumsum(copies) - copies, copies)))
 
     def _fill(self, epoch: int) -> np.ndarray:
-        rows = self._generator(epoch, stream=0).permutation(self._seen(epoch))
+        rows = self._drawn(epoch)
         size = self.window * self.batch_size
         filler = Filler(self._keys, self.batch_size, most_carried=size // 4)
         for number, drawn in enumerate(np.array_split(rows, max(1, round(len(rows) / size)))):
-            order = _by_length(self._lengths[drawn % len(self._lengths)])
+            order = _by_length(self._lengths[drawn % len(self._lengths)], self.batch_size)
             # What one window leaves over, its last rows, goes on with rows of similar length.
             filler.add(drawn, order[::-1] if number % 2 else order)
         return filler.finish()
 
 
-def _by_length(lengths: np.ndarray) -> np.ndarray:
-    """The places of rows in the order of source length, then target length."""
-    source, target = lengths.T
-    # Target lengths alternately rise and fall, so that a batch that spans two source lengths does not combine the
-    # longest targets with the shortest.
-    return np.lexsort((np.where(source % 2, target, -target), source))
+def _by_length(lengths: np.ndarray, batch_size: int) -> np.ndarray:
+    """The places of rows in an order in which neighbours are alike in both lengths, of source and of target.
+
+    Strips of like source length are sorted by target length. With √b of them in b batches, a strip has √b batches, and
+    about as much is padded on one side as on the other.
+    """
+    source, target = lengths.T.astype(np.int64)
+    counts = np.bincount(source)
+    strips = max(1, round(math.sqrt(len(source) / batch_size)))
+    strip = ((np.cumsum(counts) - counts / 2) * strips / max(1, len(source))).astype(np.int64)[source]
+    # Target lengths alternately rise and fall, so that a batch that spans two strips does not combine the longest
+    # targets of one with the shortest of the other.
+    return np.lexsort((np.where(strip % 2, target, -target), strip))
 
 
 def _checked(times: np.ndarray, rows: int) -> np.ndarray:
