@@ -14,9 +14,10 @@ from ..text.alignment import GoldWords, with_alignments
 from ..text.cooccurrence import CooccurrenceAligner
 from ..text.corpus import Sentences, read_embedded, read_lines, read_tsv, take_split
 from ..text.embedded import SPLITS, Split
+from ..text.finder import WordSource
 from ..text.lexicon import Lexicon, find_lexicon_lines
 from ..text.sentences import ParallelSentence, stable_hash, text_key
-from .wps import WordSource, WPSCounts, build_wps
+from .wps import WPSCounts, build_wps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from .sentences import ParallelSentence, Span, WordPair
@@ -36,7 +36,7 @@ class CooccurrenceAligner:
         >>> texts = [("red dog", "chien rouge"), ("big dog", "gros chien"), ("red cat", "chat rouge")]
         >>> corpus = [ParallelSentence(s, t, "xa", "xb") for s, t in texts]
         >>> aligner = CooccurrenceAligner(corpus, least_count=2)
-        >>> [(corpus[0].source[slice(*a)], corpus[0].target[slice(*b)]) for a, b in aligner.word_pairs(corpus[0])]
+        >>> [(corpus[0].source[slice(*a)], corpus[0].target[slice(*b)]) for a, b in aligner.word_pairs(corpus[:1])[0]]
         [('red', 'rouge'), ('dog', 'chien')]
     """
 
@@ -70,8 +70,11 @@ class CooccurrenceAligner:
         """Returns a hash of the options and the counted sentences."""
         return self._fingerprint
 
-    def word_pairs(self, sentence: ParallelSentence) -> list[WordPair]:
-        """Returns the character spans of words that are each other's best, at their first occurrence."""
+    def word_pairs(self, sentences: Sequence[ParallelSentence]) -> list[list[WordPair]]:
+        """Returns for each sentence the character spans of words that are each other's best, at their first occurrence."""
+        return [self._of(sentence) for sentence in sentences]
+
+    def _of(self, sentence: ParallelSentence) -> list[WordPair]:
         counts, sources, targets = self._sides(sentence)
         scores: dict[tuple[str, str], tuple[float, int]] = {}
         for a in sources:
