@@ -129,7 +129,8 @@ def test_longer_run_of_chinese_characters_wins(tmp_path: Path) -> None:
 
 def test_sentences_are_read_once_and_reported(tmp_path: Path) -> None:
     corpus = parallel([("dog", "chien")] * 7)
-    calls, read = [], []
+    calls: list[int] = []
+    read: list[int] = []
 
     def batches() -> Iterator[Sequence[ParallelSentence]]:
         calls.append(1)
