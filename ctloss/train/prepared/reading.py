@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from ...shared.files import write_atomically, writing_file
 from ...shared.text import DataError
-from ..corpus.bitext import BadLine, Bitext, Chunk
+from ..corpus import BadLine, Bitext, Chunk
 from ..text.embedded import Split
 from ..text.sentences import ParallelSentence, WordPair, stable_hash, text_key
 from .folder import batches_of

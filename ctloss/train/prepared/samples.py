@@ -19,6 +19,7 @@ import pyarrow as pa
 from ...shared.languages import primary
 from ..text.finder import WordFinder
 from ..text.sentences import ParallelSentence, WordPair, stable_hash
+from ..text.words import fold
 from .folder import SAMPLES, TEXTS
 from .reading import sentences
 from .spans import wordpiece_span
@@ -163,7 +164,7 @@ class _Rows:
             if here is None or there is None:
                 self._skipped["span not verified"] += 1
                 continue
-            x, y = sentence.source[slice(*a)].casefold(), sentence.target[slice(*b)].casefold()
+            x, y = fold(sentence.source[slice(*a)]), fold(sentence.target[slice(*b)])
             spans.append((*here, *there))
             words.append((x, y))
             hashes.append((_hash(languages[0], x, languages[1], y), _hash(languages[0], x), _hash(languages[1], y)))

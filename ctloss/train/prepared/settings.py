@@ -10,7 +10,7 @@ from typing import Any
 
 from ...shared.files import digest_of_files
 from ...shared.text import DataError
-from ..corpus.bitext import bitexts_of, embedded_bitexts, find_bitexts
+from ..corpus import Bitext, bitexts_of, embedded_bitexts, find_bitexts
 from ..recipe import Data, EncoderChoice
 from ..text.embedded import SPLITS
 from .folder import FORMAT, Prepared
@@ -103,7 +103,7 @@ def differences(prepared: Prepared, data: Data, encoder: EncoderChoice) -> str:
     return "; ".join(differing) or "the same settings, but other sizes or times of their files"
 
 
-def _held_out(names: tuple[str, ...], data: Data) -> list[Any]:
+def _held_out(names: tuple[str, ...], data: Data) -> list[Bitext]:
     return find_bitexts(names, data.languages) if names else []
 
 

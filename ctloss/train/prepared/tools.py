@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...shared.models import check_inputs, read_config
+from ...shared.text import DataError
 from ..recipe import Data, EncoderChoice
 from ..text.alignment import GoldWords
 from ..text.cooccurrence import CooccurrenceAligner
+from ..text.finder import WordSource
 from ..text.lexicon import read_lexicon
+from ..text.mutual import MutualAligner
 from ..text.sentences import ParallelSentence
 from ..text.tokenizer import read_tokenizer, train_wordpiece
 from .progress import progress
@@ -45,7 +48,7 @@ def word_source(
     languages: Sequence[tuple[str, str]],
     has_words: bool,
     folder: Path,
-) -> Any:
+) -> WordSource:
     """Returns where word pairs come from.
 
     Args:
@@ -64,14 +67,16 @@ def word_source(
     if data.lexicon:
         return read_lexicon(data.lexicon, languages)
     if data.align:
-        from ..text.mutual import MutualAligner
-
         return MutualAligner(data.align)
-    # The aligner reads the pairs twice.
-    with progress("words by co-occurrence", 2 * pairs) as move:
-        return CooccurrenceAligner.count(batches, folder, progress=move)
+    place = folder / "cooccurrence"
+    try:
+        return CooccurrenceAligner.open(place)
+    except DataError:
+        # Not counted yet, or not to the end.
+        with progress("words by co-occurrence", pairs) as move:
+            return CooccurrenceAligner.count(batches, place, stop_words=data.stop_words, progress=move)
 
 
-def runs_here(words: Any) -> bool:
+def runs_here(words: WordSource) -> bool:
     """Tells whether a word source has to stay in this process: an encoder may be on a GPU, which does not fork."""
-    return type(words).__name__ == "MutualAligner"
+    return isinstance(words, MutualAligner)
