@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,15 +24,18 @@ from ..text.finder import WordFinder
 from ..text.sentences import ParallelSentence
 from ..text.tokenizer import definition
 from .folder import DOCUMENT, TOKENIZER, Origin, Prepared, batches_of, is_finished, open_prepared, write_document
-from .parts import REASONS, Fate, Keys, divide, lacking, read_keys
+from .mapping import map_rows
+from .parts import HASHES, KEYS, REASONS, Fate, Keys, divide, hash_texts, lacking, read_keys
 from .progress import progress
 from .reading import RAW, Input, Raw, batches_kept, check_bad_lines, read_inputs, sentences
-from .samples import MakeSamples, Tools, make_samples
+from .samples import MakeSamples, Tools, load_tools
 from .settings import check_fits, differences, find_inputs, key, settings
 from .summary import Summary
 from .tools import make_tokenizer, runs_here, word_source
 
 HELD_OUT: tuple[Split, Split] = ("validation", "test")
+# Of every row that was read, in files that processes share.
+ARRAYS = ("fates.npy", "source_keys.npy", "target_keys.npy")
 
 
 def say_on_stderr(text: str) -> None:
@@ -170,9 +174,10 @@ class _Build:
         """Goes through all passes."""
         self.work.mkdir(exist_ok=True)
         raw = self._read()
-        keys, fates = self._divide(raw)
+        keys = self._hash(raw)
+        fates = self._divide(raw, keys)
         self._tokenize(raw, fates)
-        made = self._samples(raw, fates)
+        made = self._samples(raw, keys, fates)
         self._finish(raw, keys, fates, made)
 
     def note(self, text: str) -> None:
@@ -187,8 +192,20 @@ class _Build:
             self.note(bad)
         return raw
 
-    def _divide(self, raw: Raw) -> tuple[Keys, np.ndarray]:
-        keys = read_keys(raw.files, self.origins, [split for split, _ in self.inputs])
+    def _hash(self, raw: Raw) -> Keys:
+        with progress("hashing", raw.total.rows) as move:
+            hashes = map_rows(
+                raw.files,
+                self.work / "hashes",
+                hash_texts,
+                HASHES,
+                workers=self.workers,
+                fingerprint=self.key,
+                move=move,
+            )
+        return read_keys(raw.files, hashes, self.origins, [split for split, _ in self.inputs])
+
+    def _divide(self, raw: Raw, keys: Keys) -> np.ndarray:
         fates = divide(
             keys,
             given=[split for split in HELD_OUT if any(given == split for given, _ in self.inputs)],
@@ -201,14 +218,15 @@ class _Build:
                 "give more text"
             )
         self._check_held_out(keys, fates)
-        with writing_file(self.work / "fates.npy") as path, path.open("wb") as file:
-            np.save(file, fates)
+        for name, array in zip(ARRAYS, (fates, keys.source, keys.target), strict=True):
+            with writing_file(self.work / name) as path, path.open("wb") as file:
+                np.save(file, array)
         held = int(((keys.given_for == Fate.train) & (fates == Fate.held_out)).sum())
         if held:
             self.note(f"train: left out {held:,} pairs with a text of validation or test")
         if shared := int(((keys.given_for == Fate.validation) & (fates == Fate.held_out)).sum()):
             self.note(f"validation: skipped {shared:,} pairs whose texts are also in test")
-        return keys, fates
+        return fates
 
     def _check_held_out(self, keys: Keys, fates: np.ndarray, *, after: str = "") -> None:
         names = list(dict.fromkeys(origin.languages for origin in self.origins))
@@ -252,7 +270,7 @@ class _Build:
         tokenizer.save_pretrained(partial)
         os.replace(partial, place)
 
-    def _samples(self, raw: Raw, fates: np.ndarray) -> dict[Split, list[Path]]:
+    def _samples(self, raw: Raw, keys: Keys, fates: np.ndarray) -> dict[Split, list[Path]]:
         words = word_source(
             self.data,
             lambda: self._batches(raw, fates),
@@ -262,30 +280,43 @@ class _Build:
             folder=self.work,
         )
         tools = self.work / f"tools-{uuid4().hex}"
-        finder = WordFinder(words, self.data.stop_words)
-        Tools.write(tools, finder, self.folder / TOKENIZER / "tokenizer.json", self.languages, self.work / "fates.npy")
-        workers = 1 if runs_here(words) else self.workers
-        made: dict[Split, list[Path]] = {split: [] for split in SPLITS}
-
-        def add(split: Split, number: int, file: Path, make: MakeSamples) -> None:
-            place = self.folder / split / f"{number:05d}.arrow"
-            place.parent.mkdir(exist_ok=True)
-            made[split] += make_samples(file, place, make, workers=workers, fingerprint=self.key)
-
+        Tools.write(
+            tools,
+            WordFinder(words, self.data.stop_words),
+            self.folder / TOKENIZER / "tokenizer.json",
+            self.languages,
+            [self.work / name for name in ARRAYS],
+        )
+        load_tools(str(tools))  # Before processes are forked, so that they have them too.
+        make = MakeSamples(str(tools), self.data.max_length, int(Fate.train))
+        made: dict[Split, list[Path]] = {}
         with progress("samples", len(fates)) as move:
-            start = 0
-            for number, file in enumerate(raw.files):
-                rows = sum(map(len, batches_of(file)))
-                add("train", number, file, MakeSamples(str(tools), self.data.max_length, int(Fate.train), start))
-                start += rows
-                move(rows)
+            made["train"] = self._map(raw.files, "train", make, runs_here(words), move)
         for split in HELD_OUT:
             file = self.work / f"{split}.arrow"
-            with writing_file(file) as path, pa.ipc.new_stream(str(path), RAW) as writer:
-                for batch in batches_kept(raw.files, fates, Fate[split]):
+            schema = pa.unify_schemas([RAW, HASHES])
+            with writing_file(file) as path, pa.ipc.new_stream(str(path), schema) as writer:
+                for batch in self._with_keys(raw, keys, fates, split):
                     writer.write_batch(batch)
-            add(split, 0, file, MakeSamples(str(tools), self.data.max_length))
+            with progress(f"samples of {split}", int((fates == Fate[split]).sum())) as move:
+                made[split] = self._map([file], split, replace(make, fate=None), runs_here(words), move)
         return made
+
+    def _map(
+        self, files: Sequence[Path], split: Split, make: MakeSamples, here: bool, move: Callable[[int], None]
+    ) -> list[Path]:
+        workers = 1 if here else self.workers
+        return map_rows(files, self.folder / split, make, make.schema, workers=workers, fingerprint=self.key, move=move)
+
+    def _with_keys(self, raw: Raw, keys: Keys, fates: np.ndarray, split: Split) -> Iterator[pa.RecordBatch]:
+        rows = np.flatnonzero(fates == Fate[split])
+        start = 0
+        for batch in batches_kept(raw.files, fates, Fate[split]):
+            these = rows[start : start + len(batch)]
+            start += len(batch)
+            for name, column in zip(KEYS, (keys.source, keys.target), strict=True):
+                batch = batch.append_column(name, pa.array(column[these]))
+            yield batch
 
     def _finish(self, raw: Raw, keys: Keys, fates: np.ndarray, made: dict[Split, list[Path]]) -> None:
         digest = hashlib.blake2b(digest_size=16)
@@ -339,7 +370,7 @@ class _Build:
         """Checks the held-out parts again, without the pairs that were too long."""
         files = [path for split in HELD_OUT for path in made[split]]
         splits: list[Split] = [split for split in HELD_OUT for path in made[split] for _ in batches_of(path)]
-        keys = read_keys(files, self.origins, ["train"] * len(self.origins))
+        keys = read_keys(files, files, self.origins, ["train"] * len(self.origins))
         sizes = [len(batch) for path in files for batch in batches_of(path)]
         fates = np.repeat(np.array([Fate[split] for split in splits], dtype=np.uint8), sizes)
         self._check_held_out(keys, fates, after=f" of at most {self.data.max_length} wordpieces a side")

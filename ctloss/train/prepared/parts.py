@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from ..text.embedded import SPLITS, Split
-from ..text.sentences import stable_hash
+from ..text.sentences import stable_hash, text_key
 from .folder import Origin, batches_of
+
+KEYS = ("source_key", "target_key")
+HASHES = pa.schema({name: pa.uint64() for name in KEYS})
 
 
 class Fate(IntEnum):
@@ -45,19 +50,38 @@ class Keys:
     given_for: np.ndarray
 
 
-def read_keys(files: Sequence[Path], origins: Sequence[Origin], splits: Sequence[Split]) -> Keys:
-    """Reads the hashes of all pairs, never their texts; ``splits`` are the parts that the origins are given for."""
+def hash_texts(table: pa.Table, indices: list[int]) -> pa.Table:
+    """Returns the keys of rows of the first pass."""
+    columns = [
+        pa.array([stable_hash(text_key(text)) for text in table.column(name).to_pylist()], pa.uint64())
+        for name in ("source", "target")
+    ]
+    return pa.Table.from_arrays(columns, schema=HASHES)
+
+
+def read_keys(
+    files: Iterable[Path], hashes: Iterable[Path], origins: Sequence[Origin], splits: Sequence[Split]
+) -> Keys:
+    """Reads the keys of all rows, never their texts.
+
+    Args:
+        files: with the rows' origins.
+        hashes: what :func:`hash_texts` made of them.
+        origins: of the rows, by number.
+        splits: the parts that these are given for.
+    """
     names = list(dict.fromkeys(origin.languages for origin in origins))
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("source_key", "target_key", "origin")}
-    for path in files:
-        for batch in batches_of(path):
-            for name, found in columns.items():
-                found.append(batch.column(name).to_numpy())
-    source, target, origin = (np.concatenate(found) if found else np.empty(0, np.uint64) for found in columns.values())
-    origin = origin.astype(np.int64)
     languages = np.array([names.index(one.languages) for one in origins], dtype=np.int16)
     given_for = np.array([SPLITS.index(split) for split in splits], dtype=np.int8)
+    origin = _column(files, "origin", np.int16)
+    hashes = list(hashes)
+    source, target = (_column(hashes, name, np.uint64) for name in KEYS)
     return Keys(source, target, languages[origin], given_for[origin])
+
+
+def _column(files: Iterable[Path], name: str, dtype: Any) -> np.ndarray:
+    found = [batch.column(name).to_numpy() for path in files for batch in batches_of(path)]
+    return np.concatenate(found, dtype=dtype) if found else np.empty(0, dtype)
 
 
 def divide(keys: Keys, *, given: Sequence[Split], wanted: int, max_pairs: int | None) -> np.ndarray:

@@ -16,7 +16,7 @@ from ...shared.files import write_atomically, writing_file
 from ...shared.text import DataError
 from ..corpus import BadLine, Bitext, Chunk
 from ..text.embedded import Split
-from ..text.sentences import ParallelSentence, WordPair, stable_hash, text_key
+from ..text.sentences import ParallelSentence, WordPair
 from .folder import batches_of
 
 # Few enough that little is lost with a killed process and that the bar moves, many enough to start workers for.
@@ -29,8 +29,6 @@ RAW = pa.schema(
         "source": pa.string(),
         "target": pa.string(),
         "origin": pa.int16(),
-        "source_key": pa.uint64(),
-        "target_key": pa.uint64(),
         # Character spans of the word pairs that come with the text.
         "words": pa.list_(pa.list_(pa.int32(), 4)),
     }
@@ -175,11 +173,10 @@ def _write(folder: Path, number: int, part: Part, batches: list[pa.RecordBatch])
 
 
 def _batch(part: Part, number: int, chunk: Chunk) -> pa.RecordBatch:
-    keys = [(text_key(source), text_key(target)) for source, target in zip(chunk.sources, chunk.targets, strict=True)]
-    kept = [i for i, (source, target) in enumerate(keys) if source and target]
+    kept = [i for i, texts in enumerate(zip(chunk.sources, chunk.targets, strict=True)) if all(texts)]
     part.rows += len(kept)
-    part.given[number] += len(keys) + len(chunk.bad)
-    part.empty[number] += len(keys) - len(kept)
+    part.given[number] += len(chunk.sources) + len(chunk.bad)
+    part.empty[number] += len(chunk.sources) - len(kept)
     part.bad[number] += len(chunk.bad)
     part.lines = [*part.lines, *chunk.bad][:SHOWN]
     words = None if chunk.words is None else [[(*a, *b) for a, b in chunk.words[i]] for i in kept]
@@ -187,8 +184,6 @@ def _batch(part: Part, number: int, chunk: Chunk) -> pa.RecordBatch:
         pa.array([chunk.sources[i] for i in kept], pa.string()),
         pa.array([chunk.targets[i] for i in kept], pa.string()),
         pa.array(np.full(len(kept), number, dtype=np.int16)),
-        pa.array([stable_hash(keys[i][0]) for i in kept], pa.uint64()),
-        pa.array([stable_hash(keys[i][1]) for i in kept], pa.uint64()),
         pa.nulls(len(kept), RAW.field("words").type) if words is None else pa.array(words, RAW.field("words").type),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=RAW)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -21,14 +19,13 @@ from ..text.finder import WordFinder
 from ..text.sentences import ParallelSentence, WordPair, stable_hash
 from ..text.words import fold
 from .folder import SAMPLES, TEXTS
+from .parts import KEYS
 from .reading import sentences
 from .spans import wordpiece_span
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-# Large enough for the tokenizer to gain from batches, small enough to stay in cache.
-BATCH = 2048
 # Of word pairs that are proposed; the column skipped_words holds their counts in the first row of each batch.
 SKIPPED = ("stop word", "not unique", "ambiguous", "span not verified")
 WRITTEN = SAMPLES.append(pa.field("skipped_words", pa.list_(pa.int32())))
@@ -44,13 +41,22 @@ class Tools:
     finder: WordFinder
     languages: list[tuple[str, str]]
     fates: np.ndarray
+    keys: tuple[np.ndarray, np.ndarray]
 
     @staticmethod
     def write(
-        path: Path, finder: WordFinder, tokenizer: Path, languages: Sequence[tuple[str, str]], fates: Path
+        path: Path, finder: WordFinder, tokenizer: Path, languages: Sequence[tuple[str, str]], arrays: Sequence[Path]
     ) -> None:
-        """Writes what :func:`load_tools` reads."""
-        path.write_bytes(dumps((finder, str(tokenizer), list(languages), str(fates))))
+        """Writes what :func:`load_tools` reads.
+
+        Args:
+            path: the file to write, of a new name.
+            finder: finds word pairs.
+            tokenizer: its ``tokenizer.json``.
+            languages: language pair of each origin.
+            arrays: files of the fate and of the source's and the target's key of every row.
+        """
+        path.write_bytes(dumps((finder, str(tokenizer), list(languages), list(map(str, arrays)))))
 
 
 @lru_cache(maxsize=1)
@@ -58,7 +64,8 @@ def load_tools(path: str) -> Tools:
     """Returns what :meth:`Tools.write` wrote, in this process and in those forked from it later."""
     from tokenizers import Tokenizer
 
-    finder, file, languages, fates = loads(Path(path).read_bytes())
+    finder, file, languages, arrays = loads(Path(path).read_bytes())
+    fates, *keys = (np.load(array, mmap_mode="r") for array in arrays)
     tokenizer = Tokenizer.from_file(file)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -68,7 +75,8 @@ def load_tools(path: str) -> Tools:
         None if unknown is None else tokenizer.token_to_id(unknown),
         finder,
         languages,
-        np.load(fates, mmap_mode="r"),
+        fates,
+        (keys[0], keys[1]),
     )
 
 
@@ -76,17 +84,17 @@ def load_tools(path: str) -> Tools:
 class MakeSamples:
     """Turns rows of the first pass into samples; small to pickle.
 
+    Rows of a held-out part are given with their keys, and get the texts of their words.
+
     Attributes:
         tools: the file that :meth:`Tools.write` wrote.
         max_length: wordpieces of a side, special tokens included; longer pairs are left out.
-        fate: of the pairs to take, all of them for None.
-        start: number of the first row of the file among all rows.
+        fate: of the rows to take; None for rows of a held-out part, all of which are taken.
     """
 
     tools: str
     max_length: int
     fate: int | None = None
-    start: int = 0
 
     @property
     def schema(self) -> pa.Schema:
@@ -96,8 +104,10 @@ class MakeSamples:
     def __call__(self, table: pa.Table, indices: list[int]) -> pa.Table:
         tools = load_tools(self.tools)
         if self.fate is not None:
-            first = self.start + indices[0]
-            table = table.filter(pa.array(tools.fates[first : first + len(table)] == self.fate))
+            these = slice(indices[0], indices[0] + len(table))
+            for name, keys in zip(KEYS, tools.keys, strict=True):
+                table = table.append_column(name, pa.array(keys[these]))
+            table = table.filter(pa.array(tools.fates[these] == self.fate))
         if not len(table):
             return self.schema.empty_table()
         given = sentences(table, tools.languages)
@@ -108,7 +118,7 @@ class MakeSamples:
         kept = [i for i, fit in enumerate(fits) if fit]
         rows.add([given[i] for i in kept], [encodings[i] for i in kept], [encodings[len(given) + i] for i in kept])
         table = table if len(kept) == len(given) else table.filter(pa.array(fits))
-        copied = {name: table.column(name) for name in ("source", "target", "origin", "source_key", "target_key")}
+        copied = {name: table.column(name) for name in ("source", "target", "origin", *KEYS)}
         made = copied | rows.columns()
         return pa.Table.from_arrays([made[name] for name in self.schema.names], schema=self.schema)
 
@@ -171,50 +181,6 @@ class _Rows:
         self._spans.append(spans)
         self._words.append(words)
         self._hashes.append(hashes)
-
-
-def make_samples(file: Path, place: Path, make: MakeSamples, *, workers: int, fingerprint: str) -> list[Path]:
-    """Makes the samples of a file of the first pass, or what is missing of them, and returns their files.
-
-    ``datasets`` names the files after ``place`` and the number of processes; finished ones are reused, whatever the
-    number of workers now.
-    """
-    from datasets import Dataset, Features
-
-    load_tools(make.tools)  # Before processes are forked, so that they have it too.
-    rows = Dataset.from_file(str(file)).with_format("arrow")
-    processes = min(workers, len(rows) // BATCH)
-    with _quiet():
-        made = rows.map(
-            make,
-            with_indices=True,
-            batched=True,
-            batch_size=BATCH,
-            num_proc=processes if processes > 1 else None,
-            features=Features.from_arrow_schema(make.schema),
-            cache_file_name=str(place),
-            new_fingerprint=fingerprint,
-            load_from_cache_file=True,
-        )
-    return [Path(cached["filename"]) for cached in made.cache_files]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leaves progress to our own bar, and processors to our own processes."""
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    hidden, threads = are_progress_bars_disabled(), os.environ.get("TOKENIZERS_PARALLELISM")
-    disable_progress_bars()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        yield
-    finally:
-        if not hidden:
-            enable_progress_bars()
-        os.environ.pop("TOKENIZERS_PARALLELISM")
-        if threads is not None:
-            os.environ["TOKENIZERS_PARALLELISM"] = threads
 
 
 def _lists(rows: Sequence[Sequence[Any]], dtype: Any, width: int = 0) -> pa.Array:
