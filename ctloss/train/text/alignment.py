@@ -46,9 +46,14 @@ def with_alignments(sentences: Iterable[ParallelSentence], path: str | Path) -> 
                     f"{path}: expected one line for each sentence pair, got {count_lines(path)} lines for "
                     f"{'more' if item is None else 'fewer'} pairs; give the alignment of exactly this corpus"
                 )
-            yield replace(sentence, words=tuple(_linked_words(sentence, item[1], f"{path}, line {item[0]}")))
+            yield replace(sentence, words=linked_words(sentence, item[1], f"{path}, line {item[0]}"))
 
     return Sentences(read)
+
+
+def linked_words(sentence: ParallelSentence, line: str, place: str) -> tuple[WordPair, ...]:
+    """Returns the word pairs of a sentence that a line of an alignment file gives; ``place`` is for errors."""
+    return tuple(_linked_words(sentence, line, place))
 
 
 def _linked_words(sentence: ParallelSentence, line: str, place: str) -> Iterator[WordPair]:
