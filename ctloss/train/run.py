@@ -20,17 +20,27 @@ from ..shared.files import locked, write_atomically
 from ..shared.options import require
 from ..shared.text import DataError
 from . import saving, stops
-from .model.encoder import CCEEncoder, make_encoders
+from .model.encoder import CCEEncoder, freeze_word_embeddings, make_encoders
 from .model.objective import Objective
-from .output import CARD_FILE, CHECKPOINTS, PICTURE_FILE, RESULTS_FILE, checkpoints, claim_folder, claim_samples
-from .prepared.folder import Prepared, open_prepared
-from .prepared.pipeline import prepare
+from .output import (
+    CARD_FILE,
+    CHECKPOINTS,
+    PICTURE_FILE,
+    RESULTS_FILE,
+    checkpoints,
+    claim_folder,
+    claim_samples,
+    read_results,
+)
+from .prepared.build import prepare
+from .prepared.folder import Prepared
 from .processes import from_main, on_main
 from .recipe import Recipe, RecipeError
 from .reporting.probe import Probe
 from .reporting.report import WordPictures, model_card, table
 from .samples.collator import Collator
 from .samples.dataset import WPSDataset, held_out
+from .samples.mixing import times_of_origins
 from .samples.sampler import BatchPlan
 from .text.sentences import stable_hash
 
@@ -57,9 +67,7 @@ class Results:
     facts: dict[str, Any]
 
 
-def pretrain(
-    recipe: Recipe, output: Path | str | None = None, *, pairs: Any = None, resume: bool = False
-) -> Results:
+def pretrain(recipe: Recipe, output: Path | str | None = None, *, pairs: Any = None, resume: bool = False) -> Results:
     """Pretrains an encoder following a recipe (Chen et al. 2022, eq. (3) or (7)).
 
     The output folder then holds the encoder and its tokenizer in Hugging Face's format, the head
@@ -92,13 +100,13 @@ def pretrain(
         def claim() -> bool:
             with refused("output"):
                 held.enter_context(locked(folder))
-                for removed in claim_folder(folder, recipe, resume=resume):
-                    print(f"removed, as it was incomplete or damaged: {removed}", file=sys.stderr)
+                for line in claim_folder(folder, recipe, resume=resume, processes=process.num_processes):
+                    print(line, file=sys.stderr)
             return (folder / RESULTS_FILE).is_file()
 
         if not on_main(process, claim):
             return _Run(recipe, folder, process, signals, pairs).finish()
-        document = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+        document = read_results(folder)
     if process.is_main_process:
         shown = table(document["stages"], held_out=recipe.data.held_out_words > 0)
         print(f"{shown}\n\nfinished already: {folder}", file=sys.stderr)
@@ -170,14 +178,17 @@ class _Run:
 
     def _prepare(self, pairs: Any) -> Prepared:
         """Every process calls this: it waits at a lock while another prepares, not at a barrier."""
-        data = self.recipe.data
-        if data.prepared:
-            prepared = open_prepared(data.prepared)
-        else:
-            prepared = prepare(data, self.recipe.encoder, pairs=pairs, say=self.say)
+        said: list[str] = []
+
+        def say(text: str) -> None:
+            said.append(text)
+            self.say(text)
+
+        prepared = prepare(self.recipe.data, self.recipe.encoder, pairs=pairs, say=say)
         on_main(self.process, lambda: claim_samples(self.folder, {"corpus": prepared.fingerprint}))
         for note in prepared.notes:
-            self.say(note)
+            if note not in said:
+                self.say(note)
         for split, count in prepared.counts.items():
             self.say(f"{split}: {count}")
         return prepared
@@ -229,11 +240,18 @@ class _Run:
             rows = WPSDataset(
                 self.prepared.table("train"),
                 require_words=recipe.data.only_with_words or objective.needs_words,
+                words=objective.needs_words,
                 held_out_share=recipe.data.held_out_words,
                 held_out_seed=seed,
             )
         with refused(f"corpus, for batches of {world} × {batch_size}" if shared else "corpus"):
-            plan = BatchPlan(rows.lengths, rows.keys, batch_size=batch_size * (world if shared else 1), seed=seed)
+            plan = BatchPlan(
+                rows.lengths,
+                rows.keys,
+                batch_size=batch_size * (world if shared else 1),
+                seed=seed,
+                times=self._times(rows),
+            )
         require(
             shared or len(plan) >= world,
             "per_device_train_batch_size",
@@ -251,7 +269,7 @@ class _Run:
             "choose one of these, or another corpus for --validation",
         )
         if arguments.freeze_word_embeddings:
-            self.encoder.backbone.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
+            freeze_word_embeddings(self.encoder.backbone)
         together = not _shared_out(arguments)
         with refused("training"):
             trainer = PretrainingTrainer(
@@ -263,6 +281,7 @@ class _Run:
                     alpha=objective.alpha,
                     group="world" if shared else None,
                     gradient_cache=arguments.gradient_cache,
+                    learn_temperature=objective.learn_temperature,
                 ),
                 arguments,
                 self.folder,
@@ -274,6 +293,7 @@ class _Run:
                     seed=seed,
                     words=objective.needs_words,
                     mlm_probability=objective.mlm_probability if objective.alpha > 0 else 0.0,
+                    same_words=objective.same_words,
                 ),
                 tokenizer=self.tokenizer,
                 measure=lambda encoder: validation(encoder, together=together)["mean"],
@@ -281,6 +301,11 @@ class _Run:
             )
         self._say_how(len(rows), len(plan) if shared else len(plan) // world, shared)
         return trainer
+
+    def _times(self, rows: WPSDataset) -> np.ndarray | None:
+        """How often an epoch sees each row; None for once."""
+        mixing = self.recipe.data.mixing
+        return times_of_origins(mixing, self.prepared.origins)[rows.origins] if mixing else None
 
     def _say_how(self, rows: int, batches: int, shared: bool) -> None:
         arguments, world = self.arguments, self.process.num_processes

@@ -7,17 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-
-from .model.encoder import CCEEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from .model.objective import Objective
+    from .model.encoder import CCEEncoder
 
 OPTIMIZER_TENSORS, OPTIMIZER_SETTINGS = "optimizer.safetensors", "optimizer.json"
-OBJECTIVE_TENSORS = "objective.safetensors"
 SCHEDULER, SCALER, LOG_STATE, TRAINER_STATE = "scheduler.json", "scaler.json", "log_state.json", "trainer_state.json"
 
 
@@ -26,28 +22,6 @@ def save_encoder(folder: Path, encoder: CCEEncoder, tokenizer: PreTrainedTokeniz
     encoder.save(folder)
     tokenizer.save_pretrained(folder)
     _share(folder)
-
-
-def save_weights(folder: Path, objective: Objective, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes an objective's encoder and tokenizer, and what else the objective has learnt, to an existing folder."""
-    from safetensors.torch import save_file
-
-    save_encoder(folder, objective.encoder, tokenizer)
-    if own := _own_state(objective):
-        save_file({name: value.detach().cpu().contiguous() for name, value in own.items()}, folder / OBJECTIVE_TENSORS)
-        _share(folder)
-
-
-def load_weights(folder: Path, objective: Objective) -> None:
-    """Restores what :func:`save_weights` wrote, bit for bit."""
-    from safetensors.torch import load_file
-
-    objective.encoder.load_state_dict(CCEEncoder.load(folder).state_dict())
-    if own := _own_state(objective):
-        found = load_file(folder / OBJECTIVE_TENSORS)
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(found[name])
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -96,10 +70,6 @@ def load_scaler(folder: Path, scaler: Any) -> None:
     """Restores the loss scaling, if there is one now and was one when the checkpoint was written."""
     if scaler is not None and (folder / SCALER).is_file():
         scaler.load_state_dict(_read(folder / SCALER))
-
-
-def _own_state(objective: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in objective.state_dict().items() if not name.startswith("encoder.")}
 
 
 def _share(folder: Path) -> None:

@@ -11,20 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerState
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..shared.files import PARTIAL, mark_complete, remove_folder, writing_folder
 from . import saving, stops
 from .model.encoder import CCEEncoder
-from .model.objective import Objective
+from .model.objective import Objective, decays
 from .output import CHECKPOINT, LOG_FILE, checkpoints
 from .processes import from_main
 from .reporting.logs import Averages, JSONLines, ProgressLines, TensorBoard
+from .resumption import RunState, precision_of, read_run_state, write_run_state
 from .samples.dataset import WPSDataset
 from .samples.sampler import BatchPlan, PlanSampler
 
@@ -96,6 +99,7 @@ class PretrainingTrainer(Trainer):
         self._watch = stops.FiniteWatch()
         self._part = (-1, 0)
         self._saved_step = -1
+        self._trained = True
         self._averages = Averages(self.accelerator.gather)
 
     def run(self, saved: Sequence[tuple[int, Path]]) -> int:
@@ -108,6 +112,9 @@ class PretrainingTrainer(Trainer):
         """
         if saved and self._is_last(*saved[-1]):
             return self._load_last(*saved[-1])
+        if saved:
+            # A share of the steps then, which a longer run must not change.
+            self.args.warmup_steps = read_run_state(saved[-1][1]).warmup_steps
         self._stopping.begin()
         todo = "make room or choose another --output, then go on with --resume; checkpoints are as they were"
         with self._stopping.signals.deferred():
@@ -185,11 +192,19 @@ class PretrainingTrainer(Trainer):
         """Returns the encoder as it is now, on every process; if weights are shared out, a copy on the main one."""
         if not self.shared_out:
             return self.model.encoder  # type: ignore[union-attr,return-value]
-        state = self.accelerator.get_state_dict(self.model_wrapped)
-        if self._whole is not None:
-            own = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
-            self._whole.load_state_dict(own)
+        if self._trained:
+            state = self.accelerator.get_state_dict(self.model_wrapped)
+            if self._whole is not None:
+                self._load_whole(state)
         return self._whole
+
+    def _load_whole(self, state: dict[str, Tensor]) -> None:
+        own = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
+        self._whole.load_state_dict(own)  # type: ignore[union-attr]
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Returns the names of the parameters that weight decay applies to."""
+        return [name for name in super().get_decay_parameter_names(model) if decays(name)]
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Returns the learning-rate schedule: Chen et al.'s or one of Trainer's."""
@@ -208,7 +223,9 @@ class PretrainingTrainer(Trainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return {name: value.to(self.args.device, non_blocking=True) for name, value in inputs.items()}
 
-    def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *others: Any, **more: Any) -> None:
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *others: Any, **more: Any
+    ) -> None:
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:
             self._check_losses()
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *others, **more)
@@ -248,6 +265,7 @@ class PretrainingTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                write_run_state(self._run_state(), self._folder(step))
                 mark_complete(self._folder(step))
         elif self.args.should_save:
             try:
@@ -270,7 +288,13 @@ class PretrainingTrainer(Trainer):
         bad = stops.not_finite((name, getattr(value, "_local_tensor", value)) for name, value in named)
         found = self.accelerator.gather(torch.tensor([bad is not None], device=self.args.device))
         if found.any():
-            what = "the optimizer's state" if (bad or "").startswith("optimizer") else f"a weight ({bad})" if bad else "a weight"
+            what = (
+                "the optimizer's state"
+                if (bad or "").startswith("optimizer")
+                else f"a weight ({bad})"
+                if bad
+                else "a weight"
+            )
             self._diverge(f"{what} is not finite after step {self.state.global_step}")
 
     def _write_checkpoint(self, step: int, log: dict[str, Any]) -> None:
@@ -281,11 +305,24 @@ class PretrainingTrainer(Trainer):
         )
         with stops.writing(f"the checkpoint of step {step}", todo):
             with writing_folder(self._folder(step)) as folder:
-                saving.save_weights(folder, self.model, self.processing_class)  # type: ignore[arg-type]
+                saving.save_encoder(folder, self.model.encoder, self.processing_class)  # type: ignore[arg-type]
                 saving.save_optimizer(self.optimizer, folder)  # type: ignore[arg-type]
                 saving.save_progress(folder, scheduler=self.lr_scheduler, scaler=self._scaler(), log=log)
                 self.state.save_to_json(str(folder / saving.TRAINER_STATE))
+                write_run_state(self._run_state(), folder)
             self._remove_old()
+
+    def _run_state(self) -> RunState:
+        arguments, steps = self.args, self.state.max_steps
+        return RunState(
+            step=self.state.global_step,
+            processes=arguments.world_size,
+            batch_size=arguments.per_device_train_batch_size,
+            accumulation=arguments.gradient_accumulation_steps,
+            precision=precision_of(arguments.precision),
+            total_steps=steps,
+            warmup_steps=arguments.get_warmup_steps(steps),
+        )
 
     def _remove_old(self) -> None:
         keep, saved = self.args.save_total_limit, checkpoints(self._output)
@@ -302,20 +339,25 @@ class PretrainingTrainer(Trainer):
         if self.shared_out:
             super()._load_best_model()
         else:
-            saving.load_weights(self._folder(self.state.best_global_step), self.model)  # type: ignore[arg-type]
+            self._load_encoder(self._folder(self.state.best_global_step))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.shared_out:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            saving.load_weights(Path(resume_from_checkpoint), self.model)  # type: ignore[arg-type]
+            self._load_encoder(Path(resume_from_checkpoint))
+
+    def _load_encoder(self, folder: Path) -> None:
+        self.model.encoder.load_state_dict(CCEEncoder.load(folder).state_dict())  # type: ignore[union-attr,operator]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.shared_out:
             super()._load_optimizer_and_scheduler(checkpoint)
         elif checkpoint is not None:
             saving.load_optimizer(self.optimizer, Path(checkpoint))  # type: ignore[arg-type]
-            self._averages.restore(saving.load_progress(Path(checkpoint), scheduler=self.lr_scheduler), self.args.device)
+            self._averages.restore(
+                saving.load_progress(Path(checkpoint), scheduler=self.lr_scheduler), self.args.device
+            )
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing to restore: every step is seeded."""
@@ -343,7 +385,7 @@ class PretrainingTrainer(Trainer):
     def _upload(self, folder: Path, *, background: bool) -> Any:
         from huggingface_hub import HfApi
 
-        aside = ["*/*.arrow", "checkpoints/*", "data/*", "tensorboard/*", "*.partial", "optimizer.*", "objective.*"]
+        aside = ["*/*.arrow", "checkpoints/*", "data/*", "tensorboard/*", "*.partial", "optimizer.*"]
         return HfApi(token=self.args.hub_token).upload_folder(
             repo_id=self.hub_model_id,
             folder_path=folder,
@@ -378,12 +420,14 @@ class PretrainingTrainer(Trainer):
         return step >= total_steps(self.args, len(self._batches())) or (patience is not None and waited >= patience)
 
     def _load_last(self, step: int, folder: Path) -> int:
-        if self.shared_out:
-            raise NotImplementedError
         self.state = TrainerState.load_from_json(str(folder / saving.TRAINER_STATE))
         best = self._folder(self.state.best_global_step) if self.state.best_global_step else folder
         wanted = best if self.args.load_best_model_at_end and best.is_dir() else folder
-        saving.load_weights(wanted, self.model)  # type: ignore[arg-type]
+        if not self.shared_out:
+            self._load_encoder(wanted)
+        elif self._whole is not None:
+            self._load_whole(load_file(wanted / SAFE_WEIGHTS_NAME))
+        self._trained = False
         return step
 
     def _last_of_line(self) -> bool:
@@ -398,8 +442,10 @@ def steps_per_epoch(arguments: Any, batches: int) -> int:
 
 def total_steps(arguments: Any, batches: int) -> int:
     """Returns the number of steps of a whole run, given the batches of an epoch on each process."""
-    return arguments.max_steps if arguments.max_steps > 0 else math.ceil(
-        arguments.num_train_epochs * steps_per_epoch(arguments, batches)
+    return (
+        arguments.max_steps
+        if arguments.max_steps > 0
+        else math.ceil(arguments.num_train_epochs * steps_per_epoch(arguments, batches))
     )
 
 

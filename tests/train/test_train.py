@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -189,7 +188,8 @@ def test_fewer_batches_than_processes_are_refused(
 ) -> None:
     monkeypatch.setattr(BatchPlan, "__len__", lambda plan: 0)
     with pytest.raises(
-        RecipeError, match=r"per_device_train_batch_size: expected at least a batch for each of 1 processes, got '0 of 8"
+        RecipeError,
+        match=r"per_device_train_batch_size: expected at least a batch for each of 1 processes, got '0 of 8",
     ):
         pretrain(small_recipe(corpus), tmp_path / "few")
 

@@ -127,9 +127,7 @@ class Probe:
         ``together``: all processes call this, and each encodes its share of the sentences; see :func:`embed`.
         """
         sentences = list(self._spans)
-        pooled, words = embed(
-            encoder, sentences, [list(self._spans[ids]) for ids in sentences], together=together
-        )
+        pooled, words = embed(encoder, sentences, [list(self._spans[ids]) for ids in sentences], together=together)
         number = {ids: i for i, ids in enumerate(sentences)}
         measured = {}
         for name, group in self._groups.items():

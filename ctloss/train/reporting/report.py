@@ -150,7 +150,9 @@ class WordPictures:
         See :func:`ctloss.shared.pictures.draw_words` for the rest.
         """
         points = {
-            title: [Point(word, language, vector) for (word, language, *_), vector in zip(self._places, found, strict=True)]
+            title: [
+                Point(word, language, vector) for (word, language, *_), vector in zip(self._places, found, strict=True)
+            ]
             for title, found in panels.items()
         }
         title = "Word vectors in held-out sentences: colour is meaning, marker is language"

@@ -104,7 +104,10 @@ def limited(action: Any) -> None:
 
 
 def test_libraries_errors_about_files_are_lines(tmp_path: Path) -> None:
-    with pytest.raises(SavingError, match="could not write the weights: .*; make room"), writing("the weights", "make room"):
+    with (
+        pytest.raises(SavingError, match=r"could not write the weights: .*; make room"),
+        writing("the weights", "make room"),
+    ):
         limited(lambda: save_file({"a": torch.zeros(5000)}, tmp_path / "a.safetensors"))
     with pytest.raises(ZeroDivisionError), writing("the weights", "make room"):
         1 / 0  # noqa: B018
@@ -125,7 +128,7 @@ def test_weights_can_be_read_by_those_the_umask_lets(corpus: Path, tmp_path: Pat
         pretrain(quick_recipe(corpus, max_steps=2), tmp_path / "run")
     finally:
         os.umask(former)
-    files = [path for path in (tmp_path / "run").rglob("*.safetensors")]
+    files = list((tmp_path / "run").rglob("*.safetensors"))
     assert len(files) == 6
     assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
 

@@ -67,7 +67,9 @@ def test_parts_of_a_step_add_up_to_their_mean(corpus: Path, tmp_path: Path, monk
         with monkeypatch.context() as patched:
             steps = Steps(patched)
             # Seven batches an epoch: the last step of an epoch of three parts has only one.
-            pretrain(quick_recipe(corpus, **STILL, max_steps=8, gradient_accumulation_steps=parts), tmp_path / str(parts))
+            pretrain(
+                quick_recipe(corpus, **STILL, max_steps=8, gradient_accumulation_steps=parts), tmp_path / str(parts)
+            )
             found.append(steps)
     single, grouped = found
     assert [step for step, _ in grouped.rows] == [0, 0, 0, 1, 1, 1, 2, 3, 3, 3, 4, 4, 4, 5, 6, 6, 6, 7, 7, 7]
@@ -185,7 +187,12 @@ def test_a_run_is_uploaded(corpus: Path, tmp_path: Path, monkeypatch: pytest.Mon
         PretrainingTrainer, "init_hf_repo", lambda self: setattr(self, "hub_model_id", self.args.hub_model_id)
     )
     pretrain(quick_recipe(corpus, push_to_hub=True), tmp_path / "aligned")
-    assert [Path(one["folder_path"]).name for one in uploads] == ["checkpoint-4", "checkpoint-8", "checkpoint-10", "aligned"]
+    assert [Path(one["folder_path"]).name for one in uploads] == [
+        "checkpoint-4",
+        "checkpoint-8",
+        "checkpoint-10",
+        "aligned",
+    ]
     assert {one["repo_id"] for one in uploads} == {"aligned"}
     assert "checkpoints/*" in uploads[-1]["ignore_patterns"]
     assert json.loads((tmp_path / "aligned" / "results.json").read_text(encoding="utf-8"))["facts"]["steps"] == 10
