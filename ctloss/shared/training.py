@@ -70,13 +70,13 @@ def one_device(arguments: TrainingArguments) -> None:
         arguments._n_gpu = 1
 
 
-def uses_bfloat16(precision: str) -> bool:
+def uses_bfloat16(precision: str, *, cpu: bool = False) -> bool:
     """Tells whether a run of a precision (``"fp32"``, ``"bf16"``, ``"fp16"`` or ``"auto"``) autocasts to bfloat16.
 
-    ``"auto"`` does where the device multiplies it fast.
+    ``"auto"`` does where the device multiplies it fast: the GPU if there is one, unless ``cpu`` says otherwise.
     """
     if precision != "auto":
         return precision == "bf16"
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not cpu:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

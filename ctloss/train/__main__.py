@@ -117,7 +117,7 @@ def parser(*, whole_help: bool = True) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="output folder (default: runs/RECIPE)",
     )
-    top.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+    top.add_argument("--resume", action="store_true", default=False, help="continue the run in the output folder")
     top.add_argument(HELP_ALL, action="help", help="this help with all of Trainer's options")
     for part in Recipe.groups():
         add_options(top, part, {name: getattr(make(), part) for name, make in RECIPES.items()})

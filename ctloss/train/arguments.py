@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import enum
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,8 @@ from . import effects
 THIRDS = "thirds"
 # What checkpoints are compared by, where that is asked for: accuracy of sentence retrieval on the validation pairs.
 BEST = "sentence_forth"
+# How often something is done: a number of steps or, below 1, a share of the run's.
+STEPS = ("logging_steps", "eval_steps", "save_steps")
 
 # Names that options had before they were Trainer's, and those that Trainer itself has renamed.
 FORMER = {
@@ -113,11 +116,9 @@ class PretrainingArguments(TrainingArguments):
         for name, value in given.chosen.items():
             setattr(self, name, value)
         self._given = given.chosen
-        self.bf16, self.fp16 = uses_bfloat16(self.precision), self.precision == "fp16"
-        require(
-            not self.fp16 or torch.cuda.is_available(), "precision", "bf16 or fp32 without a GPU", "fp16", "choose one"
-        )
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
+        self.bf16, self.fp16 = uses_bfloat16(self.precision, cpu=self.use_cpu), self.precision == "fp16"
+        require(not (self.fp16 and self.use_cpu), "precision", "bf16 or fp32 without a GPU", "fp16", "choose one")
         schedule = self.lr_scheduler_type
         if schedule == THIRDS:
             self.lr_scheduler_type = "constant"
@@ -157,9 +158,8 @@ def hints() -> dict[str, Any]:
 @cache
 def ours() -> tuple[str, ...]:
     """Returns the fields of which this class has a default or a meaning of its own, and a help."""
-    declared = [item for item in fields(PretrainingArguments) if item.name in PretrainingArguments.__annotations__]
-    order = list(PretrainingArguments.__annotations__)
-    return tuple(sorted((item.name for item in declared if item.metadata), key=order.index))
+    known = {item.name: item for item in fields(PretrainingArguments)}
+    return tuple(name for name in PretrainingArguments.__annotations__ if known[name].metadata)
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -187,7 +187,7 @@ class Training:
         effects.refuse(values)
         values = {name: _checked(name, value) for name, value in values.items()}
         chosen = {name: values[name] for name, value in defaults().items() if name in values and values[name] != value}
-        object.__setattr__(self, "chosen", chosen)
+        object.__setattr__(self, "chosen", copy.deepcopy(chosen))
         self._check()
 
     @classmethod
@@ -219,7 +219,8 @@ class Training:
         Raises:
             OptionError: they cannot be had on this device, or a library that they need is missing.
         """
-        return PretrainingArguments(**{**self.chosen, "output_dir": str(output)})
+        # Trainer's arguments fill in dictionaries that they are given.
+        return PretrainingArguments(**{**copy.deepcopy(self.chosen), "output_dir": str(output)})
 
     def as_dict(self) -> dict[str, Any]:
         """Returns our fields and the other choices as JSON gives them back, without what is secret."""
@@ -239,10 +240,9 @@ class Training:
         )
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return self.chosen.get(name, defaults()[name]) if name != "chosen" else None
-        except KeyError:
-            raise AttributeError(f"training arguments have no {name!r}") from None
+        if name not in defaults():
+            raise AttributeError(f"training arguments have no {name!r}")
+        return self.chosen.get(name, defaults()[name])
 
     def __repr__(self) -> str:
         public = (f"{name}={value!r}" for name, value in self.chosen.items() if not name.endswith("_token"))
@@ -252,47 +252,50 @@ class Training:
         return hash(repr(self))
 
     def _check(self) -> None:
-        for name in ("learning_rate", "logging_steps", "eval_steps", "save_steps"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, "a number above 0", value, "raise it")
-        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "seed", "pictured_words"):
-            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name), "raise it")
-        for name in ("gradient_accumulation_steps", "save_total_limit", "gradient_cache", "early_stopping_patience"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, "at least 1", value, "raise it")
-        require(self.num_train_epochs > 0, "num_train_epochs", "a number above 0", self.num_train_epochs, "raise it")
-        require(
-            self.max_steps >= 1 or self.max_steps == -1,
-            "max_steps",
-            "at least 1, or -1 for none",
-            self.max_steps,
-            "raise it",
+        def each(names: Iterable[str], holds: Callable[[Any], bool], expected: str, hint: str = "raise it") -> None:
+            for name in names:
+                value = getattr(self, name)
+                require(value is None or holds(value), name, expected, value, hint)
+
+        schedule, size = self.lr_scheduler_type, self.per_device_train_batch_size
+        each(("learning_rate", "num_train_epochs", *STEPS), lambda value: value > 0, "a number above 0")
+        each(
+            ("weight_decay", "max_grad_norm", "warmup_steps", "seed", "pictured_words"), lambda v: v >= 0, "at least 0"
         )
-        require(self.seed < 2**32, "seed", f"at most {2**32 - 1}", self.seed, "lower it")
-        size, cached = self.per_device_train_batch_size, self.gradient_cache
-        require(size >= 2, "per_device_train_batch_size", "at least 2", size, "a row's negatives are the other rows")
-        require(
-            cached is None or cached <= size,
-            "gradient_cache",
+        each(("gradient_accumulation_steps", "save_total_limit", "gradient_cache"), lambda v: v >= 1, "at least 1")
+        each(("early_stopping_patience",), lambda value: value >= 1, "at least 1")
+        each(("max_steps",), lambda value: value >= 1 or value == -1, "at least 1, or -1 for none")
+        each(("seed",), lambda value: value < 2**32, f"at most {2**32 - 1}", "lower it")
+        each(
+            ("warmup_steps", *STEPS),
+            lambda value: value < 1 or value == int(value),
+            "a whole number of steps, or a share of the run's below 1",
+            "round it",
+        )
+        each(
+            ("per_device_train_batch_size",),
+            lambda value: value >= 2,
+            "at least 2",
+            "a row's negatives are the other rows",
+        )
+        each(
+            ("gradient_cache",),
+            lambda value: value <= size,
             f"at most the per_device_train_batch_size {size}",
-            cached,
             "lower it, or leave it out",
         )
-        require(
-            self.lr_scheduler_type != "constant" or not self.chosen.get("warmup_steps"),
-            "warmup_steps",
+        each(
+            ("warmup_steps",),
+            lambda value: schedule != "constant" or not self.chosen.get("warmup_steps"),
             "0 with the lr_scheduler_type constant",
-            self.warmup_steps,
             "leave it out, or choose constant_with_warmup",
         )
-        if self.watches:
-            require(
-                self.eval_strategy != "no",
-                "eval_strategy",
-                "steps or epoch",
-                self.eval_strategy,
-                "the best checkpoint, early stopping and schedules that follow measures need them",
-            )
+        each(
+            ("eval_strategy",),
+            lambda value: value != "no" or not self.watches,
+            "steps or epoch",
+            "the best checkpoint, early stopping and schedules that follow measures need them",
+        )
 
 
 # What Trainer's arguments fill in from the others.

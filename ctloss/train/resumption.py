@@ -82,9 +82,9 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def precision_of(precision: str) -> str:
+def precision_of(precision: str, *, cpu: bool = False) -> str:
     """Returns what a recipe's precision means on this device: ``"fp32"``, ``"bf16"`` or ``"fp16"``."""
-    return "bf16" if uses_bfloat16(precision) else precision.replace("auto", "fp32")
+    return "bf16" if uses_bfloat16(precision, cpu=cpu) else precision.replace("auto", "fp32")
 
 
 def is_former(found: Mapping[str, Any]) -> bool:
@@ -170,7 +170,9 @@ def _check_length(name: str, there: Any, here: Any, recipe: Recipe, state: RunSt
 
 def _check_precision(changed: Mapping[str, Any], recipe: Recipe, state: RunState | None) -> None:
     given = recipe.training.precision
-    before, now = (state.precision, precision_of(given)) if state else changed.get("precision", (given, given))
+    before, now = changed.get("precision", (given, given))
+    if state is not None:
+        before, now = state.precision, precision_of(given, cpu=recipe.training.use_cpu)
     if before != now:
         meant = f", which is {now} on this device" if given == "auto" else ""
         raise RecipeError(

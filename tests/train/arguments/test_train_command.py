@@ -109,6 +109,19 @@ def test_what_cannot_be_run_is_said_in_one_line(words: str, message: str, capsys
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "output", "resume"),
+    [("--batch-size 8", None, False), ("--batch-size 8 --output_dir out --resume", "out", True)],
+)
+def test_a_run_is_handed_the_recipe(
+    words: str, output: str | None, resume: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr("ctloss.train.run.pretrain", lambda *given, **named: called.append((*given, named)))
+    assert main(words.split()) == 0
+    assert called == [(tiny().override(batch_size=8), output, {"resume": resume})]
+
+
 def test_prepare_takes_what_preparation_reads() -> None:
     text = prepare_parser().format_help()
     names = {item.name for group in (Data, EncoderChoice) for item in fields(group)}

@@ -115,6 +115,8 @@ def test_former_names_and_other_spellings_mean_the_same(former: dict[str, Any], 
         ({"seed": 2**32}, r"seed: expected at most 4294967295, got 4294967296; lower it"),
         ({"seed": -1}, r"seed: expected at least 0, got -1"),
         ({"warmup": -0.5}, r"warmup_steps: expected at least 0, got -0\.5"),
+        ({"warmup": 1.5}, r"warmup_steps: expected a whole number of steps, or a share of the run's below 1, got 1\.5"),
+        ({"save_steps": 2.5}, r"save_steps: expected a whole number of steps, or a share .*, got 2\.5; round it"),
         ({"learning_rate": float("nan")}, r"learning_rate: expected a finite number, got nan"),
         ({"learning_rate": 0.0}, r"learning_rate: expected a number above 0, got 0\.0"),
         ({"precision": "fp8"}, r"precision: expected one of auto, fp32, bf16, fp16, got 'fp8'"),
@@ -163,6 +165,10 @@ def test_bad_values_are_refused_with_a_reason(given: dict[str, Any], message: st
 def test_choices_are_values() -> None:
     chosen = Training(batch_size=8, lr_scheduler_kwargs={"num_cycles": 2}, hub_token="secret")
     assert chosen == Training(per_device_train_batch_size=8, lr_scheduler_kwargs={"num_cycles": 2}, hub_token="secret")
+    kwargs = {"num_cycles": 2}
+    held = Training(lr_scheduler_kwargs=kwargs)
+    kwargs["num_cycles"] = 3
+    assert held.lr_scheduler_kwargs == {"num_cycles": 2}
     assert pickle.loads(pickle.dumps(chosen)) == copy.deepcopy(chosen) == chosen
     assert hash(chosen) == hash(copy.deepcopy(chosen))
     assert (chosen.per_device_train_batch_size, chosen.learning_rate, chosen.hub_token) == (8, 2e-3, "secret")
