@@ -77,7 +77,9 @@ def test_repeated_texts_cost_no_more_rows_than_they_must(name: str) -> None:
         assert batches.shape == (len(plan), BATCH)
         assert len(np.unique(batches)) == batches.size
         for texts in keys[batches]:
-            assert len({key for row in texts.tolist() for key in set(row)}) == sum(len(set(row)) for row in texts.tolist())
+            assert len({key for row in texts.tolist() for key in set(row)}) == sum(
+                len(set(row)) for row in texts.tolist()
+            )
 
 
 def test_rows_of_a_repeated_text_take_turns() -> None:
@@ -128,9 +130,7 @@ def test_real_text_is_padded_little(corpus: str, least: float) -> None:
             if all(pair)
         ]
     pairs = list(dict.fromkeys(pairs))
-    lengths = np.array(
-        [[len(ids) for ids in tokenizer(list(side)).input_ids] for side in zip(*pairs, strict=True)]
-    ).T
+    lengths = np.array([[len(ids) for ids in tokenizer(list(side)).input_ids] for side in zip(*pairs, strict=True)]).T
     numbers = {text: number for number, text in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
     keys = np.array([[numbers[text] for text in pair] for pair in pairs])
     short = lengths.max(axis=1) <= 128
