@@ -180,7 +180,8 @@ def test_words_that_stand_elsewhere_are_no_negatives(loss: str, negatives: Liter
                 pull_and_push(*sentences, loss=loss, **options),
                 pull_and_push(*words, loss=loss, ids=IDS, **options),
             )
-            forces = tuple((one + other) / 2 for one, other in zip(*pairs, strict=True))
+            pull, push = ((one + other) / 2 for one, other in zip(*pairs, strict=True))
+            forces = pull, push
         else:
             expected = function(x, y, **options)
             forces = pull_and_push(x, y, loss=loss, **options)
