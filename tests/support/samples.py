@@ -31,7 +31,7 @@ Row = Mapping[str, Any]
 def random_samples(count: int, *, vocabulary: int, length: int = 30, words: tuple[int, int] = (1, 5)) -> list[Row]:
     """Rows of distinct texts with [CLS] 2, [SEP] 3 and some word pairs of one wordpiece a word; two origins."""
     rng = np.random.default_rng(count)
-    rows = []
+    rows: list[Row] = []
     for index in range(count):
         ids = [[2, *rng.integers(5, vocabulary, rng.integers(6, length)).tolist(), 3] for _ in range(2)]
         number = int(rng.integers(words[0], words[1] + 1))

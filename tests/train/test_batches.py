@@ -103,7 +103,7 @@ def test_buckets_save_padding() -> None:
 
 
 def as_lists(keys: PlanSampler) -> list[tuple[int, list[int]]]:
-    return [(epoch, rows.tolist()) for epoch, rows in keys]
+    return [(key[0], key[1].tolist()) for key in keys]
 
 
 def test_sampler_asks_for_the_epoch_and_ranks_share_its_batches_out() -> None:

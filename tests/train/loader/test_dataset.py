@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-pa = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow")
 pytest.importorskip("transformers")
+
+import pyarrow as pa
 
 from ctloss.train.samples.dataset import Lists, WPSDataset, held_out
 from support.samples import Row, as_table, random_samples, write_stream

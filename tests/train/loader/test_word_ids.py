@@ -54,7 +54,8 @@ def test_long_chains_are_connected() -> None:
 def drawn_words(dataset: WPSDataset, batch: dict[str, torch.Tensor]) -> tuple[list[int], list[int]]:
     """The words at the drawn places, of a table of words of one wordpiece each."""
     ids = [
-        batch[f"{side}_ids"].gather(1, batch[f"{side}_span"][:, :1]).squeeze(1).tolist() for side in ("source", "target")
+        batch[f"{side}_ids"].gather(1, batch[f"{side}_span"][:, :1]).squeeze(1).tolist()
+        for side in ("source", "target")
     ]
     return ids[0], [10**6 + word for word in ids[1]]
 
