@@ -78,6 +78,8 @@ def prepare(
         check_fits(prepared, data, encoder)
         return prepared
     inputs = find_inputs(data, pairs)
+    if pairs is not None:
+        data = replace(data, corpus=("pairs from Python",))
     name = key(data, encoder, inputs)
     place = _cache() / name if folder is None else Path(folder)
     if is_finished(place):
@@ -276,7 +278,7 @@ class _Build:
             lambda: self._batches(raw, fates),
             int((fates == Fate.train).sum()),
             languages=list(dict.fromkeys(self.languages)),
-            has_words=bool(self.data.alignments) or self.data.corpus == ("embedded",),
+            has_words=raw.total.words,
             folder=self.work,
         )
         tools = self.work / f"tools-{uuid4().hex}"
