@@ -104,8 +104,8 @@ def test_a_large_language_pair_loses_nothing_to_a_small_one() -> None:
     [([1, 2], [3, 4], True), ([1, 2], [3, 3], False), ([1, 1], [3, 4], False), ([1], [3], False), ([], [], False)],
 )
 def test_a_part_needs_two_pairs_without_a_text_in_common(source: list[int], target: list[int], enough: bool) -> None:
-    columns = (np.array([*column, 9], dtype=np.uint64) for column in (source, target))
-    keys = Keys(*columns, np.zeros(len(source) + 1, dtype=np.int16), np.zeros(len(source) + 1, dtype=np.int8))
+    sources, targets = (np.array([*column, 9], dtype=np.uint64) for column in (source, target))
+    keys = Keys(sources, targets, np.zeros(len(sources), dtype=np.int16), np.zeros(len(sources), dtype=np.int8))
     fates = np.array([Fate.test] * len(source) + [Fate.train], dtype=np.uint8)
     assert lacking(keys, fates, "test") == ([] if enough else [0])
 
