@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from ...shared.text import DataError, aligned_files, plain_name
@@ -14,9 +15,10 @@ from ..text.alignment import GoldWords, with_alignments
 from ..text.cooccurrence import CooccurrenceAligner
 from ..text.corpus import Sentences, read_embedded, read_lines, read_tsv, take_split
 from ..text.embedded import SPLITS, Split
+from ..text.finder import WordSource
 from ..text.lexicon import Lexicon, find_lexicon_lines
 from ..text.sentences import ParallelSentence, stable_hash, text_key
-from .wps import WordSource, WPSCounts, build_wps
+from .wps import WPSCounts, build_wps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -201,7 +203,7 @@ def _word_source(data: Data, training: Sentences) -> WordSource:
     if data.alignments:
         return GoldWords()
     if not data.lexicon:
-        return CooccurrenceAligner(training)
+        return CooccurrenceAligner.count(lambda: [list(training)], mkdtemp())
     if Path(data.lexicon[0]).is_dir():
         return Lexicon.read_lines(find_lexicon_lines(data.lexicon[0]))
     return Lexicon.read_tsv(data.lexicon[0], *_columns(data.lexicon[0], data.languages))

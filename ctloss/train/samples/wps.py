@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ...shared.files import write_atomically, writing_file
 from ...shared.models import check_fast
+from ..text.finder import WordFinder, WordSource
 from ..text.sentences import ParallelSentence, Span, WordPair, stable_hash, text_key
 from ..text.tokenizer import definition
-from ..text.words import is_stop_word, occurs_once
 
 if TYPE_CHECKING:
     import pyarrow
@@ -27,16 +27,6 @@ FORMAT = 1
 ARROW_NAME, MANIFEST_NAME = "wps.arrow", "manifest.json"
 # Large enough for the tokenizer to gain from batches, small enough to stay in cache and to show progress.
 CHUNK = 2048
-
-
-class WordSource(Protocol):
-    """Where word pairs come from: Lexicon, GoldWords, CooccurrenceAligner or any class with these methods."""
-
-    def fingerprint(self) -> str:
-        """Returns a string that differs whenever word_pairs may return something else."""
-
-    def word_pairs(self, sentence: ParallelSentence) -> Sequence[WordPair]:
-        """Returns pairs of character spans of words that translate each other."""
 
 
 @dataclass
@@ -210,7 +200,7 @@ def _fingerprint(
         digest.update(repr(sentence).encode())
         total += 1
     digest.update(definition(tokenizer).encode())
-    digest.update(repr((FORMAT, source_of_words.fingerprint(), max_length)).encode())
+    digest.update(repr((FORMAT, WordFinder(source_of_words).fingerprint(), max_length)).encode())
     return digest.hexdigest(), total
 
 
@@ -252,7 +242,7 @@ class _Builder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source_of_words: WordSource, max_length: int) -> None:
         self.counts = WPSCounts()
         self._tokenizer = tokenizer
-        self._source_of_words = source_of_words
+        self._finder = WordFinder(source_of_words)
         self._max_length = max_length
         self._seen: set[int] = set()
 
@@ -307,20 +297,10 @@ class _Builder:
     def _words(self, sentence: ParallelSentence, source: Encoding, target: Encoding) -> dict[str, list]:
         unknown = self._tokenizer.unk_token_id
         kept: dict[str, list] = {"word_pairs": [], "source_words": [], "target_words": [], "word_types": []}
-        usable = []
-        for a, b in dict.fromkeys(self._source_of_words.word_pairs(sentence)):
-            reason = _refusal(sentence.source, a, sentence.source_language) or _refusal(
-                sentence.target, b, sentence.target_language
-            )
-            if reason:
-                self.counts.skipped_words[reason] += 1
-            else:
-                usable.append((a, b))
-        source_uses, target_uses = Counter(a for a, _ in usable), Counter(b for _, b in usable)
-        for a, b in usable:
-            if source_uses[a] > 1 or target_uses[b] > 1:
-                self.counts.skipped_words["ambiguous"] += 1
-                continue
+        [found], skipped = self._finder.find([sentence])
+        for reason, count in skipped.items():
+            self.counts.skipped_words[reason] += count
+        for a, b in found:
             source_span = wordpiece_span(source, sentence.source, a, unknown)
             target_span = wordpiece_span(target, sentence.target, b, unknown)
             if source_span is None or target_span is None:
@@ -344,9 +324,3 @@ class _Builder:
         language["rows"] += 1
         language["rows_with_words"] += word_pairs > 0
         language["word_pairs"] += word_pairs
-
-
-def _refusal(text: str, word: Span, language: str) -> str | None:
-    if is_stop_word(text[slice(*word)], language):
-        return "stop word"
-    return None if occurs_once(text, word, language) else "not unique"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -22,9 +22,9 @@ class GoldWords:
         """Returns a constant: the word pairs are part of the corpus, which has a fingerprint of its own."""
         return "gold"
 
-    def word_pairs(self, sentence: ParallelSentence) -> list[WordPair]:
-        """Returns the sentence's own word pairs."""
-        return list(sentence.words or ())
+    def word_pairs(self, sentences: Sequence[ParallelSentence]) -> list[list[WordPair]]:
+        """Returns the sentences' own word pairs."""
+        return [list(sentence.words or ()) for sentence in sentences]
 
 
 def with_alignments(sentences: Iterable[ParallelSentence], path: str | Path) -> Sentences:

@@ -3,61 +3,62 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import permutations, product
 from pathlib import Path
 
-from ...shared.languages import is_language
-from ...shared.text import DataError, nfc, read_lines, require_equal_counts, text_files
-from .corpus import two_columns
+from ...shared.languages import is_language, primary
+from ...shared.text import DataError, decoded_lines, nfc, plain_name, read_lines, require_equal_counts, text_files
 from .sentences import ParallelSentence, Span, WordPair
-from .words import word_spans
+from .words import folded_words, word_spans
 
-Entry = tuple[str, ...]
-Translations = dict[tuple[str, str], dict[Entry, set[Entry]]]
+LanguagePair = tuple[str, str]
 
 
 class Lexicon:
     """Word translations; finds those that occur in a sentence and its translation.
 
-    An entry is stored as its case-folded words (characters, in languages written without spaces), so entries of several
-    words are found too. A sentence is segmented into entries from left to right, longest first: 上 is not found in 晚上
-    if the lexicon has 晚上. Words match only in the listed form; nothing is inflected. Entries are normalised to NFC,
-    like corpora.
+    An entry is its folded words (characters, in languages written without spaces), so entries of several words are
+    found too. A sentence is segmented into entries from left to right, longest first: 上 is not found in 晚上 if the
+    lexicon has 晚上. Words match only in the listed form; nothing is inflected. A language pair without entries of its
+    own takes those of the same languages under other codes: ``en-zh`` serves ``eng_Latn`` and ``zho_Hans``.
 
     Example:
         >>> lexicon = Lexicon.from_entries("en", "fr", [("house", "maison"), ("house", "domicile"), ("dog", "chien")])
         >>> sentence = ParallelSentence("The dog is in the house.", "Le chien est dans la maison.", "en", "fr")
-        >>> [(sentence.source[slice(*a)], sentence.target[slice(*b)]) for a, b in lexicon.word_pairs(sentence)]
-        [('dog', 'chien'), ('house', 'maison')]
+        >>> [[(sentence.source[slice(*a)], sentence.target[slice(*b)]) for a, b in lexicon.word_pairs([sentence])[0]]]
+        [[('dog', 'chien'), ('house', 'maison')]]
     """
 
-    def __init__(self, translations: Translations) -> None:
-        self._translations = translations
-        self._longest: dict[str, dict[str, int]] = {}
-        self._entries: dict[str, set[Entry]] = {}
-        for (source_language, target_language), table in translations.items():
-            self._note(source_language, table)
-            self._note(target_language, (entry for targets in table.values() for entry in targets))
+    def __init__(self, tables: Mapping[LanguagePair, _Table]) -> None:
+        self._tables = dict(tables)
+        self._same: dict[LanguagePair, _Table] = {}
+        for (source, target), table in self._tables.items():
+            self._same.setdefault((primary(source), primary(target)), table)
 
     @classmethod
     def from_entries(cls, source_language: str, target_language: str, pairs: Iterable[tuple[str, str]]) -> Lexicon:
-        """Makes a lexicon of one language pair from (word, translation) pairs."""
-        table: dict[Entry, set[Entry]] = {}
+        """Makes a lexicon of one language pair from (word, translation) pairs; those without letters are left out."""
+        table = _Table(_Entries(), _Entries())
         for source, target in pairs:
-            _add(table, _entry(source, source_language), _entry(target, target_language))
+            table.add(_entry(source, source_language), _entry(target, target_language))
         return cls({(source_language, target_language): table})
 
     @classmethod
     def read_tsv(cls, path: str | Path, source_language: str, target_language: str) -> Lexicon:
         """Reads lines ``word TAB translation``; each column may list several variants, separated by commas.
 
+        In files that do not end in .tsv, a line without a tab is two words separated by a space, as in MUSE's
+        dictionaries. Empty lines are skipped.
+
         Raises:
-            DataError: the file cannot be read, is not UTF-8, or a line has not exactly two columns.
+            DataError: the file cannot be read, is not UTF-8, has no entry, or a line has not exactly two columns.
         """
-        rows = two_columns(Path(path), "word TAB translation")
-        pairs = ((a, b) for source, target in rows for a in _variants(source) for b in _variants(target))
-        return cls.from_entries(source_language, target_language, pairs)
+        lexicon = cls.from_entries(source_language, target_language, _translations(Path(path)))
+        if not len(lexicon):
+            raise DataError(f"{path}: expected words and their translations, got none; give the whole file")
+        return lexicon
 
     @classmethod
     def read_lines(cls, files: Mapping[str, str | Path]) -> Lexicon:
@@ -70,73 +71,176 @@ class Lexicon:
         """
         if len(files) < 2:
             raise DataError(f"expected word lists of at least two languages, got {sorted(files)}; add the others")
-        columns: dict[str, list[list[Entry]]] = {}
+        columns: dict[str, list[list[str]]] = {}
         for language, path in files.items():
             lines = read_lines(Path(path), empty=True)
             columns[language] = [[_entry(variant, language) for variant in _variants(line)] for line in lines]
         require_equal_counts({Path(files[language]): len(lines) for language, lines in columns.items()})
-        translations: Translations = {}
-        for (source_language, sources), (target_language, targets) in permutations(columns.items(), 2):
-            table = translations[source_language, target_language] = {}
-            for source_variants, target_variants in zip(sources, targets, strict=True):
-                for source, target in product(source_variants, target_variants):
-                    _add(table, source, target)
-        return cls(translations)
+        entries = {language: _Entries(entry for line in lines for entry in line) for language, lines in columns.items()}
+        tables = {}
+        for source_language, target_language in permutations(columns, 2):
+            table = tables[source_language, target_language] = _Table(
+                entries[source_language], entries[target_language]
+            )
+            for sources, targets in zip(columns[source_language], columns[target_language], strict=True):
+                for source, target in product(sources, targets):
+                    table.add(source, target)
+        return cls(tables)
 
     def __len__(self) -> int:
         """Number of (word, translation) pairs in all language pairs and directions."""
-        return sum(len(targets) for table in self._translations.values() for targets in table.values())
+        return sum(len(targets) for table in self._tables.values() for targets in table.translations.values())
+
+    def serves(self, source_language: str, target_language: str) -> bool:
+        """Tells whether there is an entry of a language pair."""
+        table = self._table(source_language, target_language)
+        return table is not None and bool(table.translations)
 
     def fingerprint(self) -> str:
         """Returns a hash of the entries; lexicons with equal entries have equal hashes."""
         digest = hashlib.blake2b(b"lexicon", digest_size=16)
-        for languages, table in sorted(self._translations.items()):
-            for source, targets in sorted(table.items()):
-                digest.update(repr((languages, source, sorted(targets))).encode())
+        for languages, table in sorted(self._tables.items()):
+            translations = sorted((source, sorted(targets)) for source, targets in table.translations.items())
+            others = sorted(table.sources.known), sorted(table.targets.known)
+            digest.update(repr((languages, translations, others)).encode())
         return digest.hexdigest()
 
-    def word_pairs(self, sentence: ParallelSentence) -> list[WordPair]:
-        """Returns the character spans of entries in the source with a translation in the target.
+    def word_pairs(self, sentences: Sequence[ParallelSentence]) -> list[list[WordPair]]:
+        """Returns for each sentence the character spans of entries in the source with a translation in the target.
 
         An entry with several translations there, or several entries with the same one, give every such pair.
         """
-        languages = (sentence.source_language, sentence.target_language)
-        table = self._translations.get(languages)
-        if not table:
+        return [self._of(sentence) for sentence in sentences]
+
+    def _of(self, sentence: ParallelSentence) -> list[WordPair]:
+        table = self._table(sentence.source_language, sentence.target_language)
+        if table is None:
             return []
-        sources = list(self._segments(sentence.source, languages[0]))
-        if not any(entry in table for entry, _ in sources):
+        translations = table.translations
+        sources = [
+            found
+            for found in table.sources.segments(folded_words(sentence.source, sentence.source_language))
+            if found[0] in translations
+        ]
+        if not sources:
             return []
-        targets: dict[Entry, list[Span]] = {}
-        for entry, span in self._segments(sentence.target, languages[1]):
+        targets: dict[str, list[Span]] = {}
+        for entry, span in table.targets.segments(folded_words(sentence.target, sentence.target_language)):
             targets.setdefault(entry, []).append(span)
-        return [
+        # Spans of words, from which those of characters follow.
+        found = [
             (source_span, target_span)
             for source, source_span in sources
-            for target in table.get(source, set()) & targets.keys()
+            for target in translations[source]
+            if target in targets
             for target_span in targets[target]
         ]
+        if not found:
+            return []
+        starts = word_spans(sentence.source, sentence.source_language)
+        ends = word_spans(sentence.target, sentence.target_language)
+        return [((starts[a][0], starts[b - 1][1]), (ends[c][0], ends[d - 1][1])) for (a, b), (c, d) in found]
 
-    def _segments(self, text: str, language: str) -> Iterator[tuple[Entry, Span]]:
-        longest, entries = self._longest.get(language, {}), self._entries.get(language, set())
-        spans = word_spans(text, language)
-        folded = [text[start:end].casefold() for start, end in spans]
-        i = 0
-        while i < len(spans):
-            for size in range(min(longest.get(folded[i], 0), len(spans) - i), 0, -1):
-                entry = tuple(folded[i : i + size])
-                if entry in entries:
-                    yield entry, (spans[i][0], spans[i + size - 1][1])
-                    i += size
-                    break
-            else:
-                i += 1
+    def _table(self, source_language: str, target_language: str) -> _Table | None:
+        table = self._tables.get((source_language, target_language))
+        if table is None:
+            table = self._same.get((primary(source_language), primary(target_language)))
+        return table
 
-    def _note(self, language: str, entries: Iterable[Entry]) -> None:
-        longest, known = self._longest.setdefault(language, {}), self._entries.setdefault(language, set())
+
+class _Entries:
+    """The entries of one language: their words, joined by spaces."""
+
+    def __init__(self, entries: Iterable[str] = ()) -> None:
+        self.known: set[str] = set()
+        self._longest: dict[str, int] = {}
         for entry in entries:
-            known.add(entry)
-            longest[entry[0]] = max(longest.get(entry[0], 0), len(entry))
+            self.add(entry)
+
+    def add(self, entry: str) -> None:
+        if entry:
+            self.known.add(entry)
+            first, words = entry.partition(" ")[0], 1 + entry.count(" ")
+            self._longest[first] = max(self._longest.get(first, 0), words)
+
+    def segments(self, words: list[str]) -> Iterator[tuple[str, Span]]:
+        """Yields the entries in a list of folded words with their positions, from left to right, longest first."""
+        longest, known, end = self._longest, self.known, 0
+        for start, word in enumerate(words):
+            if start < end or word not in longest:
+                continue
+            for size in range(min(longest[word], len(words) - start), 0, -1):
+                entry = word if size == 1 else " ".join(words[start : start + size])
+                if entry in known:
+                    end = start + size
+                    yield entry, (start, end)
+                    break
+
+
+class _Table:
+    """The translations of one language pair, and the entries that its sentences are segmented into."""
+
+    def __init__(self, sources: _Entries, targets: _Entries) -> None:
+        self.sources, self.targets = sources, targets
+        self.translations: dict[str, dict[str, None]] = {}
+
+    def add(self, source: str, target: str) -> None:
+        if source and target:
+            self.sources.add(source)
+            self.targets.add(target)
+            # A dictionary, not a set: the order of what is found must not differ between processes.
+            self.translations.setdefault(source, {})[target] = None
+
+    def update(self, other: _Table) -> None:
+        for source, targets in other.translations.items():
+            for target in targets:
+                self.add(source, target)
+        for entry in other.sources.known:
+            self.sources.add(entry)
+        for entry in other.targets.known:
+            self.targets.add(entry)
+
+    def reversed(self) -> _Table:
+        table = _Table(self.targets, self.sources)
+        for source, targets in self.translations.items():
+            for target in targets:
+                table.add(target, source)
+        return table
+
+
+def read_lexicon(names: Sequence[str], pairs: Sequence[LanguagePair]) -> Lexicon:
+    """Reads the lexicons of a run's language pairs.
+
+    A name is a file of words and translations, as :meth:`Lexicon.read_tsv` reads it, or a folder of such files or of
+    line-aligned word lists. All may be compressed. A file serves the language pair that ends its name, in this or the
+    other direction (en-fr.tsv, en-fr.txt, MUSE's en-fr.0-5000.txt, also for fr-en). One without languages in its name
+    serves the only pair, or the pair in its place if there are as many files as pairs. Several may serve one pair.
+    Language pairs that no file serves have no entries (:meth:`Lexicon.serves`).
+
+    Args:
+        names: files and folders.
+        pairs: the language pairs, as their sentences spell them.
+
+    Raises:
+        DataError: a file cannot be read or is malformed, serves no language pair, or a folder has no lexicon of one.
+    """
+    tables: dict[LanguagePair, _Table] = {}
+    for place, name in enumerate(names):
+        path = Path(name)
+        if path.is_dir():
+            _add_folder(tables, path, pairs)
+            continue
+        served = _served(path, pairs)
+        if not served and not _named_languages(path) and (len(pairs) == 1 or len(names) == len(pairs)):
+            served = [(pairs[place % len(pairs)], False)]
+        if not served:
+            raise DataError(
+                f"{name}: expected a lexicon of {_listed(pairs)}, which the name must end in (like en-fr.tsv), got "
+                f"{' or '.join(map('-'.join, _named_languages(path))) or 'none'}; rename the file"
+                + ("" if len(names) == len(pairs) else ", drop it, or give one for each language pair in their order")
+            )
+        _add_file(tables, path, served)
+    return Lexicon(tables)
 
 
 def find_lexicon_lines(folder: str | Path) -> dict[str, Path]:
@@ -164,15 +268,94 @@ def find_lexicon_lines(folder: str | Path) -> dict[str, Path]:
     return files
 
 
+def _add_folder(tables: dict[LanguagePair, _Table], folder: Path, pairs: Sequence[LanguagePair]) -> None:
+    files = [(path, served) for path in text_files(folder).values() if (served := _served(path, pairs))]
+    for path, served in files:
+        _add_file(tables, path, served)
+    if files:
+        return
+    lists = find_lexicon_lines(folder)
+    chosen = {code: _same_language(code, lists) for pair in pairs for code in pair}
+    complete = [pair for pair in pairs if all(chosen[code] for code in pair)]
+    if not complete:
+        raise DataError(
+            f"{folder}: expected word lists of both languages of {_listed(pairs)}, got {', '.join(lists)}; add the "
+            "others, or leave --lexicon out"
+        )
+    wanted = {code for pair in complete for code in pair}
+    whole = Lexicon.read_lines({code: lists[listed] for code in sorted(wanted) if (listed := chosen[code])})
+    for pair in complete:
+        tables.setdefault(pair, _Table(_Entries(), _Entries())).update(whole._tables[pair])
+
+
+def _same_language(code: str, lists: Mapping[str, Path]) -> str | None:
+    """Returns the code of the word list in a language: the same code, or another of the same language."""
+    return code if code in lists else next((other for other in lists if primary(other) == primary(code)), None)
+
+
+def _add_file(
+    tables: dict[LanguagePair, _Table], path: Path, served: Sequence[tuple[LanguagePair, bool]]
+) -> None:
+    for pair, backwards in served:
+        source, target = reversed(pair) if backwards else pair
+        table = Lexicon.read_tsv(path, source, target)._tables[source, target]
+        tables.setdefault(pair, _Table(_Entries(), _Entries())).update(table.reversed() if backwards else table)
+
+
+def _served(path: Path, pairs: Sequence[LanguagePair]) -> list[tuple[LanguagePair, bool]]:
+    """Returns the language pairs that end a file's name, and whether it names them in the other direction.
+
+    Those that it spells out come before those of the same languages: en-pt-br.tsv serves pt-br rather than pt.
+    """
+    named = _named_languages(path)
+    spelled = [(pair, pair not in named) for pair in pairs if pair in named or pair[::-1] in named]
+    if spelled:
+        return spelled
+    same = {(primary(source), primary(target)) for source, target in named}
+    languages = {pair: (primary(pair[0]), primary(pair[1])) for pair in pairs}
+    return [(pair, both not in same) for pair, both in languages.items() if both in same or both[::-1] in same]
+
+
+def _named_languages(path: Path) -> list[LanguagePair]:
+    """Returns what two codes may end a file's name: en-zh-tw is en and zh-tw, or en-zh and tw."""
+    stem = re.sub(r"\.(tsv|txt|csv|dict)$", "", plain_name(path))
+    # MUSE names the parts of a dictionary by the ranks of their words.
+    stem = re.sub(r"\.[0-9]+-[0-9]+$", "", stem)
+    # Shortest first: en and fr of my_en-fr before my_en and fr.
+    starts = [match.start() for match in re.finditer(r"(?<![A-Za-z0-9])[a-z]", stem)][::-1]
+    named = []
+    for codes in (stem[start:] for start in starts):
+        for cut in (match.start() for match in re.finditer("[-_]", codes)):
+            if is_language(codes[:cut]) and is_language(codes[cut + 1 :]):
+                named.append((codes[:cut], codes[cut + 1 :]))
+    return named
+
+
+def _translations(path: Path) -> Iterator[tuple[str, str]]:
+    """Yields every word with every translation of a file."""
+    tabs_only = plain_name(path).endswith(".tsv")
+    for number, line in decoded_lines(path):
+        if not line.strip():
+            continue
+        tabs = tabs_only or "\t" in line
+        columns = line.split("\t") if tabs else line.strip(" ").split(" ")
+        if len(columns) != 2:
+            raise DataError(
+                f"{path}, line {number}: expected two columns, word TAB translation"
+                f"{'' if tabs else ' or two words and a space'}, got {len(columns)}: {line[:80]!r}; "
+                "leave exactly one tab in each line"
+            )
+        yield from product(*map(_variants, columns))
+
+
 def _variants(field: str) -> list[str]:
-    return [variant for part in field.replace("，", ",").split(",") if (variant := part.strip())]
+    # Commas between digits belong to a number.
+    return [variant for part in re.split("，|(?<![0-9]),|,(?![0-9])", field) if (variant := part.strip())]
 
 
-def _entry(word: str, language: str) -> Entry:
-    word = nfc(word)
-    return tuple(word[start:end].casefold() for start, end in word_spans(word, language))
+def _entry(word: str, language: str) -> str:
+    return " ".join(folded_words(nfc(word), language))
 
 
-def _add(table: dict[Entry, set[Entry]], source: Entry, target: Entry) -> None:
-    if source and target:
-        table.setdefault(source, set()).add(target)
+def _listed(pairs: Sequence[LanguagePair]) -> str:
+    return ", ".join(map("-".join, pairs))
