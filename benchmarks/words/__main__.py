@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks.words errors DATA --encoder FOLDER``, ``python -m benchmarks.words growth``."""
+"""The command line: ``python -m benchmarks.words errors DATA --encoder FOLDER`` and ``... growth``."""
 
 from __future__ import annotations
 
