@@ -293,9 +293,7 @@ def _same_language(code: str, lists: Mapping[str, Path]) -> str | None:
     return code if code in lists else next((other for other in lists if primary(other) == primary(code)), None)
 
 
-def _add_file(
-    tables: dict[LanguagePair, _Table], path: Path, served: Sequence[tuple[LanguagePair, bool]]
-) -> None:
+def _add_file(tables: dict[LanguagePair, _Table], path: Path, served: Sequence[tuple[LanguagePair, bool]]) -> None:
     for pair, backwards in served:
         source, target = reversed(pair) if backwards else pair
         table = Lexicon.read_tsv(path, source, target)._tables[source, target]
