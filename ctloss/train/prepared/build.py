@@ -284,10 +284,11 @@ class _Build:
         tools = self.work / f"tools-{uuid4().hex}"
         Tools.write(
             tools,
-            WordFinder(words, self.data.stop_words),
-            self.folder / TOKENIZER / "tokenizer.json",
-            self.languages,
-            [self.work / name for name in ARRAYS],
+            finder=WordFinder(words, self.data.stop_words),
+            tokenizer=self.folder / TOKENIZER / "tokenizer.json",
+            unknown=self._tokenizer().unk_token_id,
+            languages=self.languages,
+            arrays=[self.work / name for name in ARRAYS],
         )
         load_tools(str(tools))  # Before processes are forked, so that they have them too.
         make = MakeSamples(str(tools), self.data.max_length, int(Fate.train))
