@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain, permutations
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,6 @@ pytest.importorskip("tokenizers")
 
 from ctloss.shared.text import DataError, aligned_files
 from ctloss.train.text.alignment import GoldWords, with_alignments
-from ctloss.train.text.cooccurrence import CooccurrenceAligner
 from ctloss.train.text.corpus import read_embedded, read_lines, read_tsv, take_split
 from ctloss.train.text.embedded import SPLITS
 from ctloss.train.text.lexicon import Lexicon, find_lexicon_lines
@@ -184,20 +183,3 @@ def test_bad_alignments_are_refused(tmp_path: Path, text: str, message: str) -> 
     path.write_text(text)
     with pytest.raises(DataError, match=rf"en-fr\.align.*{message}"):
         list(with_alignments(parallel(ENGLISH_FRENCH[:2]), path))
-
-
-def test_aligner_finds_translations_without_stop_words() -> None:
-    nouns = [("house", "maison"), ("dog", "chien"), ("teacher", "professeur"), ("river", "rivière")]
-    couples = permutations(nouns, 2)
-    corpus = parallel((f"the {a[0]} and the {b[0]}", f"le {a[1]} et le {b[1]}") for a, b in couples)
-    aligner = CooccurrenceAligner(iter(corpus))
-    found = {pair for sentence in corpus for pair in words_of(sentence, aligner.word_pairs(sentence))}
-    assert found == set(nouns)
-    assert aligner.fingerprint() == CooccurrenceAligner(corpus).fingerprint()
-    assert aligner.fingerprint() != CooccurrenceAligner(corpus[1:]).fingerprint()
-
-
-def test_aligner_prefers_the_longer_run_of_chinese_characters() -> None:
-    corpus = parallel([("grapes", "葡萄"), ("grapes grow", "葡萄生长"), ("eat grapes", "吃葡萄")], target="zh")
-    aligner = CooccurrenceAligner(corpus, least_count=3)
-    assert words_of(corpus[1], aligner.word_pairs(corpus[1])) == [("grapes", "葡萄")]

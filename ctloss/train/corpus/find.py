@@ -65,7 +65,7 @@ def _bitexts(name: str, languages: tuple[str, ...], *, only: bool) -> list[Bitex
         return _archived(name, path, languages, identity)
     stem = plain_name(path).removesuffix(ending)
     if ending == ".tsv":
-        return [Bitext(name, *_tsv_languages(name, stem, languages, only=only), identity, partial(read_tsv, path))]
+        return [Bitext(name, *_tsv_languages(name, stem, languages), identity, partial(read_tsv, path))]
     named = languages_in(stem, languages)
     columns_in: Callable[..., list[Columns]] = parquet_columns if ending == ".parquet" else json_columns
     read = read_parquet if ending == ".parquet" else read_json
@@ -105,10 +105,8 @@ def _archived(name: str, path: Path, languages: tuple[str, ...], identity: str) 
         stem, _, ending = plain_name(member).rpartition(".")
         members.setdefault(str(member.parent / stem), {})[ending] = member
     found = []
-    for stem, files in members.items():
-        named = languages_in(Path(stem).name) or ()
-        codes = named if named and set(named) <= set(files) else filter(is_language, files)
-        wanted = languages or tuple(english_first(codes))
+    for files in members.values():
+        wanted = languages or tuple(english_first(filter(is_language, files)))
         chosen = {code: files[found_as] for code in wanted if (found_as := find_code(code, files)) is not None}
         if len(chosen) > 1 and next(iter(chosen)) == wanted[0]:
             pivot, *others = chosen
@@ -123,19 +121,19 @@ def _archived(name: str, path: Path, languages: tuple[str, ...], identity: str) 
     return found
 
 
-def _tsv_languages(name: str, stem: str, languages: tuple[str, ...], *, only: bool) -> tuple[str, str]:
+def _tsv_languages(name: str, stem: str, languages: tuple[str, ...]) -> tuple[str, str]:
     named = languages_in(stem, languages)
     if named and languages and not (named[0] == languages[0] and named[1] in languages[1:]):
         raise DataError(
             f"languages: expected those that {name} is named after, {named[0]} then {named[1]}, got "
             f"{' '.join(languages)}; omit --languages, or rename the file"
         )
-    if not named and only and len(languages) == 2:
+    if not named and len(languages) == 2:
         return languages[0], languages[1]
     if not named:
         raise DataError(
             f"{name}: expected a name that ends in the languages of its columns, like en-fr.tsv; rename the file, or "
-            "make it the only one, with --languages en fr"
+            "give --languages with both"
         )
     return named
 

@@ -96,7 +96,7 @@ def load_hub(name: str) -> tuple[Dataset, str | None]:
             return load_dataset(data, config, split="train"), config
         except (DatasetNotFoundError, ConnectionError) as error:
             failed = failed or error
-        except (OSError, ValueError, DatasetsError) as error:
+        except (OSError, ValueError, RuntimeError, DatasetsError) as error:
             failed = error
             break
     reason = " ".join(str(failed).split())[:300]

@@ -78,6 +78,8 @@ def prepare(
         check_fits(prepared, data, encoder)
         return prepared
     inputs = find_inputs(data, pairs)
+    if pairs is not None:
+        data = replace(data, corpus=("pairs from Python",))
     name = key(data, encoder, inputs)
     place = _cache() / name if folder is None else Path(folder)
     if is_finished(place):
@@ -276,16 +278,17 @@ class _Build:
             lambda: self._batches(raw, fates),
             int((fates == Fate.train).sum()),
             languages=list(dict.fromkeys(self.languages)),
-            has_words=bool(self.data.alignments) or self.data.corpus == ("embedded",),
+            has_words=raw.total.words,
             folder=self.work,
         )
         tools = self.work / f"tools-{uuid4().hex}"
         Tools.write(
             tools,
-            WordFinder(words, self.data.stop_words),
-            self.folder / TOKENIZER / "tokenizer.json",
-            self.languages,
-            [self.work / name for name in ARRAYS],
+            finder=WordFinder(words, self.data.stop_words),
+            tokenizer=self.folder / TOKENIZER / "tokenizer.json",
+            unknown=self._tokenizer().unk_token_id,
+            languages=self.languages,
+            arrays=[self.work / name for name in ARRAYS],
         )
         load_tools(str(tools))  # Before processes are forked, so that they have them too.
         make = MakeSamples(str(tools), self.data.max_length, int(Fate.train))

@@ -51,6 +51,7 @@ class Part:
         input, chunk: the place of the first chunk after it.
         given, empty, bad: by input: pairs and bad lines read, pairs with a side without text, bad lines.
         lines: the first bad lines.
+        words: whether word pairs come with some of the text.
     """
 
     rows: int = 0
@@ -60,6 +61,7 @@ class Part:
     empty: Counter[int] = field(default_factory=Counter)
     bad: Counter[int] = field(default_factory=Counter)
     lines: list[BadLine] = field(default_factory=list)
+    words: bool = False
 
     @classmethod
     def read(cls, path: Path) -> Part:
@@ -115,6 +117,7 @@ def read_inputs(inputs: Sequence[Input], folder: Path, move: Callable[[int], Non
     total = Part()
     for one in parts:
         total.rows += one.rows
+        total.words |= one.words
         for name in ("given", "empty", "bad"):
             getattr(total, name).update(getattr(one, name))
         total.lines = [*total.lines, *one.lines][:SHOWN]
@@ -179,6 +182,7 @@ def _batch(part: Part, number: int, chunk: Chunk) -> pa.RecordBatch:
     part.empty[number] += len(chunk.sources) - len(kept)
     part.bad[number] += len(chunk.bad)
     part.lines = [*part.lines, *chunk.bad][:SHOWN]
+    part.words |= chunk.words is not None
     words = None if chunk.words is None else [[(*a, *b) for a, b in chunk.words[i]] for i in kept]
     columns = [
         pa.array([chunk.sources[i] for i in kept], pa.string()),

@@ -45,7 +45,13 @@ class Tools:
 
     @staticmethod
     def write(
-        path: Path, finder: WordFinder, tokenizer: Path, languages: Sequence[tuple[str, str]], arrays: Sequence[Path]
+        path: Path,
+        *,
+        finder: WordFinder,
+        tokenizer: Path,
+        unknown: int | None,
+        languages: Sequence[tuple[str, str]],
+        arrays: Sequence[Path],
     ) -> None:
         """Writes what :func:`load_tools` reads.
 
@@ -53,10 +59,11 @@ class Tools:
             path: the file to write, of a new name.
             finder: finds word pairs.
             tokenizer: its ``tokenizer.json``.
+            unknown: id of the unknown wordpiece.
             languages: language pair of each origin.
             arrays: files of the fate and of the source's and the target's key of every row.
         """
-        path.write_bytes(dumps((finder, str(tokenizer), list(languages), list(map(str, arrays)))))
+        path.write_bytes(dumps((finder, str(tokenizer), unknown, list(languages), list(map(str, arrays)))))
 
 
 @lru_cache(maxsize=1)
@@ -64,20 +71,12 @@ def load_tools(path: str) -> Tools:
     """Returns what :meth:`Tools.write` wrote, in this process and in those forked from it later."""
     from tokenizers import Tokenizer
 
-    finder, file, languages, arrays = loads(Path(path).read_bytes())
+    finder, file, unknown, languages, arrays = loads(Path(path).read_bytes())
     fates, *keys = (np.load(array, mmap_mode="r") for array in arrays)
     tokenizer = Tokenizer.from_file(file)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    unknown = getattr(tokenizer.model, "unk_token", None)
-    return Tools(
-        tokenizer,
-        None if unknown is None else tokenizer.token_to_id(unknown),
-        finder,
-        languages,
-        fates,
-        (keys[0], keys[1]),
-    )
+    return Tools(tokenizer, unknown, finder, languages, fates, (keys[0], keys[1]))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ...shared.options import require
 from ...shared.text import DataError
 from .counting import CAPACITY, Counts, KeyCounter, Keys
 from .sentences import ParallelSentence, Span, WordPair, stable_hash
-from .words import is_unspaced, stop_words, word_spans
+from .words import StopWords, folded_words, is_unspaced, stop_words, word_spans
 
 # Most Chinese words have one or two characters; longer runs only multiply the pairs to count.
 LONGEST_RUN = 3
@@ -72,7 +72,7 @@ class CooccurrenceAligner:
         *,
         least_count: int = 3,
         least_dice: float = 0.15,
-        stop_words: str = "short",
+        stop_words: StopWords = "short",
         progress: Callable[[int], None] | None = None,
         capacity: int = CAPACITY,
     ) -> CooccurrenceAligner:
@@ -85,7 +85,7 @@ class CooccurrenceAligner:
 
         Args:
             batches: returns the sentences in batches.
-            stop_words: which list of stop words.
+            stop_words: which list of stop words, see :func:`ctloss.train.text.words.stop_words`.
             progress: called with the number of sentences of each batch when they have been read.
 
         Raises:
@@ -170,7 +170,7 @@ class CooccurrenceAligner:
 class _Hashes:
     """Hashes of the words that take part, different for each language pair and side; frequent ones are remembered."""
 
-    def __init__(self, stop_words: str) -> None:
+    def __init__(self, stop_words: StopWords) -> None:
         self._stop_words = stop_words
         self._remembered: dict[tuple[str, str, str], dict[str, int]] = {}
         self._number = 0
@@ -210,7 +210,7 @@ def _count(
     scratch: Path,
     least_count: int,
     least_dice: float,
-    stop_words: str,
+    stop_words: StopWords,
     progress: Callable[[int], None] | None,
     capacity: int,
 ) -> None:
@@ -238,14 +238,14 @@ def _count(
         _write(folder, "pair", (_close(*block, frequencies, least_count, least_dice) for block in counter.counted()))
 
 
-def _candidates(text: str, language: str, chosen: str) -> dict[str, Span]:
-    """Returns the words that take part, case folded, and where each occurs first."""
-    spans, stops = word_spans(text, language), stop_words(language)
+def _candidates(text: str, language: str, kind: StopWords) -> dict[str, Span]:
+    """Returns the words that take part, folded, and where each occurs first."""
+    spans, words, stops = word_spans(text, language), folded_words(text, language), stop_words(language, kind)
     if is_unspaced(language):
         # A run with a stop word at its edge is mostly a word and its neighbour (我姐姐, "my sister"), not one word.
-        edge = [text[start:end].casefold() in stops for start, end in spans]
-        spans = [
-            (spans[i][0], spans[j][1])
+        edge = [word in stops for word in words]
+        runs = [
+            (i, j)
             for i in range(len(spans))
             for j in range(i, min(i + LONGEST_RUN, len(spans)))
             # Punctuation or a space between two characters ends the run.
@@ -253,11 +253,12 @@ def _candidates(text: str, language: str, chosen: str) -> dict[str, Span]:
             and not edge[i]
             and not edge[j]
         ]
+        words = ["".join(words[i : j + 1]) for i, j in runs]
+        spans = [(spans[i][0], spans[j][1]) for i, j in runs]
     found: dict[str, Span] = {}
-    for start, end in spans:
-        word = text[start:end].casefold()
+    for word, span in zip(words, spans, strict=True):
         if word not in stops and word not in found:
-            found[word] = (start, end)
+            found[word] = span
             if len(found) == MOST_WORDS:
                 break
     return found

@@ -69,8 +69,7 @@ class MutualAligner:
         self._layer = round(2 * layers / 3) if layer is None else layer
         self._longest = min(positions(config) or LONGEST, LONGEST)
         self._device = _device(device)
-        # Of a model on the hub; one in a folder has none.
-        self._revision = getattr(config, "_commit_hash", None)
+        self._revision = _revision(self._name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_model", "_tokenizer")}
@@ -82,11 +81,10 @@ class MutualAligner:
         and of its weights header, size and time of the last change.
         """
         digest = hashlib.blake2b(f"mutual argmax 1, layer {self._layer}, {self._longest}".encode(), digest_size=16)
-        folder = Path(self._name)
-        if not folder.is_dir():
+        if self._revision is not None:
             digest.update(f"{self._name} {self._revision}".encode())
             return digest.hexdigest()
-        for path in sorted(folder.iterdir()):
+        for path in sorted(Path(self._name).iterdir()):
             if path.suffix == ".safetensors":
                 status = path.stat()
                 digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns} ".encode() + _header(path))
@@ -222,6 +220,16 @@ def _device(name: str | None) -> torch.device:
         raise ValueError(
             f"expected a device of torch, such as cpu or cuda, got {name!r} ({str(error).splitlines()[0]})"
         ) from error
+
+
+def _revision(name: str) -> str | None:
+    """Returns which revision of a model on the hub is read; None of a folder."""
+    from transformers.utils import cached_file
+
+    if Path(name).is_dir():
+        return None
+    # The hub's files lie in a folder named after their revision.
+    return Path(cached_file(name, "config.json")).parent.name
 
 
 def _header(path: Path) -> bytes:
