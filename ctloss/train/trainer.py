@@ -240,7 +240,11 @@ class PretrainingTrainer(Trainer):
                 f"at step {self.state.global_step}; saved {self._folder(self._saved_step)}; go on with --resume",
                 told=self.is_world_process_zero(),
             )
-        return super()._finalize_training(*given)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        # With a limit of 1 Trainer would leave the best checkpoint alone, from which the run would go on.
+        found = super()._finalize_training(*given)
+        self.args.save_total_limit = limit
+        return found
 
     def _check_losses(self) -> None:
         first = int(self.accelerator.gather(self._watch.first(self.args.device)).min())
