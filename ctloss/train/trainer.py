@@ -24,7 +24,7 @@ from ..shared.files import PARTIAL, mark_complete, remove_folder, writing_folder
 from . import saving, stops
 from .model.encoder import CCEEncoder
 from .model.objective import Objective, decays
-from .output import CHECKPOINT, LOG_FILE, checkpoints
+from .output import CHECKPOINT, CHECKPOINTS, LOG_FILE, checkpoints
 from .processes import from_main
 from .reporting.logs import Averages, JSONLines, ProgressLines, TensorBoard
 from .resumption import RunState, precision_of, read_run_state, write_run_state
@@ -51,12 +51,14 @@ class PretrainingTrainer(Trainer):
         plan: the batches of every epoch.
         split: whether processes split each batch; otherwise each takes batches of its own, and its negatives come only
             from them.
-        collate: turns a list of rows into the objective's arguments.
+        collate: turns the rows of a batch into the objective's arguments.
         tokenizer: saved with every checkpoint.
         measure: returns measures of the encoder by name, for the reports during the run. All processes call it, unless
             weights are shared out: then the main one alone.
         signals: the signals that a run stops for.
     """
+
+    args: PretrainingArguments
 
     def __init__(
         self,
@@ -67,7 +69,7 @@ class PretrainingTrainer(Trainer):
         rows: WPSDataset,
         plan: BatchPlan,
         split: bool,
-        collate: Callable[[list[Any]], dict[str, Tensor]],
+        collate: Callable[[Any], dict[str, Tensor]],
         tokenizer: Any,
         measure: Callable[[CCEEncoder], dict[str, float]],
         signals: stops.Signals,
@@ -343,7 +345,7 @@ class PretrainingTrainer(Trainer):
         if self.shared_out:
             super()._load_best_model()
         else:
-            self._load_encoder(self._folder(self.state.best_global_step))
+            self._load_encoder(self._folder(self.state.best_global_step or 0))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.shared_out:
@@ -378,7 +380,9 @@ class PretrainingTrainer(Trainer):
         if under_way is None or under_way.is_done() or self.args.hub_always_push:
             from transformers.utils.hub import PushInProgress
 
-            self.push_in_progress = PushInProgress([self._upload(Path(checkpoint_folder), background=True)])
+            self.push_in_progress: Any = PushInProgress(
+                [self._upload(Path(checkpoint_folder), background=True)]  # type: ignore[arg-type]
+            )
 
     def upload(self) -> None:
         """Uploads what the run leaves in its folder, without logs, samples and checkpoints."""
@@ -390,7 +394,7 @@ class PretrainingTrainer(Trainer):
         from huggingface_hub import HfApi
 
         aside = ["*/*.arrow", "checkpoints/*", "data/*", "tensorboard/*", "*.partial", "optimizer.*"]
-        return HfApi(token=self.args.hub_token).upload_folder(
+        return HfApi(token=self.args.hub_token).upload_folder(  # type: ignore[call-overload]
             repo_id=self.hub_model_id,
             folder_path=folder,
             commit_message=f"Step {self.state.global_step}" if background else "Pretrained with ctloss",
@@ -403,7 +407,7 @@ class PretrainingTrainer(Trainer):
         return getattr(self.accelerator, "scaler", None)
 
     def _folder(self, step: int) -> Path:
-        return Path(self.args.output_dir) / f"{CHECKPOINT}-{step}"
+        return self._output / CHECKPOINTS / f"{CHECKPOINT}-{step}"
 
     def _batches(self) -> PlanSampler:
         batches = PlanSampler(

@@ -64,7 +64,8 @@ def quick_recipe(corpus: Path, **changes: object) -> Recipe:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """Returns the weights of a run or a checkpoint, those of its head too."""
-    return {**load_file(folder / "model.safetensors"), **load_file(folder / "cce_head.safetensors")}
+    head = folder / "cce_head.safetensors"
+    return {**load_file(folder / "model.safetensors"), **(load_file(head) if head.exists() else {})}
 
 
 def assert_same_weights(a: Path, b: Path) -> None:

@@ -50,7 +50,7 @@ def test_what_is_not_finite_is_never_saved(
 ) -> None:
     original = PretrainingTrainer.training_step
 
-    def spoiling(self: PretrainingTrainer, model: Any, inputs: Any, *others: Any) -> Any:
+    def spoiling(self: Any, model: Any, inputs: Any, *others: Any) -> Any:
         loss = original(self, model, inputs, *others)
         if self.state.global_step == 6:
             spoilt = next(self.model.parameters())

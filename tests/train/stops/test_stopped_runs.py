@@ -76,10 +76,15 @@ def test_stopped_run_goes_on_bit_for_bit(
 
     measured: list[object] = []
     original = probe.embed
-    monkeypatch.setattr(probe, "embed", lambda *given, **named: measured.append(given[0]) or original(*given, **named))
+
+    def embed(encoder: Any, *given: Any, **named: Any) -> Any:
+        measured.append(encoder)
+        return original(encoder, *given, **named)
+
+    monkeypatch.setattr(probe, "embed", embed)
     results = pretrain(quick_recipe(corpus, **choices), tmp_path / "run", resume=True)
     # Twice or once during training, and after it: what was measured before is read.
-    assert len(measured) == 2 if step == 5 else 3
+    assert len(measured) == (2 if step == 5 else 3)
     other = unbroken(corpus, tmp_path / "unbroken", choices)
     assert_same_weights(tmp_path / "run", other)
     assert metrics(tmp_path / "run") == metrics(other)

@@ -47,7 +47,7 @@ class Steps:
         def step(trainer: PretrainingTrainer, model: Any, inputs: Any, *others: Any) -> Any:
             before = [torch.zeros(1) if p.grad is None else p.grad.clone() for p in model.parameters()]
             self.rows.append((trainer.state.global_step, inputs["index"].tolist()))
-            monkeypatch.setattr(torch, "manual_seed", lambda seed: self.seeds.append(seed) or seeding(seed))
+            monkeypatch.setattr(torch, "manual_seed", lambda seed: (self.seeds.append(seed), seeding(seed))[1])
             loss = original(trainer, model, inputs, *others)
             monkeypatch.setattr(torch, "manual_seed", seeding)
             self.losses.append(float(loss))
