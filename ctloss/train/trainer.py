@@ -84,7 +84,7 @@ class PretrainingTrainer(Trainer):
             eval_dataset=rows,
             processing_class=tokenizer,
         )
-        if "tensorboard" in arguments.report_to:
+        if "tensorboard" in (arguments.report_to or []):
             self.pop_callback(TensorBoardCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressLines())
@@ -118,7 +118,7 @@ class PretrainingTrainer(Trainer):
             # A share of the steps then, which a longer run must not change.
             self.args.warmup_steps = read_run_state(saved[-1][1]).warmup_steps
         self._stopping.begin()
-        todo = "make room or choose another --output, then go on with --resume; checkpoints are as they were"
+        todo = "make room there, then go on with --resume; checkpoints are as they were"
         with self._stopping.signals.deferred():
             try:
                 return self.train(resume_from_checkpoint=str(saved[-1][1]) if saved else None).global_step
@@ -136,7 +136,7 @@ class PretrainingTrainer(Trainer):
         arguments, workers = self.args, self.args.dataloader_num_workers
         return DataLoader(
             self.train_dataset,  # type: ignore[arg-type]
-            batch_sampler=self._batches(),
+            batch_sampler=self._batches(),  # type: ignore[arg-type]
             collate_fn=self.data_collator,
             num_workers=workers,
             pin_memory=arguments.dataloader_pin_memory and arguments.device.type == "cuda",
@@ -254,8 +254,9 @@ class PretrainingTrainer(Trainer):
             self._diverge(f"the loss is not finite at step {first}")
 
     def _diverge(self, what: str) -> None:
-        last = (checkpoints(self._output) or [None])[-1]  # type: ignore[list-item]
-        raise stops.DivergedError(stops.diverged(what, self.args, last), told=self.is_world_process_zero())
+        saved = checkpoints(self._output)
+        said = stops.diverged(what, self.args, saved[-1] if saved else None)
+        raise stops.DivergedError(said, told=self.is_world_process_zero())
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.store_flos()
@@ -264,7 +265,7 @@ class PretrainingTrainer(Trainer):
         self._note_best()
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
-                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()  # type: ignore[index,call-overload]
         log = self._averages.state()
         failed: stops.SavingError | None = None
         if self.shared_out:
@@ -304,14 +305,12 @@ class PretrainingTrainer(Trainer):
             self._diverge(f"{what} is not finite after step {self.state.global_step}")
 
     def _write_checkpoint(self, step: int, log: dict[str, Any]) -> None:
-        kept = (checkpoints(self._output) or [(0, None)])[-1][1]
-        todo = (
-            f"make room, or choose another --output; what was saved before is as it was{f' ({kept})' if kept else ''}; "
-            "then go on with --resume"
-        )
+        kept = "".join(f" ({folder})" for _, folder in checkpoints(self._output)[-1:])
+        todo = f"make room there, then go on with --resume; what was saved before is as it was{kept}"
         with stops.writing(f"the checkpoint of step {step}", todo):
             with writing_folder(self._folder(step)) as folder:
-                saving.save_encoder(folder, self.model.encoder, self.processing_class)  # type: ignore[arg-type]
+                encoder: CCEEncoder = self.model.encoder  # type: ignore[union-attr,assignment]
+                saving.save_encoder(folder, encoder, self.processing_class)  # type: ignore[arg-type]
                 saving.save_optimizer(self.optimizer, folder)  # type: ignore[arg-type]
                 saving.save_progress(folder, scheduler=self.lr_scheduler, scaler=self._scaler(), log=log)
                 self.state.save_to_json(str(folder / saving.TRAINER_STATE))

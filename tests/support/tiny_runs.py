@@ -34,7 +34,7 @@ def small_options(corpus: Path) -> dict[str, object]:
     """Returns options with which the tiny recipe takes seconds, with dropout, masked language modelling and words."""
     return {
         "corpus": (str(corpus),),
-        "max_pairs": 64,
+        "max_pairs": 60,
         "layers": 2,
         "hidden": 32,
         "vocabulary": 200,

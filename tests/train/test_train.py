@@ -114,7 +114,7 @@ def test_seeded_runs_agree(corpus: Path, uninterrupted: Run, tmp_path: Path) -> 
         (FORWARD, 12, [4, 8]),
         (FORWARD, 15, [8, 12]),
         ({"module": "shared.files", "owner": "module", "name": "write_atomically"}, 2, [4]),
-        ({"module": "train.run", "owner": "module", "name": "write_atomically"}, 2, [16, 18]),
+        ({"module": "train.run", "owner": "module", "name": "write_atomically"}, 4, [16, 18]),
     ],
     ids=["epoch 0", "epoch 1", "a later epoch", "before a checkpoint's marker", "before the results"],
 )
@@ -156,8 +156,8 @@ def test_finished_run_is_left_alone(corpus: Path, uninterrupted: Run, capsys: py
 
 
 def test_another_run_is_not_overwritten(corpus: Path, uninterrupted: Run, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"holds another \(batch_size 8 there, 4 here\); choose another"):
-        pretrain(small_recipe(corpus, batch_size=4), uninterrupted[0], resume=True)
+    with pytest.raises(RecipeError, match=r"holds another \(temperature 0.07 there, 0.5 here\); choose another"):
+        pretrain(small_recipe(corpus, temperature=0.5), uninterrupted[0], resume=True)
     with pytest.raises(RecipeError, match="add --resume"):
         pretrain(small_recipe(corpus), uninterrupted[0])
     (tmp_path / "letter.txt").write_text("dear", encoding="utf-8")

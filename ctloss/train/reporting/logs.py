@@ -50,7 +50,11 @@ class Averages:
 
     def __init__(self, gather: Callable[[Tensor], Tensor]) -> None:
         self._gather = gather
-        self._forget()
+        self._sums: dict[str, Tensor] = {}
+        self._forces: dict[str, Tensor] = {}
+        self._z_min = torch.tensor(torch.inf)
+        self.batches = self._pairs = 0
+        self._since = time.perf_counter()
 
     def start(self) -> None:
         """Starts the clock, if nothing was added since the last report."""
@@ -96,9 +100,8 @@ class Averages:
             self._sums = {name: torch.tensor(value, device=device) for name, value in state["sums"].items()}
 
     def _forget(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._sums, self._forces = {}, {}
         self._z_min = torch.tensor(torch.inf)
-        self._forces: dict[str, Tensor] = {}
         self.batches = self._pairs = 0
         self._since = time.perf_counter()
 

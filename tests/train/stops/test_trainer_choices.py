@@ -44,10 +44,14 @@ class Steps:
         self.gradients: list[torch.Tensor] = []
         original, seeding = PretrainingTrainer.training_step, torch.manual_seed
 
+        def seed(number: int) -> Any:
+            self.seeds.append(number)
+            return seeding(number)
+
         def step(trainer: PretrainingTrainer, model: Any, inputs: Any, *others: Any) -> Any:
             before = [torch.zeros(1) if p.grad is None else p.grad.clone() for p in model.parameters()]
             self.rows.append((trainer.state.global_step, inputs["index"].tolist()))
-            monkeypatch.setattr(torch, "manual_seed", lambda seed: (self.seeds.append(seed), seeding(seed))[1])
+            monkeypatch.setattr(torch, "manual_seed", seed)
             loss = original(trainer, model, inputs, *others)
             monkeypatch.setattr(torch, "manual_seed", seeding)
             self.losses.append(float(loss))
@@ -151,7 +155,7 @@ def test_stopping_early_is_found_out_again(corpus: Path, tmp_path: Path, monkeyp
 
 def test_measures_that_there_are_not_are_named(corpus: Path, tmp_path: Path) -> None:
     choices = {"load_best_model_at_end": True, "metric_for_best_model": "bleu", "eval_steps": 4}
-    with pytest.raises(RecipeError, match="metric_for_best_model: expected one of .*sentence_forth.*, got 'bleu'"):
+    with pytest.raises(RecipeError, match=r"metric_for_best_model: expected one of .*sentence_forth.*, got 'bleu'"):
         pretrain(quick_recipe(corpus, **choices), tmp_path)
 
 
