@@ -53,11 +53,15 @@ def send_at(call: int, monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
 @pytest.mark.parametrize(
     ("number", "choices", "step"),
     [
-        (signal.SIGTERM, {}, 5),
+        (signal.SIGTERM, {"learn_temperature": True, "lr_scheduler_type": "thirds"}, 5),
         (signal.SIGINT, {"gradient_accumulation_steps": 2, "lr_scheduler_type": "reduce_lr_on_plateau"}, 3),
         (signal.SIGUSR1, {"dataloader_num_workers": 1, "optim": "adafactor", "save_strategy": "no"}, 5),
     ],
-    ids=["SIGTERM", "SIGINT in a part of a step", "SIGUSR1 with workers, without other checkpoints"],
+    ids=[
+        "SIGTERM with a learnt temperature",
+        "SIGINT in a part of a step",
+        "SIGUSR1 with workers, without other checkpoints",
+    ],
 )
 def test_stopped_run_goes_on_bit_for_bit(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, choices: Choices, step: int
