@@ -19,6 +19,7 @@ require_extra(
 )
 
 from ..shared.text import DataError
+from .data.parallel import AlignedWords, read_alignments
 from .models.encoder import Encoder, VectorOptions
 from .models.options import XTREME_OPTIONS, FinetuneOptions
 from .results.report import draw_languages, draw_words, report, table_by_language, table_of_means
@@ -27,10 +28,18 @@ from .suite import run
 from .tasks.classification import evaluate_pawsx, evaluate_xnli
 from .tasks.retrieval import MiningOptions, PairsOptions, evaluate_bucc, evaluate_pairs, evaluate_tatoeba
 from .tasks.tagging import evaluate_panx, evaluate_udpos
-from .tasks.words import AlignmentOptions, LexiconOptions, evaluate_alignment, evaluate_words, held_out_lines
+from .tasks.words import (
+    AlignmentOptions,
+    LexiconOptions,
+    alignment_error,
+    evaluate_alignment,
+    evaluate_words,
+    held_out_lines,
+)
 
 __all__ = [
     "XTREME_OPTIONS",
+    "AlignedWords",
     "AlignmentOptions",
     "DataError",
     "Encoder",
@@ -44,6 +53,7 @@ __all__ = [
     "Spread",
     "TaskResult",
     "VectorOptions",
+    "alignment_error",
     "draw_languages",
     "draw_words",
     "evaluate_alignment",
@@ -57,6 +67,7 @@ __all__ = [
     "evaluate_xnli",
     "held_out_lines",
     "over_seeds",
+    "read_alignments",
     "read_results",
     "report",
     "run",

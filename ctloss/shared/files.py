@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def writing_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + PARTIAL)
     try:
         yield partial
-        _flush(partial)
+        flush(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -56,14 +56,19 @@ def open_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Keeps other processes from locking a folder while the block runs; makes the folder if it is missing.
 
-    The lock ends with its process, however that ends. Systems without flock (Windows) lock nothing. ``wait`` waits
-    until no other process holds the lock.
+    The lock ends with its process, however that ends. Systems without flock (Windows) lock nothing.
+
+    Args:
+        folder: the folder.
+        wait: wait until no other process holds the lock.
+        waiting: called once before a wait, to say so; not if the lock is free.
 
     Raises:
-        ValueError: another process holds the lock and ``wait`` is False, or the folder cannot be written to.
+        ValueError: another process holds the lock and ``wait`` is False, or the folder cannot be written to or is on
+            a file system without locks.
     """
     open_folder(folder)
     try:
@@ -74,11 +79,20 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            if not wait:
+                raise ValueError(
+                    f"expected a folder that no run writes to, got {folder}, where one is going on; wait for it to "
+                    "end, or choose another folder"
+                ) from error
+            if waiting is not None:
+                waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
             raise ValueError(
-                f"expected a folder that no run writes to, got {folder}, where one is going on; wait for it to end, or "
-                "choose another folder"
+                f"expected a folder that can be locked, got {folder} ({error.strerror}); choose one on another file "
+                "system"
             ) from error
         yield
     finally:
@@ -99,14 +113,14 @@ def writing_folder(folder: Path) -> Iterator[Path]:
     mark_complete(partial)
     remove_folder(folder)
     os.replace(partial, folder)
-    _flush(folder.parent)
+    flush(folder.parent)
 
 
 def mark_complete(folder: Path) -> None:
     """Marks a folder as completely written: its marker lists the size and SHA-256 of every file in it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
     for path in files:
-        _flush(path)
+        flush(path)
     listed = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files
     }
@@ -211,7 +225,8 @@ def _update(total: Any, path: Path) -> None:
             total.update(chunk)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Waits until the disk has a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

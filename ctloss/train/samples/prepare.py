@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from ...shared.text import DataError, aligned_files, plain_name
@@ -202,7 +203,7 @@ def _word_source(data: Data, training: Sentences) -> WordSource:
     if data.alignments:
         return GoldWords()
     if not data.lexicon:
-        return CooccurrenceAligner(training)
+        return CooccurrenceAligner.count(lambda: [list(training)], mkdtemp())
     if Path(data.lexicon[0]).is_dir():
         return Lexicon.read_lines(find_lexicon_lines(data.lexicon[0]))
     return Lexicon.read_tsv(data.lexicon[0], *_columns(data.lexicon[0], data.languages))

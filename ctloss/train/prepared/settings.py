@@ -1,0 +1,143 @@
+"""What a prepared corpus depends on: settings, and files by their size and time but never by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...shared.files import digest_of_files
+from ...shared.text import DataError
+from ..corpus import Bitext, bitexts_of, embedded_bitexts, find_bitexts
+from ..recipe import Data, EncoderChoice
+from ..text.embedded import SPLITS
+from .folder import FORMAT, Prepared
+from .reading import Input
+
+EMBEDDED = "embedded"
+# Fields that preparation reads. The others are training's, and any run may choose them anew.
+FROM_DATA = (
+    *("corpus", "languages", "validation", "test", "evaluation_pairs", "lexicon", "alignments", "align"),
+    *("stop_words", "max_length", "max_pairs", "max_bad_lines"),
+)
+FROM_ENCODER = ("encoder", "lower_case", "vocabulary")
+# Names of files, which count by what is_known says of them, and a limit that changes nothing once it is kept.
+NOT_IN_KEY = {"corpus", "validation", "test", "lexicon", "alignments", "align", "encoder", "max_bad_lines"}
+
+
+def settings(data: Data, encoder: EncoderChoice) -> dict[str, Any]:
+    """Returns the fields that preparation reads, as JSON gives them back."""
+    chosen = {name: getattr(data, name) for name in FROM_DATA} | {name: getattr(encoder, name) for name in FROM_ENCODER}
+    if encoder.encoder != "small":
+        del chosen["vocabulary"]
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
+
+
+def find_inputs(data: Data, pairs: Any = None) -> list[Input]:
+    """Returns the parallel text that the settings name, or that was given from Python in the corpus's place.
+
+    Raises:
+        DataError: a file is not what its format promises, languages are missing, or the embedded corpus is not alone.
+    """
+    if pairs is None and EMBEDDED in data.corpus:
+        _check_alone(data)
+        return [Input(split, bitext) for split in SPLITS for bitext in embedded_bitexts(split, data.languages)]
+    corpus = (
+        find_bitexts(data.corpus, data.languages, data.alignments)
+        if pairs is None
+        else bitexts_of(pairs, data.languages)
+    )
+    found = [Input("train", bitext) for bitext in corpus]
+    found += [Input("validation", bitext) for bitext in _held_out(data.validation, data)]
+    found += [Input("test", bitext) for bitext in _held_out(data.test, data)]
+    return found
+
+
+def key(data: Data, encoder: EncoderChoice, inputs: Sequence[Input]) -> str:
+    """Returns a hash of all that a prepared corpus depends on; files count by path, size and time."""
+    document = {
+        "format": FORMAT,
+        "settings": {name: value for name, value in settings(data, encoder).items() if name not in NOT_IN_KEY},
+        "inputs": [
+            (split, bitext.name, bitext.source_language, bitext.target_language, bitext.identity)
+            for split, bitext in inputs
+        ],
+        "lexicon": list(map(_files, data.lexicon)),
+        "alignments": list(map(_files, data.alignments)),
+        "align": data.align and _model(data.align),
+        "encoder": _model(encoder.encoder),
+    }
+    return hashlib.blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def check_fits(prepared: Prepared, data: Data, encoder: EncoderChoice) -> None:
+    """Refuses settings of a run that contradict those that its corpus was prepared with.
+
+    A field of Data left at its default says nothing; the encoder has to be the same.
+
+    Raises:
+        DataError: with the fields that differ.
+    """
+    wanted, default = settings(data, encoder), settings(Data(), encoder)
+    differing = [
+        f"{name} {prepared.settings.get(name)!r} there, {value!r} here"
+        for name, value in wanted.items()
+        if prepared.settings.get(name) != value and (name in FROM_ENCODER or value != default[name])
+    ]
+    if differing:
+        raise DataError(
+            f"prepared: expected the settings that {prepared.path} was made with, got {'; '.join(differing)}; give the "
+            "same, or leave them out, or prepare the corpus anew in another folder"
+        )
+
+
+def differences(prepared: Prepared, data: Data, encoder: EncoderChoice) -> str:
+    """Returns in words why a folder does not hold what the settings ask for."""
+    differing = [
+        f"{name} {prepared.settings.get(name)!r} there, {value!r} here"
+        for name, value in settings(data, encoder).items()
+        if name != "max_bad_lines" and prepared.settings.get(name) != value
+    ]
+    return "; ".join(differing) or "the same settings, but other sizes or times of their files"
+
+
+def _held_out(names: tuple[str, ...], data: Data) -> list[Bitext]:
+    return find_bitexts(names, data.languages) if names else []
+
+
+def _check_alone(data: Data) -> None:
+    if data.corpus != (EMBEDDED,):
+        raise DataError(
+            f"corpus: expected the embedded corpus alone, or files, got {' '.join(data.corpus)}; give one or the other"
+        )
+    for name in ("validation", "test", "lexicon", "alignments", "align"):
+        if getattr(data, name):
+            raise DataError(
+                f"{name}: expected nothing with the embedded corpus, which has its own parts and word pairs, "
+                f"got {getattr(data, name)!r}; leave it out, or name a corpus"
+            )
+
+
+def _files(name: str) -> list[tuple[str, int, int]]:
+    path = Path(name).expanduser().resolve()
+    found = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    try:
+        return [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in found]
+    except OSError as error:
+        raise DataError(f"{name}: expected a file or a folder, got {error.strerror}; check the path") from error
+
+
+def _model(name: str) -> Any:
+    """Returns what identifies a model: its name, or of a folder its small files' contents and its weights' sizes."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    small = [path for path in files if path.suffix in (".json", ".txt", ".model")]
+    return [digest_of_files(small), _stats(set(files) - set(small))]
+
+
+def _stats(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    return sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
