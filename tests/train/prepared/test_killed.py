@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 
@@ -141,7 +141,7 @@ def hash_and_kill(table: Any, indices: list[int]) -> Any:
 def prepare_in_a_group(data: Data, folder: Path) -> None:
     os.setsid()
     BUILDER.append(os.getpid())
-    build.hash_texts = hash_and_kill
+    patch.object(build, "hash_texts", hash_and_kill).start()
     prepare(data, SMALL, folder, workers=2, say=Mock())
 
 
