@@ -1,4 +1,4 @@
-"""Readers of parallel text, lexicons and alignments: what they give, and how they refuse."""
+"""Readers of parallel text and alignments: what they give, and how they refuse."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from ctloss.shared.text import DataError, aligned_files
 from ctloss.train.text.alignment import GoldWords, with_alignments
 from ctloss.train.text.corpus import read_embedded, read_lines, read_tsv, take_split
 from ctloss.train.text.embedded import SPLITS
-from ctloss.train.text.lexicon import Lexicon, find_lexicon_lines
 from ctloss.train.text.sentences import ParallelSentence, text_key
-from ctloss.train.text.words import occurs_once, word_spans
-from support.tiny_text import ENGLISH_FRENCH, LEXICON, parallel
+from support.tiny_text import ENGLISH_FRENCH, parallel
 
 WORD = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
 
@@ -60,14 +58,13 @@ def test_unequal_line_counts_name_file_and_line(tmp_path: Path) -> None:
         read_lines(files)
 
 
-@pytest.mark.parametrize("reader", ["lines", "tsv", "lexicon"])
+@pytest.mark.parametrize("reader", ["lines", "tsv"])
 def test_bad_utf8_names_file_and_line(tmp_path: Path, reader: str) -> None:
     bad = b"a\tb\nc\td\xff\n"
     files = write(tmp_path, en="a\nb\n", fr=bad)
     readers: dict[str, Callable[[], object]] = {
         "lines": lambda: list(read_lines(files)),
         "tsv": lambda: list(read_tsv(files["fr"], "en", "fr")),
-        "lexicon": lambda: Lexicon.read_tsv(files["fr"], "en", "fr"),
     }
     with pytest.raises(DataError, match=r"corpus\.fr, line 2: expected UTF-8, got byte 0xff at position 3"):
         readers[reader]()
@@ -99,62 +96,11 @@ def test_splits_partition_the_corpus_and_keep_a_sentence_together(pairs: list[tu
 def test_word_pairs_of_the_embedded_corpus_lie_in_its_texts() -> None:
     for sentence in read_embedded("validation", languages=["fr", "zh"]):
         assert sentence.source_language == "en"
-        for source, target in words_of(sentence, GoldWords().word_pairs(sentence)):
+        for source, target in words_of(sentence, GoldWords().word_pairs([sentence])[0]):
             for word in (source, target):
                 assert len(word) == len(word.strip()) > 0
     with pytest.raises(DataError, match="got 'xx'"):
         read_embedded("train", languages=["xx"])
-
-
-def test_words_keep_combining_marks_and_split_elisions() -> None:
-    assert [("हिन्दी भाषा"[slice(*span)]) for span in word_spans("हिन्दी भाषा", "hi")] == ["हिन्दी", "भाषा"]
-    assert [("don't l’eau"[slice(*span)]) for span in word_spans("don't l’eau", "fr")] == ["don", "t", "l", "eau"]
-
-
-@given(st.lists(st.sampled_from(["dog", "Dog", "dogs", "hot-dog", "cat", "."]), min_size=1, max_size=8))
-def test_occurs_once_counts_whole_words(words: list[str]) -> None:
-    text = " ".join(words)
-    for span in word_spans(text, "en"):
-        spelled = [text[slice(*other)].casefold() for other in word_spans(text, "en")]
-        assert occurs_once(text, span, "en") == (spelled.count(text[slice(*span)].casefold()) == 1)
-
-
-def test_lexicon_finds_entries_of_several_words_longest_first() -> None:
-    lexicon = Lexicon.from_entries(
-        "en", "fr", [("inside", "à l'intérieur"), ("garden", "jardin"), ("interior", "intérieur")]
-    )
-    [sentence] = parallel([("Inside the interior garden", "À l’intérieur du jardin")])
-    assert words_of(sentence, lexicon.word_pairs(sentence)) == [("Inside", "À l’intérieur"), ("garden", "jardin")]
-
-
-def test_lexicon_entries_match_whatever_their_normal_form() -> None:
-    lexicon = Lexicon.from_entries("en", "fr", [("coffee", "cafe\u0301")])
-    [sentence] = parallel([("Our coffee", "Notre café")])
-    assert words_of(sentence, lexicon.word_pairs(sentence)) == [("coffee", "café")]
-
-
-def test_lexicon_matches_chinese_by_characters_longest_first() -> None:
-    lexicon = Lexicon.from_entries("en", "zh", [("evening", "晚上"), ("on", "上"), ("up", "上")])
-    [sentence] = parallel([("The evening is on", "晚上好")], target="zh")
-    assert words_of(sentence, lexicon.word_pairs(sentence)) == [("evening", "晚上")]
-
-
-def test_lexicon_files(tmp_path: Path) -> None:
-    for language, text in {"en": "house\ndog\n", "fr": "maison, domicile\nchien\n", "de": "Haus\nHund\n"}.items():
-        (tmp_path / f"{language}_uni.txt").write_text(text)
-    lexicon = Lexicon.read_lines(find_lexicon_lines(tmp_path))
-    [sentence] = parallel([("maison", "Haus")], "fr", "de")
-    assert words_of(sentence, lexicon.word_pairs(sentence)) == [("maison", "Haus")]
-    assert len(lexicon) == 2 * (3 + 2 + 3)
-    (tmp_path / "fr_uni.txt").write_text("maison\n")
-    with pytest.raises(DataError, match=r"fr_uni\.txt, line 2: expected 2 lines as in en_uni\.txt, got 1"):
-        Lexicon.read_lines({"en": tmp_path / "en_uni.txt", "fr": tmp_path / "fr_uni.txt"})
-
-
-def test_lexicon_fingerprint_follows_its_contents() -> None:
-    lexicons = [Lexicon.from_entries("en", "fr", entries) for entries in (LEXICON, LEXICON[::-1], LEXICON[1:])]
-    same, reversed_, shorter = (lexicon.fingerprint() for lexicon in lexicons)
-    assert same == reversed_ != shorter
 
 
 def test_pharaoh_alignments_keep_one_to_one_links_and_strip_punctuation(tmp_path: Path) -> None:

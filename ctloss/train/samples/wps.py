@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ...shared.files import write_atomically, writing_file
 from ...shared.models import check_fast
 from ..text.finder import WordFinder, WordSource
-from ..text.sentences import ParallelSentence, Span, WordPair, stable_hash, text_key
+from ..text.sentences import ParallelSentence, Span, stable_hash, text_key
 from ..text.tokenizer import definition
 
 if TYPE_CHECKING:

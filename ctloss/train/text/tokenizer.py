@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ...shared.models import load_tokenizer
+from .sentences import stable_hash
+from .words import UNSPACED_CHARACTERS
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# WordPiece makes one [UNK] of a word of more characters. For the vocabulary trained here, words are cut to this length;
+# a given one takes words of so many, such as whole sentences in scripts that it was not taught to split.
+LONGEST_TRAINED, LONGEST_GIVEN = 100, 1000
+# Texts remembered so that one given again counts once, and words that the trainer is shown: both bound memory and time.
+REMEMBERED_TEXTS, SHOWN_WORDS = 1 << 20, 1 << 26
 
 
 def train_wordpiece(
@@ -18,8 +27,12 @@ def train_wordpiece(
 ) -> PreTrainedTokenizerBase:
     """Trains a BERT tokenizer whose WordPiece vocabulary fits the texts.
 
-    Each Chinese character is a word, and accents are kept because they distinguish words in several of the languages.
-    The same texts in the same order give the same vocabulary.
+    Each character of a script written without spaces (Han, kana, Thai, Lao, Khmer, Myanmar) is a word with its marks,
+    runs of other characters are cut every 100, and accents are kept because they distinguish words in several of
+    the languages. At most three quarters of the vocabulary are single characters: the rarest beyond are unknown.
+
+    The texts are read once; what is kept in memory are their distinct words. Of the first million different texts, one
+    given again counts once. The same texts in the same order give the same vocabulary.
 
     Args:
         texts: the sentences of every language.
@@ -32,53 +45,66 @@ def train_wordpiece(
         >>> tokenizer.tokenize("The cat")
         ['the', 'cat']
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-    from transformers import BertTokenizer
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower_case, strip_accents=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    distinct = list(dict.fromkeys(texts))
-    continuations = sorted(
-        {
-            "##" + character
-            for text in distinct
-            for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
-            for character in word[1:]
-        }
+    # One pattern for both, as each pass over a text costs: a character with its marks, or a run too long for a word.
+    single, run = rf"[{UNSPACED_CHARACTERS}]\p{{M}}*", rf"[^\s{UNSPACED_CHARACTERS}]{{{LONGEST_TRAINED}}}"
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(f"{single}|{run}"), "isolated"), pre_tokenizers.BertPreTokenizer()]
     )
+    words = _count_words(texts, tokenizer)
+    alphabet = _alphabet(words, 3 * vocabulary // 4 - len(SPECIAL_TOKENS))
+    words = Counter({word: count for word, count in words.items() if alphabet.issuperset(word)})
+    continuations = sorted({"##" + character for word in words for character in word[1:]})
     # The trainer numbers continuation characters in the order of a randomly seeded hash table and breaks ties by
     # number. Listed in advance, like special tokens, they have fixed numbers.
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocabulary, special_tokens=[*SPECIAL_TOKENS, *continuations], show_progress=False
     )
-    tokenizer.train_from_iterator(distinct, trainer)
-    return BertTokenizer(
-        vocab=tokenizer.get_vocab(), do_lower_case=lower_case, strip_accents=False, model_max_length=max_length
+    counted = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    counted.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    counted.train_from_iterator(_shown(words), trainer)
+
+    numbers = counted.get_vocab()
+    tokenizer.model = models.WordPiece(numbers, unk_token="[UNK]", max_input_chars_per_word=LONGEST_TRAINED)
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, numbers[token]) for token in ("[CLS]", "[SEP]")],
     )
+    names = ("pad", "unk", "cls", "sep", "mask")
+    special = {f"{name}_token": token for name, token in zip(names, SPECIAL_TOKENS, strict=True)}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return _as_it_is(tokenizer, model_max_length=max_length, model_input_names=inputs, **special)
 
 
 def read_tokenizer(name: str, *, lower_case: bool) -> PreTrainedTokenizerBase:
     """Returns the fast tokenizer of a Hugging Face encoder, on request lower-casing its input.
 
-    Lower-casing comes before the tokenizer's own normalisation: it is saved with the tokenizer, and character offsets
-    still refer to the original text. Accents are left to the tokenizer.
+    Lower-casing comes before the tokenizer's own normalisation, and character offsets still refer to the original text.
+    Accents are left to the tokenizer. A WordPiece tokenizer, which makes one [UNK] of a word of more than 100
+    characters, takes words of 1,000: Thai has no spaces, so a sentence is one word to BERT. Both are saved with it.
 
     Raises:
         ValueError: there is no tokenizer, or it is not fast, or has no vocabulary, padding token or mask token.
     """
-    from tokenizers import normalizers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import models, normalizers
 
     tokenizer = load_tokenizer(name, needs=("pad", "mask"))
-    if not lower_case:
-        return tokenizer
     backend = tokenizer.backend_tokenizer
-    own = [] if backend.normalizer is None else [backend.normalizer]
-    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
-    # The encoder's own tokenizer class would rebuild its normaliser on loading and lose this one.
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+    wordpiece = isinstance(backend.model, models.WordPiece)
+    if not lower_case and not wordpiece:
+        return tokenizer
+    if wordpiece:
+        backend.model.max_input_chars_per_word = LONGEST_GIVEN
+    if lower_case:
+        own = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+    return _as_it_is(
+        backend,
         model_max_length=tokenizer.model_max_length,
         model_input_names=tokenizer.model_input_names,
         **tokenizer.special_tokens_map,
@@ -96,3 +122,48 @@ def definition(tokenizer: PreTrainedTokenizerBase) -> str:
     plain.no_truncation()
     plain.no_padding()
     return str(plain.to_str())
+
+
+def _as_it_is(backend: Tokenizer, **settings: object) -> PreTrainedTokenizerBase:
+    """Returns a tokenizer saved and read as it is: an encoder's own class would rebuild its parts on reading."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
+
+
+def _count_words(texts: Iterable[str], tokenizer: Tokenizer) -> Counter[str]:
+    words: Counter[str] = Counter()
+    seen: set[int] = set()
+    for text in texts:
+        key = stable_hash(text)
+        if key not in seen:
+            if len(seen) < REMEMBERED_TEXTS:
+                seen.add(key)
+            pieces = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+            words.update(word for word, _ in pieces)
+    return words
+
+
+def _alphabet(words: Counter[str], most: int) -> set[str]:
+    """Returns the most frequent characters that take at most ``most`` wordpieces as first and later ones of words."""
+    counts: Counter[str] = Counter()
+    for word, count in words.items():
+        for character in word:
+            counts[character] += count
+    later = {character for word in words for character in word[1:]}
+    alphabet: set[str] = set()
+    for character in sorted(counts, key=lambda character: (-counts[character], character)):
+        most -= 2 if character in later else 1
+        if most < 0:
+            break
+        alphabet.add(character)
+    return alphabet
+
+
+def _shown(words: Counter[str]) -> Iterator[str]:
+    """Yields each word as often as it was counted, less often in proportion if that were too many in all."""
+    scale = -(-words.total() // SHOWN_WORDS) or 1
+    for word, count in words.items():
+        shown = -(-count // scale)
+        for start in range(0, shown, 1000):
+            yield " ".join([word] * min(1000, shown - start))
