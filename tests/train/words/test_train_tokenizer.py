@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 pytest.importorskip("tokenizers")
 pytest.importorskip("transformers")
 
-from transformers import AutoTokenizer, BertTokenizer
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from ctloss.train.text import tokenizer as module
 from ctloss.train.text.tokenizer import definition, read_tokenizer, train_wordpiece
@@ -31,7 +32,7 @@ UNSPACED = {
 }
 
 
-def trained(texts: list[str] | Iterator[str], vocabulary: int = 400):
+def trained(texts: list[str] | Iterator[str], vocabulary: int = 400) -> PreTrainedTokenizerBase:
     return train_wordpiece(texts, vocabulary=vocabulary, lower_case=True, max_length=128)
 
 
@@ -86,10 +87,10 @@ def test_a_text_given_again_counts_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_words_are_shown_as_often_as_they_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = module.Counter({"the": 2500, "dog": 3})
-    assert module.Counter(" ".join(module._shown(words)).split()) == words
+    words = Counter({"the": 2500, "dog": 3})
+    assert Counter(" ".join(module._shown(words)).split()) == words
     monkeypatch.setattr(module, "SHOWN_WORDS", 300)
-    assert module.Counter(" ".join(module._shown(words)).split()) == {"the": 278, "dog": 1}
+    assert Counter(" ".join(module._shown(words)).split()) == {"the": 278, "dog": 1}
 
 
 @settings(max_examples=15)
