@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.results import describe
@@ -87,9 +88,10 @@ class Contest:
         """ctloss.train's training rows, and what makes batches of them."""
         from ctloss.train.samples.collator import Collator
         from ctloss.train.samples.dataset import WPSDataset
+        from ctloss.train.samples.wps import read_table
 
         collate = Collator(self.tokenizer, seed=0, words=False, mlm_probability=0.0)
-        return WPSDataset(self.folder / "data" / "train"), collate
+        return WPSDataset(read_table(self.folder / "data" / "train"), words=False), collate
 
     def their_loss(self) -> tuple[Any, Any]:
         """sentence-transformers' model, with our pooling, and its loss."""
@@ -117,7 +119,7 @@ class Contest:
     def losses(self) -> tuple[float, float]:
         """The loss of the first batch by ctloss.train and by sentence-transformers, without dropout."""
         rows, collate = self.our_rows()
-        batch = collate([rows[i] for i in range(self.batch)])
+        batch = collate(rows.__getitems__((0, np.arange(self.batch))))
         ours = self.our_objective().eval()(**{name: value for name, value in batch.items() if name != "index"})["loss"]
         model, loss = self.their_loss()
         model.eval()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from itertools import permutations
+import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +16,10 @@ pytest.importorskip("pyarrow")
 pytest.importorskip("transformers")
 
 from ctloss.train.samples.collator import Collator
-from ctloss.train.samples.dataset import WPSDataset
+from ctloss.train.samples.dataset import Rows, WPSDataset
 from ctloss.train.samples.sampler import BatchPlan, PlanSampler
-from ctloss.train.samples.wps import build_wps
-from ctloss.train.text.corpus import read_lines
-from ctloss.train.text.lexicon import Lexicon
-from support.tiny_text import ENGLISH_FRENCH, LEXICON, parallel, wordpiece_tokenizer
+from support.loader.samples import as_table, random_samples, write_stream
+from support.tiny_text import ENGLISH_FRENCH, wordpiece_tokenizer
 
 TOKENIZER = wordpiece_tokenizer([text for pair in ENGLISH_FRENCH for text in pair])
 SPECIAL = set(TOKENIZER.all_special_ids)
@@ -33,18 +29,13 @@ def random_rows(rng: np.random.Generator, rows: int, texts: int) -> tuple[np.nda
     return rng.integers(3, 40, size=(rows, 2)), rng.integers(texts, size=(rows, 2)).astype(np.uint64)
 
 
-def items(count: int, epoch: int = 0, length: int = 30) -> list[dict[str, Any]]:
-    rng = np.random.default_rng(count)
-    pairs = np.array([[k, k + 1, k + 1, k + 2] for k in range(1, 6)], dtype=np.int32)
-    made = []
-    for index in range(count):
-        item: dict[str, Any] = {"index": index, "epoch": epoch, "word_pairs": pairs}
-        for side, size in zip(("source", "target"), rng.integers(6, length, size=2), strict=True):
-            pieces = rng.integers(5, len(TOKENIZER), size=size)
-            ids = [TOKENIZER.cls_token_id, *pieces, TOKENIZER.sep_token_id]
-            item[f"{side}_ids"] = np.array(ids, dtype=np.int32)
-        made.append(item)
-    return made
+def dataset(count: int, length: int = 30) -> WPSDataset:
+    rows = random_samples(count, vocabulary=len(TOKENIZER), length=length, words=(5, 5))
+    return WPSDataset(as_table(rows, chunk=64))
+
+
+def items(count: int, epoch: int = 0, length: int = 30) -> Rows:
+    return dataset(count, length).__getitems__((epoch, np.arange(count)))
 
 
 @given(st.integers(2, 400), st.floats(0.3, 4), st.integers(2, 16), st.integers(1, 8), st.integers(0, 2**31))
@@ -111,14 +102,18 @@ def test_buckets_save_padding() -> None:
     assert share_of_text(window=128) > 0.85
 
 
+def as_lists(keys: PlanSampler) -> list[tuple[int, list[int]]]:
+    return [(key[0], key[1].tolist()) for key in keys]
+
+
 def test_sampler_asks_for_the_epoch_and_ranks_share_its_batches_out() -> None:
     plan = BatchPlan(*random_rows(np.random.default_rng(2), 200, 1000), batch_size=8, seed=1)
     sampler = PlanSampler(plan, epoch=iter([2, 0]).__next__)
-    assert list(sampler) == [[(2, row) for row in batch] for batch in plan.epoch(2).tolist()]
-    whole = list(sampler)
-    assert {epoch for batch in whole for epoch, _ in batch} == {0}
+    assert as_lists(sampler) == [(2, batch) for batch in plan.epoch(2).tolist()]
+    whole = as_lists(sampler)
+    assert {epoch for epoch, _ in whole} == {0}
     assert len(whole) == len(sampler) == len(plan)
-    ranks = [list(PlanSampler(plan, rank=rank, world_size=3)) for rank in range(3)]
+    ranks = [as_lists(PlanSampler(plan, rank=rank, world_size=3)) for rank in range(3)]
     even = len(plan) // 3
     assert [len(rank) for rank in ranks] == [even] * 3
     assert [ranks[step % 3][step // 3] for step in range(3 * even)] == whole[: 3 * even]
@@ -142,8 +137,8 @@ def test_plan_and_sampler_refuse_what_cannot_work() -> None:
 
 
 def test_collated_tensors_hold_the_rows() -> None:
-    rows = items(5)
-    batch = Collator(TOKENIZER, seed=0)(rows)
+    rows = random_samples(5, vocabulary=len(TOKENIZER), words=(5, 5))
+    batch = Collator(TOKENIZER, seed=0)(WPSDataset(as_table(rows)).__getitems__((0, np.arange(5))))
     for side in ("source", "target"):
         ids, mask = batch[f"{side}_ids"], batch[f"{side}_mask"]
         assert ids.dtype == mask.dtype == torch.int64
@@ -151,27 +146,33 @@ def test_collated_tensors_hold_the_rows() -> None:
         assert ids.shape[1] == max(len(row[f"{side}_ids"]) for row in rows)
         for k, row in enumerate(rows):
             length = len(row[f"{side}_ids"])
-            assert ids[k, :length].tolist() == row[f"{side}_ids"].tolist()
+            assert ids[k, :length].tolist() == row[f"{side}_ids"]
             assert (ids[k, length:] == TOKENIZER.pad_token_id).all()
+            assert (batch[f"{side}_masked_ids"][k, length:] == TOKENIZER.pad_token_id).all()
             assert mask[k].tolist() == [1] * length + [0] * (ids.shape[1] - length)
             assert (batch[f"{side}_labels"][k, length:] == -100).all()
         assert batch[f"{side}_span"].shape == (5, 2)
+    assert batch["source_ids"].shape != batch["target_ids"].shape
     spans = torch.cat([batch["source_span"], batch["target_span"]], dim=1)
     for k, row in enumerate(rows):
-        assert spans[k].tolist() in row["word_pairs"].tolist()
+        assert spans[k].tolist() in row["word_pairs"]
     assert batch["index"].tolist() == list(range(5))
+    assert all(tensor.is_contiguous() for tensor in batch.values())
+
+
+SIX = dataset(6)
 
 
 @given(st.permutations(range(6)), st.integers(1, 6), st.integers(0, 2**31), st.integers(0, 5))
 def test_what_is_drawn_for_a_row_depends_only_on_seed_epoch_and_index(
     order: list[int], size: int, seed: int, epoch: int
 ) -> None:
-    rows = items(6, epoch)
-    whole = Collator(TOKENIZER, seed=seed)(rows)
-    some = Collator(TOKENIZER, seed=seed)([rows[k] for k in order[:size]])
+    collate = Collator(TOKENIZER, seed=seed)
+    whole = collate(SIX.__getitems__((epoch, np.arange(6))))
+    some = collate(SIX.__getitems__((epoch, np.array(order[:size]))))
     for name in ("source_ids", "source_masked_ids", "source_labels", "target_masked_ids", "target_labels"):
         for place, k in enumerate(order[:size]):
-            length = len(rows[k][f"{name.partition('_')[0]}_ids"])
+            length = int(whole[f"{name.partition('_')[0]}_mask"][k].sum())
             assert torch.equal(some[name][place, :length], whole[name][k, :length])
     assert torch.equal(some["source_span"], whole["source_span"][order[:size]])
 
@@ -208,8 +209,12 @@ def test_masks_follow_devlin_et_al() -> None:
 
 
 def test_word_pairs_are_drawn_uniformly() -> None:
-    spans = Collator(TOKENIZER, seed=9, mlm_probability=0)(items(4000))["source_span"]
-    shares = torch.bincount(spans[:, 0], minlength=6)[1:] / 4000
+    rows = items(4000)
+    assert rows.word_pairs is not None
+    spans = Collator(TOKENIZER, seed=9, mlm_probability=0)(rows)["source_span"]
+    places = rows.word_pairs.values[:, 0].reshape(4000, 5) == spans[:, :1].numpy()
+    assert (places.sum(axis=1) == 1).all()
+    shares = torch.from_numpy(places).double().mean(dim=0)
     # Five standard deviations of a share of a fifth.
     assert ((shares - 0.2).abs() < 5 * np.sqrt(0.2 * 0.8 / 4000)).all()
 
@@ -224,10 +229,13 @@ def test_only_what_is_asked_for_is_made() -> None:
 
 
 def test_collator_refuses_what_cannot_work() -> None:
-    row = items(1)[0] | {"word_pairs": np.empty((0, 4), dtype=np.int32)}
-    with pytest.raises(ValueError, match="expected a word pair in every row, got none in row 0"):
-        Collator(TOKENIZER, seed=0)([row])
-    assert "source_span" not in Collator(TOKENIZER, seed=0, words=False)([row])
+    table = as_table(random_samples(3, vocabulary=len(TOKENIZER), words=(0, 0)))
+    rows = WPSDataset(table).__getitems__((0, np.array([2, 1])))
+    with pytest.raises(ValueError, match="expected a word pair in every row, got none in row 2"):
+        Collator(TOKENIZER, seed=0)(rows)
+    assert "source_span" not in Collator(TOKENIZER, seed=0, words=False)(rows)
+    with pytest.raises(ValueError, match="expected rows with word pairs, got rows read without"):
+        Collator(TOKENIZER, seed=0)(WPSDataset(table, words=False).__getitems__((0, np.array([0]))))
     with pytest.raises(ValueError, match=r"expected mlm_probability in \[0, 1\), got 1"):
         Collator(TOKENIZER, seed=0, mlm_probability=1)
     bare = wordpiece_tokenizer(["a b"])
@@ -240,39 +248,17 @@ def test_collator_refuses_what_cannot_work() -> None:
 
 
 def test_workers_give_the_same_batches(tmp_path: Path) -> None:
-    couples = permutations(LEXICON[:8], 2)
-    sentences = parallel((f"A {a[0]} sees a {b[0]}", f"Un {a[1]} voit un {b[1]}") for a, b in couples)
-    build_wps(sentences, TOKENIZER, Lexicon.from_entries("en", "fr", LEXICON), folder=tmp_path, progress=False)
-    dataset = WPSDataset(tmp_path, require_words=True)
-    plan = BatchPlan(dataset.lengths, dataset.keys, batch_size=8, seed=2)
-    sampler, collator = PlanSampler(plan, epoch=lambda: 1), Collator(TOKENIZER, seed=2)
+    table = as_table(random_samples(60, vocabulary=len(TOKENIZER)), chunk=9)
+    rows = WPSDataset([write_stream(table, tmp_path / "rows.arrow")], require_words=True, held_out_share=0.1)
+    plan = BatchPlan(rows.lengths, rows.keys, batch_size=8, seed=2)
+    sampler = PlanSampler(plan, epoch=lambda: 1, rank=1, world_size=2, split=True)
     loaded = []
-    for workers in (0, 2):
-        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collator, num_workers=workers)
-        loaded.append(list(loader))
+    # Worker processes that are forked share the table; those that are not get the dataset as it is pickled.
+    for workers, given_rows in ((0, rows), (2, rows), (1, pickle.loads(pickle.dumps(rows)))):
+        collate = Collator(TOKENIZER, seed=2)
+        loaded.append(list(DataLoader(given_rows, batch_sampler=sampler, collate_fn=collate, num_workers=workers)))
     assert len(loaded[0]) == len(plan)
-    for one, other in zip(*loaded, strict=True):
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one)
-    texts = [dataset.text(index)["source"] for index in loaded[0][0]["index"].tolist()]
-    assert len(set(texts)) == 8
-
-
-@pytest.mark.data
-@pytest.mark.skipif("CTLOSS_DATA" not in os.environ, reason="CTLOSS_DATA names no folder of real parallel text")
-def test_real_batches_hold_no_false_negatives_and_little_padding(tmp_path: Path) -> None:
-    folder = Path(os.environ["CTLOSS_DATA"]) / "multi30k"
-    sentences = read_lines({language: folder / f"val.{language}" for language in ("en", "de", "fr", "cs")})
-    tokenizer = wordpiece_tokenizer((text for s in sentences for text in (s.source, s.target)), vocabulary=4000)
-    build_wps(sentences, tokenizer, Lexicon.from_entries("en", "fr", []), folder=tmp_path, progress=False)
-    dataset = WPSDataset(tmp_path)
-    plan = BatchPlan(dataset.lengths, dataset.keys, batch_size=64, seed=0)
-    text = padded = 0
-    collate = Collator(tokenizer, seed=0, words=False)
-    for batch in DataLoader(dataset, batch_sampler=PlanSampler(plan), collate_fn=collate):
-        texts = [set(dataset.text(index).values()) - {"en", "de", "fr", "cs"} for index in batch["index"].tolist()]
-        assert sum(map(len, texts)) == len(set().union(*texts))
-        text += int(batch["source_mask"].sum() + batch["target_mask"].sum())
-        padded += batch["source_mask"].numel() + batch["target_mask"].numel()
-    assert len(plan) * 64 > 0.95 * len(dataset)
-    assert text / padded > 0.75
+    for others in loaded[1:]:
+        for one, other in zip(loaded[0], others, strict=True):
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[name], other[name]) for name in one)

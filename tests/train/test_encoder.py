@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +25,8 @@ from transformers import (
 
 from ctloss.shared.models import load_encoder
 from ctloss.train import CCEEncoder
-from ctloss.train.model.encoder import small_backbone
+from ctloss.train.model.encoder import freeze_word_embeddings, small_backbone
+from ctloss.train.model.objective import Objective
 from ctloss.train.text.tokenizer import read_tokenizer, train_wordpiece
 
 pytestmark = pytest.mark.numeric
@@ -69,6 +72,22 @@ def test_head_is_two_layers_over_the_concatenation(levels: str, width: int) -> N
     torch.testing.assert_close(encoder(ids, mask, spans), last(first(joined).relu()))
 
 
+def test_balanced_halves_are_of_one_length() -> None:
+    encoder = CCEEncoder(backbone(), levels="multi", head=False, balance=True).eval()
+    ids, mask, spans = batch()
+    pooled = encoder.vectors(ids, mask, spans)
+    sentence, word = encoder(ids, mask, spans).chunk(2, dim=1)
+    for half, vectors in ((sentence, pooled[:, 0]), (word, pooled[:, 1])):
+        torch.testing.assert_close(half, vectors / vectors.norm(dim=1, keepdim=True))
+    assert not torch.allclose(pooled[:, 0].norm(dim=1), pooled[:, 1].norm(dim=1), rtol=0.01)
+    with_head = CCEEncoder(encoder.backbone, levels="multi", head=True, balance=True).eval()
+    assert with_head.head is not None
+    torch.testing.assert_close(with_head(ids, mask, spans), with_head.head(torch.cat([sentence, word], dim=1)))
+    for levels in ("apart", "sentence"):
+        with pytest.raises(ValueError, match=f"expected levels 'multi' with balance=True, got '{levels}'"):
+            CCEEncoder(encoder.backbone, levels=levels, head=False, balance=True)
+
+
 def test_padding_changes_nothing() -> None:
     encoder = CCEEncoder(backbone(), levels="multi", head=True).eval()
     ids, mask, spans = batch()
@@ -103,6 +122,32 @@ def test_saved_encoder_is_read_back(tmp_path: Path, mlm: bool) -> None:
     assert not list(tmp_path.glob("*.bin"))
 
 
+def test_balance_and_learnt_temperature_are_saved(tmp_path: Path) -> None:
+    encoder = CCEEncoder(backbone(), levels="multi", head=False, balance=True)
+    Objective(encoder, loss="cz_nce", temperature=0.07, learn_temperature=True)
+    assert encoder.temperature is not None
+    with torch.no_grad():
+        next(encoder.temperature.parameters()).mul_(1.0371)
+    encoder.save(tmp_path)
+    again = CCEEncoder.load(tmp_path)
+    assert again.balance
+    saved, read = encoder.state_dict(), again.state_dict()
+    assert saved.keys() == read.keys()
+    assert torch.equal(saved["temperature.log_temperature"], read["temperature.log_temperature"])
+
+
+def test_folders_from_before_there_was_a_choice_are_read(tmp_path: Path) -> None:
+    encoder = CCEEncoder(backbone(), levels="multi", head=True).eval()
+    encoder.save(tmp_path)
+    settings = json.loads((tmp_path / "cce.json").read_text(encoding="utf-8"))
+    assert settings == {"levels": "multi", "head": True, "pooling": "avg-first-last", "balance": False}
+    del settings["balance"]
+    (tmp_path / "cce.json").write_text(json.dumps(settings), encoding="utf-8")
+    again = CCEEncoder.load(tmp_path).eval()
+    assert again.temperature is None
+    torch.testing.assert_close(again(*batch()), encoder(*batch()))
+
+
 def test_folder_without_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"without cce\.json"):
         CCEEncoder.load(tmp_path)
@@ -111,7 +156,7 @@ def test_folder_without_encoder_is_refused(tmp_path: Path) -> None:
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
 
 
-@pytest.mark.parametrize(
+masked_models = pytest.mark.parametrize(
     "model",
     [
         BertForMaskedLM(BertConfig(**SIZES, intermediate_size=32)),
@@ -122,12 +167,35 @@ SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_atten
     ],
     ids=lambda model: type(model).__name__,
 )
+
+
+@masked_models
 def test_mlm_logits_are_the_models_own(model: PreTrainedModel) -> None:
     encoder = CCEEncoder(model.eval(), levels="sentence", head=False)
     ids, mask, _ = batch()
     _, states = encoder.first_and_last(ids, mask)
     expected = model(input_ids=ids, attention_mask=mask).logits
     torch.testing.assert_close(encoder.mlm_logits(states[mask.bool()]), expected[mask.bool()])
+
+
+@masked_models
+def test_frozen_word_embeddings_stay(model: PreTrainedModel) -> None:
+    model = copy.deepcopy(model)
+    freeze_word_embeddings(model)
+    encoder = CCEEncoder(model, levels="sentence", head=False)
+    words, output = model.get_input_embeddings().weight, model.get_output_embeddings()
+    assert output.weight is words
+    before = {name: value.clone() for name, value in encoder.named_parameters()}
+    ids, mask, _ = batch()
+    _, states = encoder.first_and_last(ids, mask)
+    logits = encoder.mlm_logits(states[mask.bool()])
+    nn.functional.cross_entropy(logits, ids[mask.bool()]).backward()
+    torch.optim.AdamW(encoder.parameters(), lr=0.1, weight_decay=0.1).step()
+    assert words.grad is None
+    stayed = [name for name, value in encoder.named_parameters() if torch.equal(value, before[name])]
+    assert [name.rpartition(".word_embeddings.")[2] for name in stayed] == ["weight"]
+    assert output.bias is not None
+    assert output.bias.grad is not None
 
 
 def test_pooler_is_not_trained(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional
 import ctloss
 from ctloss.train import CCEEncoder
 from ctloss.train.model.encoder import small_backbone
-from ctloss.train.model.objective import Objective, pull_and_push
+from ctloss.train.model.objective import Objective, decays, pull_and_push
 
 pytestmark = pytest.mark.numeric
 
@@ -59,6 +59,27 @@ def mlm_loss(model: Objective, made: dict[str, torch.Tensor], side: str) -> torc
     return functional.cross_entropy(logits.flatten(0, 1), made[f"{side}_labels"].flatten())
 
 
+def rows_seen(model: Objective) -> list[tuple[int, int]]:
+    """Shapes of what the backbone is given from now on."""
+    seen: list[tuple[int, int]] = []
+    model.encoder.backbone.base_model.register_forward_pre_hook(
+        lambda module, positional, named: seen.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
+    return seen
+
+
+def gradient(model: Objective) -> torch.Tensor:
+    """All parameters' gradients as one vector."""
+    found = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+    return torch.cat([torch.empty(0) if one is None else one.flatten() for one in found])
+
+
+def assert_same_gradient(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Sums of the same float32 products in another order: alike in proportion to the whole, not entry by entry."""
+    assert found.shape == expected.shape
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
 both_losses = pytest.mark.parametrize("loss", ["cz_nce", "info_nce"])
 both_negatives = pytest.mark.parametrize("negatives", ["both", "cross"])
 
@@ -73,6 +94,142 @@ def test_sum_of_contrastive_loss_and_weighted_mlm(loss: str, negatives: str) -> 
     torch.testing.assert_close(measured["contrastive"], contrastive)
     torch.testing.assert_close(measured["mlm"], mlm)
     torch.testing.assert_close(measured["loss"], contrastive + 0.3 * mlm)
+
+
+def test_sides_are_padded_together_only_where_that_costs_nothing() -> None:
+    made = batch()
+    model = objective()
+    seen = rows_seen(model)
+    model(**made)
+    assert seen == [(4, 6), (4, 9), (4, 6), (4, 9)]
+    alike = {**made, **{name: value for name, value in batch(seed=1).items() if name.startswith("target")}}
+    for part in ("ids", "mask", "span", "masked_ids", "labels"):
+        alike[f"source_{part}"] = made[f"target_{part}"]
+    seen.clear()
+    model(**alike)
+    assert seen == [(8, 9), (8, 9)]
+
+
+def test_padding_that_both_sides_share_changes_nothing() -> None:
+    made = batch()
+    fills = {"ids": 0, "mask": 0, "masked_ids": 0, "labels": -100}
+    longer = {
+        **made,
+        **{
+            f"source_{part}": functional.pad(made[f"source_{part}"], (0, 3), value=fill) for part, fill in fills.items()
+        },
+    }
+    one, other = objective(), objective()
+    found, expected = one(**longer), other(**made)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+    found["loss"].backward()
+    expected["loss"].backward()
+    assert_same_gradient(gradient(one), gradient(other))
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_cached_sides_of_different_lengths_are_the_plain_step(size: int) -> None:
+    found = []
+    for cache in (None, size):
+        model = objective(alpha=0.3, gradient_cache=cache)
+        seen = rows_seen(model)
+        model(**batch(n=8))["loss"].backward()
+        assert max(rows for rows, _ in seen) == min(8, 2 * (cache or 8))
+        found.append(gradient(model))
+    assert_same_gradient(*found)
+
+
+def test_dropout_is_that_of_the_seed_whether_or_not_sides_are_cached() -> None:
+    def step(cache: int | None, dropout: float) -> tuple[torch.Tensor, torch.Tensor]:
+        model = objective(alpha=0.3, gradient_cache=cache)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = dropout
+        torch.manual_seed(3)
+        loss = model.train()(**batch(n=8))["loss"]
+        loss.backward()
+        return loss.detach(), gradient(model)
+
+    loss, expected = step(None, 0.3)
+    for cache in (None, 8):
+        again, found = step(cache, 0.3)
+        torch.testing.assert_close(again, loss)
+        assert_same_gradient(found, expected)
+    assert not torch.isclose(step(None, 0.0)[0], loss)
+
+
+IDS = torch.tensor([0, 1, 0, 3])
+
+
+@both_losses
+@both_negatives
+def test_words_that_stand_elsewhere_are_no_negatives(loss: str, negatives: Literal["both", "cross"]) -> None:
+    function = getattr(ctloss, loss)
+    options: dict[str, Any] = {"temperature": 0.07, "negatives": negatives}
+    for levels in ("multi", "apart", "sentence"):
+        model, made = objective(loss, alpha=0.0, levels=levels, negatives=negatives), batch()
+        x, y = vectors(model, made)
+        if levels == "multi":
+            expected = function(x, y, ids=IDS, **options)
+            forces = pull_and_push(x, y, loss=loss, ids=IDS, **options)
+        elif levels == "apart":
+            sentences, words = (x[:, 0], y[:, 0]), (x[:, 1], y[:, 1])
+            expected = (function(*sentences, **options) + function(*words, ids=IDS, **options)) / 2
+            pairs = (
+                pull_and_push(*sentences, loss=loss, **options),
+                pull_and_push(*words, loss=loss, ids=IDS, **options),
+            )
+            pull, push = ((one + other) / 2 for one, other in zip(*pairs, strict=True))
+            forces = pull, push
+        else:
+            expected = function(x, y, **options)
+            forces = pull_and_push(x, y, loss=loss, **options)
+        measured = model(**made, word_ids=IDS, forces=True)
+        torch.testing.assert_close(measured["contrastive"], expected)
+        torch.testing.assert_close(measured["pull"], forces[0])
+        torch.testing.assert_close(measured["push"], forces[1])
+        if levels != "sentence":
+            assert not torch.isclose(measured["contrastive"], model(**made)["contrastive"])
+
+
+def test_a_row_without_negatives_pulls_and_pushes_nothing() -> None:
+    x, y = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    for loss in ("cz_nce", "info_nce"):
+        found = pull_and_push(x, y, loss=loss, temperature=0.1, ids=torch.zeros(3, dtype=torch.int64))
+        torch.testing.assert_close(torch.stack(found), torch.zeros(2))
+
+
+@both_losses
+def test_learnt_temperature(loss: str) -> None:
+    model, made = objective(loss, alpha=0.0, learn_temperature=True), batch()
+    assert model.encoder.temperature is not None
+    (logarithm,) = model.encoder.temperature.parameters()
+    measured = model(**made, forces=True)
+    torch.testing.assert_close(measured["temperature"], torch.tensor(0.07))
+    assert not measured["temperature"].requires_grad
+    torch.testing.assert_close(measured["loss"], objective(loss, alpha=0.0)(**made)["loss"])
+    measured["loss"].backward()
+    assert logarithm.grad is not None
+    # d/d log τ, by differences.
+    x, y = (side.detach() for side in vectors(model, made))
+    losses = [getattr(ctloss, loss)(x.double(), y.double(), temperature=0.07 * (1 + step)) for step in (1e-4, -1e-4)]
+    assert logarithm.grad.item() == pytest.approx(float(losses[0] - losses[1]) / 2e-4, rel=1e-3, abs=1e-5)
+    with torch.no_grad():
+        logarithm.fill_(-1.0)
+    expected = getattr(ctloss, loss)(x, y, temperature=torch.tensor(-1.0).exp())
+    torch.testing.assert_close(model(**made)["contrastive"], expected)
+
+
+def test_one_temperature_serves_both_levels_and_does_not_decay() -> None:
+    model = objective(levels="apart", learn_temperature=True)
+    named = [name for name, _ in model.named_parameters()]
+    assert [name for name in named if not decays(name)] == ["encoder.temperature.log_temperature"]
+    again = Objective(model.encoder, loss="cz_nce", temperature=0.5, learn_temperature=True)
+    assert again(**batch())["temperature"].item() == pytest.approx(0.07)
+    assert "temperature" not in objective()(**batch())
+    with pytest.raises(ValueError, match=r"expected a learnable one to start between 0\.001 and 10"):
+        Objective(objective().encoder, loss="cz_nce", temperature=20.0, learn_temperature=True)
 
 
 def test_margins_are_the_same_whichever_loss_reports_them() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+import ctloss
 
 from ...shared.models import check_inputs, load_encoder, mlm_head, quietly, random_like, read_config
-from ..recipe import Recipe
+from ..recipe import ObjectiveChoice, Recipe
 from ..text.tokenizer import read_tokenizer, train_wordpiece
 
 if TYPE_CHECKING:
@@ -46,8 +49,7 @@ def make_encoders(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[C
     torch.manual_seed(recipe.bookkeeping.seed)
     if choice.encoder != "small":
         backbone = load_encoder(choice.encoder, mlm=objective.alpha > 0)
-        encoder = CCEEncoder(backbone, levels=objective.levels, head=objective.head)
-        return encoder, CCEEncoder(random_like(backbone), levels="sentence", head=False)
+        return _cce(backbone, objective), CCEEncoder(random_like(backbone), levels="sentence", head=False)
     backbone = small_backbone(
         vocabulary=len(tokenizer),
         layers=choice.layers,
@@ -58,7 +60,33 @@ def make_encoders(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[C
         pad=tokenizer.pad_token_id,
         mlm=objective.alpha > 0,
     )
-    return CCEEncoder(backbone, levels=objective.levels, head=objective.head), None
+    return _cce(backbone, objective), None
+
+
+def _cce(backbone: PreTrainedModel, objective: ObjectiveChoice) -> CCEEncoder:
+    return CCEEncoder(backbone, levels=objective.levels, head=objective.head, balance=objective.balance)
+
+
+def freeze_word_embeddings(backbone: PreTrainedModel) -> None:
+    """Keeps the word embeddings of a backbone as they are, and with them the output matrix of an MLM head tied to them.
+
+    The embeddings are most of a multilingual encoder's weights, and words that the corpus lacks do not learn with the
+    others. All else, the bias of the output included, is trained as before.
+    """
+    backbone.get_input_embeddings().weight.requires_grad_(False)
+
+
+def learnable_temperature(initial: float) -> nn.Module:
+    """Returns a module without arguments that is the temperature: its parameter is the logarithm, kept within bounds.
+
+    It is that of ctloss's losses.
+
+    Raises:
+        ValueError: the initial temperature is outside the bounds.
+    """
+    module = ctloss.CZNCELoss(initial, learnable_temperature=True).temperature
+    assert isinstance(module, nn.Module)
+    return module
 
 
 class CCEEncoder(nn.Module):
@@ -73,16 +101,33 @@ class CCEEncoder(nn.Module):
     level it is FC(v(sentence)) of width H. With the levels apart, which is ours and not the paper's, the same FC of
     width H maps v(sentence) and v(word) separately. Without a head FC is the identity.
 
+    A balanced encoder joins v(sentence) / |v(sentence)| and v(word) / |v(word)|, which is ours too: a mean over the one
+    or two tokens of a word is longer than one over a sentence, so that the word would decide alone.
+
     Args:
         backbone: a Hugging Face encoder, with or without a masked-language-modelling head.
         levels: ``"multi"`` (sentence and word joined), ``"apart"`` (both, not joined) or ``"sentence"``.
         head: whether there is an FC.
+        balance: whether both vectors are normalised before they are joined.
+
+    Attributes:
+        temperature: of the contrastive loss if it is learnt, else None; saved with the encoder, as nothing else of the
+            objective is.
+
+    Raises:
+        ValueError: ``balance`` with other levels than ``"multi"``.
     """
 
-    def __init__(self, backbone: PreTrainedModel, *, levels: str, head: bool) -> None:
+    def __init__(self, backbone: PreTrainedModel, *, levels: str, head: bool, balance: bool = False) -> None:
         super().__init__()
+        if balance and levels != "multi":
+            raise ValueError(
+                f"expected levels 'multi' with balance=True, got {levels!r}, which joins no vectors; leave balance out"
+            )
         self.backbone = backbone
         self.levels = levels
+        self.balance = balance
+        self.temperature: nn.Module | None = None
         width = backbone.config.hidden_size * (2 if levels == "multi" else 1)
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)) if head else None
         # The objective does not use a pooler, and a parameter without gradient stalls distributed training.
@@ -123,6 +168,8 @@ class CCEEncoder(nn.Module):
         (rows, H) at the sentence level.
         """
         pooled = self.vectors(ids, mask, None if self.levels == "sentence" else spans)
+        if self.balance:
+            pooled = functional.normalize(pooled, dim=-1)
         if self.levels == "multi":
             pooled = pooled.flatten(1)
         if self.head is None:
@@ -140,7 +187,15 @@ class CCEEncoder(nn.Module):
 
         with quietly():
             self.backbone.save_pretrained(folder)
-        settings = {"levels": self.levels, "head": self.head is not None, "pooling": "avg-first-last"}
+        settings: dict[str, Any] = {
+            "levels": self.levels,
+            "head": self.head is not None,
+            "pooling": "avg-first-last",
+            "balance": self.balance,
+        }
+        if self.temperature is not None:
+            # A float32 survives the way through JSON bit for bit.
+            settings["log_temperature"] = next(self.temperature.parameters()).item()
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         if self.head is not None:
             save_file({name: value.contiguous() for name, value in self.head.state_dict().items()}, folder / HEAD_FILE)
@@ -163,7 +218,13 @@ class CCEEncoder(nn.Module):
         settings = json.loads((path / SETTINGS_FILE).read_text(encoding="utf-8"))
         architecture = json.loads((path / "config.json").read_text(encoding="utf-8"))["architectures"][0]
         backbone = load_encoder(path, mlm=architecture.endswith("ForMaskedLM"))
-        encoder = cls(backbone, levels=settings["levels"], head=settings["head"])
+        # Encoders were not balanced before there was a choice.
+        balance = settings.get("balance", False)
+        encoder = cls(backbone, levels=settings["levels"], head=settings["head"], balance=balance)
+        if "log_temperature" in settings:
+            encoder.temperature = learnable_temperature(1.0)
+            with torch.no_grad():
+                next(encoder.temperature.parameters()).fill_(settings["log_temperature"])
         if encoder.head is not None:
             encoder.head.load_state_dict(load_file(path / HEAD_FILE))
         return encoder

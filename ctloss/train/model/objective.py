@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
@@ -12,11 +12,23 @@ from torch.nn import functional
 
 import ctloss
 
-from .encoder import CCEEncoder
+from .encoder import CCEEncoder, learnable_temperature
 
+IGNORED = -100
 # Below this φ, 1 - softmax rounds to 0 in float32: infoNCE computed that way would lose these rows' gradients.
 SATURATED = math.log(6e-8)
 FORCES = ("pull", "push")
+# Sides go through the encoder together if that adds at most this share of padding to what they need apart: one call
+# of twice the rows does not wait for the start of as many kernels.
+SHARED_PADDING = 0.05
+
+
+class Level(NamedTuple):
+    """Vectors of both sides that are contrasted, (n, d), and the ids of the pairs, (n,) or None."""
+
+    x: Tensor
+    y: Tensor
+    ids: Tensor | None
 
 
 class Objective(nn.Module):
@@ -28,7 +40,10 @@ class Objective(nn.Module):
     (the mean of two such losses, one per level, if the encoder keeps its levels apart), and L_MLM is the mean of both
     languages' cross-entropies over the masked copies. Logits are computed only at the masked positions, and with α = 0
     the masked copies are not read. ``loss`` is ``"cz_nce"`` or ``"info_nce"``; see :func:`ctloss.cz_nce` for
-    ``negatives``.
+    ``negatives``. The sides of a batch are encoded apart, each with its own length, unless these are about the same.
+
+    With ``learn_temperature`` the temperature is a parameter that starts from ``temperature`` and is kept and saved by
+    the encoder; see :func:`decays` for weight decay.
 
     With a ``group`` of processes (``"world"`` for all) each gives its own pairs, as many as the others, and both terms
     are parts of the loss of one process with all pairs: the mean over processes of what they return, and of its
@@ -52,9 +67,12 @@ class Objective(nn.Module):
         alpha: float = 0.0,
         group: Any = None,
         gradient_cache: int | None = None,
+        learn_temperature: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        if learn_temperature and encoder.temperature is None:
+            encoder.temperature = learnable_temperature(temperature)
         self.loss = loss
         self.temperature = temperature
         self.negatives = negatives
@@ -75,6 +93,7 @@ class Objective(nn.Module):
         target_masked_ids: Tensor | None = None,
         source_labels: Tensor | None = None,
         target_labels: Tensor | None = None,
+        word_ids: Tensor | None = None,
         forces: bool = False,
     ) -> dict[str, Tensor]:
         """Computes the objective of one batch of n pairs.
@@ -85,42 +104,57 @@ class Objective(nn.Module):
             source_span, target_span: the words' positions, (n, 2), end exclusive; not needed at the sentence level.
             source_masked_ids, target_masked_ids: copies with masked wordpieces; needed with α > 0.
             source_labels, target_labels: the wordpieces to predict, -100 elsewhere; needed with α > 0.
+            word_ids: (n,) integers: pairs whose ids are equal, on whichever processes, are no negatives of each other
+                where words are contrasted, joined with sentences or apart from them; sentences always are.
             forces: whether to measure ``pull`` and ``push`` too, which costs one more pass through the loss.
 
         Returns:
-            Float32 scalars: ``loss``, and detached ``contrastive``, ``mlm`` (with α > 0), ``z_mean``, ``z_min`` and
-            ``saturated``, the share of rows with φ = exp(z) < 6e-8; on request ``pull`` and ``push``, see
-            :func:`pull_and_push`, averaged over the levels if they are apart. With a group all but ``pull`` and
-            ``push`` are of this process's rows.
+            Float32 scalars: ``loss``, and detached ``contrastive``, ``mlm`` (with α > 0), ``z_mean``, ``z_min``,
+            ``saturated``, the share of rows with φ = exp(z) < 6e-8, and ``temperature`` if it is learnt; on request
+            ``pull`` and ``push``, see :func:`pull_and_push`, averaged over the levels if they are apart. With a group
+            all but ``pull``, ``push`` and the temperature are of this process's rows.
         """
         pad = self.encoder.backbone.config.pad_token_id
-        ids, mask = _stack(source_ids, target_ids, pad), _stack(source_mask, target_mask, 0)
-        spans = None if source_span is None or target_span is None else torch.cat([source_span, target_span])
-        x, y = self._by_rows(self.encoder, ids, mask, spans).chunk(2)
-        rows = torch.cat([self._rows(*level) for level in _levels(x, y)])
+        masks = source_mask, target_mask
+        x, y = self._sides(self.encoder, (pad, source_ids, target_ids), (0, *masks), (0, source_span, target_span))
+        levels = self._levels(x, y, word_ids)
+        rows = torch.cat([self._rows(*level) for level in levels])
         loss = contrastive = rows.mean()
         measured = {"contrastive": contrastive.detach(), **self._margins(rows.detach())}
+        temperature = self._temperature()
+        if isinstance(temperature, Tensor):
+            measured["temperature"] = temperature.detach()
         if forces:
-            measured |= self._forces(x, y)
+            measured |= self._forces(levels)
         if self.alpha > 0:
             if source_masked_ids is None or target_masked_ids is None or source_labels is None or target_labels is None:
                 raise ValueError(
                     "expected masked copies and labels of both sides with alpha above 0, got a batch without; make the "
                     "collator with mlm_probability above 0, or set alpha to 0"
                 )
-            masked = _stack(source_masked_ids, target_masked_ids, pad)
-            mlm = self._mlm(masked, mask, _stack(source_labels, target_labels, -100))
+            mlm = self._mlm((source_masked_ids, target_masked_ids), masks, (source_labels, target_labels))
             loss = contrastive + self.alpha * mlm
             measured["mlm"] = mlm.detach()
         return {"loss": loss, **measured}
 
-    def _rows(self, x: Tensor, y: Tensor) -> Tensor:
+    def _temperature(self) -> float | Tensor:
+        learnt = self.encoder.temperature
+        return self.temperature if learnt is None else learnt()
+
+    def _levels(self, x: Tensor, y: Tensor, word_ids: Tensor | None) -> list[Level]:
+        """What is contrasted: the vectors of both sides and the ids of the pairs, at each level."""
+        if x.dim() == 2:
+            return [Level(x, y, None if self.encoder.levels == "sentence" else word_ids)]
+        return [Level(x[:, 0], y[:, 0], None), Level(x[:, 1], y[:, 1], word_ids)]
+
+    def _rows(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
         function = ctloss.cz_nce if self.loss == "cz_nce" else ctloss.info_nce
         with torch.autocast(x.device.type, enabled=False):
             return function(
                 x,
                 y,
-                temperature=self.temperature,
+                temperature=self._temperature(),
+                ids=ids,
                 negatives=self.negatives,
                 reduction="none",
                 **_shared(self.group),
@@ -135,36 +169,49 @@ class Objective(nn.Module):
             z = rows + torch.log(-torch.expm1(-rows))
         return {"z_mean": z.mean(), "z_min": z.min(), "saturated": (z < SATURATED).float().mean()}
 
-    def _forces(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        with torch.autocast(x.device.type, enabled=False):
+    def _forces(self, levels: list[Level]) -> dict[str, Tensor]:
+        temperature = self._temperature()
+        with torch.autocast(levels[0].x.device.type, enabled=False):
             found = [
                 pull_and_push(
-                    *level,
+                    level.x,
+                    level.y,
+                    ids=level.ids,
                     loss=self.loss,
-                    temperature=self.temperature,
+                    temperature=temperature.detach() if isinstance(temperature, Tensor) else temperature,
                     negatives=self.negatives,
                     group=self.group,
                 )
-                for level in _levels(x, y)
+                for level in levels
             ]
         return {name: torch.stack(norms).mean() for name, norms in zip(FORCES, zip(*found, strict=True), strict=True)}
 
-    def _mlm(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        counts = (labels != -100).view(2, -1).sum(dim=1)
+    def _mlm(self, ids: tuple[Tensor, Tensor], masks: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor]) -> Tensor:
+        pad = self.encoder.backbone.config.pad_token_id
+        counts = torch.stack([(side != IGNORED).sum() for side in labels])
         if self.group is not None:
             # Processes have masked different numbers of wordpieces: each takes its part of the mean over all of them.
             counts = _summed(counts, self.group) / _processes(self.group)
-        sums = self._by_rows(self._mlm_of_rows, ids, mask, labels).view(2, -1).sum(dim=1)
+        entropies = self._sides(self._mlm_of_rows, (pad, *ids), (0, *masks), (IGNORED, *labels))
+        sums = torch.stack([side.sum() for side in entropies])
         # A side without masked wordpieces has nothing to predict: 0 with a gradient of 0 instead of NaN.
         return (sums / torch.where(counts > 0, counts, 1)).mean()
 
     def _mlm_of_rows(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """Sum of the cross-entropies of each row, (rows,)."""
         _, states = self.encoder.first_and_last(ids, mask)
-        chosen = labels != -100
+        chosen = labels != IGNORED
         logits = self.encoder.mlm_logits(states[chosen])
         losses = functional.cross_entropy(logits.float(), labels[chosen], reduction="none")
         return losses.new_zeros(len(ids)).index_add(0, chosen.nonzero()[:, 0], losses)
+
+    def _sides(self, function: Callable[..., Tensor], *given: tuple[int, Tensor | None, Tensor | None]) -> list[Tensor]:
+        """What a function makes of the sentences of both sides, each given with what fills up a shorter side."""
+        sides = [tensors for _, *tensors in given]
+        source, target = (side.shape[1] for side in sides[0] if side is not None)
+        if 2 * max(source, target) <= (1 + SHARED_PADDING) * (source + target):
+            return list(self._by_rows(function, *(_stack(*one) for one in given)).chunk(2))
+        return [self._by_rows(function, *side) for side in zip(*sides, strict=True)]
 
     def _by_rows(self, function: Callable[..., Tensor], *rows: Tensor | None) -> Tensor:
         """What a function makes of sentences, each of them on its own: of all at once, or part by part."""
@@ -173,12 +220,25 @@ class Objective(nn.Module):
         return self.cache(lambda part: function(*part), rows)  # type: ignore[no-any-return]
 
 
+def decays(name: str) -> bool:
+    """Whether weight decay applies to a parameter of an objective that it would otherwise apply to.
+
+    It does not to the temperature, which it would draw towards 1: the parameter is its logarithm.
+
+    Example:
+        >>> decays("encoder.head.0.weight"), decays("encoder.temperature.log_temperature")
+        (True, False)
+    """
+    return not name.endswith("log_temperature")
+
+
 def pull_and_push(
     x: Tensor,
     y: Tensor,
     *,
     loss: str,
-    temperature: float,
+    temperature: float | Tensor,
+    ids: Tensor | None = None,
     negatives: Literal["both", "cross"] = "both",
     group: Any = None,
 ) -> tuple[Tensor, Tensor]:
@@ -192,6 +252,7 @@ def pull_and_push(
     Args:
         x, y: (n, d), not normalised.
         loss, temperature, negatives, group: as in :class:`Objective`.
+        ids: (n,) integers: pairs whose ids are equal are no negatives of each other.
 
     Returns:
         The norms of all pulls and of all pushes, those of all processes with a group: scalars without gradient.
@@ -204,6 +265,7 @@ def pull_and_push(
             first,
             second,
             temperature=temperature,
+            ids=ids,
             negatives=negatives,
             normalize=False,
             reduction="none",
@@ -211,7 +273,8 @@ def pull_and_push(
         )
         gradients = torch.autograd.grad(rows.mean() / processes, (first, second))
     # infoNCE's rows are softplus(z), and sigmoid(z) = 1 - exp(-softplus(z)).
-    weights = torch.ones_like(rows) if loss == "cz_nce" else -torch.expm1(-rows.detach())
+    # A row whose pair has everybody's id has no negatives: loss and gradient are 0.
+    weights = (rows != 0).to(rows.dtype) if loss == "cz_nce" else -torch.expm1(-rows.detach())
     shared = weights.view(2, -1).sum(dim=0).unsqueeze(1) / (processes * len(rows) * temperature)
     pulls = torch.cat([shared * second.detach(), shared * first.detach()])
     norms = torch.stack([pulls.norm(), (torch.cat(gradients) + pulls).norm()])
@@ -239,10 +302,8 @@ def _shared(group: Any) -> dict[str, Any]:
     return {"group": group, "even": True} if group is not None else {}
 
 
-def _levels(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return [(x, y)] if x.dim() == 2 else list(zip(x.unbind(dim=1), y.unbind(dim=1), strict=True))
-
-
-def _stack(source: Tensor, target: Tensor, fill: int) -> Tensor:
+def _stack(fill: int, source: Tensor | None, target: Tensor | None) -> Tensor | None:
+    if source is None or target is None:
+        return None
     length = max(source.shape[1], target.shape[1])
     return torch.cat([functional.pad(side, (0, length - side.shape[1]), value=fill) for side in (source, target)])

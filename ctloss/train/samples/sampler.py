@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from .filling import Filler
+
+# What WPSDataset reads: an epoch, a process's rows and, where processes share a batch, the rows of all of them.
+Key = tuple[int, np.ndarray] | tuple[int, np.ndarray, np.ndarray]
+
 
 class BatchPlan:
     """The batches of every epoch, as pure functions of (seed, epoch).
 
-    An epoch shuffles the rows, splits them into windows of ``window`` batches, sorts each window by source length, then
-    by target length, and fills batches in that order: rows of similar length share a batch (little padding), and every
-    epoch groups the rows differently. No batch holds a text twice on either side, which would be a false negative: a
-    row whose text is already in the batch waits for the next batch that can take it. Finally the batches are shuffled.
+    An epoch shuffles the rows, splits them into windows of about ``window`` batches, orders each window by both
+    lengths, one window upwards and the next downwards, and fills batches in that order: rows of similar length share a
+    batch (little padding with sides padded apart), and every epoch groups the rows differently. No batch holds a text
+    twice on either side, which would be a false negative: a row whose text is already in the batch waits for a later
+    batch that can take it. Finally the batches are shuffled.
 
     Every epoch has ``len(plan)`` batches, as many as epoch 0, so step k of a run is batch ``k % len(plan)`` of epoch
     ``k // len(plan)``. Rows left over at the end of an epoch are skipped, as are batches beyond that number; an epoch
@@ -27,6 +33,8 @@ class BatchPlan:
         batch_size: rows per batch.
         seed: at least 0.
         window: batches per window; 1 gives random batches, more give less padding.
+        times: how often an epoch sees each row, (rows,), at least 0; once if left out. Of the rows that it sees
+            2.25 times, a random quarter, another one in every epoch, is there three times and the others twice.
 
     Raises:
         ValueError: a shape or value is not as above, or there are too few rows for one batch.
@@ -37,7 +45,16 @@ class BatchPlan:
         (2, [4, 4])
     """
 
-    def __init__(self, lengths: np.ndarray, keys: np.ndarray, *, batch_size: int, seed: int, window: int = 128) -> None:
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        keys: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        window: int = 128,
+        times: np.ndarray | None = None,
+    ) -> None:
         lengths, keys = np.asarray(lengths), np.asarray(keys)
         if keys.ndim != 2 or keys.shape[1] != 2 or lengths.shape != keys.shape:
             raise ValueError(
@@ -50,14 +67,14 @@ class BatchPlan:
         if seed < 0 or window < 1:
             raise ValueError(f"expected a seed of at least 0 and a window of at least 1, got {seed} and {window}")
         self.batch_size, self.seed, self.window = batch_size, seed, window
-        self._lengths = lengths
-        # Small consecutive integers are faster to compare than hashes in the loop below.
-        self._keys = np.unique(keys, return_inverse=True)[1].reshape(keys.shape).astype(np.int64)
+        self._lengths, self._keys = lengths, keys
+        self._times = None if times is None else _checked(np.asarray(times, dtype=np.float64), len(keys))
         batches = self._fill(0)
         self._number = len(batches)
         if not self._number:
+            seen = len(self._drawn(0))
             raise ValueError(
-                f"expected enough rows with distinct texts for a batch of {batch_size}, got {len(keys)} rows with "
+                f"expected enough rows with distinct texts for a batch of {batch_size}, got {seen} rows with "
                 f"{len(np.unique(keys))} distinct texts; lower batch_size or give more sentence pairs"
             )
         self._cached = (0, self._shuffled(batches, 0))
@@ -67,7 +84,10 @@ class BatchPlan:
         return self._number
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """Returns the batches of an epoch, (len(plan), batch_size) int64 row indices."""
+        """Returns the batches of an epoch, (len(plan), batch_size) int64 row indices.
+
+        The copies of a row r that an epoch sees several times are r, r + rows, r + 2 rows and so on.
+        """
         if self._cached[0] != epoch:
             self._cached = (epoch, self._shuffled(self._fill(epoch), epoch))
         return self._cached[1]
@@ -79,72 +99,60 @@ class BatchPlan:
     def _generator(self, epoch: int, stream: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence([self.seed, epoch, stream]))
 
+    def _drawn(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch, with their copies, in random order."""
+        count = len(self._lengths)
+        order = self._generator(epoch, stream=0)
+        if self._times is None:
+            return order.permutation(count)
+        generator = self._generator(epoch, stream=2)
+        copies = np.floor(self._times).astype(np.int64)
+        for share in np.unique(self._times % 1):
+            # An exact number of rows, so that epochs are of one size.
+            rows = np.flatnonzero(self._times % 1 == share)
+            copies[generator.choice(rows, round(share * len(rows)), replace=False)] += 1
+        rows = np.repeat(np.arange(count), copies)
+        return order.permutation(rows + count * (np.arange(len(rows)) - np.repeat(np.cumsum(copies) - copies, copies)))
+
     def _fill(self, epoch: int) -> np.ndarray:
-        order = self._generator(epoch, stream=0).permutation(len(self._lengths))
-        windows = np.arange(len(order)) // (self.window * self.batch_size)
-        source, target = self._lengths[order].T
-        # Target lengths alternately rise and fall, so that a batch that spans two source lengths does not combine the
-        # longest targets with the shortest.
-        order = order[np.lexsort((np.where(source % 2, target, -target), source, windows))]
-        filler = _Filler(self._keys, self.batch_size)
-        for row in order.data:
-            filler.add(row)
-        return np.array(filler.finish(), dtype=np.int64).reshape(-1, self.batch_size)
+        rows = self._drawn(epoch)
+        size = self.window * self.batch_size
+        filler = Filler(self._keys, self.batch_size, most_carried=max(self.batch_size, size // 4))
+        for number, drawn in enumerate(np.array_split(rows, max(1, round(len(rows) / size)))):
+            order = _by_length(self._lengths[drawn % len(self._lengths)], self.batch_size)
+            # What one window leaves over, its last rows, goes on with rows of similar length.
+            filler.add(drawn, order[::-1] if number % 2 else order)
+        return filler.finish()
 
 
-class _Filler:
-    """Fills batches with rows in the given order, except where a batch would hold a text twice."""
+def _by_length(lengths: np.ndarray, batch_size: int) -> np.ndarray:
+    """The places of rows in an order in which neighbours are alike in both lengths, of source and of target.
 
-    def __init__(self, keys: np.ndarray, batch_size: int) -> None:
-        # Memory views yield Python integers, which are fast to compare, without copying millions of them.
-        self._sources, self._targets = (np.ascontiguousarray(keys[:, side]).data for side in (0, 1))
-        self._batch_size = batch_size
-        self._batches: list[np.ndarray] = []
-        self._batch: list[int] = []
-        self._texts: set[int] = set()
-        self._waiting: deque[int] = deque()
-
-    def add(self, row: int) -> None:
-        if not self._place(row):
-            self._waiting.append(row)
-        elif not self._batch:
-            # Only a bounded number is retried: a text that much of the corpus repeats must not cost a pass over all its
-            # rows for every batch.
-            self._retry(min(len(self._waiting), self._batch_size))
-
-    def finish(self) -> list[np.ndarray]:
-        """Returns the full batches, after retrying the waiting rows until no batch fills up any more."""
-        full = -1
-        while full < len(self._batches):
-            full = len(self._batches)
-            self._retry(len(self._waiting))
-        return self._batches
-
-    def _retry(self, rows: int) -> None:
-        for _ in range(rows):
-            row = self._waiting.popleft()
-            if not self._place(row):
-                self._waiting.append(row)
-
-    def _place(self, row: int) -> bool:
-        source, target = self._sources[row], self._targets[row]
-        if source in self._texts or target in self._texts:
-            return False
-        self._batch.append(row)
-        self._texts.update((source, target))
-        if len(self._batch) == self._batch_size:
-            self._batches.append(np.array(self._batch))
-            self._batch, self._texts = [], set()
-        return True
+    Strips of like source length are sorted by target length. With √b of them in b batches, a strip has √b batches, and
+    about as much is padded on one side as on the other.
+    """
+    source, target = lengths.T.astype(np.int64)
+    counts = np.bincount(source)
+    strips = max(1, round(math.sqrt(len(source) / batch_size)))
+    strip = ((np.cumsum(counts) - counts / 2) * strips / max(1, len(source))).astype(np.int64)[source]
+    # Target lengths alternately rise and fall, so that a batch that spans two strips does not combine the longest
+    # targets of one with the shortest of the other.
+    return np.lexsort((np.where(strip % 2, target, -target), strip))
 
 
-class PlanSampler(Sampler[list[tuple[int, int]]]):
+def _checked(times: np.ndarray, rows: int) -> np.ndarray:
+    if times.shape != (rows,) or not np.all((times >= 0) & np.isfinite(times)):
+        raise ValueError(f"expected {rows} numbers of times, at least 0, got shape {times.shape} and {times}")
+    return times
+
+
+class PlanSampler(Sampler[Key]):
     """A plan's batches of an epoch as a DataLoader's ``batch_sampler``.
 
-    Yields lists of (epoch, index), the keys of WPSDataset. With several processes, each takes batches rank,
-    rank + world_size, ... of the epoch; batches beyond the last multiple of world_size are skipped, so that all have
-    the same number. With ``split`` all processes take every batch together instead, each its own rows of it, so that
-    no text occurs twice among the rows of all processes either.
+    Yields the keys of WPSDataset: (epoch, rows). With several processes, each takes batches rank, rank + world_size,
+    ... of the epoch; batches beyond the last multiple of world_size are skipped, so that all have the same number. With
+    ``split`` all processes take every batch together instead, each its own rows of it, so that no text occurs twice
+    among the rows of all processes either; a key is then (epoch, rows, rows of all processes).
 
     Args:
         plan: the batches.
@@ -190,13 +198,13 @@ class PlanSampler(Sampler[list[tuple[int, int]]]):
         """This process's batches per epoch."""
         return len(self.plan) if self.split else len(self.plan) // self.world_size
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[Key]:
         epoch = self._epoch()
         batches = self.plan.epoch(epoch)
         if self.split:
             first = self.rank * self.batch_size
-            own = batches[:, first : first + self.batch_size]
+            for everyone in batches:
+                yield epoch, everyone[first : first + self.batch_size], everyone
         else:
-            own = batches[self.rank : len(self) * self.world_size : self.world_size]
-        for rows in own:
-            yield [(epoch, int(row)) for row in rows]
+            for rows in batches[self.rank : len(self) * self.world_size : self.world_size]:
+                yield epoch, rows

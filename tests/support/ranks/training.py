@@ -30,15 +30,18 @@ def objective(loss: str, levels: str, group: Any) -> Objective:
     torch.manual_seed(0)
     backbone = small_backbone(vocabulary=40, layers=1, hidden=16, heads=2, dropout=0.0, max_length=12, pad=0, mlm=True)
     encoder = CCEEncoder(backbone, levels=levels, head=True)
-    return Objective(encoder, loss=loss, temperature=0.07, alpha=0.5, group=group)
+    return Objective(encoder, loss=loss, temperature=0.07, alpha=0.5, group=group, learn_temperature=True)
 
 
 def six_pairs(masked: bool) -> dict[str, torch.Tensor]:
-    """A batch without masked wordpieces on the source side of its last three pairs, or on that of all."""
+    """A batch without masked wordpieces on the source side of its last three pairs, or on that of all.
+
+    Its first, third and fifth pair have a word in common.
+    """
     generator = torch.Generator().manual_seed(1)
-    made: dict[str, torch.Tensor] = {}
-    for side in ("source", "target"):
-        ids = torch.randint(5, 40, (6, 7), generator=generator)
+    made = {"word_ids": torch.tensor([0, 1, 0, 3, 0, 5])}
+    for side, length in (("source", 7), ("target", 9)):
+        ids = torch.randint(5, 40, (6, length), generator=generator)
         chosen = torch.rand(ids.shape, generator=generator) < 0.3
         if side == "source":
             chosen[3 if masked else 0 :] = False

@@ -96,8 +96,11 @@ def test_processes_split_every_batch_or_take_batches_of_their_own() -> None:
     keys = np.arange(80).reshape(40, 2)
     plan = BatchPlan(np.ones((40, 2)), keys, batch_size=6, seed=0)
     parts = [list(PlanSampler(plan, epoch=lambda: 3, rank=rank, world_size=3, split=True)) for rank in range(3)]
-    joined = [[key for part in step for key in part] for step in zip(*parts, strict=True)]
-    assert joined == list(PlanSampler(plan, epoch=lambda: 3)) == [[(3, row) for row in rows] for rows in plan.epoch(3)]
+    for number, step in enumerate(zip(*parts, strict=True)):
+        assert {epoch for epoch, _, _ in step} == {3}
+        assert np.array_equal(np.concatenate([rows for _, rows, _ in step]), plan.epoch(3)[number])
+        assert all(np.array_equal(everyone, plan.epoch(3)[number]) for _, _, everyone in step)
+    assert len(parts[0]) == len(plan)
     sampler = PlanSampler(plan, rank=1, world_size=3, split=True)
     assert (len(sampler), sampler.batch_size) == (len(plan), 2)
     with pytest.raises(ValueError, match="expected batches that split evenly among 4 processes, got batches of 6"):
