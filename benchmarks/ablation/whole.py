@@ -171,7 +171,7 @@ class Ablation:
 
     def _facts(self, row: Row) -> dict[str, float]:
         recipe = recipe_of(row, self.starts[row.start], self.corpus, self.scale.learning_rate)
-        return facts(self._place(row), recipe.optimisation.clip)
+        return facts(self._place(row), recipe.training.max_grad_norm)
 
     def _place(self, row: Row) -> Path:
         return place_of(row, self.starts[row.start], self.corpus, self.output / "rows", self.scale)

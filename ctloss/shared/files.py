@@ -113,7 +113,7 @@ def writing_folder(folder: Path) -> Iterator[Path]:
     :func:`is_complete` would accept.
     """
     partial = folder.with_name(folder.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_folder(partial)
     partial.mkdir(parents=True)
     yield partial
     mark_complete(partial)
@@ -157,7 +157,7 @@ def is_complete(folder: Path, *, checksums: bool = False) -> bool:
 def numbered(parent: Path, name: str) -> list[tuple[int, Path]]:
     """Returns (number, folder) of the folders NAME-NUMBER in a folder, complete or not, by number."""
     found = ((re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name), path) for path in parent.glob(f"{name}-*"))
-    return sorted((int(match[1]), path) for match, path in found if match and path.is_dir())
+    return sorted((int(match[1]), path) for match, path in found if match and path.is_dir() and not path.is_symlink())
 
 
 def complete(parent: Path, name: str) -> list[tuple[int, Path]]:
@@ -165,14 +165,23 @@ def complete(parent: Path, name: str) -> list[tuple[int, Path]]:
     return [(number, folder) for number, folder in numbered(parent, name) if is_complete(folder)]
 
 
+def incomplete(parent: Path, name: str) -> list[Path]:
+    """Returns the folders NAME-NUMBER that are half-written or do not match their checksums, and links of that name."""
+    ours = re.compile(rf"{re.escape(name)}-\d+({re.escape(PARTIAL)})?")
+    found = [path for path in parent.glob(f"{name}-*") if ours.fullmatch(path.name)]
+    return sorted(
+        path
+        for path in found
+        if path.is_symlink() or (path.is_dir() and (path.suffix == PARTIAL or not is_complete(path, checksums=True)))
+    )
+
+
 def remove_incomplete(parent: Path, name: str) -> list[Path]:
-    """Removes the folders NAME-NUMBER that are half-written or do not match their checksums, and returns them.
+    """Removes what :func:`incomplete` finds, and returns it; of links, only the link.
 
     Call it before a run resumes: what is left can be loaded.
     """
-    ours = re.compile(rf"{re.escape(name)}-\d+({re.escape(PARTIAL)})?")
-    found = [path for path in parent.glob(f"{name}-*") if ours.fullmatch(path.name) and path.is_dir()]
-    removed = sorted(path for path in found if path.suffix == PARTIAL or not is_complete(path, checksums=True))
+    removed = incomplete(parent, name)
     for path in removed:
         remove_folder(path)
     return removed
@@ -185,7 +194,13 @@ def remove_old(parent: Path, name: str, keep: int) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder if it exists, its marker first, so that a half-removed one never counts as complete."""
+    """Removes a folder if it exists, its marker first, so that a half-removed one never counts as complete.
+
+    Of a link it removes the link, never what that leads to.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+        return
     for marker in (MARKER, FORMER_MARKER):
         (folder / marker).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)

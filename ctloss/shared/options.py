@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -59,12 +59,7 @@ class Group:
             if get_origin(hint) is tuple and isinstance(value, list):
                 value = tuple(value)
                 object.__setattr__(self, name, value)
-            choices = _choices(hint)
-            if choices and value is not None:
-                require(value in choices, name, "one of " + ", ".join(choices), value, "choose one of them")
-            require(_fits(value, hint), name, _kind(hint), value, "give a value of that kind")
-            if isinstance(value, float):
-                require(math.isfinite(value), name, "a finite number", value, "give one")
+            check_type(name, value, hint)
         self.check()
 
     def check(self) -> None:
@@ -89,6 +84,16 @@ class Group:
             require(0 <= value < 1, name, "a number from 0 up to but not including 1", value, "give a share")
 
 
+def check_type(name: str, value: object, hint: Any) -> None:
+    """Raises OptionError unless a field's value is of its type and, if it is a number, finite."""
+    choices = _choices(hint)
+    if choices and value is not None:
+        require(value in choices, name, "one of " + ", ".join(map(str, choices)), value, "choose one of them")
+    require(_fits(value, hint), name, _kind(hint), value, "give a value of that kind")
+    if isinstance(value, float):
+        require(math.isfinite(value), name, "a finite number", value, "give one")
+
+
 def field_types(group: type[Group]) -> dict[str, Any]:
     """Returns the type of each field of a group, by name."""
     hints = get_type_hints(group)
@@ -108,6 +113,7 @@ def add_options(
     *,
     description: str | None = None,
     lists: bool = False,
+    leave_out: Collection[str] = (),
 ) -> None:
     """Adds a section with an option for each field of a group that has one, unset unless given.
 
@@ -118,22 +124,23 @@ def add_options(
         description: of the section; by default the docstring of the class.
         lists: whether each option takes several texts, such as ``VALUE TASK=VALUE``, which the caller selects from
             and reads with :func:`read_values`.
+        leave_out: fields that get no option.
     """
     group = type(next(iter(groups.values())))
     section = parser.add_argument_group(title, (group.__doc__ or "").strip() if description is None else description)
     hints, flags = field_types(group), command_line(group)
     for item in fields(group):  # type: ignore[arg-type]
-        if item.name in flags:
+        if item.name in flags and item.name not in leave_out:
             reading = {"nargs": "+", "metavar": "X"} if lists else _reading(hints[item.name])
             values = {name: getattr(values, item.name) for name, values in groups.items()}
-            help = f"{item.metadata['help']} ({_defaults(values, item.metadata['shown'])})".replace("%", "%%")
+            help = f"{item.metadata['help']} ({default_text(values, item.metadata['shown'])})".replace("%", "%%")
             section.add_argument(flags[item.name], default=None, help=help, **reading)
 
 
 def given_options(parsed: argparse.Namespace, group: type[Group]) -> dict[str, Any]:
     """Returns the values of a group's options that the command line gave, by the field's name."""
     flags = command_line(group).items()
-    values = {name: getattr(parsed, flag.lstrip("-").replace("-", "_")) for name, flag in flags}
+    values = {name: getattr(parsed, flag.lstrip("-").replace("-", "_"), None) for name, flag in flags}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -189,6 +196,8 @@ def _fits(value: object, hint: Any) -> bool:
         return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
     if origin is Literal:
         return value in get_args(hint)
+    if origin in (dict, list):
+        return isinstance(value, origin)
     if hint in (int, float):
         return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
     return isinstance(value, hint)
@@ -206,8 +215,10 @@ def _kind(hint: Any, several: bool = False) -> str:
         bool: ("True or False", "booleans"),
         Path: ("a path", "paths"),
         type(None): ("None", "None"),
+        dict: ("a dictionary", "dictionaries"),
+        list: ("a list", "lists"),
     }
-    return names.get(hint, names[str])[several]
+    return names.get(get_origin(hint) or hint, names[str])[several]
 
 
 def _reading(hint: Any) -> dict[str, Any]:
@@ -224,7 +235,9 @@ def _reading(hint: Any) -> dict[str, Any]:
     return {"metavar": "TEXT"}
 
 
-def _defaults(values: Mapping[str, Any], unset: str) -> str:
+def default_text(values: Mapping[str, Any], unset: str = "none") -> str:
+    """Returns what the help says of defaults, by the name of the recipe or task that has them."""
+
     def text(value: Any) -> str:
         if value is None or value in ((), ""):
             return unset
@@ -232,6 +245,6 @@ def _defaults(values: Mapping[str, Any], unset: str) -> str:
             return " ".join(map(str, value))
         return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
-    if len(set(values.values())) == 1:
+    if len(set(map(text, values.values()))) == 1:
         return f"default: {text(next(iter(values.values())))}"
     return ", ".join(f"{name}: {text(value)}" for name, value in values.items())

@@ -58,20 +58,25 @@ def training_arguments(
         disable_tqdm=False,
         **others,
     )
-    # Known once the device is. On several GPUs in one process Trainer would split batches with DataParallel.
-    if arguments.device and arguments.n_gpu > 1:
-        print(f"1 of {arguments.n_gpu} GPUs is used; torchrun uses all", file=sys.stderr)
-        arguments._n_gpu = 1
+    one_device(arguments)
     return arguments
 
 
-def uses_bfloat16(precision: str) -> bool:
-    """Tells whether a run of a precision (``"fp32"``, ``"bf16"`` or ``"auto"``) autocasts to bfloat16.
+def one_device(arguments: TrainingArguments) -> None:
+    """Makes a process use one GPU: on several, Trainer would split batches with DataParallel."""
+    # Their number is known once the device is.
+    if arguments.device and arguments.n_gpu > 1:
+        print(f"1 of {arguments.n_gpu} GPUs is used; torchrun uses all", file=sys.stderr)
+        arguments._n_gpu = 1
 
-    ``"auto"`` does where the device multiplies it fast.
+
+def uses_bfloat16(precision: str, *, cpu: bool = False) -> bool:
+    """Tells whether a run of a precision (``"fp32"``, ``"bf16"``, ``"fp16"`` or ``"auto"``) autocasts to bfloat16.
+
+    ``"auto"`` does where the device multiplies it fast: the GPU if there is one, unless ``cpu`` says otherwise.
     """
     if precision != "auto":
         return precision == "bf16"
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not cpu:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

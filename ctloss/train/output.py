@@ -1,4 +1,4 @@
-"""The output folder of a run: which run it belongs to, what can be resumed, and its checkpoints."""
+"""The output folder of a run: which run it belongs to, and what can be resumed."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..shared.files import PARTIAL, complete, remove_incomplete, write_atomically
+from ..shared.files import PARTIAL, complete, incomplete, numbered, remove_folder, write_atomically
 from .recipe import Recipe, RecipeError
+from .resumption import another_run, goes_on, is_former, read_document, read_run_state
 
 RUN_FILE, RESULTS_FILE, CARD_FILE, PICTURE_FILE = "run.json", "results.json", "README.md", "words.png"
 LOG_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.json"
 WRITTEN = (RUN_FILE, RESULTS_FILE, CARD_FILE, PICTURE_FILE, LOG_FILE, SAMPLES_FILE)
 CHECKPOINTS, CHECKPOINT = "checkpoints", "checkpoint"
-# What runs did before a recipe had these fields.
-BEFORE: dict[str, dict[str, Any]] = {"objective": {"negatives_across": "own"}, "optimisation": {"gradient_cache": None}}
-OPTIMIZER_TENSORS, OPTIMIZER_SETTINGS = "optimizer.safetensors", "optimizer.json"
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -25,55 +21,89 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return complete(folder / CHECKPOINTS, CHECKPOINT)
 
 
-def claim_folder(folder: Path, recipe: Recipe, *, resume: bool) -> list[Path]:
-    """Assigns an existing output folder to a run, or checks that it is already the run's.
+def claim_folder(folder: Path, recipe: Recipe, *, resume: bool, processes: int = 1) -> list[str]:
+    """Assigns an existing output folder to a run, or checks that it is already the run's and may go on like this.
 
-    Removes checkpoints that are incomplete or damaged, and returns them.
+    Removes checkpoints that are incomplete or damaged. A finished run that is to be longer is finished no more.
+
+    Args:
+        folder, recipe: the run.
+        resume: whether someone asked for a run that goes on.
+        processes: of this run.
+
+    Returns:
+        What to tell: what was removed, and what is not as it was when the run began.
 
     Raises:
-        RecipeError: the folder holds another run, this one without ``resume``, or other files.
+        RecipeError: the folder holds another run, this one without ``resume``, one that cannot go on like this, or
+            other files; or all its checkpoints are damaged.
     """
     claim = folder / RUN_FILE
-    wanted = recipe.as_dict()
-    started = (folder / RESULTS_FILE).is_file() or bool(checkpoints(folder))
+    finished = (folder / RESULTS_FILE).is_file()
     if not claim.is_file() and any(path.name != RUN_FILE + PARTIAL for path in folder.iterdir()):
         raise RecipeError(
             f"output: expected a new or empty folder, or that of a run, got {folder} with other files in it; "
             "choose another with --output"
         )
-    if not claim.is_file() or not started:
+    said: list[str] = []
+    former = False
+    if not claim.is_file() or not (finished or numbered(folder / CHECKPOINTS, CHECKPOINT)):
         # A run that was refused or killed before its first checkpoint must not block the next one.
-        write_atomically(claim, json.dumps(wanted, indent=2) + "\n")
-        resume = True
-    found = json.loads(claim.read_text(encoding="utf-8"))
-    for part, values in BEFORE.items():
-        found[part] = {**values, **found.get(part, {})}
-    if found != wanted:
-        raise RecipeError(
-            f"output: expected a folder of this run, got {folder}, which holds another "
-            f"({_differences(found, wanted)}); choose another with --output, or use the recipe of that run"
-        )
-    if not resume:
-        raise RecipeError(
-            f"output: expected a new folder, got {folder}, which already holds this run; "
-            "add --resume to continue it, or choose another folder with --output"
-        )
+        removed = incomplete(folder / CHECKPOINTS, CHECKPOINT)
+    else:
+        found = read_document(claim)
+        former = is_former(found)
+        _check_run(folder, found, recipe, resume=resume, finished=finished)
+        removed = incomplete(folder / CHECKPOINTS, CHECKPOINT)
+        sound = [path for _, path in numbered(folder / CHECKPOINTS, CHECKPOINT) if path not in removed]
+        if not sound and not finished:
+            raise RecipeError(
+                f"output: expected a sound checkpoint in {folder / CHECKPOINTS}, got only damaged ones "
+                f"({', '.join(path.name for path in removed)}); restore one, or remove that folder to begin again at "
+                "step 0"
+            )
+        if not former:
+            state = read_run_state(sound[-1]) if sound else None
+            said, longer = goes_on(found, recipe, state, processes, finished=finished)
+            if longer:
+                (folder / RESULTS_FILE).unlink(missing_ok=True)
+    if not former:
+        write_atomically(claim, json.dumps(recipe.as_dict(), indent=2) + "\n")
     for name in WRITTEN:
         (folder / (name + PARTIAL)).unlink(missing_ok=True)
-    return remove_incomplete(folder / CHECKPOINTS, CHECKPOINT)
+    for path in removed:
+        remove_folder(path)
+    return [*(f"removed, as it was incomplete or damaged: {path}" for path in removed), *said]
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Returns the results of a finished run: its ``stages`` and ``facts``.
+
+    Raises:
+        RecipeError: the file cannot be read, or holds something else.
+    """
+    path = folder / RESULTS_FILE
+    document = read_document(path)
+    for part in ("stages", "facts"):
+        if not isinstance(document.get(part), dict):
+            raise RecipeError(
+                f"output: expected {part} in {path}, got {document.get(part)!r}; restore the file, or remove it to "
+                "measure and write everything again"
+            )
+    return document
 
 
 def claim_samples(folder: Path, samples: dict[str, str]) -> None:
     """Records what a run is trained on or, once it has a checkpoint, checks that nothing has changed.
 
-    ``samples`` holds hashes of the parts' samples and of the tokenizer by name.
+    ``samples`` holds fingerprints by name, such as that of the prepared folder.
 
     Raises:
         RecipeError: something differs from what the run was started with.
     """
     record = folder / SAMPLES_FILE
     if record.is_file() and checkpoints(folder):
-        found = json.loads(record.read_text(encoding="utf-8"))
+        found = read_document(record)
         changed = [name for name in samples if found.get(name) != samples[name]]
         if changed:
             raise RecipeError(
@@ -83,38 +113,20 @@ def claim_samples(folder: Path, samples: dict[str, str]) -> None:
     write_atomically(record, json.dumps(samples, indent=2) + "\n")
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Writes an optimiser's state as safetensors and JSON."""
-    from safetensors.torch import save_file
-
-    state = optimizer.state_dict()
-    tensors = {
-        f"{index}.{name}": value.detach().cpu().contiguous()
-        for index, values in state["state"].items()
-        for name, value in values.items()
-    }
-    save_file(tensors, folder / OPTIMIZER_TENSORS)
-    (folder / OPTIMIZER_SETTINGS).write_text(json.dumps(state["param_groups"], indent=2) + "\n", encoding="utf-8")
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Restores what :func:`save_optimizer` wrote, bit for bit."""
-    from safetensors.torch import load_file
-
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in load_file(folder / OPTIMIZER_TENSORS).items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    groups = json.loads((folder / OPTIMIZER_SETTINGS).read_text(encoding="utf-8"))
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    pairs = []
-    for group in wanted:
-        old, new = found.get(group), wanted[group]
-        if isinstance(new, dict) and isinstance(old, dict):
-            pairs += [f"{key} {old.get(key)!r} there, {new[key]!r} here" for key in new if old.get(key) != new[key]]
-        elif old != new:
-            pairs.append(f"{group} {old!r} there, {new!r} here")
-    return ", ".join(pairs)
+def _check_run(folder: Path, found: dict[str, Any], recipe: Recipe, *, resume: bool, finished: bool) -> None:
+    if is_former(found) and not finished:
+        raise RecipeError(
+            f"output: expected a run of this version, got {folder}, begun by an earlier one, whose batches differ; "
+            "finish it with that version, or choose another with --output"
+        )
+    differences = another_run(found, recipe)
+    if differences:
+        raise RecipeError(
+            f"output: expected a folder of this run, got {folder}, which holds another "
+            f"({', '.join(differences)}); choose another with --output, or use the recipe of that run"
+        )
+    if not resume:
+        raise RecipeError(
+            f"output: expected a new folder, got {folder}, which already holds this run; "
+            "add --resume to continue it, or choose another folder with --output"
+        )

@@ -1,12 +1,16 @@
-"""What a pretraining run is: its data, encoder, objective, optimisation and bookkeeping, in one frozen value."""
+"""What a pretraining run is: its data, encoder, objective and training arguments, in one frozen value."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from transformers import TrainingArguments
+
 from ..shared.options import Group, OptionError, field_types, option, require
+from .arguments import Training, every_name, near
 
 # A recipe that asks for something that cannot be run.
 RecipeError = OptionError
@@ -158,95 +162,38 @@ class ObjectiveChoice(Group):
 
 
 @dataclass(frozen=True)
-class Optimisation(Group):
-    """How it is minimised."""
-
-    optimizer: Literal["adamw", "adam"] = option("adamw", "optimizer")
-    learning_rate: float = option(2e-3, "peak learning rate")
-    weight_decay: float = option(0.01, "decoupled weight decay of matrices (adamw only)")
-    schedule: Literal["linear", "thirds", "constant"] = option(
-        "linear", "learning rate after warmup: linear decay to 0; x 0.1 at 1/3, 2/3 and 5/6 of the run; or constant"
-    )
-    warmup: float = option(0.06, "share of the steps over which the learning rate rises from 0")
-    clip: float = option(1.0, "largest norm of the gradient; 0 does not clip")
-    batch_size: int = option(64, "pairs per batch, on each process")
-    gradient_cache: int | None = option(
-        None,
-        "encode this many pairs at a time, twice each, so that a batch needs the memory of that many",
-        shown="whole batches, once",
-    )
-    epochs: int = option(1, "passes over the training pairs")
-    max_steps: int | None = option(None, "stop after this many steps, whatever the epochs", shown="no limit")
-
-    def check(self) -> None:
-        self.positive("learning_rate")
-        self.at_least(0, "weight_decay", "clip")
-        self.fraction("warmup")
-        self.at_least(1, "epochs", "max_steps")
-        require(
-            self.batch_size >= 2, "batch_size", "at least 2", self.batch_size, "a row's negatives are the other rows"
-        )
-        self.at_least(1, "gradient_cache")
-        cached = self.gradient_cache
-        require(
-            cached is None or cached <= self.batch_size,
-            "gradient_cache",
-            f"at most the batch_size {self.batch_size}",
-            cached,
-            "lower it, or leave it out",
-        )
-
-
-@dataclass(frozen=True)
-class Bookkeeping(Group):
-    """Seeds, precision, and how often the run reports and saves."""
-
-    seed: int = option(2021, "seed of weights, batches, word draws, masks and dropout")
-    precision: Literal["auto", "fp32", "bf16"] = option(
-        "auto", "autocast: bf16 if the device multiplies it fast, or always the one given"
-    )
-    log_every: int = option(25, "steps between log lines")
-    evaluate_every: int = option(250, "steps between retrieval measures on the validation pairs")
-    checkpoint_every: int = option(250, "steps between checkpoints")
-    keep_checkpoints: int = option(2, "checkpoints to keep")
-    pictured_words: int = option(12, "meanings in the t-SNE picture; 0 draws none")
-
-    def check(self) -> None:
-        self.at_least(0, "seed", "pictured_words")
-        require(self.seed < 2**32, "seed", f"at most {2**32 - 1}", self.seed, "lower it")
-        self.at_least(1, "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints")
-
-
-@dataclass(frozen=True)
 class Recipe:
     """A pretraining run: its name in the output folder and on the model card, and its parts.
+
+    ``training`` holds what is chosen of Trainer's arguments and of our own. It also takes ready arguments, ours or
+    transformers' own, see :meth:`Training.of`.
 
     Raises:
         RecipeError: an option has a value other than its default although the rest of the recipe ignores it.
 
     Example:
-        >>> tiny().override(batch_size=32).optimisation.batch_size
+        >>> tiny().override(batch_size=32).training.per_device_train_batch_size
         32
-        >>> tiny().override(batch_size=1)
+        >>> tiny().override(temperature=0.0)
         Traceback (most recent call last):
         ...
-        ctloss.shared.options.OptionError: batch_size: expected at least 2, got 1; a row's negatives are the other rows
+        ctloss.shared.options.OptionError: temperature: expected a number above 0, got 0.0; raise it
     """
 
     name: str
     data: Data = Data()
     encoder: EncoderChoice = EncoderChoice()
     objective: ObjectiveChoice = ObjectiveChoice()
-    optimisation: Optimisation = Optimisation()
-    bookkeeping: Bookkeeping = Bookkeeping()
+    training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
+        if isinstance(self.training, TrainingArguments):
+            object.__setattr__(self, "training", Training.of(self.training))
         sizes = ("layers", "hidden", "heads", "vocabulary", "dropout")
-        given, adam = self.encoder.encoder != "small", self.optimisation.optimizer == "adam"
+        given = self.encoder.encoder != "small"
         levels, needs_words, no_mlm = self.objective.levels, self.objective.needs_words, self.objective.alpha == 0
         for ignored, part, names, why in (
             (given, self.encoder, sizes, "a given encoder has its own; leave it out, or choose the encoder 'small'"),
-            (adam, self.optimisation, ["weight_decay"], "adam has none; leave it out, or choose the optimizer adamw"),
             (no_mlm, self.objective, ["mlm_probability"], "alpha is 0; leave it out, or raise alpha"),
             (needs_words, self.data, ["only_with_words"], f"levels {levels} does so anyway; drop it"),
         ):
@@ -256,17 +203,14 @@ class Recipe:
 
     @staticmethod
     def groups() -> dict[str, type[Group]]:
-        """Returns the parts by name, in the order of the help and the model card."""
-        return {
-            "data": Data,
-            "encoder": EncoderChoice,
-            "objective": ObjectiveChoice,
-            "optimisation": Optimisation,
-            "bookkeeping": Bookkeeping,
-        }
+        """Returns the parts that are groups of options by name, in the order of the help and the model card."""
+        return {"data": Data, "encoder": EncoderChoice, "objective": ObjectiveChoice}
 
     def override(self, **values: Any) -> Recipe:
-        """Returns the recipe with the named fields of its parts replaced.
+        """Returns the recipe with the named fields of its parts replaced, by their present or former names.
+
+        ``training`` replaces all training arguments, by choices or by ready arguments; other fields of them that are
+        named count on top.
 
         Raises:
             RecipeError: no part has a field of that name, or the value is refused.
@@ -276,15 +220,46 @@ class Recipe:
             chosen = {name: values.pop(name) for name in field_types(group) if name in values}
             if chosen:
                 parts[part] = replace(getattr(self, part), **chosen)
-        if values:
-            names = [name for group in self.groups().values() for name in field_types(group)]
-            raise RecipeError(f"recipe: expected fields among {', '.join(names)}, got {', '.join(values)}")
-        return replace(self, **parts)
+        training = values.pop("training", self.training)
+        if isinstance(training, TrainingArguments):
+            training = Training.of(training)
+        for name in values:
+            if name not in every_name():
+                names = [*every_name(), *(name for group in self.groups().values() for name in field_types(group))]
+                raise RecipeError(f"recipe: expected a field, got {name}; {near(name, names)}")
+        return replace(self, **parts, training=training.replace(**values))
+
+    def prepared_with(self, settings: Mapping[str, Any], given: Collection[str] = ()) -> Recipe:
+        """Returns the recipe with the fields of data and encoder that a prepared folder was made with.
+
+        Args:
+            settings: values by field.
+            given: fields that must not be replaced, as someone asked for them; others that differ from their defaults
+                must not be either.
+
+        Raises:
+            RecipeError: a field that must not be replaced has another value.
+        """
+        parts: dict[str, dict[str, Any]] = {}
+        for part, group in (("data", Data), ("encoder", EncoderChoice)):
+            present = getattr(self, part)
+            for name in field_types(group):
+                value, there = getattr(present, name), settings.get(name, getattr(present, name))
+                there = tuple(there) if isinstance(there, list) else there
+                if value != there:
+                    usual = name not in given and value == getattr(group, name)
+                    hint = "leave it out, or prepare the corpus again with it"
+                    require(
+                        usual, name, f"{there!r}, as the folder {self.data.prepared} was prepared with", value, hint
+                    )
+                    parts.setdefault(part, {})[name] = there
+        return replace(self, **{part: replace(getattr(self, part), **values) for part, values in parts.items()})
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the recipe as JSON gives it back: nested dictionaries, lists for tuples."""
-        document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return document
+        groups = {part: asdict(getattr(self, part)) for part in self.groups()}
+        document: dict[str, Any] = json.loads(json.dumps({"name": self.name, **groups}))
+        return {**document, "training": self.training.as_dict()}
 
 
 def tiny() -> Recipe:
@@ -299,10 +274,17 @@ def paper() -> Recipe:
         data=Data(stop_words="iso", held_out_words=0.0),
         encoder=EncoderChoice(encoder="bert-base-multilingual-cased"),
         objective=ObjectiveChoice(same_words="keep"),
-        optimisation=Optimisation(
-            optimizer="adam", learning_rate=2e-6, weight_decay=0.0, schedule="thirds", warmup=0.0, clip=0.0
+        training=Training(
+            # Without weight decay AdamW is Adam.
+            weight_decay=0.0,
+            learning_rate=2e-6,
+            lr_scheduler_type="thirds",
+            warmup_steps=0,
+            max_grad_norm=0.0,
+            logging_steps=100,
+            eval_steps=5000,
+            save_steps=5000,
         ),
-        bookkeeping=Bookkeeping(log_every=100, evaluate_every=5000, checkpoint_every=5000),
     )
 
 

@@ -54,3 +54,4 @@ def test_bfloat16_is_as_asked_or_as_the_device_is_fast_at(monkeypatch: pytest.Mo
     for supported in (False, True):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, there=supported: there)
         assert uses_bfloat16("auto") == supported
+        assert uses_bfloat16("auto", cpu=True)

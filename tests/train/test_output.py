@@ -28,9 +28,8 @@ def test_a_run_on_changed_data_is_not_resumed(tmp_path: Path, changed: str) -> N
     (output / "results.json").unlink()
     path = corpus if changed == "corpus" else lexicon
     path.write_text(path.read_text(encoding="utf-8").replace("bread\t", "loaf\t").replace("bread", "loaf"))
-    with pytest.raises(RecipeError, match=r"was started with, got other content in: .*train") as refusal:
+    with pytest.raises(RecipeError, match="was started with, got other content in: corpus; restore the files"):
         pretrain(recipe, output, resume=True)
-    assert ("tokenizer" in str(refusal.value)) == (changed == "corpus")
     path.write_text(path.read_text(encoding="utf-8").replace("loaf\t", "bread\t").replace("loaf", "bread"))
     assert pretrain(recipe, output, resume=True).facts["steps"] == 2
 

@@ -120,10 +120,3 @@ def test_a_run_with_other_negatives_is_another_run(tmp_path: Path) -> None:
     ):
         with pytest.raises(RecipeError, match=said):
             claim_folder(folder, recipe.override(**changes), resume=True)
-    # As it was before there was a choice.
-    claimed = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    del claimed["objective"]["negatives_across"], claimed["optimisation"]["gradient_cache"]
-    (folder / "run.json").write_text(json.dumps(claimed), encoding="utf-8")
-    claim_folder(folder, recipe.override(negatives_across="own"), resume=True)
-    with pytest.raises(RecipeError, match="negatives_across 'own' there, 'ranks' here"):
-        claim_folder(folder, recipe, resume=True)
