@@ -32,5 +32,17 @@ require_extra(
 from .model.encoder import CCEEncoder
 from .recipe import Recipe, RecipeError, paper, tiny
 from .run import Results, pretrain
+from .stops import DivergedError, SavingError, Stopped
 
-__all__ = ["CCEEncoder", "Recipe", "RecipeError", "Results", "paper", "pretrain", "tiny"]
+__all__ = [
+    "CCEEncoder",
+    "DivergedError",
+    "Recipe",
+    "RecipeError",
+    "Results",
+    "SavingError",
+    "Stopped",
+    "paper",
+    "pretrain",
+    "tiny",
+]

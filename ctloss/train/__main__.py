@@ -17,6 +17,7 @@ from ..shared.text import DataError
 from .arguments import FORMER, PretrainingArguments, defaults, hints, near, ours
 from .effects import IDLE, REFUSED
 from .recipe import RECIPES, Data, EncoderChoice, Recipe, RecipeError
+from .stops import ENDS
 
 EPILOG = """\
 examples:
@@ -156,6 +157,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RecipeError, DataError) as error:
         print(f"{top.prog}: error: {error}", file=sys.stderr)
         return 2
+    except ENDS as end:
+        if end.told:
+            print(f"{top.prog}: {end}", file=sys.stderr)
+        return end.status
     return 0
 
 

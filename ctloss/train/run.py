@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import platform
 import sys
@@ -11,29 +10,47 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..shared.files import locked, write_atomically
 from ..shared.options import require
 from ..shared.text import DataError
-from ..shared.training import uses_bfloat16
-from .model.encoder import CCEEncoder, make_encoders, make_tokenizer
+from . import saving, stops
+from .model.encoder import CCEEncoder, freeze_word_embeddings, make_encoders
 from .model.objective import Objective
-from .output import CARD_FILE, PICTURE_FILE, RESULTS_FILE, checkpoints, claim_folder, claim_samples
+from .output import (
+    CARD_FILE,
+    CHECKPOINTS,
+    PICTURE_FILE,
+    RESULTS_FILE,
+    checkpoints,
+    claim_folder,
+    claim_samples,
+    read_results,
+)
+from .prepared.build import prepare
+from .prepared.folder import Prepared
+from .processes import from_main, on_main
 from .recipe import Recipe, RecipeError
 from .reporting.probe import Probe
-from .reporting.report import draw_words, model_card, table
+from .reporting.report import WordPictures, model_card, table
 from .samples.collator import Collator
 from .samples.dataset import WPSDataset, held_out
-from .samples.prepare import build_samples, read_corpus, texts
+from .samples.mixing import times_of_origins
 from .samples.sampler import BatchPlan
-from .samples.wps import WPSCounts, read_manifest, read_table
-from .text.embedded import SPLITS, Split
 from .text.sentences import stable_hash
-from .text.tokenizer import definition
+
+if TYPE_CHECKING:
+    from .arguments import PretrainingArguments
+    from .trainer import PretrainingTrainer
+
+Stages = dict[str, dict[str, dict[str, float]]]
+BEFORE_FILE, BEFORE_WORDS = "before.json", "before.safetensors"
+TODO = "make room there, then go on with --resume; checkpoints are as they were"
 
 
 @dataclass(frozen=True)
@@ -46,42 +63,50 @@ class Results:
         facts: number of steps, seconds of training, versions.
     """
 
-    stages: dict[str, dict[str, dict[str, float]]]
+    stages: Stages
     facts: dict[str, Any]
 
 
-def pretrain(recipe: Recipe, output: Path | str | None = None, *, resume: bool = False) -> Results:
+def pretrain(recipe: Recipe, output: Path | str | None = None, *, pairs: Any = None, resume: bool = False) -> Results:
     """Pretrains an encoder following a recipe (Chen et al. 2022, eq. (3) or (7)).
 
     The output folder then holds the encoder and its tokenizer in Hugging Face's format, the head
     (``cce_head.safetensors``), the model card (``README.md``), the results (``results.json``), the picture of its
-    words (``words.png``), the log (``metrics.jsonl``, ``tensorboard``), the samples (``data``) and the last
-    checkpoints. On the CPU, a run that was killed and resumed ends with the weights of an uninterrupted one, bit for
-    bit, and two runs of one recipe give the same numbers, given the same machine and number of threads.
+    words (``words.png``), the log (``metrics.jsonl``, ``tensorboard``) and the last checkpoints. On the CPU, a run that
+    was killed and resumed ends with the weights of an uninterrupted one, bit for bit, and two runs of one recipe give
+    the same numbers, given the same machine, processes and number of threads.
+
+    SIGTERM, SIGINT and SIGUSR1 end the run after the step under way, with a checkpoint.
 
     Args:
         recipe: the run, see :func:`tiny` and :func:`paper`.
         output: folder for all of this; ``runs/NAME`` by default.
+        pairs: parallel text in place of the recipe's corpus, see :func:`ctloss.train.corpus.bitexts_of`.
         resume: continue the run in the folder from its last complete checkpoint. A finished run stays as it is.
 
     Raises:
         RecipeError: the recipe cannot be run, or the folder holds something other than this run.
         DataError: a file is not in the format expected.
+        DivergedError: a loss or weight is not finite; the last finite checkpoint is kept.
+        SavingError: something could not be written; what was saved before is kept.
+        Stopped: a signal ended the run; a KeyboardInterrupt.
     """
     from accelerate import PartialState
 
     folder = Path(output) if output is not None else Path("runs") / recipe.name
-    process = PartialState(cpu=not torch.cuda.is_available())
-    with ExitStack() as held:
-        if process.is_main_process:
+    with stops.Signals() as signals, ExitStack() as held:
+        process = PartialState(cpu=not torch.cuda.is_available())
+
+        def claim() -> bool:
             with refused("output"):
                 held.enter_context(locked(folder))
-            for removed in claim_folder(folder, recipe, resume=resume):
-                print(f"removed, as it was incomplete or damaged: {removed}", file=sys.stderr)
-        process.wait_for_everyone()
-        if not (folder / RESULTS_FILE).is_file():
-            return _Run(recipe, folder, process).finish()
-    document = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+                for line in claim_folder(folder, recipe, resume=resume, processes=process.num_processes):
+                    print(line, file=sys.stderr)
+            return (folder / RESULTS_FILE).is_file()
+
+        if not on_main(process, claim):
+            return _Run(recipe, folder, process, signals, pairs).finish()
+        document = read_results(folder)
     if process.is_main_process:
         shown = table(document["stages"], held_out=recipe.data.held_out_words > 0)
         print(f"{shown}\n\nfinished already: {folder}", file=sys.stderr)
@@ -100,25 +125,22 @@ def refused(name: str) -> Iterator[None]:
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, folder: Path, process: Any) -> None:
-        self.recipe, self.folder, self.process = recipe, folder, process
+    def __init__(self, recipe: Recipe, folder: Path, process: Any, signals: stops.Signals, pairs: Any) -> None:
+        self.recipe, self.folder, self.process, self.signals = recipe, folder, process, signals
         self.started = time.perf_counter()
-        self.corpus = read_corpus(
-            recipe.data, evaluation_pairs=recipe.data.evaluation_pairs, seed=recipe.bookkeeping.seed
-        )
-        for note in self.corpus.notes:
-            self.say(note)
+        with refused("training"):
+            self.arguments = _arguments(recipe, folder)
+        self.prepared = self._prepare(pairs)
+        self.tokenizer = self.prepared.tokenizer()
         with refused("encoder"):
-            self.tokenizer = make_tokenizer(recipe, texts(self.corpus.parts["train"]))
             self.encoder, self.random = make_encoders(recipe, self.tokenizer)
-        with refused("corpus"):
-            self.counts = self._build()
         self.say(
             f"encoder: {sum(p.numel() for p in self.encoder.backbone.parameters()):,} parameters "
             f"({type(self.encoder.backbone).__name__}); vocabulary of {len(self.tokenizer):,} wordpieces"
         )
-        self.test_rows = read_table(self.folder / "data" / "test").to_pylist()
-        self.test = self._probe(self.test_rows)
+        test = self.prepared.rows("test")
+        self.test = self._probe(test)
+        self.words = WordPictures(test, self.arguments.pictured_words)
 
     def say(self, text: str) -> None:
         """Prints, only on the main process."""
@@ -127,112 +149,171 @@ class _Run:
 
     def finish(self) -> Results:
         """Measures, trains, measures again, and writes the results."""
-        stages: dict[str, dict[str, dict[str, float]]] = {}
-        if self.random is not None:
-            stages["random"] = self.test(self.random)
-        stages["before"] = self.test(self.encoder)
-        before = copy.deepcopy(self.encoder)
-        steps, seconds = self._train()
-        stages["after"] = self.test(self.encoder)
-        self.process.wait_for_everyone()
+        stages, before = self._before()
+        trainer = self._trainer()
+        started = time.perf_counter()
+        steps = trainer.run(checkpoints(self.folder))
+        seconds = time.perf_counter() - started
+        encoder = trainer.whole_encoder()
+        stages["after"] = self._measured(encoder) if encoder is not None else {}
+        stages["after"] = from_main(stages["after"])
         facts = {
             "steps": steps,
             "seconds of training since the last start": round(seconds, 1),
             "seconds in all since the last start": 0.0,
             "processes": self.process.num_processes,
             "threads": torch.get_num_threads(),
-            "precision": "bf16" if uses_bfloat16(self.recipe.bookkeeping.precision) else "fp32",
+            "precision": _precision(self.arguments),
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
         results = Results(stages, facts)
-        if self.process.is_main_process:
-            self._write(results, before)
+        if self.process.is_main_process and encoder is not None:
+            with stops.writing("the results", TODO):
+                self._write(results, encoder, before)
+            with refused("push_to_hub"):
+                trainer.upload()
         self.process.wait_for_everyone()
         return results
 
-    def _build(self) -> dict[Split, WPSCounts]:
-        with self.process.main_process_first():
-            counts = build_samples(
-                self.corpus,
-                self.tokenizer,
-                self.folder / "data",
-                max_length=self.recipe.data.max_length,
-                progress=self.process.is_main_process,
-            )
-        if self.process.is_main_process:
-            claim_samples(self.folder, self._samples())
-        for split, count in counts.items():
-            self.say(f"{split}: {count}")
-        return counts
+    def _prepare(self, pairs: Any) -> Prepared:
+        """Every process calls this: it waits at a lock while another prepares, not at a barrier."""
+        said: list[str] = []
 
-    def _samples(self) -> dict[str, str]:
-        samples = {}
-        for split in SPLITS:
-            if manifest := read_manifest(self.folder / "data" / split):
-                samples[str(split)] = str(manifest["fingerprint"])
-        return {**samples, "tokenizer": f"{stable_hash(definition(self.tokenizer)):016x}"}
+        def say(text: str) -> None:
+            said.append(text)
+            self.say(text)
+
+        prepared = prepare(self.recipe.data, self.recipe.encoder, pairs=pairs, say=say)
+        on_main(self.process, lambda: claim_samples(self.folder, {"corpus": prepared.fingerprint}))
+        for note in prepared.notes:
+            if note not in said:
+                self.say(note)
+        for split, count in prepared.counts.items():
+            self.say(f"{split}: {count}")
+        return prepared
 
     def _probe(self, rows: list[dict[str, Any]]) -> Probe:
-        share, seed = self.recipe.data.held_out_words, self.recipe.bookkeeping.seed
+        share, seed = self.recipe.data.held_out_words, self.arguments.seed
 
         def is_held_out(types: Any) -> Any:
             return held_out(np.asarray(types, dtype=np.uint64), share, seed) if share else [True] * len(types)
 
         return Probe(rows, most=self.recipe.data.evaluation_pairs, is_held_out=is_held_out)
 
-    def _train(self) -> tuple[int, float]:
+    def _measured(self, encoder: CCEEncoder) -> dict[str, dict[str, float]]:
+        """Measures on the test pairs, on the training device; all processes together if they all have the encoder."""
+        return self.test(encoder.to(self.process.device), together=not _shared_out(self.arguments))
+
+    def _before(self) -> tuple[Stages, Tensor]:
+        """Returns what was measured before training and the words' vectors then, from the folder if they lie there."""
+        document = self.recipe.as_dict()
+        document["training"] = {"seed": self.arguments.seed}
+        key = f"{stable_hash(self.prepared.fingerprint, json.dumps(document, sort_keys=True)):016x}"
+        pictured = self.arguments.pictured_words
+        record, vectors = on_main(self.process, lambda: read_before(self.folder, key))
+        stages = record.get("stages")
+        if stages is None:
+            named = {"random": self.random, "before": self.encoder}
+            stages = {
+                name: self.test(encoder.to(self.process.device), together=True)
+                for name, encoder in named.items()
+                if encoder is not None
+            }
+        self.random = None
+        if self.process.is_main_process and record.get("pictured_words") != pictured:
+            vectors = self.words.vectors(self.encoder.to(self.process.device))
+            with stops.writing("the measures before training", TODO):
+                write_before(self.folder, {"key": key, "pictured_words": pictured, "stages": stages}, vectors)
+        if _shared_out(self.arguments):
+            self.encoder.to("cpu")
+        return stages, vectors
+
+    def _trainer(self) -> PretrainingTrainer:
         from .trainer import PretrainingTrainer
 
-        recipe, seed = self.recipe, self.recipe.bookkeeping.seed
-        objective, batch_size = recipe.objective, recipe.optimisation.batch_size
+        recipe, arguments, objective = self.recipe, self.arguments, self.recipe.objective
+        batch_size, seed = arguments.per_device_train_batch_size, arguments.seed
         world = self.process.num_processes
         shared = world > 1 and objective.negatives_across == "ranks"
         with refused("corpus"):
             rows = WPSDataset(
-                self.folder / "data" / "train",
+                self.prepared.table("train"),
                 require_words=recipe.data.only_with_words or objective.needs_words,
+                words=objective.needs_words,
                 held_out_share=recipe.data.held_out_words,
                 held_out_seed=seed,
             )
         with refused(f"corpus, for batches of {world} × {batch_size}" if shared else "corpus"):
-            plan = BatchPlan(rows.lengths, rows.keys, batch_size=batch_size * (world if shared else 1), seed=seed)
+            plan = BatchPlan(
+                rows.lengths,
+                rows.keys,
+                batch_size=batch_size * (world if shared else 1),
+                seed=seed,
+                times=self._times(rows),
+            )
         require(
             shared or len(plan) >= world,
-            "batch_size",
+            "per_device_train_batch_size",
             f"at least a batch for each of {world} processes",
             f"{len(plan)} of {plan.batch_size} pairs",
             "lower it, or the number of processes",
         )
-        validation = self._probe(read_table(self.folder / "data" / "validation").to_pylist())
-        trainer = PretrainingTrainer(
-            Objective(
-                self.encoder,
-                loss=objective.loss,
-                temperature=objective.temperature,
-                negatives=objective.negatives,
-                alpha=objective.alpha,
-                group="world" if shared else None,
-                gradient_cache=recipe.optimisation.gradient_cache,
-            ),
-            recipe,
-            self.folder,
-            rows=rows,
-            plan=plan,
-            collate=Collator(
-                self.tokenizer,
-                seed=seed,
-                words=objective.needs_words,
-                mlm_probability=objective.mlm_probability if objective.alpha > 0 else 0.0,
-            ),
-            tokenizer=self.tokenizer,
-            measure=lambda encoder: validation(encoder)["mean"],
+        validation = self._probe(self.prepared.rows("validation"))
+        best = (arguments.metric_for_best_model or "").removeprefix("eval_")
+        require(
+            not best or best in validation.names,
+            "metric_for_best_model",
+            "one of " + (", ".join(sorted(validation.names)) or "no measures: there are no validation pairs"),
+            best,
+            "choose one of these, or another corpus for --validation",
         )
-        batches = len(plan) if shared else len(plan) // world
+        if arguments.freeze_word_embeddings:
+            freeze_word_embeddings(self.encoder.backbone)
+        together = not _shared_out(arguments)
+        with refused("training"):
+            trainer = PretrainingTrainer(
+                Objective(
+                    self.encoder,
+                    loss=objective.loss,
+                    temperature=objective.temperature,
+                    negatives=objective.negatives,
+                    alpha=objective.alpha,
+                    group="world" if shared else None,
+                    gradient_cache=arguments.gradient_cache,
+                    learn_temperature=objective.learn_temperature,
+                ),
+                arguments,
+                self.folder,
+                rows=rows,
+                plan=plan,
+                split=shared,
+                collate=Collator(
+                    self.tokenizer,
+                    seed=seed,
+                    words=objective.needs_words,
+                    mlm_probability=objective.mlm_probability if objective.alpha > 0 else 0.0,
+                    same_words=objective.same_words,
+                ),
+                tokenizer=self.tokenizer,
+                measure=lambda encoder: validation(encoder, together=together)["mean"],
+                signals=self.signals,
+            )
+        self._say_how(len(rows), len(plan) if shared else len(plan) // world, shared)
+        return trainer
+
+    def _times(self, rows: WPSDataset) -> np.ndarray | None:
+        """How often an epoch sees each row; None for once."""
+        mixing = self.recipe.data.mixing
+        return times_of_origins(mixing, self.prepared.origins)[rows.origins] if mixing else None
+
+    def _say_how(self, rows: int, batches: int, shared: bool) -> None:
+        arguments, world = self.arguments, self.process.num_processes
+        parts = arguments.gradient_accumulation_steps
         self.say(
-            f"training: {len(rows):,} rows, {batches:,} batches of {f'{world} × ' if shared else ''}{batch_size} per "
-            f"epoch, {'bfloat16 autocast' if trainer.args.bf16 else 'float32'}, "
-            f"{world} process{'es' if world > 1 else ''}"
+            f"training: {rows:,} rows, {batches:,} batches of {f'{world} × ' if shared else ''}"
+            f"{arguments.per_device_train_batch_size} per epoch, {f'{parts} to a step, ' if parts > 1 else ''}"
+            f"{_precision(arguments)}, {world} process{'es' if world > 1 else ''}"
         )
         if world > 1:
             self.say(
@@ -240,21 +321,17 @@ class _Run:
                 if shared
                 else f"each of the {world} processes has its own negatives: they are not shared"
             )
-        started = time.perf_counter()
-        steps = trainer.run(checkpoints(self.folder))
-        return steps, time.perf_counter() - started
+        if _shared_out(arguments):
+            self.say("checkpoints are Trainer's own: with FSDP and DeepSpeed no process has all weights")
 
-    def _write(self, results: Results, before: CCEEncoder) -> None:
-        bookkeeping = self.recipe.bookkeeping
-        self.encoder.save(self.folder)
-        self.tokenizer.save_pretrained(self.folder)
-        if bookkeeping.pictured_words:
-            encoders, picture = {"before": before, "after": self.encoder}, self.folder / PICTURE_FILE
-            words, seed = bookkeeping.pictured_words, bookkeeping.seed
-            drawn = draw_words(encoders, self.test_rows, picture, meanings=words, seed=seed)
+    def _write(self, results: Results, encoder: CCEEncoder, before: Tensor) -> None:
+        saving.save_encoder(self.folder, encoder, self.tokenizer)
+        if self.arguments.pictured_words:
+            panels, picture = {"before": before, "after": self.words.vectors(encoder)}, self.folder / PICTURE_FILE
+            drawn = self.words.draw(panels, picture, seed=self.arguments.seed)
             self.say(f"picture: {picture}" if drawn else "picture: too few word pairs to draw")
         results.facts["seconds in all since the last start"] = round(time.perf_counter() - self.started, 1)
-        counts = "\n".join(f"{split}: {count}" for split, count in self.counts.items())
+        counts = "\n".join(f"{split}: {count}" for split, count in self.prepared.counts.items())
         write_atomically(self.folder / CARD_FILE, model_card(self.recipe, results.stages, counts, results.facts))
         document = {"recipe": self.recipe.as_dict(), "stages": results.stages, "facts": results.facts}
         # Written last: its presence means that the run is finished.
@@ -264,3 +341,41 @@ class _Run:
             + table(results.stages, held_out=self.recipe.data.held_out_words > 0)
             + f"\n\nencoder, model card and results: {self.folder}"
         )
+
+
+def read_before(folder: Path, key: str) -> tuple[dict[str, Any], Tensor]:
+    """Returns what :func:`write_before` wrote under a key; of something else, or damaged, an empty record."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        record = json.loads((folder / BEFORE_FILE).read_text(encoding="utf-8"))
+        if record["key"] == key:
+            return record, load_file(folder / BEFORE_WORDS)["words"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        # It can be measured again.
+        pass
+    return {}, torch.zeros(0)
+
+
+def write_before(folder: Path, record: dict[str, Any], vectors: Tensor) -> None:
+    """Writes the measures before training, their key, and the vectors of the picture's words."""
+    from safetensors.torch import save
+
+    write_atomically(folder / BEFORE_WORDS, save({"words": vectors.contiguous()}))
+    write_atomically(folder / BEFORE_FILE, json.dumps(record, indent=2) + "\n")
+
+
+def _arguments(recipe: Recipe, folder: Path) -> PretrainingArguments:
+    arguments = recipe.training.arguments(folder / CHECKPOINTS)
+    if arguments.push_to_hub and arguments.hub_model_id is None:
+        arguments.hub_model_id = folder.resolve().name
+    return arguments
+
+
+def _shared_out(arguments: PretrainingArguments) -> bool:
+    return bool(arguments.fsdp or arguments.deepspeed)
+
+
+def _precision(arguments: PretrainingArguments) -> str:
+    return "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"

@@ -2,82 +2,80 @@
 
 from __future__ import annotations
 
-import json
+import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import Trainer, get_scheduler
-from transformers.trainer_callback import ProgressCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers.trainer_callback import ExportableState, ProgressCallback
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..shared.files import remove_old, writing_folder
-from ..shared.training import training_arguments
+from ..shared.files import PARTIAL, mark_complete, remove_folder, writing_folder
+from . import saving, stops
 from .model.encoder import CCEEncoder
-from .model.objective import FORCES, Objective
-from .output import CHECKPOINT, CHECKPOINTS, LOG_FILE, load_optimizer, save_optimizer
-from .recipe import Optimisation, Recipe
-from .reporting.logs import JSONLines, ProgressLines, TensorBoard
+from .model.objective import Objective, decays
+from .output import CHECKPOINT, CHECKPOINTS, LOG_FILE, checkpoints
+from .processes import from_main
+from .reporting.logs import Averages, JSONLines, ProgressLines, TensorBoard
+from .resumption import RunState, precision_of, read_run_state, write_run_state
 from .samples.dataset import WPSDataset
 from .samples.sampler import BatchPlan, PlanSampler
 
-AVERAGED = ("loss", "contrastive", "mlm", "z_mean", "saturated")
-LOG_STATE = "log_state.json"
+if TYPE_CHECKING:
+    from .arguments import PretrainingArguments
 
 
 class PretrainingTrainer(Trainer):
     """A Trainer in which everything random is a function of the seed and the position in the run.
 
-    Batches, word draws and masks depend on (seed, epoch, row), and dropout on (seed, step, process): the generator is
-    seeded for every step. Checkpoints therefore hold no generator state, and a resumed run repeats an uninterrupted
-    one. They are folders of safetensors and JSON: nothing in them is unpickled.
+    Batches, word draws and masks depend on (seed, epoch, row), and dropout on (seed, step, process), with gradient
+    accumulation also on the part of the step: the generator is seeded for every part. Checkpoints therefore hold no
+    generator state, and a resumed run repeats an uninterrupted one. They are folders of safetensors and JSON: nothing
+    in them is unpickled. With FSDP or DeepSpeed, which share weights out, they are Trainer's own.
 
     Args:
         objective: the model with its loss.
-        recipe, output: the run, and the folder of its logs and checkpoints.
+        arguments: Trainer's arguments; ``output_dir`` is the folder of the checkpoints, in ``output``.
+        output: folder of the run.
         rows: training rows.
-        plan: the batches of every epoch. Processes that share negatives split each batch; otherwise each takes batches
-            of its own, and its negatives come only from them.
-        collate: turns a list of rows into the objective's arguments.
+        plan: the batches of every epoch.
+        split: whether processes split each batch; otherwise each takes batches of its own, and its negatives come only
+            from them.
+        collate: turns the rows of a batch into the objective's arguments.
         tokenizer: saved with every checkpoint.
-        measure: returns measures of the encoder by name, for the reports during the run.
+        measure: returns measures of the encoder by name, for the reports during the run. All processes call it, unless
+            weights are shared out: then the main one alone.
+        signals: the signals that a run stops for.
     """
+
+    args: PretrainingArguments
 
     def __init__(
         self,
         objective: Objective,
-        recipe: Recipe,
+        arguments: PretrainingArguments,
         output: Path,
         *,
         rows: WPSDataset,
         plan: BatchPlan,
-        collate: Callable[[list[Any]], dict[str, Tensor]],
+        split: bool,
+        collate: Callable[[Any], dict[str, Tensor]],
         tokenizer: Any,
         measure: Callable[[CCEEncoder], dict[str, float]],
+        signals: stops.Signals,
     ) -> None:
-        optimisation = recipe.optimisation
-        fused = {"lr": optimisation.learning_rate, "fused": True}
-        optimizer = torch.optim.AdamW if optimisation.optimizer == "adamw" else torch.optim.Adam
-        bookkeeping = recipe.bookkeeping
-        arguments = training_arguments(
-            output / CHECKPOINTS,
-            seed=bookkeeping.seed,
-            precision=bookkeeping.precision,
-            epochs=optimisation.epochs,
-            max_steps=optimisation.max_steps,
-            weight_decay=optimisation.weight_decay if optimisation.optimizer == "adamw" else 0.0,
-            clip=optimisation.clip,
-            log_every=bookkeeping.log_every,
-            evaluate_every=bookkeeping.evaluate_every,
-            checkpoint_every=bookkeeping.checkpoint_every,
-            per_device_train_batch_size=optimisation.batch_size,
-            logging_nan_inf_filter=False,
-        )
+        shared_out = bool(arguments.fsdp or arguments.deepspeed)
+        self._whole = copy.deepcopy(objective.encoder) if shared_out and arguments.process_index == 0 else None
         super().__init__(
             objective,
             arguments,
@@ -85,168 +83,381 @@ class PretrainingTrainer(Trainer):
             train_dataset=rows,
             eval_dataset=rows,
             processing_class=tokenizer,
-            optimizer_cls_and_kwargs=(optimizer, fused),
-            callbacks=[JSONLines(output / LOG_FILE), TensorBoard(output / "tensorboard")],
         )
+        if "tensorboard" in (arguments.report_to or []):
+            self.pop_callback(TensorBoardCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressLines())
-        self._recipe = recipe
+        self.add_callback(JSONLines(output / LOG_FILE))
+        self.add_callback(TensorBoard(output / "tensorboard"))
+        if arguments.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(arguments.early_stopping_patience))
+        self._stopping = stops.Stopping(signals)
+        self.add_callback(self._stopping)
+        self.shared_out = shared_out
         self._output = output
-        self._plan = plan
+        self._plan, self._split = plan, split
         self._measure = measure
-        self._sums: dict[str, Tensor] = {}
-        self._z_min = torch.tensor(torch.inf)
-        self._forces: dict[str, Tensor] = {}
-        self._steps = self._pairs = 0
-        self._since = time.perf_counter()
+        self._watch = stops.FiniteWatch()
+        self._part = (-1, 0)
+        self._saved_step = -1
+        self._trained = True
+        self._averages = Averages(self.accelerator.gather)
 
     def run(self, saved: Sequence[tuple[int, Path]]) -> int:
-        """Trains from the last of the (step, folder) checkpoints, or from the start, to the end; returns the steps."""
-        if not saved:
-            return self.train().global_step
-        step, folder = saved[-1]
-        # From a checkpoint at the very end Trainer would take one more step.
-        if step >= total_steps(self._recipe.optimisation, len(self._batches())):
-            self._load_from_checkpoint(str(folder))
-            return step
-        return self.train(resume_from_checkpoint=str(folder)).global_step
+        """Trains from the last of the (step, folder) checkpoints, or from the start, to the end; returns the steps.
+
+        Raises:
+            Stopped: a signal came; what was trained is saved.
+            DivergedError: a loss or weight is not finite.
+            SavingError: a checkpoint or the log could not be written.
+        """
+        if saved and self._is_last(*saved[-1]):
+            return self._load_last(*saved[-1])
+        if saved:
+            # A share of the steps then, which a longer run must not change.
+            self.args.warmup_steps = read_run_state(saved[-1][1]).warmup_steps
+        self._stopping.begin()
+        todo = "make room there, then go on with --resume; checkpoints are as they were"
+        with self._stopping.signals.deferred():
+            try:
+                return self.train(resume_from_checkpoint=str(saved[-1][1]) if saved else None).global_step
+            except stops.ENDS:
+                self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+                raise
+            except OSError as error:
+                if stops.is_about_disk(error):
+                    with stops.writing("the log", todo):
+                        raise
+                raise
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Returns the planned batches of this process in the run's current epoch, collated."""
-        return DataLoader(self.train_dataset, batch_sampler=self._batches(), collate_fn=self.data_collator)  # type: ignore[arg-type]
+        arguments, workers = self.args, self.args.dataloader_num_workers
+        return DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self._batches(),  # type: ignore[arg-type]
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=arguments.dataloader_pin_memory and arguments.device.type == "cuda",
+            persistent_workers=workers > 0 and arguments.dataloader_persistent_workers,
+            prefetch_factor=arguments.dataloader_prefetch_factor if workers else None,
+            multiprocessing_context=getattr(arguments, "dataloader_multiprocessing_context", None) if workers else None,
+            worker_init_fn=stops.ignore_signals if workers else None,
+        )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Seeds dropout for this step, then trains as Trainer does."""
-        if not self._pairs:
-            self._since = time.perf_counter()
-        place = np.random.SeedSequence([self.args.seed, self.state.global_step, self.args.process_index])
-        torch.manual_seed(int(place.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        """Seeds dropout for this part of this step, then trains as Trainer does."""
+        self._averages.start()
+        step, part = self._part
+        self._part = (self.state.global_step, part + 1 if step == self.state.global_step else 0)
+        place = [self.args.seed, self.state.global_step, self.args.process_index]
+        if self.args.gradient_accumulation_steps > 1:
+            place.append(self._part[1])
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Returns the objective of a batch and keeps its parts for the log."""
-        last_of_line = (self.state.global_step + 1) % self.args.logging_steps == 0
         given = {name: value for name, value in inputs.items() if name != "index"}
-        measured = model(**given, forces=last_of_line)
-        self._steps += 1
-        self._pairs += len(inputs["source_ids"])
-        for name in AVERAGED:
-            if name in measured:
-                self._sums[name] = self._sums.get(name, 0) + measured[name].detach()
-        self._z_min = torch.minimum(self._z_min.to(measured["z_min"].device), measured["z_min"])
-        self._forces = {name: measured[name] for name in FORCES if name in measured}
+        measured = model(**given, forces=self._last_of_line())
+        self._watch.see(measured["loss"], self.state.global_step + 1)
+        self._averages.add(measured, len(inputs["source_ids"]))
         return (measured["loss"], measured) if return_outputs else measured["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the parts of the objective to a training line, averaged over processes and steps since the last line.
-
-        Pull and push are those of the last batch: of all processes if they share negatives, otherwise of this one.
-        """
-        if "loss" in logs and self._steps:
+        """Adds what the objective measured since the last line to a training line."""
+        if "loss" in logs and self._averages.batches:
             # On resuming, Trainer's own mean of the loss loses what had been summed up by the checkpoint's step.
-            sums, logs["z_min"] = self._gathered()
-            logs.update({name: value / self._steps for name, value in sums.items()})
-            logs.update({name: float(value) for name, value in self._forces.items()})
-            elapsed = time.perf_counter() - self._since
-            logs["pairs_per_second"] = self.args.world_size * self._pairs / elapsed
-            self._forget()
+            logs.update(self._averages.report(self.args.world_size))
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """Measures the encoder on the validation pairs; every process does the same work."""
+        """Measures the encoder on the validation pairs, each process its share of them."""
         started = time.perf_counter()
-        encoder: CCEEncoder = self.model.encoder  # type: ignore[union-attr,assignment]
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self._measure(encoder).items()}
-        self.log(metrics)
+        encoder = self.whole_encoder()
+        measured = self._measure(encoder) if encoder is not None else {}
+        if self.shared_out:
+            measured = from_main(measured)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
+        if metrics:
+            self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._since += time.perf_counter() - started
+        # Stopped early: a restart must find that out again.
+        self.control.should_save |= self.control.should_training_stop
+        self._averages.pause(time.perf_counter() - started)
         return metrics
 
+    def whole_encoder(self) -> CCEEncoder | None:
+        """Returns the encoder as it is now, on every process; if weights are shared out, a copy on the main one."""
+        if not self.shared_out:
+            return self.model.encoder  # type: ignore[union-attr,return-value]
+        if self._trained:
+            state = self.accelerator.get_state_dict(self.model_wrapped)
+            if self._whole is not None:
+                self._load_whole(state)
+        return self._whole
+
+    def _load_whole(self, state: dict[str, Tensor]) -> None:
+        own = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
+        self._whole.load_state_dict(own)  # type: ignore[union-attr]
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Returns the names of the parameters that weight decay applies to."""
+        return [name for name in super().get_decay_parameter_names(model) if decays(name)]
+
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """Returns the recipe's learning-rate schedule."""
-        if self.lr_scheduler is None:
-            optimizer = optimizer or self.optimizer
-            self.lr_scheduler = learning_rate_schedule(self._recipe.optimisation, optimizer, num_training_steps)  # type: ignore[arg-type]
+        """Returns the learning-rate schedule: Chen et al.'s or one of Trainer's."""
+        if self.lr_scheduler is None and self.args.lr_scheduler_type == "thirds":
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            self.lr_scheduler = thirds(optimizer or self.optimizer, warmup, num_training_steps)  # type: ignore[arg-type]
             self._created_lr_scheduler = True
-        return self.lr_scheduler
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _init_training_state(self, max_steps: int, *others: Any) -> Any:
+        found = super()._init_training_state(max_steps, *others)
+        # How often a run reports and saves may change when it goes on.
+        self.state.compute_steps(self.args, max_steps)
+        return found
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {name: value.to(self.args.device, non_blocking=True) for name, value in inputs.items()}
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *others: Any, **more: Any
+    ) -> None:
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
+            self._check_losses()
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *others, **more)
+        if self._stopping.number and self._saved_step != self.state.global_step:
+            self._save_checkpoint(model, trial)
+
+    def _finalize_training(self, *given: Any) -> Any:
+        self._check_losses()
+        if number := self._stopping.end():
+            raise stops.Stopped(
+                number,
+                f"at step {self.state.global_step}; saved {self._folder(self._saved_step)}; go on with --resume",
+                told=self.is_world_process_zero(),
+            )
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        # With a limit of 1 Trainer would leave the best checkpoint alone, from which the run would go on.
+        found = super()._finalize_training(*given)
+        self.args.save_total_limit = limit
+        return found
+
+    def _check_losses(self) -> None:
+        first = int(self.accelerator.gather(self._watch.first(self.args.device)).min())
+        if first < stops.NEVER:
+            self._diverge(f"the loss is not finite at step {first}")
+
+    def _diverge(self, what: str) -> None:
+        saved = checkpoints(self._output)
+        said = stops.diverged(what, self.args, saved[-1] if saved else None)
+        raise stops.DivergedError(said, told=self.is_world_process_zero())
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.store_flos()
-        sums, z_min = self._gathered() if self._steps else ({}, None)
-        if self.args.should_save:
-            root = self._output / CHECKPOINTS
-            with writing_folder(root / f"{CHECKPOINT}-{self.state.global_step}") as folder:
-                self.model.encoder.save(folder)  # type: ignore[union-attr,operator]
-                self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
-                save_optimizer(self.optimizer, folder)  # type: ignore[arg-type]
-                schedule = self.lr_scheduler.state_dict()  # type: ignore[union-attr]
-                (folder / "scheduler.json").write_text(json.dumps(schedule) + "\n", encoding="utf-8")
-                self.state.save_to_json(str(folder / "trainer_state.json"))
-                log = {"steps": self._steps, "sums": sums, "z_min": z_min}
-                (folder / LOG_STATE).write_text(json.dumps(log) + "\n", encoding="utf-8")
-            remove_old(root, CHECKPOINT, keep=self._recipe.bookkeeping.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
+        step = self.state.global_step
+        self._check_weights()
+        self._note_best()
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()  # type: ignore[index,call-overload]
+        log = self._averages.state()
+        failed: stops.SavingError | None = None
+        if self.shared_out:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                write_run_state(self._run_state(), self._folder(step))
+                mark_complete(self._folder(step))
+        elif self.args.should_save:
+            try:
+                self._write_checkpoint(step, log)
+            except stops.SavingError as error:
+                remove_folder(self._folder(step).with_name(self._folder(step).name + PARTIAL))
+                failed = error
+        # All processes learn of a failure, or one would wait for the others.
+        if said := from_main(str(failed) if failed else ""):
+            raise stops.SavingError(said, told=self.is_world_process_zero()) from failed
+        self._saved_step = step
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(self._folder(step)))
+
+    def _check_weights(self) -> None:
+        named = [*self.model.named_parameters()]  # type: ignore[union-attr]
+        if not self.shared_out:
+            for number, values in enumerate(self.optimizer.state.values()):  # type: ignore[union-attr]
+                named += [(f"optimizer {number} {name}", one) for name, one in values.items() if torch.is_tensor(one)]
+        bad = stops.not_finite((name, getattr(value, "_local_tensor", value)) for name, value in named)
+        found = self.accelerator.gather(torch.tensor([bad is not None], device=self.args.device))
+        if found.any():
+            what = (
+                "the optimizer's state"
+                if (bad or "").startswith("optimizer")
+                else f"a weight ({bad})"
+                if bad
+                else "a weight"
+            )
+            self._diverge(f"{what} is not finite after step {self.state.global_step}")
+
+    def _write_checkpoint(self, step: int, log: dict[str, Any]) -> None:
+        kept = "".join(f" ({folder})" for _, folder in checkpoints(self._output)[-1:])
+        todo = f"make room there, then go on with --resume; what was saved before is as it was{kept}"
+        with stops.writing(f"the checkpoint of step {step}", todo):
+            with writing_folder(self._folder(step)) as folder:
+                encoder: CCEEncoder = self.model.encoder  # type: ignore[union-attr,assignment]
+                saving.save_encoder(folder, encoder, self.processing_class)  # type: ignore[arg-type]
+                saving.save_optimizer(self.optimizer, folder)  # type: ignore[arg-type]
+                saving.save_progress(folder, scheduler=self.lr_scheduler, scaler=self._scaler(), log=log)
+                self.state.save_to_json(str(folder / saving.TRAINER_STATE))
+                write_run_state(self._run_state(), folder)
+            self._remove_old()
+
+    def _run_state(self) -> RunState:
+        arguments, steps = self.args, self.state.max_steps
+        return RunState(
+            step=self.state.global_step,
+            processes=arguments.world_size,
+            batch_size=arguments.per_device_train_batch_size,
+            accumulation=arguments.gradient_accumulation_steps,
+            precision=precision_of(arguments.precision),
+            total_steps=steps,
+            warmup_steps=arguments.get_warmup_steps(steps),
+        )
+
+    def _remove_old(self) -> None:
+        keep, saved = self.args.save_total_limit, checkpoints(self._output)
+        for step, folder in saved[:-keep] if keep else []:
+            if step != self.state.best_global_step:
+                remove_folder(folder)
+
+    def _note_best(self) -> None:
+        best = self.state.best_global_step
+        if best and (best == self.state.global_step or self._folder(best).is_dir()):
+            self.state.best_model_checkpoint = str(self._folder(best))
+
+    def _load_best_model(self) -> None:
+        if self.shared_out:
+            super()._load_best_model()
+        else:
+            self._load_encoder(self._folder(self.state.best_global_step or 0))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.model.encoder.load_state_dict(CCEEncoder.load(resume_from_checkpoint).state_dict())  # type: ignore[union-attr,operator]
+        if self.shared_out:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._load_encoder(Path(resume_from_checkpoint))
+
+    def _load_encoder(self, folder: Path) -> None:
+        self.model.encoder.load_state_dict(CCEEncoder.load(folder).state_dict())  # type: ignore[union-attr,operator]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            load_optimizer(self.optimizer, Path(checkpoint))  # type: ignore[arg-type]
-            state = json.loads((Path(checkpoint) / "scheduler.json").read_text(encoding="utf-8"))
-            self.lr_scheduler.load_state_dict(state)  # type: ignore[union-attr]
-            log = json.loads((Path(checkpoint) / LOG_STATE).read_text(encoding="utf-8"))
-            if log["steps"]:
-                self._steps, self._z_min = log["steps"], torch.tensor(log["z_min"], device=self.args.device)
-                self._sums = {name: torch.tensor(value, device=self.args.device) for name, value in log["sums"].items()}
+        if self.shared_out:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None:
+            saving.load_optimizer(self.optimizer, Path(checkpoint))  # type: ignore[arg-type]
+            self._averages.restore(
+                saving.load_progress(Path(checkpoint), scheduler=self.lr_scheduler), self.args.device
+            )
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing to restore: every step is seeded."""
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """Nothing to restore: bfloat16 needs no loss scaling."""
+        if checkpoint is not None:
+            saving.load_scaler(Path(checkpoint), self._scaler())
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Uploads a checkpoint's encoder in the background, unless the last upload is still under way."""
+        under_way = getattr(self, "push_in_progress", None)
+        if self.args.hub_strategy == "end" or not self.is_world_process_zero():
+            return
+        if under_way is None or under_way.is_done() or self.args.hub_always_push:
+            from transformers.utils.hub import PushInProgress
+
+            self.push_in_progress: Any = PushInProgress(
+                [self._upload(Path(checkpoint_folder), background=True)]  # type: ignore[arg-type]
+            )
+
+    def upload(self) -> None:
+        """Uploads what the run leaves in its folder, without logs, samples and checkpoints."""
+        if self.args.push_to_hub and self.is_world_process_zero():
+            self._finish_current_push()
+            self._upload(self._output, background=False)
+
+    def _upload(self, folder: Path, *, background: bool) -> Any:
+        from huggingface_hub import HfApi
+
+        aside = ["*/*.arrow", "checkpoints/*", "data/*", "tensorboard/*", "*.partial", "optimizer.*"]
+        return HfApi(token=self.args.hub_token).upload_folder(  # type: ignore[call-overload]
+            repo_id=self.hub_model_id,
+            folder_path=folder,
+            commit_message=f"Step {self.state.global_step}" if background else "Pretrained with ctloss",
+            revision=getattr(self.args, "hub_revision", None),
+            ignore_patterns=aside,
+            run_as_future=background,
+        )
+
+    def _scaler(self) -> Any:
+        return getattr(self.accelerator, "scaler", None)
+
+    def _folder(self, step: int) -> Path:
+        return self._output / CHECKPOINTS / f"{CHECKPOINT}-{step}"
 
     def _batches(self) -> PlanSampler:
         batches = PlanSampler(
             self._plan,
-            epoch=lambda: self.state.global_step // len(batches),
+            epoch=lambda: self.state.global_step // steps_per_epoch(self.args, len(batches)),
             rank=self.args.process_index,
             world_size=self.args.world_size,
-            split=self._recipe.objective.negatives_across == "ranks",
+            split=self._split,
         )
         return batches
 
-    def _gathered(self) -> tuple[dict[str, float], float]:
-        """Returns the sums since the last line, averaged over processes, and the smallest z of all."""
-        sums = self.accelerator.gather(torch.stack(list(self._sums.values())).unsqueeze(0)).mean(dim=0)
-        z_min = float(self.accelerator.gather(self._z_min.reshape(1)).min())
-        return dict(zip(self._sums, sums.tolist(), strict=True)), z_min
+    def _is_last(self, step: int, folder: Path) -> bool:
+        # From a checkpoint at the very end Trainer would take one more step.
+        state = TrainerState.load_from_json(str(folder / saving.TRAINER_STATE))
+        early = state.stateful_callbacks.get("EarlyStoppingCallback", {})
+        waited = early.get("attributes", {}).get("early_stopping_patience_counter", 0)
+        patience = self.args.early_stopping_patience
+        return step >= total_steps(self.args, len(self._batches())) or (patience is not None and waited >= patience)
 
-    def _forget(self) -> None:
-        self._sums = {}
-        self._z_min = torch.tensor(torch.inf)
-        self._steps = self._pairs = 0
-        self._since = time.perf_counter()
+    def _load_last(self, step: int, folder: Path) -> int:
+        self.state = TrainerState.load_from_json(str(folder / saving.TRAINER_STATE))
+        best = self._folder(self.state.best_global_step) if self.state.best_global_step else folder
+        wanted = best if self.args.load_best_model_at_end and best.is_dir() else folder
+        if not self.shared_out:
+            self._load_encoder(wanted)
+        elif self._whole is not None:
+            self._load_whole(load_file(wanted / SAFE_WEIGHTS_NAME))
+        self._trained = False
+        return step
+
+    def _last_of_line(self) -> bool:
+        due = self.args.logging_strategy == "steps" and (self.state.global_step + 1) % self.state.logging_steps == 0
+        return due and self._part[1] == self.current_gradient_accumulation_steps - 1
 
 
-def total_steps(optimisation: Optimisation, batches: int) -> int:
-    """Returns the number of steps of a whole run, given the batches of an epoch on each process.
-
-    Example:
-        >>> total_steps(Optimisation(epochs=3), 7), total_steps(Optimisation(max_steps=5), 7)
-        (21, 5)
-    """
-    return optimisation.max_steps or optimisation.epochs * batches
+def steps_per_epoch(arguments: Any, batches: int) -> int:
+    """Returns an epoch's steps, given its batches on each process; the last step may have fewer parts."""
+    return math.ceil(batches / arguments.gradient_accumulation_steps)
 
 
-def learning_rate_schedule(optimisation: Optimisation, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
-    """Returns the schedule that a recipe names, for a run of this many steps."""
-    warmup = int(optimisation.warmup * steps)
-    if optimisation.schedule != "thirds":
-        name = {"linear": "linear", "constant": "constant_with_warmup"}[optimisation.schedule]
-        return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+def total_steps(arguments: Any, batches: int) -> int:
+    """Returns the number of steps of a whole run, given the batches of an epoch on each process."""
+    return (
+        arguments.max_steps
+        if arguments.max_steps > 0
+        else math.ceil(arguments.num_train_epochs * steps_per_epoch(arguments, batches))
+    )
+
+
+def thirds(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> LambdaLR:
+    """Returns the schedule of Chen et al. 2022: × 0.1 at 1/3, 2/3 and 5/6 of a run of this many steps."""
 
     def factor(step: int) -> float:
         return step / warmup if step < warmup else 0.1 ** sum(step >= steps * share for share in (1 / 3, 2 / 3, 5 / 6))

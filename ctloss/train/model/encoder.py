@@ -46,7 +46,7 @@ def make_encoders(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[C
         ValueError: the given encoder cannot be used.
     """
     choice, objective = recipe.encoder, recipe.objective
-    torch.manual_seed(recipe.bookkeeping.seed)
+    torch.manual_seed(recipe.training.seed)
     if choice.encoder != "small":
         backbone = load_encoder(choice.encoder, mlm=objective.alpha > 0)
         return _cce(backbone, objective), CCEEncoder(random_like(backbone), levels="sentence", head=False)

@@ -137,6 +137,14 @@ class Objective(nn.Module):
             measured["mlm"] = mlm.detach()
         return {"loss": loss, **measured}
 
+    def activation_checkpointing_enable(self, **chosen: Any) -> None:
+        """Makes the backward pass compute the encoder's layers again; called by Trainer, with transformers' options."""
+        self.encoder.backbone.activation_checkpointing_enable(**chosen)
+
+    def gradient_checkpointing_enable(self, **chosen: Any) -> None:
+        """Does the same for versions of transformers that call it so."""
+        self.encoder.backbone.gradient_checkpointing_enable(**chosen)
+
     def _temperature(self) -> float | Tensor:
         learnt = self.encoder.temperature
         return self.temperature if learnt is None else learnt()

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
 from ...shared.files import write_atomically
+from ..model.objective import FORCES
 
 SHOWN = {
     "loss": "loss",
@@ -29,6 +33,77 @@ SHOWN = {
     "eval_word_back": "words ←",
     "eval_random_pair_cosine": "random-pair cosine",
 }
+
+
+class Averages:
+    """What an objective measured since the last report: means over batches and processes, and the smallest z.
+
+    With gradient accumulation every part of a step counts as a batch. Pull and push are those of the last batch: of all
+    processes if they share negatives, otherwise of this one. Sums stay on the device until they are reported or saved.
+
+    Args:
+        gather: joins a tensor of all processes along the first dimension.
+
+    Attributes:
+        batches: how many there were.
+    """
+
+    def __init__(self, gather: Callable[[Tensor], Tensor]) -> None:
+        self._gather = gather
+        self._sums: dict[str, Tensor] = {}
+        self._forces: dict[str, Tensor] = {}
+        self._z_min = torch.tensor(torch.inf)
+        self.batches = self._pairs = 0
+        self._since = time.perf_counter()
+
+    def start(self) -> None:
+        """Starts the clock, if nothing was added since the last report."""
+        if not self._pairs:
+            self._since = time.perf_counter()
+
+    def pause(self, seconds: float) -> None:
+        """Takes back time in which nothing was trained."""
+        self._since += seconds
+
+    def add(self, measured: Mapping[str, Tensor], pairs: int) -> None:
+        """Adds what the objective returned for a batch of this many pairs."""
+        self.batches += 1
+        self._pairs += pairs
+        for name, value in measured.items():
+            if name == "z_min":
+                self._z_min = torch.minimum(self._z_min.to(value.device), value.detach())
+            elif name not in FORCES:
+                self._sums[name] = self._sums.get(name, 0) + value.detach()
+        self._forces = {name: measured[name] for name in FORCES if name in measured}
+
+    def report(self, processes: int) -> dict[str, float]:
+        """Returns the values of a report, with the pairs per second of all processes, and begins anew."""
+        gathered = self.state()
+        found = {name: value / self.batches for name, value in gathered["sums"].items()}
+        found |= {"z_min": gathered["z_min"], **{name: float(value) for name, value in self._forces.items()}}
+        found["pairs_per_second"] = processes * self._pairs / (time.perf_counter() - self._since)
+        self._forget()
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a checkpoint stores of this, the same on every process; call it on all of them."""
+        if not self.batches:
+            return {"steps": 0, "sums": {}, "z_min": None}
+        sums = self._gather(torch.stack(list(self._sums.values())).unsqueeze(0)).mean(dim=0)
+        z_min = float(self._gather(self._z_min.reshape(1)).min())
+        return {"steps": self.batches, "sums": dict(zip(self._sums, sums.tolist(), strict=True)), "z_min": z_min}
+
+    def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Continues from what ``state`` returned."""
+        if state["steps"]:
+            self.batches, self._z_min = state["steps"], torch.tensor(state["z_min"], device=device)
+            self._sums = {name: torch.tensor(value, device=device) for name, value in state["sums"].items()}
+
+    def _forget(self) -> None:
+        self._sums, self._forces = {}, {}
+        self._z_min = torch.tensor(torch.inf)
+        self.batches = self._pairs = 0
+        self._since = time.perf_counter()
 
 
 class JSONLines(TrainerCallback):

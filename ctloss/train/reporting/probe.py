@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn.utils.rnn import pad_sequence
 
 from ...shared.vectors import centred, random_pair_cosine, retrieval_accuracy
@@ -18,7 +18,12 @@ Span = tuple[int, int]
 
 @torch.no_grad()
 def embed(
-    encoder: CCEEncoder, sentences: Sequence[Sequence[int]], spans: Sequence[Sequence[Span]], *, batch: int = 128
+    encoder: CCEEncoder,
+    sentences: Sequence[Sequence[int]],
+    spans: Sequence[Sequence[Span]],
+    *,
+    batch: int = 128,
+    together: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """Pools sentences and any number of words in each, without the head, in float32, without dropout.
 
@@ -29,6 +34,8 @@ def embed(
         sentences: wordpieces of each sentence, including special tokens.
         spans: (start, end) of the words in each sentence, end exclusive; may be empty.
         batch: sentences per batch, in the order of their lengths.
+        together: whether all processes do this at once, each with a copy of the encoder and the same sentences: then
+            each takes its share of the batches, and all return the vectors of all.
 
     Returns:
         Sentence vectors (m, H), and for each sentence its word vectors (number of spans, H); on the CPU.
@@ -36,11 +43,13 @@ def embed(
     was_training = encoder.training
     encoder.eval()
     device = next(encoder.parameters()).device
-    pad = encoder.backbone.config.pad_token_id
-    pooled: list[Tensor] = [torch.empty(0)] * len(sentences)
-    words: list[Tensor] = [torch.empty(0)] * len(sentences)
+    pad, width = encoder.backbone.config.pad_token_id, encoder.backbone.config.hidden_size
+    pooled = torch.zeros(len(sentences), width)
+    words = list(torch.zeros(sum(map(len, spans)), width).split([len(own) for own in spans]))
     order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
-    for start in range(0, len(order), batch):
+    several = together and distributed.is_available() and distributed.is_initialized()
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if several else (0, 1)
+    for start in range(rank * batch, len(order), world * batch):
         part = order[start : start + batch]
         pieces = [torch.tensor(sentences[i]) for i in part]
         ids = pad_sequence(pieces, batch_first=True, padding_value=pad)
@@ -48,10 +57,16 @@ def embed(
         states = encoder.first_and_last(ids.to(device), mask.to(device))[0].cpu()
         for row, i in enumerate(part):
             pooled[i] = states[row, : len(sentences[i])].mean(dim=0)
-            vectors = [states[row, first:last].mean(dim=0) for first, last in spans[i]]
-            words[i] = torch.stack(vectors) if vectors else states.new_empty(0, states.shape[2])
+            for vector, (first, last) in zip(words[i], spans[i], strict=True):
+                vector.copy_(states[row, first:last].mean(dim=0))
     encoder.train(was_training)
-    return torch.stack(pooled), words
+    if world == 1:
+        return pooled, words
+    # Each row is one process's, and 0 on the others.
+    shares = torch.cat([pooled, *words]).to(device)
+    distributed.all_reduce(shares)
+    pooled, *words = shares.cpu().split([len(pooled), *map(len, words)])
+    return pooled, words
 
 
 def by_languages(rows: Sequence[Row], most: int) -> dict[str, list[Row]]:
@@ -79,9 +94,13 @@ class Probe:
     language pairs.
 
     Args:
-        rows: word positioned samples, see :func:`ctloss.train.samples.wps.build_wps`.
+        rows: word positioned samples of a held-out part, see :class:`ctloss.train.prepared.folder.Prepared`. Language
+            pairs of which fewer than two differ are left out.
         most: at most this many sentence pairs per language pair.
         is_held_out: returns a boolean for each of a row's ``word_types``: whether it was held out of training.
+
+    Attributes:
+        names: the measures, none if nothing can be measured.
     """
 
     def __init__(
@@ -89,6 +108,11 @@ class Probe:
     ) -> None:
         self._groups = {name: group for name, group in by_languages(rows, most).items() if len(group) >= 2}
         self._is_held_out = is_held_out
+        held = any(any(is_held_out(row["word_types"])) for group in self._groups.values() for row in group)
+        units = ["sentence", *(["word"] if held else [])] if self._groups else []
+        retrievals = [f"{unit}_{way}" for unit in units for way in ("forth", "back")]
+        plain = [*retrievals, *(["random_pair_cosine"] if units else [])]
+        self.names = {*plain, *(f"{name}_centred" for name in plain), *(["word_queries"] if held else [])}
         self._spans: dict[tuple[int, ...], dict[Span, int]] = {}
         for group in self._groups.values():
             for row in group:
@@ -97,10 +121,13 @@ class Probe:
                     for pair in row["word_pairs"]:
                         numbered.setdefault((pair[offset], pair[offset + 1]), len(numbered))
 
-    def __call__(self, encoder: CCEEncoder) -> dict[str, dict[str, float]]:
-        """Returns the measures of each language pair, and their means under ``"mean"``."""
+    def __call__(self, encoder: CCEEncoder, *, together: bool = False) -> dict[str, dict[str, float]]:
+        """Returns the measures of each language pair, and their means under ``"mean"``.
+
+        ``together``: all processes call this, and each encodes its share of the sentences; see :func:`embed`.
+        """
         sentences = list(self._spans)
-        pooled, words = embed(encoder, sentences, [list(self._spans[ids]) for ids in sentences])
+        pooled, words = embed(encoder, sentences, [list(self._spans[ids]) for ids in sentences], together=together)
         number = {ids: i for i, ids in enumerate(sentences)}
         measured = {}
         for name, group in self._groups.items():

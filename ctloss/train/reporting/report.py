@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ...shared import pictures
 from ...shared.pictures import Point
 from ..model.encoder import CCEEncoder
@@ -120,23 +123,37 @@ def choose_words(rows: Sequence[Row], meanings: int) -> dict[str, dict[str, list
     return places
 
 
-def draw_words(
-    encoders: Mapping[str, CCEEncoder], rows: Sequence[Row], path: Path, *, meanings: int, seed: int
-) -> bool:
-    """Draws t-SNE pictures of word vectors, one panel per encoder, titled by its name in ``encoders``.
+class WordPictures:
+    """The words of a picture and their vectors, see :func:`choose_words`.
 
-    The words come from word positioned samples and have this many meanings in all; see
-    :func:`ctloss.shared.pictures.draw_words` for the rest.
+    Args:
+        rows: word positioned samples of a held-out part.
+        meanings: how many words, with their translations.
     """
-    places = [
-        (word, language, ids, span)
-        for word, by_language in choose_words(rows, meanings).items()
-        for language, found in by_language.items()
-        for ids, span in found
-    ]
-    panels = {}
-    for title, encoder in encoders.items():
-        _, vectors = embed(encoder, [ids for _, _, ids, _ in places], [[span] for *_, span in places])
-        panels[title] = [Point(*place[:2], vector[0]) for place, vector in zip(places, vectors, strict=True)]
-    title = "Word vectors in held-out sentences: colour is meaning, marker is language"
-    return pictures.draw_words(panels, path, title=title, seed=seed)
+
+    def __init__(self, rows: Sequence[Row], meanings: int) -> None:
+        self._places = [
+            (word, language, ids, span)
+            for word, by_language in choose_words(rows, meanings).items()
+            for language, found in by_language.items()
+            for ids, span in found
+        ]
+
+    def vectors(self, encoder: CCEEncoder) -> Tensor:
+        """Returns the vectors of the words in their sentences, (words, H) on the CPU."""
+        _, found = embed(encoder, [ids for _, _, ids, _ in self._places], [[span] for *_, span in self._places])
+        return torch.cat(found) if found else torch.zeros(0, encoder.backbone.config.hidden_size)
+
+    def draw(self, panels: Mapping[str, Tensor], path: Path, *, seed: int) -> bool:
+        """Draws t-SNE pictures, one panel for each of the vectors, titled by their names.
+
+        See :func:`ctloss.shared.pictures.draw_words` for the rest.
+        """
+        points = {
+            title: [
+                Point(word, language, vector) for (word, language, *_), vector in zip(self._places, found, strict=True)
+            ]
+            for title, found in panels.items()
+        }
+        title = "Word vectors in held-out sentences: colour is meaning, marker is language"
+        return pictures.draw_words(points, path, title=title, seed=seed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -69,11 +70,30 @@ def measured(case: Case, rank: int | None = None) -> dict[str, np.ndarray]:
     return values
 
 
+def stopped(arguments: list[str]) -> int:
+    """Runs the training command, of which the second process alone gets SIGTERM in its third step."""
+    original, calls = Objective.forward, 0
+
+    def forward(self: Objective, *positional: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3 and torch.distributed.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *positional, **named)
+
+    Objective.forward = forward  # type: ignore[method-assign]
+    try:
+        return main(arguments)
+    finally:
+        Objective.forward = original  # type: ignore[method-assign]
+
+
 def launch(folder: Path, runs: list[list[str]], cases: list[Case]) -> str:
     """Runs the training command and the objective on two processes; returns what they say.
 
-    Values of a case are written to the folder, as ``CASE-RANK.npz`` by the numbers of both. The last of the runs is
-    started as ``python -m`` does.
+    Values of a case are written to the folder, as ``CASE-RANK.npz`` by the numbers of both, and exit statuses of the
+    first run, which is stopped by a signal to one process, as ``status-RANK``. The last of the runs is started as
+    ``python -m`` does.
     """
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
@@ -92,11 +112,13 @@ def launch(folder: Path, runs: list[list[str]], cases: list[Case]) -> str:
 
 
 def serve(folder: Path, runs: list[list[str]], cases: list[Case]) -> None:
-    *before, last = runs
-    if any(main(arguments) for arguments in before):
-        sys.exit(1)
+    first, *before, last = runs
+    status = stopped(first)
     # The first run has made the group.
     rank = torch.distributed.get_rank()
+    (folder / f"status-{rank}").write_text(str(status), encoding="utf-8")
+    if any(main(arguments) for arguments in before):
+        sys.exit(1)
     for number, case in enumerate(cases):
         np.savez(folder / f"{number}-{rank}.npz", **measured(case, rank))
     sys.argv[1:] = last

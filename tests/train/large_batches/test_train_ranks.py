@@ -15,7 +15,7 @@ from ctloss.train import RecipeError, pretrain
 from ctloss.train.output import claim_folder
 from ctloss.train.samples.sampler import BatchPlan, PlanSampler
 from support.ranks.training import Case, launch, measured
-from support.tiny_runs import arguments, small_options, small_recipe, write_corpus
+from support.tiny_runs import arguments, assert_same_weights, small_options, small_recipe, write_corpus
 
 STEPS = 10
 CASES: list[Case] = [("cz_nce", "multi", True), ("info_nce", "apart", True), ("cz_nce", "sentence", False)]
@@ -25,9 +25,9 @@ SEVERAL_STEPS = {
     "levels": "apart",
     "head": False,
     "max_steps": STEPS,
-    "log_every": 1,
-    "evaluate_every": 100,
-    "checkpoint_every": 100,
+    "logging_steps": 1,
+    "eval_steps": 100,
+    "save_steps": 100,
     "evaluation_pairs": 4,
     "pictured_words": 0,
 }
@@ -39,10 +39,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     corpus = write_corpus(folder)
     pretrain(small_recipe(corpus, **SEVERAL_STEPS), folder / "one")
-    chosen = {**small_options(corpus), **SEVERAL_STEPS, "batch_size": 4}
+    chosen = {**small_options(corpus), **SEVERAL_STEPS, "per_device_train_batch_size": 4}
     own = arguments({**chosen, "negatives_across": "own", "max_steps": 2, "output": folder / "own"})
     two = arguments({**chosen, "gradient_cache": 3, "output": folder / "two"})
-    (folder / "said").write_text(launch(folder, [own, two], CASES), encoding="utf-8")
+    stopped = arguments({**chosen, "gradient_cache": 3, "output": folder / "stopped", "save_steps": 8})
+    # The run that is stopped goes on.
+    said = launch(folder, [stopped, own, [*stopped, "--resume"], two], CASES)
+    (folder / "said").write_text(said, encoding="utf-8")
     return folder
 
 
@@ -60,14 +63,32 @@ def test_two_processes_with_half_the_batch_each_are_one_process(folder: Path) ->
     assert facts["processes"] == 2
 
 
+def test_a_signal_to_one_process_stops_all_at_one_step(folder: Path) -> None:
+    assert [(folder / f"status-{rank}").read_text(encoding="utf-8") for rank in range(2)] == ["143", "143"]
+    said = [line for line in (folder / "said").read_text(encoding="utf-8").splitlines() if "stopped by" in line]
+    saved = folder / "stopped" / "checkpoints" / "checkpoint-4"
+    # Each process tells the others with the step after that in which the signal came.
+    assert [line.split("error: ")[-1] for line in said] == [
+        f"python -m ctloss.train: stopped by SIGTERM at step 4; saved {saved}; go on with --resume"
+    ]
+    assert_same_weights(folder / "stopped", folder / "two")
+    assert curve(folder / "stopped", "loss") == curve(folder / "two", "loss")
+    before = [
+        json.loads((folder / run / "before.json").read_text(encoding="utf-8")) for run in ("stopped", "two", "one")
+    ]
+    assert before[0]["stages"] == before[1]["stages"]
+    # Measured by both processes, each half of it.
+    assert before[0]["stages"] == before[2]["stages"]
+
+
 def test_negatives_are_those_that_the_run_says(folder: Path) -> None:
     said = (folder / "said").read_text(encoding="utf-8").splitlines()
-    assert said.count("negatives are those of all 2 processes") == 1
+    assert said.count("negatives are those of all 2 processes") == 3
     assert said.count("each of the 2 processes has its own negatives: they are not shared") == 1
     for run, value in (("one", "ranks"), ("two", "ranks"), ("own", "own")):
         assert f"negatives_across `{value}`" in (folder / run / "README.md").read_text(encoding="utf-8")
     # The first step of two processes with their own negatives: the first two batches of one that learns nothing.
-    recipe = small_recipe(folder / "en-fr.tsv", **{**SEVERAL_STEPS, "batch_size": 4, "max_steps": 2})
+    recipe = small_recipe(folder / "en-fr.tsv", **{**SEVERAL_STEPS, "per_device_train_batch_size": 4, "max_steps": 2})
     pretrain(recipe.override(learning_rate=1e-12), folder / "still")
     for name in ("loss", "contrastive", "mlm", "z_mean"):
         alone = np.mean(curve(folder / "still", name))

@@ -1,0 +1,265 @@
+"""How a run ends before its end: by a signal, at a loss or weight that is not finite, or on a disk that takes no more.
+
+Each of these is an exception with one line that says what happened, what is saved and what to do, and with the exit
+status of the command.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, distributed
+from transformers import TrainerCallback
+
+HEARD = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+NEVER = torch.iinfo(torch.int64).max
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the run, which can be resumed.
+
+    Like the interrupt of a keyboard it passes through handlers of errors.
+
+    Attributes:
+        status: exit status of the command, 128 + the signal's number.
+        told: whether this process is the one to say so.
+    """
+
+    def __init__(self, number: int, said: str, *, told: bool = True) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} {said}")
+        self.status = 128 + number
+        self.told = told
+
+
+class DivergedError(RuntimeError):
+    """The loss or a weight was not finite; see :class:`Stopped` for the attributes."""
+
+    status = 1
+
+    def __init__(self, said: str, *, told: bool = True) -> None:
+        super().__init__(said)
+        self.told = told
+
+
+class SavingError(RuntimeError):
+    """Something of the run could not be written; see :class:`Stopped` for the attributes."""
+
+    status = 1
+
+    def __init__(self, said: str, *, told: bool = True) -> None:
+        super().__init__(said)
+        self.told = told
+
+
+ENDS = (Stopped, DivergedError, SavingError)
+
+
+@contextmanager
+def writing(what: str, todo: str) -> Iterator[None]:
+    """Turns what goes wrong while the block writes into a SavingError: what could not be written, why, what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors reports what the system said as text.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        raise SavingError(f"could not write {what}: {reason}{place}; {todo}") from error
+
+
+def is_about_disk(error: OSError) -> bool:
+    """Tells whether an error says that a disk is full, broken or not to be written to."""
+    told = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+    return error.errno in told
+
+
+class Signals:
+    """Hears SIGTERM, SIGINT and SIGUSR1 while its block runs in the main thread; in others it changes nothing.
+
+    A signal raises :class:`Stopped` at once, or with ``deferred`` is only kept in ``received``, so that a step can be
+    finished and saved; a second SIGINT ends even that at once. A signal that was ignored before stays so. Handlers are
+    restored at the end.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._deferred = False
+        self._process = os.getpid()
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in HEARD:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._former[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._former.items():
+            # None: a handler that was not installed from Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._former = {}
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """While the block runs, signals are kept in ``received``."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # Worker processes inherit the handler, and their parent hears the signal too.
+            os._exit(128 + number)
+        again = self.received == signal.SIGINT == number
+        if self._deferred and not again:
+            self.received = number
+            return
+        done = "(twice), so nothing more was saved" if again else "while no step was under way"
+        raise Stopped(number, f"{done}; go on with --resume")
+
+
+def ignore_signals(worker: int = 0) -> None:
+    """Makes a worker process of a DataLoader outlive a signal that all processes get: the last step needs it."""
+    for number in HEARD:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class Agreement:
+    """The signal that some process has got, known to all of them at the same step.
+
+    At every step each process sends what it has got and reads what all had sent at the step before. The exchange is one
+    of the processors, and a step long, so no device waits for it. Make one on every process, or on none.
+    """
+
+    def __init__(self) -> None:
+        several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+        self._group = distributed.new_group(backend="gloo") if several else None
+        self._sent = torch.zeros((), dtype=torch.int64)
+        self._under_way: Any = None
+
+    def at_step(self, received: int) -> int:
+        """Tells the others of a signal (0 for none) and returns that to stop for after this step (0 for none)."""
+        if self._group is None:
+            return received
+        agreed = self._read()
+        if not agreed:
+            self._sent = torch.tensor(received)
+            self._under_way = distributed.all_reduce(
+                self._sent, op=distributed.ReduceOp.MAX, group=self._group, async_op=True
+            )
+        return agreed
+
+    def at_end(self, received: int) -> int:
+        """Returns a signal that came too late for ``at_step``, which must not be called again."""
+        if self._group is None:
+            return received
+        agreed = self._read()
+        distributed.destroy_process_group(self._group)
+        self._group = None
+        return agreed
+
+    def _read(self) -> int:
+        if self._under_way is None:
+            return 0
+        self._under_way.wait()
+        self._under_way = None
+        return int(self._sent)
+
+
+class Stopping(TrainerCallback):
+    """Makes Trainer save and stop after the step at which all processes know of a signal.
+
+    Attributes:
+        number: the signal, once there is one that the run ends for; 0 before.
+    """
+
+    def __init__(self, signals: Signals) -> None:
+        self.signals = signals
+        self.number = 0
+        self._agreement: Agreement | None = None
+
+    def begin(self) -> None:
+        """Call it on every process before training."""
+        self._agreement = Agreement()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asks for a checkpoint and the end after a signal."""
+        if self._agreement is not None and not self.number:
+            self.number = self._agreement.at_step(self.signals.received)
+        if self.number:
+            control.should_save = control.should_training_stop = True
+
+    def end(self) -> int:
+        """Returns the signal that the run ends for, or 0."""
+        late = self._agreement.at_end(self.signals.received) if self._agreement is not None else 0
+        self._agreement = None
+        return self.number or late
+
+
+class FiniteWatch:
+    """Remembers the first step whose loss was not finite, on the device, without waiting for it."""
+
+    def __init__(self) -> None:
+        self._first: Tensor | None = None
+
+    def see(self, loss: Tensor, step: int) -> None:
+        """Looks at the loss of a step."""
+        never = torch.full((), NEVER, device=loss.device) if self._first is None else self._first
+        self._first = torch.where(loss.detach().isfinite(), never, never.clamp(max=step))
+
+    def first(self, device: torch.device) -> Tensor:
+        """Returns the first such step, or NEVER: int64 (1,) on the device."""
+        return torch.full((1,), NEVER, device=device) if self._first is None else self._first.reshape(1)
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Returns the name of the first tensor with a value that is not finite.
+
+    Example:
+        >>> not_finite([("a", torch.ones(2)), ("b", torch.tensor([1.0, torch.inf]))])
+        'b'
+    """
+    found = [(name, value) for name, value in tensors if value.is_floating_point()]
+    if not found:
+        return None
+    # One wait for the device instead of one for each tensor.
+    flags = [value.detach().isfinite().all() for _, value in found]
+    # One wait for the device instead of one for each tensor.
+    finite = torch.stack([flag.to(flags[0].device, non_blocking=True) for flag in flags]).tolist()
+    return next((name for (name, _), one in zip(found, finite, strict=True) if not one), None)
+
+
+def diverged(what: str, arguments: Any, last: tuple[int, Path] | None) -> str:
+    """Returns the line about a run that diverged.
+
+    Args:
+        what: what was not finite, and when.
+        arguments: the run's TrainingArguments.
+        last: step and folder of the last checkpoint, whose weights are finite.
+    """
+    causes = [f"a learning rate of {arguments.learning_rate:g}"]
+    todo = ["a lower learning_rate"]
+    if not arguments.max_grad_norm:
+        causes.append("gradients that are not clipped")
+        todo.append("max_grad_norm 1")
+    if arguments.fp16:
+        causes.append("float16, which overflows")
+        todo.append("precision bf16 or fp32")
+    kept = "no checkpoint was saved before" if last is None else f"the last finite checkpoint, {last[1]}, is kept"
+    begin = "" if last is None else f", or go on from that checkpoint's weights with --encoder {last[1]}"
+    return (
+        f"training diverged: {what}; likely because of {' and '.join(causes)}; {kept}; "
+        f"start again with {' and '.join(todo)} in another --output{begin}"
+    )
