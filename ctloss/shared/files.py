@@ -16,6 +16,8 @@ MARKER = "complete.json"
 # An empty file: how ctloss.evaluate marked its checkpoints before they had the marker above.
 FORMER_MARKER = "whole"
 PARTIAL = ".partial"
+# Descriptors of locks: a process forked while they are held would keep the locks beyond the end of its parent.
+_HELD: set[int] = set()
 
 
 @contextmanager
@@ -77,6 +79,7 @@ def locked(folder: Path, *, wait: bool = False, waiting: Callable[[], None] | No
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
+    _HELD.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,7 +99,10 @@ def locked(folder: Path, *, wait: bool = False, waiting: Callable[[], None] | No
             ) from error
         yield
     finally:
-        os.close(descriptor)
+        # Not in a forked process, which has closed it already.
+        if descriptor in _HELD:
+            _HELD.remove(descriptor)
+            os.close(descriptor)
 
 
 @contextmanager
@@ -223,6 +229,15 @@ def _update(total: Any, path: Path) -> None:
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             total.update(chunk)
+
+
+def _leave_locks() -> None:
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks)
 
 
 def flush(path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import subprocess
 import sys
+import threading
 from contextlib import AbstractContextManager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -206,3 +209,33 @@ def test_digest_tells_names_contents_and_their_order(tmp_path: Path) -> None:
     assert digest_of_files([a]) == hashlib.sha256(b"a 2\nxy").hexdigest()
     assert digest_of_files([a], "hub:name") == hashlib.sha256(b"hub:namea 2\nxy").hexdigest()
     assert len({digest_of_files(files) for files in ([], [a], [b], [a, b], [b, a])}) == 5
+
+
+def test_waiting_for_a_lock_is_told_once_and_only_if_it_is_held(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    told, entered = threading.Event(), threading.Event()
+
+    def enter() -> None:
+        with locked(tmp_path, wait=True, waiting=told.set):
+            entered.set()
+
+    with locked(tmp_path):
+        thread = threading.Thread(target=enter)
+        thread.start()
+        assert told.wait(30)
+        assert not entered.is_set()
+    thread.join(30)
+    assert entered.is_set()
+    told.clear()
+    enter()
+    assert not told.is_set()
+
+
+def test_file_systems_without_locks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    refusing = Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
+    monkeypatch.setattr(fcntl, "flock", refusing)
+    with pytest.raises(
+        ValueError, match=r"expected a folder that can be locked, got .* \(No locks available\); choose"
+    ):
+        locked(tmp_path, wait=True).__enter__()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...modules import LearnableTemperature
+import ctloss
+
 from ...shared.models import check_inputs, load_encoder, mlm_head, quietly, random_like, read_config
 from ..recipe import ObjectiveChoice, Recipe
 from ..text.tokenizer import read_tokenizer, train_wordpiece
@@ -75,6 +76,19 @@ def freeze_word_embeddings(backbone: PreTrainedModel) -> None:
     backbone.get_input_embeddings().weight.requires_grad_(False)
 
 
+def learnable_temperature(initial: float) -> nn.Module:
+    """Returns a module without arguments that is the temperature: its parameter is the logarithm, kept within bounds.
+
+    It is that of ctloss's losses.
+
+    Raises:
+        ValueError: the initial temperature is outside the bounds.
+    """
+    module = ctloss.CZNCELoss(initial, learnable_temperature=True).temperature
+    assert isinstance(module, nn.Module)
+    return module
+
+
 class CCEEncoder(nn.Module):
     """A transformer encoder with avg-first-last pooling and the two-layer head of the CCE.
 
@@ -113,7 +127,7 @@ class CCEEncoder(nn.Module):
         self.backbone = backbone
         self.levels = levels
         self.balance = balance
-        self.temperature: LearnableTemperature | None = None
+        self.temperature: nn.Module | None = None
         width = backbone.config.hidden_size * (2 if levels == "multi" else 1)
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)) if head else None
         # The objective does not use a pooler, and a parameter without gradient stalls distributed training.
@@ -181,7 +195,7 @@ class CCEEncoder(nn.Module):
         }
         if self.temperature is not None:
             # A float32 survives the way through JSON bit for bit.
-            settings["log_temperature"] = self.temperature.log_temperature.item()
+            settings["log_temperature"] = next(self.temperature.parameters()).item()
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         if self.head is not None:
             save_file({name: value.contiguous() for name, value in self.head.state_dict().items()}, folder / HEAD_FILE)
@@ -208,9 +222,9 @@ class CCEEncoder(nn.Module):
         balance = settings.get("balance", False)
         encoder = cls(backbone, levels=settings["levels"], head=settings["head"], balance=balance)
         if "log_temperature" in settings:
-            encoder.temperature = LearnableTemperature(1.0)
+            encoder.temperature = learnable_temperature(1.0)
             with torch.no_grad():
-                encoder.temperature.log_temperature.fill_(settings["log_temperature"])
+                next(encoder.temperature.parameters()).fill_(settings["log_temperature"])
         if encoder.head is not None:
             encoder.head.load_state_dict(load_file(path / HEAD_FILE))
         return encoder

@@ -12,8 +12,7 @@ from torch.nn import functional
 
 import ctloss
 
-from ...modules import LearnableTemperature
-from .encoder import CCEEncoder
+from .encoder import CCEEncoder, learnable_temperature
 
 IGNORED = -100
 # Below this φ, 1 - softmax rounds to 0 in float32: infoNCE computed that way would lose these rows' gradients.
@@ -73,7 +72,7 @@ class Objective(nn.Module):
         super().__init__()
         self.encoder = encoder
         if learn_temperature and encoder.temperature is None:
-            encoder.temperature = LearnableTemperature(temperature)
+            encoder.temperature = learnable_temperature(temperature)
         self.loss = loss
         self.temperature = temperature
         self.negatives = negatives

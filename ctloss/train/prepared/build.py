@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 
 from ...shared.files import PARTIAL, flush, locked, write_atomically, writing_file
-from ...shared.text import DataError
+from ...shared.models import load_tokenizer
+from ...shared.text import DataError, home_path
 from ..recipe import Data, EncoderChoice
 from ..text.embedded import SPLITS, Split
 from ..text.finder import WordFinder
@@ -32,6 +33,9 @@ from .samples import MakeSamples, Tools, load_tools
 from .settings import check_fits, differences, find_inputs, key, settings
 from .summary import Summary
 from .tools import make_tokenizer, runs_here, word_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 HELD_OUT: tuple[Split, Split] = ("validation", "test")
 # Of every row that was read, in files that processes share.
@@ -81,7 +85,7 @@ def prepare(
     if pairs is not None:
         data = replace(data, corpus=("pairs from Python",))
     name = key(data, encoder, inputs)
-    place = _cache() / name if folder is None else Path(folder)
+    place = _cache() / name if folder is None else home_path(folder)
     if is_finished(place):
         return _checked(place, name, data, encoder)
     building = place.with_name(f"{place.name}-{name[:8]}{PARTIAL}")
@@ -92,13 +96,18 @@ def prepare(
     with _refusals(place), locked(building, wait=True, waiting=waiting):
         if not is_finished(place):
             say(f"preparing the corpus in {place}")
-            count = workers or len(os.sched_getaffinity(0))
+            count = workers or processors()
             _Build(data, encoder, inputs, name, building, count, say).run()
             _put(building, place)
         elif building.is_dir():
             # Another process finished while this one waited, and the lock made the folder anew.
             building.rmdir()
     return _checked(place, name, data, encoder)
+
+
+def processors() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cache() -> Path:
@@ -247,26 +256,26 @@ class _Build:
         for batch in batches_kept(raw.files, fates, Fate.train):
             yield sentences(batch, self.languages)
 
+    def _texts(self, raw: Raw, fates: np.ndarray, move: Callable[[int], None]) -> Iterator[str]:
+        for batch in batches_kept(raw.files, fates, Fate.train):
+            for name in ("source", "target"):
+                yield from batch.column(name).to_pylist()
+            move(len(batch))
+
     def _tokenize(self, raw: Raw, fates: np.ndarray) -> None:
         place = self.folder / TOKENIZER
         if place.is_dir():
             return
-        total = int((fates == Fate.train).sum()) if self.encoder.encoder == "small" else 0
-
-        with progress("tokenizer", total) as move:
-
-            def texts() -> Iterator[str]:
-                for batch in batches_kept(raw.files, fates, Fate.train):
-                    for name in ("source", "target"):
-                        yield from batch.column(name).to_pylist()
-                    move(len(batch))
-
-            try:
-                tokenizer = make_tokenizer(self.data, self.encoder, texts())
-            except DataError:
-                raise
-            except ValueError as error:
-                raise DataError(f"encoder: {error}") from error
+        try:
+            if self.encoder.encoder == "small":
+                with progress("tokenizer", int((fates == Fate.train).sum())) as move:
+                    tokenizer = make_tokenizer(self.data, self.encoder, self._texts(raw, fates, move))
+            else:
+                tokenizer = make_tokenizer(self.data, self.encoder, ())
+        except DataError:
+            raise
+        except ValueError as error:
+            raise DataError(f"encoder: {error}") from error
         partial = self.folder / (TOKENIZER + PARTIAL)
         shutil.rmtree(partial, ignore_errors=True)
         tokenizer.save_pretrained(partial)
@@ -378,7 +387,5 @@ class _Build:
         fates = np.repeat(np.array([Fate[split] for split in splits], dtype=np.uint8), sizes)
         self._check_held_out(keys, fates, after=f" of at most {self.data.max_length} wordpieces a side")
 
-    def _tokenizer(self) -> Any:
-        from ...shared.models import load_tokenizer
-
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.folder / TOKENIZER)

@@ -117,7 +117,7 @@ class BatchPlan:
     def _fill(self, epoch: int) -> np.ndarray:
         rows = self._drawn(epoch)
         size = self.window * self.batch_size
-        filler = Filler(self._keys, self.batch_size, most_carried=size // 4)
+        filler = Filler(self._keys, self.batch_size, most_carried=max(self.batch_size, size // 4))
         for number, drawn in enumerate(np.array_split(rows, max(1, round(len(rows) / size)))):
             order = _by_length(self._lengths[drawn % len(self._lengths)], self.batch_size)
             # What one window leaves over, its last rows, goes on with rows of similar length.

@@ -9,7 +9,7 @@ from itertools import permutations, product
 from pathlib import Path
 
 from ...shared.languages import is_language, primary
-from ...shared.text import DataError, decoded_lines, nfc, plain_name, read_lines, require_equal_counts, text_files
+from ...shared.text import DataError, decoded_lines, plain_name, read_lines, require_equal_counts, text_files
 from .sentences import ParallelSentence, Span, WordPair
 from .words import folded_words, word_spans
 
@@ -352,7 +352,7 @@ def _variants(field: str) -> list[str]:
 
 
 def _entry(word: str, language: str) -> str:
-    return " ".join(folded_words(nfc(word), language))
+    return " ".join(folded_words(word, language))
 
 
 def _listed(pairs: Sequence[LanguagePair]) -> str:

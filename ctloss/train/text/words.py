@@ -72,8 +72,8 @@ def folded_words(text: str, language: str) -> list[str]:
     """
     pattern = _pattern(text, language)
     folded = text.casefold()
-    # Folding changes no character's class but that of U+0345: where it changes no length, all words stay in place.
-    if len(folded) == len(text) and unicodedata.is_normalized("NFC", folded) and "\u0345" not in text:
+    # Letters fold to letters and marks, and marks to themselves, all but U+0345: words stay words.
+    if unicodedata.is_normalized("NFC", folded) and "\u0345" not in text:
         return pattern.findall(folded)
     return [fold(word) for word in pattern.findall(text)]
 

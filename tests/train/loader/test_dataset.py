@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 import pyarrow as pa
 
 from ctloss.train.samples.dataset import Lists, WPSDataset, held_out
-from support.samples import Row, as_table, random_samples, write_stream
+from support.loader.samples import Row, as_table, random_samples, write_stream
 
 ROWS = random_samples(50, vocabulary=90, words=(0, 4))
 TABLE = as_table(ROWS)

@@ -15,7 +15,7 @@ from ctloss.train.samples.collator import Collator
 from ctloss.train.samples.dataset import WPSDataset
 from ctloss.train.samples.mixing import times_of_origins
 from ctloss.train.samples.sampler import BatchPlan
-from support.samples import as_table, random_samples
+from support.loader.samples import as_table, random_samples
 from support.tiny_text import wordpiece_tokenizer
 
 

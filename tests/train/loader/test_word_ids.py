@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 from ctloss.train.samples.collator import Collator, connected
 from ctloss.train.samples.dataset import Rows, WPSDataset
 from ctloss.train.samples.sampler import BatchPlan, PlanSampler
-from support.samples import as_table, random_samples
+from support.loader.samples import as_table, random_samples
 from support.tiny_text import ENGLISH_FRENCH, wordpiece_tokenizer
 
 TOKENIZER = wordpiece_tokenizer([text for pair in ENGLISH_FRENCH for text in pair])

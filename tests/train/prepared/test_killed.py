@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 
@@ -16,8 +16,9 @@ pytest.importorskip("pyarrow")
 pytest.importorskip("transformers")
 pytest.importorskip("fcntl")
 
-from ctloss.train.prepared import mapping, reading
+from ctloss.train.prepared import build, mapping, reading
 from ctloss.train.prepared.build import prepare
+from ctloss.train.prepared.parts import hash_texts
 from ctloss.train.recipe import Data, EncoderChoice
 from support.tiny_runs import write_corpus
 
@@ -42,11 +43,23 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def forked(work: Callable[..., None], *given: Any) -> Any:
-    """Starts a process that has imported everything already."""
-    process = multiprocessing.get_context("fork").Process(target=work, args=given)
-    process.start()
-    return process
+def forked(work: Callable[..., None], *given: Any) -> int:
+    """Starts a process that has imported everything already; returns its number."""
+    number = os.fork()
+    if number:
+        return number
+    code = 1
+    try:
+        signal.alarm(60)
+        work(*given)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def end_of(number: int) -> int:
+    """Waits for a process; returns its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
 
 
 def prepare_and_die(data: Data, folder: Path, moves: int) -> None:
@@ -74,9 +87,7 @@ def test_what_a_killed_process_left_is_gone_on_with(tmp_path: Path, corpus: Data
     whole = prepare(corpus, SMALL, tmp_path / "whole", workers=1, say=Mock())
     moves = 0
     for place in (1, 6, 9, 15, 19, 22, 26, 28):
-        process = forked(prepare_and_die, corpus, tmp_path / "killed", place - moves)
-        process.join(60)
-        assert process.exitcode == -signal.SIGKILL, place
+        assert end_of(forked(prepare_and_die, corpus, tmp_path / "killed", place - moves)) == -signal.SIGKILL, place
         assert not (tmp_path / "killed").exists()
         moves = place
     assert prepare(corpus, SMALL, tmp_path / "killed", workers=1, say=Mock()).fingerprint == whole.fingerprint
@@ -99,9 +110,7 @@ def prepare_and_tell(data: Data, folder: Path) -> None:
 
 def test_processes_that_come_at_once_build_once(tmp_path: Path, corpus: Data) -> None:
     processes = [forked(prepare_and_tell, corpus, tmp_path / "made") for _ in range(3)]
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
+    assert [end_of(process) for process in processes] == [0, 0, 0]
     told = [path.read_text().splitlines() for path in tmp_path.glob("told-*")]
     assert len({lines[-1] for lines in told}) == 1
     assert sum(any(line.startswith("preparing the corpus") for line in lines) for lines in told) == 1
@@ -110,11 +119,39 @@ def test_processes_that_come_at_once_build_once(tmp_path: Path, corpus: Data) ->
 
 
 def test_damaged_files_of_an_unfinished_build_are_made_again(tmp_path: Path, corpus: Data) -> None:
-    process = forked(prepare_and_die, corpus, tmp_path / "made", 24)
-    process.join(60)
+    assert end_of(forked(prepare_and_die, corpus, tmp_path / "made", 24)) == -signal.SIGKILL
     [building] = tmp_path.glob("made-*.partial")
     damaged = sorted((building / "train").glob("*.arrow"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-50])
     prepare(corpus, SMALL, tmp_path / "made", workers=1, say=Mock())
+    prepare(corpus, SMALL, tmp_path / "whole", workers=1, say=Mock())
+    assert content(tmp_path / "made") == content(tmp_path / "whole")
+
+
+BUILDER: list[int] = []
+
+
+def hash_and_kill(table: Any, indices: list[int]) -> Any:
+    """Kills the process that builds, as soon as its workers work; they live on."""
+    if os.getpid() not in BUILDER:
+        os.kill(os.getppid(), signal.SIGKILL)
+    return hash_texts(table, indices)
+
+
+def prepare_in_a_group(data: Data, folder: Path) -> None:
+    os.setsid()
+    BUILDER.append(os.getpid())
+    patch.object(build, "hash_texts", hash_and_kill).start()
+    prepare(data, SMALL, folder, workers=2, say=Mock())
+
+
+def test_workers_of_a_killed_process_keep_no_lock(tmp_path: Path, corpus: Data) -> None:
+    killed = forked(prepare_in_a_group, corpus, tmp_path / "made")
+    assert end_of(killed) == -signal.SIGKILL
+    try:
+        assert end_of(forked(prepare_and_tell, corpus, tmp_path / "made")) == 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(killed, signal.SIGKILL)
     prepare(corpus, SMALL, tmp_path / "whole", workers=1, say=Mock())
     assert content(tmp_path / "made") == content(tmp_path / "whole")

@@ -23,6 +23,7 @@ from ctloss.train.prepared.folder import DOCUMENT, SAMPLES, Prepared, describe, 
 from ctloss.train.recipe import Data, EncoderChoice
 from ctloss.train.text.sentences import stable_hash, text_key
 from ctloss.train.text.tokenizer import definition, train_wordpiece
+from ctloss.train.text.words import fold, is_stop_word
 from support.tiny_runs import write_corpus
 from support.tiny_text import ENGLISH_FRENCH, LEXICON
 
@@ -382,3 +383,22 @@ def test_document_lists_every_file(tmp_path: Path) -> None:
     there = {path.relative_to(made.path).as_posix() for path in made.path.rglob("*") if path.is_file()}
     assert there == {*files, DOCUMENT}
     assert mapping.NAME in next(name for name in files if name.startswith("train/"))
+
+
+@pytest.mark.data
+@pytest.mark.skipif("CTLOSS_DATA" not in os.environ, reason="CTLOSS_DATA names no folder of real parallel text")
+def test_real_sentences_with_the_lexicon(tmp_path: Path) -> None:
+    data = Path(os.environ["CTLOSS_DATA"])
+    corpus = tuple(str(data / "tatoeba-train" / f"en-{language}.tsv") for language in ("ar", "zh"))
+    chosen = Data(corpus=corpus, lexicon=(str(data / "lexicon"),), max_pairs=4000, evaluation_pairs=200)
+    prepared = prepare(chosen, EncoderChoice(), tmp_path / "made", workers=2, say=Mock())
+    train, validation, test = prepared.counts.values()
+    assert train.pairs + validation.pairs + test.pairs == 14_316 + 22_757
+    assert train.rows + train.skipped_pairs["too long"] == 4000
+    assert all(found["rows_with_words"] > 0.15 * found["rows"] for found in train.languages.values())
+    for row in prepared.rows("test"):
+        for side in ("source", "target"):
+            text, language = fold(row[side]), row[f"{side}_language"]
+            for word in row[f"{side}_words"]:
+                assert word in text
+                assert not is_stop_word(word, language)

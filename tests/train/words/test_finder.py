@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+pytest.importorskip("transformers")
+
 from ctloss.train.text.finder import WordFinder
 from ctloss.train.text.lexicon import Lexicon
 from ctloss.train.text.sentences import ParallelSentence, WordPair

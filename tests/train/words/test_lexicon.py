@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+pytest.importorskip("transformers")
+
 from ctloss.shared.text import DataError
 from ctloss.train.text.lexicon import Lexicon, find_lexicon_lines, read_lexicon
 from ctloss.train.text.sentences import ParallelSentence, WordPair

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("stopwordsiso")
+
 from ctloss.train.text import words
 from ctloss.train.text.words import StopWords, is_stop_word, stop_word_languages, stop_words
 

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+pytest.importorskip("transformers")
+
 from ctloss.train.text.words import fold, folded_words, is_unspaced, occurs_once, word_spans
 from support.tiny_text import ODD_TEXT
 
@@ -65,15 +67,20 @@ def test_words_are_what_a_loop_over_characters_finds(text: str, language: str) -
 
 
 def test_folding_moves_no_character_out_of_its_class() -> None:
-    """What lets words be found in a folded text of the same length: letters stay letters, and marks marks."""
+    """What lets words be found in a folded text: letters become letters and marks, and the rest stays what it is."""
     moved = set()
     for character in map(chr, range(sys.maxunicode + 1)):
-        folded = character.casefold()
-        if len(folded) == 1 and folded != character:
-            before, after = ((c.isalnum(), is_mark(c), is_single(c)) for c in (character, folded))
-            if before != after:
+        first, *others = folded = character.casefold()
+        if folded != character:
+            kinds = [(c.isalnum(), is_mark(c), is_single(c)) for c in (character, first)]
+            if kinds[0] != kinds[1] or not all((c.isalnum() or is_mark(c)) and not is_single(c) for c in others):
                 moved.add(character)
     assert moved == {"\u0345"}
+
+
+@pytest.mark.parametrize("text", ["\u0345a", "\u0345", "ᾳ\u0345 α", "cafe\u0301 \u0345"])
+def test_the_mark_that_folds_to_a_letter_begins_no_word(text: str) -> None:
+    assert folded_words(text, "el") == [fold(text[start:end]) for start, end in word_spans(text, "el")]
 
 
 @pytest.mark.parametrize(
@@ -136,3 +143,12 @@ def test_a_word_that_overlaps_itself_occurs_twice() -> None:
     assert not occurs_once("哈哈哈", (0, 2), "zh")
     assert occurs_once("哈哈", (0, 2), "zh")
     assert not occurs_once("bye bye bye", (0, 7), "en")
+
+
+@pytest.mark.parametrize(
+    ("text", "language"), [("ह हि", "hi"), ("كت كِتاب", "ar"), ("می می\u200cخواهم", "fa"), ("a a\u0301b", "en")]
+)
+def test_marks_and_joiners_are_inside_words(text: str, language: str) -> None:
+    [first, second] = word_spans(text, language)
+    assert occurs_once(text, first, language)
+    assert occurs_once(text, second, language)
