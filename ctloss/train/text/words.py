@@ -89,7 +89,7 @@ def stop_words(language: str, kind: StopWords = "short") -> frozenset[str]:
 
     ``"short"`` are lists of our own: words that only hold a sentence together (articles, pronouns, prepositions,
     conjunctions, particles, auxiliaries, in all their forms), one file per language in ``stop_words/``; a word that is
-    as often one with a meaning, such as French *or* (gold), is left out. ``"iso"`` are the lists of stopwords-iso, which
+    as often one with a meaning, such as French *or* (gold), is not. ``"iso"`` are the lists of stopwords-iso, which
     the recipe ``paper`` takes; they also hold words with a meaning, such as "man", "world" and "work".
 
     Example:
