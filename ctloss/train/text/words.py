@@ -88,9 +88,9 @@ def stop_words(language: str, kind: StopWords = "short") -> frozenset[str]:
     """Returns the stop words of a language, folded; empty if there is no list.
 
     ``"short"`` are lists of our own: words that only hold a sentence together (articles, pronouns, prepositions,
-    conjunctions, particles, auxiliaries, in all their forms), one file per language in ``stop_words/``. ``"iso"`` are
-    the lists of stopwords-iso, which Chen et al. 2022 stand for here; they also name words with a meaning, such as
-    "man", "world" and "work".
+    conjunctions, particles, auxiliaries, in all their forms), one file per language in ``stop_words/``; a word that is
+    as often one with a meaning, such as French *or* (gold), is not. ``"iso"`` are the lists of stopwords-iso, which
+    the recipe ``paper`` takes; they also hold words with a meaning, such as "man", "world" and "work".
 
     Example:
         >>> "the" in stop_words("en"), "world" in stop_words("en"), "world" in stop_words("en", "iso")

@@ -70,7 +70,8 @@ def test_folding_moves_no_character_out_of_its_class() -> None:
     """What lets words be found in a folded text: letters become letters and marks, and the rest stays what it is."""
     moved = set()
     for character in map(chr, range(sys.maxunicode + 1)):
-        first, *others = folded = character.casefold()
+        folded = character.casefold()
+        first, others = folded[0], folded[1:]
         if folded != character:
             kinds = [(c.isalnum(), is_mark(c), is_single(c)) for c in (character, first)]
             if kinds[0] != kinds[1] or not all((c.isalnum() or is_mark(c)) and not is_single(c) for c in others):
