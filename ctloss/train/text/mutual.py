@@ -224,12 +224,12 @@ def _device(name: str | None) -> torch.device:
 
 def _revision(name: str) -> str | None:
     """Returns which revision of a model on the hub is read; None of a folder."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     if Path(name).is_dir():
         return None
     # The hub's files lie in a folder named after their revision.
-    return Path(cached_file(name, "config.json")).parent.name
+    return Path(str(cached_file(name, "config.json"))).parent.name
 
 
 def _header(path: Path) -> bytes:
