@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +20,6 @@ from transformers import PreTrainedTokenizerBase
 
 from ctloss.shared.text import aligned_files
 from ctloss.train.samples import wps
-from ctloss.train.samples.dataset import WPSDataset, held_out
 from ctloss.train.samples.wps import WPSCounts, build_wps, wordpiece_span
 from ctloss.train.text.alignment import GoldWords
 from ctloss.train.text.corpus import read_embedded, read_lines, read_tsv
@@ -168,8 +166,6 @@ def test_an_interrupted_build_leaves_nothing_that_counts(
         with pytest.raises(KeyboardInterrupt):
             build(tmp_path, tokenizer, parallel(ENGLISH_FRENCH))
     assert wps.read_manifest(tmp_path) is None
-    with pytest.raises(ValueError, match="expected a finished build"):
-        WPSDataset(tmp_path)
     assert build(tmp_path, tokenizer, parallel(ENGLISH_FRENCH)).rows == 5
 
 
@@ -180,68 +176,6 @@ def test_refusals(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         build(tmp_path, tokenizer, parallel([("", "chien")]))
     with pytest.raises(ValueError, match=r"expected max_length of at least 3 .*, got 2"):
         build(tmp_path, tokenizer, parallel(ENGLISH_FRENCH), max_length=2)
-    build(tmp_path, tokenizer, parallel([("A cat", "Un chat")]))
-    with pytest.raises(ValueError, match="expected rows with word pairs"):
-        WPSDataset(tmp_path, require_words=True)
-
-
-def test_dataset_gives_rows_and_leaves_those_without_words_out(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(wps, "CHUNK", 2)  # so that rows lie in several record batches
-    build(tmp_path, tokenizer, parallel(ENGLISH_FRENCH))
-    rows = read_rows(tmp_path)
-    every, with_words = WPSDataset(tmp_path), WPSDataset(tmp_path, require_words=True)
-    assert (len(every), len(with_words)) == (5, 4)
-    for dataset, expected in ((every, rows), (with_words, [row for row in rows if row["word_pairs"]])):
-        for index, row in enumerate(expected):
-            item = dataset[7, index]
-            assert (item["index"], item["epoch"]) == (index, 7)
-            assert item["source_ids"].tolist() == row["source_ids"]
-            assert item["target_ids"].tolist() == row["target_ids"]
-            assert item["word_pairs"].tolist() == row["word_pairs"]
-            assert dataset.lengths[index].tolist() == [len(row["source_ids"]), len(row["target_ids"])]
-            assert dataset.text(index)["target"] == row["target"]
-
-
-def test_equal_texts_have_equal_keys(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    build(tmp_path, tokenizer, parallel([("A dog", "Un chien"), ("a  DOG", "Le chien"), ("Le chien", "A cat")]))
-    keys = WPSDataset(tmp_path).keys
-    assert keys[0, 0] == keys[1, 0]
-    assert keys[1, 1] == keys[2, 0]
-    assert len(np.unique(keys)) == 4
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_held_out_words_never_train(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
-    corpus = parallel(ENGLISH_FRENCH) + parallel([("Red letter", "Lettre rouge"), ("My house", "Ma maison")])
-    build(tmp_path, tokenizer, corpus)
-    every = WPSDataset(tmp_path, held_out_share=0.4, held_out_seed=seed)
-    trained = WPSDataset(tmp_path, require_words=True, held_out_share=0.4, held_out_seed=seed)
-    kept: set[tuple[str, str]] = set()
-    left_out: set[tuple[str, str]] = set()
-    with_words = []
-    for index, row in enumerate(read_rows(tmp_path)):
-        out = held_out(np.array(row["word_types"], dtype=np.uint64), 0.4, seed)
-        expected = [span for span, is_out in zip(row["word_pairs"], out, strict=True) if not is_out]
-        assert every[index]["word_pairs"].tolist() == expected
-        if expected:
-            with_words.append(row["source"])
-        for source, target, is_out in zip(row["source_words"], row["target_words"], out, strict=True):
-            (left_out if is_out else kept).add((source, target))
-    assert left_out
-    assert not left_out & kept, "a translation is held out in every sentence or in none"
-    assert [trained.text(index)["source"] for index in range(len(trained))] == with_words
-
-
-@given(st.integers(0, 2**32), st.floats(0, 0.99))
-def test_held_out_is_a_fixed_share_that_grows_with_the_share(seed: int, share: float) -> None:
-    types = np.random.default_rng(seed).integers(2**64, size=4000, dtype=np.uint64)
-    chosen = held_out(types, share, seed)
-    # Five standard deviations of a binomial share of 4,000 draws.
-    assert abs(chosen.mean() - share) <= 5 * np.sqrt(0.25 / 4000)
-    assert not (held_out(types, share / 2, seed) & ~chosen).any()
-    assert (held_out(types[::-1], share, seed) == chosen[::-1]).all()
 
 
 def test_embedded_gold_words_have_spans_in_every_language(tmp_path: Path) -> None:
