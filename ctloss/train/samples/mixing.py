@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 from typing import Protocol
 
 import numpy as np
@@ -31,8 +32,8 @@ def times_of_origins(mixing: Iterable[str], origins: Sequence[Origin]) -> np.nda
     """Returns how often an epoch sees the rows of each origin, (origins,) float64: once unless ``mixing`` names it.
 
     Args:
-        mixing: entries such as ``"en-fr=2"``, by language pair, or ``"news.tsv=.5"``, by the origin's name, which goes
-            before its language pair.
+        mixing: entries such as ``"en-fr=2"``, by language pair, or ``"news.tsv=.5"``, by the origin's name, with or
+            without its folder. The more exact of two names goes before the other.
         origins: where the rows come from.
 
     Raises:
@@ -44,9 +45,11 @@ def times_of_origins(mixing: Iterable[str], origins: Sequence[Origin]) -> np.nda
         >>> times_of_origins(["en-fr=2.5"], [french])
         array([2.5])
     """
-    pairs = [f"{origin.source_language}-{origin.target_language}" for origin in origins]
-    names = [origin.name for origin in origins]
-    known = list(dict.fromkeys(pairs + names))
+    names = [
+        (origin.name, PurePath(origin.name).name, f"{origin.source_language}-{origin.target_language}")
+        for origin in origins
+    ]
+    known = list(dict.fromkeys(name for of_origin in zip(*names, strict=True) for name in of_origin))
     given: dict[str, float] = {}
     for entry in mixing:
         name, equals, number = entry.rpartition("=")
@@ -54,10 +57,12 @@ def times_of_origins(mixing: Iterable[str], origins: Sequence[Origin]) -> np.nda
         require(
             bool(equals) and times is not None, "mixing", "NAME=TIMES, such as en-fr=2", entry, "write it like that"
         )
-        require(name in known, "mixing", f"names among {', '.join(known)}", name, "name a language pair or a file")
+        require(
+            name in known, "mixing", f"names among {', '.join(reversed(known))}", name, "name a language pair or a file"
+        )
         require(name not in given, "mixing", "each name once", name, "drop one")
         given[name] = times or 0.0
-    times_of = np.array([given.get(name, given.get(pair, 1.0)) for name, pair in zip(names, pairs, strict=True)])
+    times_of = np.array([next((given[name] for name in each if name in given), 1.0) for each in names])
     require(bool(times_of.any()), "mixing", "something above 0", " ".join(mixing), "raise one")
     return times_of
 

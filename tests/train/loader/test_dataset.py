@@ -13,6 +13,8 @@ pytest.importorskip("pyarrow")
 pytest.importorskip("transformers")
 
 import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ctloss.train.samples.dataset import Lists, WPSDataset, held_out
 from support.loader.samples import Row, as_table, random_samples, write_stream
@@ -90,6 +92,16 @@ def test_held_out_words_are_left_out_and_rows_without_others_too(seed: int) -> N
     np.testing.assert_array_equal(dataset.keys[:, 1], [row["target_key"] for row in kept])
     np.testing.assert_array_equal(dataset.origins, [row["origin"] for row in kept])
     assert dataset.text(2)["source"] == kept[2]["source"]
+
+
+@given(st.integers(0, 2**32), st.floats(0, 0.99))
+def test_held_out_is_a_fixed_share_that_grows_with_the_share(seed: int, share: float) -> None:
+    types = np.random.default_rng(seed).integers(2**64, size=4000, dtype=np.uint64)
+    chosen = held_out(types, share, seed)
+    # Five standard deviations of a binomial share of 4,000 draws.
+    assert abs(chosen.mean() - share) <= 5 * np.sqrt(0.25 / 4000)
+    assert not (held_out(types, share / 2, seed) & ~chosen).any()
+    assert (held_out(types[::-1], share, seed) == chosen[::-1]).all()
 
 
 def test_rows_of_everyone_bring_their_words() -> None:

@@ -25,7 +25,7 @@ class Origin(NamedTuple):
     target_language: str
 
 
-ORIGINS = [Origin("a.tsv", "en", "fr"), Origin("b=2.tsv", "en", "fr"), Origin("a.tsv", "en", "zh")]
+ORIGINS = [Origin("x/a.tsv", "en", "fr"), Origin("x/b=2.tsv", "en", "fr"), Origin("y/a.tsv", "en", "zh")]
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,7 @@ ORIGINS = [Origin("a.tsv", "en", "fr"), Origin("b=2.tsv", "en", "fr"), Origin("a
         (["a.tsv=3"], [3, 1, 3]),
         (["b=2.tsv=0", "en-fr=1.25"], [1.25, 0, 1]),
         (["en-fr=1.25", "a.tsv=2"], [2, 1.25, 2]),
+        (["a.tsv=2", "y/a.tsv=3", "en-zh=4"], [2, 1, 3]),
     ],
 )
 def test_times_go_by_language_pair_and_by_file(mixing: list[str], times: list[float]) -> None:
@@ -51,7 +52,7 @@ def test_times_go_by_language_pair_and_by_file(mixing: list[str], times: list[fl
         (["en-fr=-1"], "expected NAME=TIMES"),
         (["en-fr=inf"], "expected NAME=TIMES"),
         (["en-fr=nan"], "expected NAME=TIMES"),
-        (["en-de=2"], "expected names among en-fr, en-zh, a.tsv, b=2.tsv, got 'en-de'"),
+        (["en-de=2"], "expected names among en-zh, en-fr, b=2.tsv, a.tsv, y/a.tsv, x/b=2.tsv, x/a.tsv, got 'en-de'"),
         (["en-fr=2", "en-fr=3"], "expected each name once, got 'en-fr'"),
         (["en-fr=0", "en-zh=0"], "expected something above 0, got 'en-fr=0 en-zh=0'"),
     ],
