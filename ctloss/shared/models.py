@@ -5,6 +5,7 @@ Nothing is unpickled: weights are read from safetensors only.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,11 @@ def positions(config: PreTrainedConfig) -> int | None:
     if "roberta" in config.model_type or config.model_type in AS_ROBERTA:
         most -= (config.pad_token_id or 0) + 1
     return most
+
+
+def usual_length(config: PreTrainedConfig) -> int:
+    """Returns the wordpieces at which sentences are cut where nobody says otherwise: what the encoder takes, or 512."""
+    return min(positions(config) or 512, 512)
 
 
 def load_tokenizer(name: str | Path, *, needs: Sequence[str] = (), **options: Any) -> PreTrainedTokenizerBase:
@@ -196,6 +202,19 @@ def random_like(model: PreTrainedModel) -> PreTrainedModel:
         return type(model)(model.config, add_pooling_layer=False)
     except TypeError:
         return type(model)(model.config)
+
+
+def share_as_umask(folder: Path) -> None:
+    """Gives the files in a folder that only their owner may read the mode that other new files get.
+
+    The libraries that write weights make them as temporary files, which are private, and then rename them.
+    """
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        mode = path.lstat().st_mode & 0o777
+        if path.is_file() and not path.is_symlink() and mode == 0o600:
+            path.chmod(0o666 & ~umask)
 
 
 @contextmanager
