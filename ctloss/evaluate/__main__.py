@@ -107,6 +107,10 @@ def evaluate(given: argparse.Namespace) -> Path | None:
         ValueError: an argument is missing or does not fit; see also :func:`ctloss.evaluate.run`.
     """
     tasks = list(dict.fromkeys(given.tasks or ()))
+    for name in ("model", "before"):
+        # A shell expands it too, but not after an equals sign or in quotes.
+        if getattr(given, name) is not None:
+            setattr(given, name, os.path.expanduser(getattr(given, name)))
     if given.model is None and not (given.beside and given.output):
         raise ValueError("expected a MODEL, or --beside and --output for a report of existing results, got neither")
     if given.model is not None and not tasks:
@@ -117,8 +121,8 @@ def evaluate(given: argparse.Namespace) -> Path | None:
         if "align" not in tasks:
             raise ValueError("expected align among --tasks for --before, which its picture shows, got it without")
         read_config(given.before)
-    output = Path(given.output or Path("results") / Path(given.model).resolve().name)
-    results = [read_results(folder) for folder in given.beside]
+    output = Path(given.output).expanduser() if given.output else Path("results") / Path(given.model).resolve().name
+    results = [read_results(Path(folder).expanduser()) for folder in given.beside]
     vectors = VectorOptions(**given_options(given, VectorOptions))
     for flag, values in (("--data", given.data), ("--languages", given.languages or ())):
         refuse_unused(flag, values, tasks)
@@ -189,6 +193,8 @@ def finetuning(given: Mapping[str, Sequence[str]], tasks: Sequence[str], seeds: 
     for name, values in given.items():
         refuse_unused(flags[name], values, tuned)
         for task, texts in by_task(values, tuned).items():
+            if name in ("train", "dev"):
+                texts = [os.path.expanduser(text) for text in texts]
             changes[task][name] = read_values(FinetuneOptions, name, texts, of=task)
     return {task: dataclasses.replace(FINETUNED[task], **chosen) for task, chosen in changes.items()}
 

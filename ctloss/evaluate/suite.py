@@ -14,7 +14,8 @@ from typing import Any
 from ..shared.files import open_folder
 from ..shared.models import load_tokenizer, read_config
 from .data.sources import EVALUATIONS, digest_of_data, digest_of_model
-from .models.encoder import Encoder, VectorOptions, choose_layer, own_pooling
+from .models.encoder import Encoder, VectorOptions, choose_layer
+from .models.method import own_method
 from .models.options import XTREME_OPTIONS, FinetuneOptions
 from .results.scores import (
     FILE,
@@ -154,10 +155,10 @@ def _settings(
         how |= {split: [Path(file).name for file in how[split]] for split in ("train", "dev")}
     else:
         how = {name: getattr(vectors, name) for name in ("layer", "prefix", "max_length")}
-        how["pooling"] = own_pooling(model) if vectors.pooling == "model" else vectors.pooling
+        how["pooling"] = own_method(model).about if vectors.pooling == "model" else vectors.pooling
     settings = {
         "model": digest,
-        "data": digest_of_data(evaluation, place, options),
+        "data": digest_of_data(evaluation, place, options, languages),
         "languages": None if languages is None else sorted(set(languages)),
         **how,
     }

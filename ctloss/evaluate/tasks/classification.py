@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...shared.text import DataError
 from ..data.labelled import PAWSX, XNLI, LabelledPair, Row, Task, is_labelled, read_files
 from ..data.sources import digest_of_model, read_split
+from ..models.encoder import EmptySentence
 from ..models.options import XTREME_OPTIONS, FinetuneOptions
 from ..results.scores import MAJORITY, Outcome, Score, with_means
 
@@ -164,6 +166,13 @@ def evaluate_pawsx(
     return _evaluate(model, data, PAWSX, languages, options)
 
 
+def warn_unlabelled(task: Task, language: str) -> None:
+    """Warns that a language gets predictions but no score."""
+    warnings.warn(
+        f"{task.name}: the test rows in {language!r} have no labels: there are predictions but no score", stacklevel=3
+    )
+
+
 def accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
     """Returns the share of equal labels.
 
@@ -208,14 +217,14 @@ class PairHead:
         # In chunks: for MultiNLI, what the tokenizer records of every wordpiece along with its id takes gigabytes.
         for start in tqdm(range(0, len(pairs), CHUNK), desc="tokenizing", disable=len(pairs) <= CHUNK):
             chunk = pairs[start : start + CHUNK]
-            batch: dict[str, Any] = dict(
-                tokenizer(
-                    [pair.first for pair in chunk],
-                    [pair.second for pair in chunk],
-                    truncation="longest_first",
-                    max_length=max_length,
-                )
+            coded = tokenizer(
+                [pair.first for pair in chunk],
+                [pair.second for pair in chunk],
+                truncation="longest_first",
+                max_length=max_length,
             )
+            _refuse_empty(chunk, coded)
+            batch: dict[str, Any] = dict(coded)
             read += [{name: values[index] for name, values in batch.items()} for index in range(len(chunk))]
         for row, pair in zip(read, pairs, strict=True):
             if pair.label is not None:
@@ -235,6 +244,14 @@ class PairHead:
         return accuracy(_labels(rows), predicted)
 
 
+def _refuse_empty(pairs: Sequence[LabelledPair], coded: Any) -> None:
+    for index, pair in enumerate(pairs):
+        for number, text in enumerate((pair.first, pair.second)):
+            # Letters and digits always have a token: few texts need a closer look.
+            if not any(map(str.isalnum, text)) and number not in coded.sequence_ids(index):
+                raise EmptySentence(text, index, pair.place)
+
+
 def _labels(rows: Sequence[Row]) -> list[str]:
     return [row.label for row in rows if isinstance(row, LabelledPair) and row.label is not None]
 
@@ -246,7 +263,9 @@ def _evaluate(
     scores = []
     for language, tests in rows.items():
         gold = _labels(tests)
-        if gold:
+        if not gold:
+            warn_unlabelled(task, language)
+        else:
             for seed, answers in predicted.items():
                 scores.append(Score(task.name, language, "accuracy", accuracy(gold, answers[language]), seed))
             scores.append(Score(task.name, language, "accuracy", majority_accuracy(gold), about=MAJORITY))

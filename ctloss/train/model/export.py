@@ -88,9 +88,8 @@ def push(folder: Path, repo_id: str, private: bool = False, token: str | bool | 
     Raises:
         ValueError: the folder holds no exported encoder, the name is none, or the hub cannot be reached or refuses.
     """
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     if not (folder / "modules.json").is_file():
         raise ValueError(f"expected the folder of a finished run, got {folder} without modules.json; finish the run")
@@ -107,7 +106,7 @@ def push(folder: Path, repo_id: str, private: bool = False, token: str | bool | 
         raise ValueError(
             f"expected a name such as 'name' or 'organisation/name' on the hub, got {repo_id!r}; choose one"
         ) from error
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except Exception as error:  # The errors of connections are those of the library that the hub's is built on.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"expected to upload to {repo_id!r} on the Hugging Face hub, got {reason}; check the connection, the name "
