@@ -8,11 +8,13 @@ import os
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...shared.models import load_tokenizer
 from ...shared.text import DataError
 from ..data.labelled import PAWSX, XNLI, LabelledPair, Row, Task, is_labelled, read_files
 from ..data.sources import digest_of_model, read_split
@@ -57,6 +59,7 @@ def transfer(
     # All files are read before anything is trained, so that a malformed one shows at once and not after hours.
     tests = read_split(data, task, options.test_split, languages)
     train, dev = english_rows(data, task, options)
+    _refuse_empty(load_tokenizer(model), chain(train, dev, *tests.values()))
     if options.output is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("expected an output folder that all processes share, got None; name one")
     from ..models.finetune import finetune
@@ -88,6 +91,14 @@ def transfer(
 
 def _digest(rows: Sequence[Row]) -> str:
     return hashlib.sha256("\n".join(map(repr, rows)).encode()).hexdigest()
+
+
+def _refuse_empty(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> None:
+    for number, row in enumerate(rows):
+        for text in (row.first, row.second) if isinstance(row, LabelledPair) else ():
+            # Letters and digits always have a token: few texts need a closer look.
+            if not any(map(str.isalnum, text)) and not tokenizer(text, add_special_tokens=False)["input_ids"]:
+                raise EmptySentence(text, number, row.place)
 
 
 def english_rows(data: str | Path, task: Task, options: FinetuneOptions) -> tuple[list[Row], list[Row]]:
@@ -217,14 +228,14 @@ class PairHead:
         # In chunks: for MultiNLI, what the tokenizer records of every wordpiece along with its id takes gigabytes.
         for start in tqdm(range(0, len(pairs), CHUNK), desc="tokenizing", disable=len(pairs) <= CHUNK):
             chunk = pairs[start : start + CHUNK]
-            coded = tokenizer(
-                [pair.first for pair in chunk],
-                [pair.second for pair in chunk],
-                truncation="longest_first",
-                max_length=max_length,
+            batch: dict[str, Any] = dict(
+                tokenizer(
+                    [pair.first for pair in chunk],
+                    [pair.second for pair in chunk],
+                    truncation="longest_first",
+                    max_length=max_length,
+                )
             )
-            _refuse_empty(chunk, coded)
-            batch: dict[str, Any] = dict(coded)
             read += [{name: values[index] for name, values in batch.items()} for index in range(len(chunk))]
         for row, pair in zip(read, pairs, strict=True):
             if pair.label is not None:
@@ -242,14 +253,6 @@ class PairHead:
     def score(self, rows: Sequence[Row], predicted: Sequence[str]) -> float:
         """Returns the accuracy."""
         return accuracy(_labels(rows), predicted)
-
-
-def _refuse_empty(pairs: Sequence[LabelledPair], coded: Any) -> None:
-    for index, pair in enumerate(pairs):
-        for number, text in enumerate((pair.first, pair.second)):
-            # Letters and digits always have a token: few texts need a closer look.
-            if not any(map(str.isalnum, text)) and number not in coded.sequence_ids(index):
-                raise EmptySentence(text, index, pair.place)
 
 
 def _labels(rows: Sequence[Row]) -> list[str]:

@@ -43,8 +43,8 @@ def linked_words(sentence: ParallelSentence, line: str, place: str) -> tuple[Wor
         (((4, 7), (10, 15)), ((8, 13), (3, 9)))
     """
     sources, targets = token_spans(sentence.source), token_spans(sentence.target)
-    links = []
-    for text, link in dict(read_links(line)).items():
+    links: dict[tuple[int, int], None] = {}
+    for text, link in read_links(line):
         if link is None or link[1] != "-":
             raise DataError(
                 f"{place}: expected links such as 0-0 2-1, got {text!r}; write only sure links, zero-based, as s-t"
@@ -55,7 +55,7 @@ def linked_words(sentence: ParallelSentence, line: str, place: str) -> tuple[Wor
                 f"{place}: expected positions below {len(sources)} and {len(targets)} (the numbers of tokens), got "
                 f"{text}; align exactly this corpus, and count from zero"
             )
-        links.append((s, t))
+        links[s, t] = None
     source_uses, target_uses = Counter(s for s, _ in links), Counter(t for _, t in links)
     pairs = (
         (_trim(sentence.source, sources[s]), _trim(sentence.target, targets[t]))

@@ -167,14 +167,7 @@ def test_the_card_names_nothing_that_is_not_there(options: dict[str, Any], base:
 
 
 def test_pairs_of_languages_with_regions_are_told_apart() -> None:
-    assert languages_of(["en-fr", "en-zho_Hans", "pt-br-en", "en-zh-tw"]) == [
-        "en",
-        "fr",
-        "zho_Hans",
-        "pt",
-        "br-en",
-        "zh-tw",
-    ]
+    assert languages_of(["en-fr", "en-zho_Hans", "fr-pt-br", "en-zh-tw"]) == ["en", "fr", "zho_Hans", "pt-br", "zh-tw"]
 
 
 class Hub:
