@@ -94,8 +94,8 @@ def _digest(rows: Sequence[Row]) -> str:
 
 
 def _refuse_empty(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> None:
-    for number, row in enumerate(rows):
-        for text in (row.first, row.second) if isinstance(row, LabelledPair) else ():
+    for number, row in enumerate(row for row in rows if isinstance(row, LabelledPair)):
+        for text in (row.first, row.second):
             # Letters and digits always have a token: few texts need a closer look.
             if not any(map(str.isalnum, text)) and not tokenizer(text, add_special_tokens=False)["input_ids"]:
                 raise EmptySentence(text, number, row.place)

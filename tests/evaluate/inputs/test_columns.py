@@ -94,7 +94,8 @@ def test_every_reader_reads_compressed_files(tmp_path: Path, ending: str, compre
     store("en-fr.txt", "a b ||| c\n")
     store("en-fr.gold", "0-0 1p0\n")
     [pair] = read_alignments(tmp_path / "en-fr")
-    assert (pair.first, pair.second, pair.sure, len(pair.possible)) == (["a", "b"], ["c"], {(0, 0)}, 2)
+    assert (pair.first, pair.second) == (["a", "b"], ["c"])
+    assert (sorted(pair.sure), sorted(pair.possible)) == ([(0, 0)], [(0, 0), (1, 0)])
 
 
 @pytest.mark.parametrize("space", INNER, ids=lambda space: f"U+{ord(space):04X}")
@@ -105,7 +106,8 @@ def test_only_ascii_spaces_and_tabs_part_the_words_of_gold_alignments(tmp_path: 
     write(tmp_path, en___fr__txt=[text, text], en___fr__gold=["0-1\t1-0  3p2", ""])
     pairs = read_alignments(tmp_path / "en-fr")
     assert [(pair.first, pair.second) for pair in pairs] == [(first, second)] * 2
-    assert (pairs[0].sure, pairs[0].possible) == ({(0, 1), (1, 0)}, {(0, 1), (1, 0), (3, 2)})
+    assert sorted(pairs[0].sure) == [(0, 1), (1, 0)]
+    assert sorted(pairs[0].possible) == [(0, 1), (1, 0), (3, 2)]
     with refused("expected links i-j or ipj with i below 4 and j below 3", where=tmp_path / "en-fr.gold", line=1):
         write(tmp_path, en___fr__gold=["4-0", ""])
         read_alignments(tmp_path / "en-fr")
