@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..shared.files import open_folder
-from ..shared.models import load_tokenizer, read_config
+from ..shared.models import expanded, load_tokenizer, read_config
 from .data.sources import EVALUATIONS, digest_of_data, digest_of_model
 from .models.encoder import Encoder, VectorOptions, choose_layer
 from .models.method import own_method
@@ -79,9 +79,10 @@ def run(
             or results with other settings.
         DataError: files are missing or malformed.
     """
+    model = expanded(model)
     config = read_config(model)
     load_tokenizer(model)
-    output = Path(output)
+    output = Path(output).expanduser()
     digest = digest_of_model(model)
     options = {task: _finetuning(task, finetuning or {}) for task in data}
     vectors = vectors or VectorOptions()

@@ -23,6 +23,11 @@ AS_ROBERTA = (
 )
 
 
+def expanded(name: str | Path) -> str:
+    """Returns the name or folder of a model with ``~`` as the home folder; no name on the hub begins with one."""
+    return os.path.expanduser(name)
+
+
 def read_config(name: str | Path) -> PreTrainedConfig:
     """Returns the configuration of an encoder, by name or folder.
 
@@ -32,7 +37,7 @@ def read_config(name: str | Path) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(expanded(name))
     except Exception as error:  # Checks of a configuration's values raise classes of their own.
         raise ValueError(
             f"expected the name or folder of a Hugging Face encoder, got {str(name)!r} ({_first_line(error)}); "
@@ -76,7 +81,7 @@ def load_tokenizer(name: str | Path, *, needs: Sequence[str] = (), **options: An
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(expanded(name), **options)
     except Exception as error:  # The tokenizers library raises no other class.
         raise ValueError(
             f"expected a tokenizer with the model, got {str(name)!r} without one ({_first_line(error)}); "
@@ -249,7 +254,7 @@ def _read(name: str | Path, model_class: Any, **options: Any) -> tuple[PreTraine
     try:
         with quietly():
             model, information = model_class.from_pretrained(
-                name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+                expanded(name), dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
             )
     except (OSError, ValueError) as error:
         raise ValueError(

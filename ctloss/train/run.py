@@ -24,8 +24,9 @@ from .model.encoder import CCEEncoder, make_encoders, make_tokenizer
 from .model.objective import Objective
 from .output import CARD_FILE, PICTURE_FILE, RESULTS_FILE, checkpoints, claim_folder, claim_samples
 from .recipe import Recipe, RecipeError
+from .reporting.card import model_card
 from .reporting.probe import Probe
-from .reporting.report import draw_words, model_card, table
+from .reporting.report import draw_words, table
 from .samples.collator import Collator
 from .samples.dataset import WPSDataset, held_out
 from .samples.prepare import build_samples, read_corpus, texts

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ctloss.evaluate import VectorOptions, evaluate_pairs, read_results, run
+from ctloss.evaluate import Encoder, VectorOptions, evaluate_pairs, read_results, run
 from ctloss.evaluate.__main__ import main
 from ctloss.evaluate.data.sources import EVALUATIONS, digest_of_data, find_data
 from support import tiny_tasks
@@ -43,6 +43,13 @@ def test_files_left_out_do_not_change_what_a_result_was_made_of(tmp_path: Path) 
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
+
+
+def test_models_lie_below_the_home_folder(home: Path, model: str) -> None:
+    (home / "model").symlink_to(model)
+    encoders = [Encoder(name, pooling="mean", device="cpu") for name in ("~/model", Path("~/model"), model)]
+    tilde, path, plain = (encoder.sentences(["the cat"]).tolist() for encoder in encoders)
+    assert tilde == path == plain
 
 
 def test_data_lie_below_the_home_folder(home: Path) -> None:

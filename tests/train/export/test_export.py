@@ -18,7 +18,7 @@ from ctloss.evaluate import Encoder
 from ctloss.train import CCEEncoder, tiny
 from ctloss.train.model.encoder import small_backbone
 from ctloss.train.model.export import export, push
-from ctloss.train.reporting.report import languages_of, model_card
+from ctloss.train.reporting.card import languages_of, model_card
 from ctloss.train.text.tokenizer import read_tokenizer, train_wordpiece
 from support.tiny_encoder import tiny_bert, word_tokenizer
 
