@@ -187,13 +187,15 @@ class Encoder:
         return [item for item in found if item is not None]
 
     def _refuse_empty(self, texts: Sequence[str], coded: Sequence[Sequence[int]]) -> None:
-        nothing, around = (len(self.tokenizer(text, verbose=False)["input_ids"]) for text in (self.prefix, ""))
+        def length(text: str) -> int:
+            return len(self.tokenizer(text, verbose=False)["input_ids"])
+
+        nothing, around = length(self.prefix), length("")
         special, unknown = set(self.tokenizer.all_special_ids), self.tokenizer.unk_token_id
         unread = 0
         for number, (text, ids) in enumerate(zip(texts, coded, strict=True)):
             # A text may share a wordpiece with the prefix, or be cut off behind it: such a one is looked at alone.
-            alone = len(ids) <= nothing and self.tokenizer(self._read(text), verbose=False)["input_ids"]
-            if alone is not False and len(alone) <= around:
+            if len(ids) <= nothing and length(self._read(text)) <= around:
                 raise EmptySentence(text, number)
             unread += unknown in ids and special.issuperset(ids)
         if unread:
