@@ -14,6 +14,7 @@ from ..shared.command import as_process
 from ..shared.files import open_folder, write_atomically
 from ..shared.models import expanded, read_config
 from ..shared.options import add_options, command_line, given_options, read_values
+from ..shared.text import home_path
 from .data.sources import EVALUATIONS, find_data
 from .models.encoder import Encoder, VectorOptions
 from .models.options import XTREME_OPTIONS, FinetuneOptions
@@ -121,8 +122,8 @@ def evaluate(given: argparse.Namespace) -> Path | None:
         if "align" not in tasks:
             raise ValueError("expected align among --tasks for --before, which its picture shows, got it without")
         read_config(given.before)
-    output = Path(given.output).expanduser() if given.output else Path("results") / Path(given.model).resolve().name
-    results = [read_results(Path(folder).expanduser()) for folder in given.beside]
+    output = home_path(given.output) if given.output else Path("results") / Path(given.model).resolve().name
+    results = [read_results(home_path(folder)) for folder in given.beside]
     vectors = VectorOptions(**given_options(given, VectorOptions))
     for flag, values in (("--data", given.data), ("--languages", given.languages or ())):
         refuse_unused(flag, values, tasks)
@@ -194,7 +195,7 @@ def finetuning(given: Mapping[str, Sequence[str]], tasks: Sequence[str], seeds: 
         refuse_unused(flags[name], values, tuned)
         for task, texts in by_task(values, tuned).items():
             if name in ("train", "dev"):
-                texts = [os.path.expanduser(text) for text in texts]
+                texts = [str(home_path(text)) for text in texts]
             changes[task][name] = read_values(FinetuneOptions, name, texts, of=task)
     return {task: dataclasses.replace(FINETUNED[task], **chosen) for task, chosen in changes.items()}
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..shared.files import open_folder
 from ..shared.models import expanded, load_tokenizer, read_config
+from ..shared.text import home_path
 from .data.sources import EVALUATIONS, digest_of_data, digest_of_model
 from .models.encoder import Encoder, VectorOptions, choose_layer
 from .models.method import own_method
@@ -82,7 +83,7 @@ def run(
     model = expanded(model)
     config = read_config(model)
     load_tokenizer(model)
-    output = Path(output).expanduser()
+    output = home_path(output)
     digest = digest_of_model(model)
     options = {task: _finetuning(task, finetuning or {}) for task in data}
     vectors = vectors or VectorOptions()

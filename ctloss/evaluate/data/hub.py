@@ -14,9 +14,9 @@ from .labelled import (
     check_alike,
     check_equal_lengths,
     check_label,
+    check_sentences,
     without_language,
 )
-from .visible import require_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -156,8 +156,7 @@ def _rows(table: Dataset, place: str, task: Task) -> list[Row]:
         row: Row
         if task.unit == "pair":
             first, second = (nfc(item[column]).strip() for column in columns)
-            for sentence in (first, second):
-                require_text(f"{place}, row {number}", sentence, "two sentences")
+            check_sentences(f"{place}, row {number}", first, second)
             row = LabelledPair(first, second, None if value is None else name(value), f"{place}, row {number}")
             labels, nothing = [row.label], row.label is None
         else:

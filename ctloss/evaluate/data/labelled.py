@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...shared.languages import CODE
-from ...shared.text import DataError, decoded_lines, plain_name, text_files
-from .visible import require_text
+from ...shared.text import DataError, decoded_lines, plain_name, stripped, text_files
 
 UPOS = (
     *("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM"),
@@ -173,8 +172,7 @@ def read_pairs(path: Path, labels: Sequence[str]) -> list[Row]:
             )
         place = f"{path}, line {number}"
         first, second = columns[0].strip(), columns[1].strip()
-        for sentence in (first, second):
-            require_text(place, sentence, "two sentences")
+        check_sentences(place, first, second)
         label = columns[2].strip() if len(columns) > 2 else None
         check_label(place, label, labels)
         check_alike(place, label is None, not is_labelled(rows) if rows else None)
@@ -379,6 +377,14 @@ def check_equal_lengths(rows: Mapping[str, Sequence[Row]], names: Mapping[str, s
                 f"{names[language]}, line {len(items) + 1}: expected {len(rows[longest])} items as in "
                 f"{names[longest]}, got {len(items)}; the file is short: fetch it again"
             )
+
+
+def check_sentences(place: str, *sentences: str) -> None:
+    """Raises DataError for a sentence without a character that can be seen."""
+    for sentence in sentences:
+        if not stripped(sentence):
+            shown = f" ({sentence[:40]!r}, which cannot be seen)" if sentence.strip() else ""
+            raise DataError(f"{place}: expected two sentences, got an empty one{shown}; correct the line")
 
 
 def check_label(place: str, label: str | None, labels: Sequence[str]) -> None:

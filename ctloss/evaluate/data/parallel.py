@@ -17,10 +17,10 @@ from ...shared.text import (
     decoded_lines,
     read_lines,
     require_equal_counts,
+    stripped,
     text_file,
     text_files,
 )
-from .visible import is_blank, read_sentences
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def read_tatoeba(folder: Path, languages: Sequence[str] | None = None) -> list[P
         code, sorted_by_english = code_of[stem], stems[stem]
         english = "en" if sorted_by_english else "eng"
         first_path, second_path = (_there(folder / f"{stem}.{language}") for language in (code, english))
-        first, second = read_sentences(first_path), read_sentences(second_path)
+        first, second = read_lines(first_path), read_lines(second_path)
         require_equal_counts({first_path: len(first), second_path: len(second)})
         gold: list[int] | None = list(range(len(first)))
         if sorted_by_english:
@@ -126,7 +126,7 @@ def read_aligned(prefix: Path, languages: Sequence[str] | None = None) -> dict[s
             f"{', '.join(others)}",
             stacklevel=3,
         )
-    texts = {language: read_sentences(path) for language, path in files.items()}
+    texts = {language: read_lines(path) for language, path in files.items()}
     require_equal_counts({path: len(texts[language]) for language, path in files.items()})
     return texts
 
@@ -175,7 +175,7 @@ def _read_identified(path: Path) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for number, line in enumerate(read_lines(path), start=1):
         identifier, _, sentence = (part.strip() for part in line.partition("\t"))
-        if is_blank(identifier) or is_blank(sentence) or identifier in found:
+        if not (stripped(identifier) and stripped(sentence)) or identifier in found:
             raise DataError(
                 f"{path}, line {number}: expected ID TAB SENTENCE with a unique id, got {line[:80]!r}; "
                 "put one tab between the two, and give each id once"
@@ -200,7 +200,7 @@ def read_alignments(prefix: Path) -> list[AlignedWords]:
     for number, (text, line) in enumerate(zip(texts, links, strict=True), start=1):
         # Bars with no space around them are part of a word.
         sides = [tokens(side) for side in re.split(r"(?:^|[ \t])\|\|\|(?=[ \t]|$)", text)]
-        if len(sides) != 2 or any(is_blank(" ".join(side)) for side in sides):
+        if len(sides) != 2 or not all(stripped(" ".join(side)) for side in sides):
             raise DataError(
                 f"{text_path}, line {number}: expected SOURCE ||| TARGET with words on both sides, got {text[:80]!r}"
             )
@@ -248,12 +248,12 @@ def read_lexicon(folder: Path, languages: Sequence[str] | None = None) -> dict[s
         )
     lists = {language: read_lines(files[language], empty=True) for language in wanted}
     for language, lines in lists.items():
-        if all(map(is_blank, lines)):
+        if not any(lines):
             raise DataError(f"{files[language]}, line 1: expected words, got only empty lines; give the whole file")
     require_equal_counts({files[language]: len(lines) for language, lines in lists.items()})
     split = re.compile("[,，]")
     return {
-        language: [[word for part in split.split(line) if not is_blank(word := part.strip())] for line in lines]
+        language: [[word for part in split.split(line) if (word := stripped(part))] for line in lines]
         for language, lines in lists.items()
     }
 

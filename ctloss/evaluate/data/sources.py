@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ...shared.files import digest_of_files
 from ...shared.languages import is_language
-from ...shared.text import DataError, text_files
+from ...shared.text import DataError, home_path, text_files
 from .hub import HUB, read_hub
 from .labelled import PANX, PAWSX, UDPOS, XNLI, Row, Task, find_files, read_folder
 
@@ -74,11 +74,11 @@ def find_data(given: Sequence[str], splits: Mapping[str, Splits | None]) -> dict
     for item in given:
         name, equals, value = item.partition("=")
         if equals and name in EVALUATIONS:
-            named[name] = value if value.startswith(HUB) else str(Path(value).expanduser())
-        elif equals and not Path(item).expanduser().exists():
+            named[name] = value if value.startswith(HUB) else str(home_path(value))
+        elif equals and not home_path(item).exists():
             raise ValueError(f"expected TASK=PATH with a task of {', '.join(EVALUATIONS)}, got {item!r}")
         else:
-            folders.append(Path(item).expanduser())
+            folders.append(home_path(item))
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f"{folder}: expected a folder of data, got no such folder; check --data")

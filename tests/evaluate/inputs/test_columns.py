@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from ctloss.evaluate import DataError, FinetuneOptions, evaluate_alignment, evaluate_udpos
@@ -21,6 +22,13 @@ from support.tiny_results import refused, value
 WORDS, TAGS = ("In", "10\u00a0000", "Berlin"), ("O", "O", "B-LOC")
 # Spaces and line separators that are part of a token.
 INNER = ["\u00a0", "\u202f", "\u3000", "\u2028", "\u0085", "\x1f"]
+
+
+def zstandard(content: bytes) -> bytes:
+    packed = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(packed, "zstd") as stream:
+        stream.write(content)
+    return bytes(packed.getvalue())
 
 
 def rows_of(path: Path, text: str, language: str = "de") -> list[tuple[tuple[str, ...], tuple[str, ...] | None]]:
@@ -78,8 +86,8 @@ def test_refused_columns(tmp_path: Path, text: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("ending", "compress"),
-    [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)],
-    ids=["gz", "bz2", "xz"],
+    [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress), ("zst", zstandard)],
+    ids=["gz", "bz2", "xz", "zst"],
 )
 def test_every_reader_reads_compressed_files(tmp_path: Path, ending: str, compress: Callable[[bytes], bytes]) -> None:
     def store(name: str, text: str) -> Path:
