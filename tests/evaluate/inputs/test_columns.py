@@ -6,13 +6,14 @@ import bz2
 import gzip
 import lzma
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
 import pytest
 
-from ctloss.evaluate import DataError, FinetuneOptions, evaluate_alignment, evaluate_udpos
+from ctloss.evaluate import DataError, FinetuneOptions, Outcome, evaluate_alignment, evaluate_udpos
 from ctloss.evaluate.data.labelled import PANX, UDPOS, TaggedSentence, read_files, read_tagged
 from ctloss.evaluate.data.parallel import read_alignments
 from support import tiny_tasks
@@ -130,24 +131,32 @@ def test_scores_of_alignments_do_not_shift(tmp_path: Path) -> None:
     assert value(evaluate_alignment(words, tmp_path), "en-fr", "aer") == 0
 
 
-def test_a_language_without_tags_is_named(tmp_path: Path, model: str) -> None:
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, model: str) -> tuple[Outcome, list[str], Path]:
+    """What fine-tuning gives where one language's test rows have no tags, its warnings, and the folder it wrote."""
+    data, output = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("tuned")
+    tiny_tasks.write_task(data, "udpos")
+    (data / "udpos" / "test-yy.tsv").write_text("the\ncat\n\n")
+    options = FinetuneOptions(batch_size=8, max_steps=1, max_length=32, output=output)
+    before = os.umask(0o027)
+    try:
+        with warnings.catch_warnings(record=True) as raised:
+            warnings.simplefilter("always")
+            outcome = evaluate_udpos(model, data, ["xx", "yy"], options)
+    finally:
+        os.umask(before)
+    return outcome, [str(warning.message) for warning in raised], output
+
+
+def test_a_language_without_tags_is_named(tuned: tuple[Outcome, list[str], Path]) -> None:
     """XTREME's own test files are such: there are predictions, but no score."""
-    tiny_tasks.write_task(tmp_path, "udpos")
-    (tmp_path / "udpos" / "test-yy.tsv").write_text("the\ncat\n\n")
-    options = FinetuneOptions(batch_size=8, max_steps=1, max_length=32)
-    with pytest.warns(UserWarning, match="udpos: the test rows in 'yy' have no labels: there are predictions but no"):
-        outcome = evaluate_udpos(model, tmp_path, ["xx", "yy"], options)
+    outcome, raised, _ = tuned
+    assert "udpos: the test rows in 'yy' have no labels: there are predictions but no score" in raised
     assert {score.language for score in outcome.scores} == {"xx", "mean"}
     assert len(outcome.predictions["yy"]) == 2
 
 
-def test_models_that_are_kept_have_the_usual_mode(tmp_path: Path, model: str) -> None:
-    tiny_tasks.write_task(tmp_path, "udpos")
-    options = FinetuneOptions(batch_size=8, max_steps=1, max_length=32, output=tmp_path / "out")
-    before = os.umask(0o027)
-    try:
-        evaluate_udpos(model, tmp_path, ["xx"], options)
-    finally:
-        os.umask(before)
-    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert modes == {0o640}
+def test_models_that_are_kept_have_the_usual_mode(tuned: tuple[Outcome, list[str], Path]) -> None:
+    _, _, output = tuned
+    assert list(output.rglob("model.safetensors"))
+    assert {path.stat().st_mode & 0o777 for path in output.rglob("*") if path.is_file()} == {0o640}
