@@ -12,8 +12,9 @@ from typing import Any
 
 from ..shared.command import as_process
 from ..shared.files import open_folder, write_atomically
-from ..shared.models import read_config
+from ..shared.models import expanded, read_config
 from ..shared.options import add_options, command_line, given_options, read_values
+from ..shared.text import home_path
 from .data.sources import EVALUATIONS, find_data
 from .models.encoder import Encoder, VectorOptions
 from .models.options import XTREME_OPTIONS, FinetuneOptions
@@ -107,6 +108,10 @@ def evaluate(given: argparse.Namespace) -> Path | None:
         ValueError: an argument is missing or does not fit; see also :func:`ctloss.evaluate.run`.
     """
     tasks = list(dict.fromkeys(given.tasks or ()))
+    for name in ("model", "before"):
+        # A shell expands it too, but not after an equals sign or in quotes.
+        if getattr(given, name) is not None:
+            setattr(given, name, expanded(getattr(given, name)))
     if given.model is None and not (given.beside and given.output):
         raise ValueError("expected a MODEL, or --beside and --output for a report of existing results, got neither")
     if given.model is not None and not tasks:
@@ -117,8 +122,8 @@ def evaluate(given: argparse.Namespace) -> Path | None:
         if "align" not in tasks:
             raise ValueError("expected align among --tasks for --before, which its picture shows, got it without")
         read_config(given.before)
-    output = Path(given.output or Path("results") / Path(given.model).resolve().name)
-    results = [read_results(folder) for folder in given.beside]
+    output = home_path(given.output) if given.output else Path("results") / Path(given.model).resolve().name
+    results = [read_results(home_path(folder)) for folder in given.beside]
     vectors = VectorOptions(**given_options(given, VectorOptions))
     for flag, values in (("--data", given.data), ("--languages", given.languages or ())):
         refuse_unused(flag, values, tasks)
@@ -189,6 +194,8 @@ def finetuning(given: Mapping[str, Sequence[str]], tasks: Sequence[str], seeds: 
     for name, values in given.items():
         refuse_unused(flags[name], values, tuned)
         for task, texts in by_task(values, tuned).items():
+            if name in ("train", "dev"):
+                texts = [str(home_path(text)) for text in texts]
             changes[task][name] = read_values(FinetuneOptions, name, texts, of=task)
     return {task: dataclasses.replace(FINETUNED[task], **chosen) for task, chosen in changes.items()}
 

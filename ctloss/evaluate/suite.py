@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..shared.files import open_folder
-from ..shared.models import load_tokenizer, read_config
+from ..shared.models import expanded, load_tokenizer, read_config
+from ..shared.text import home_path
 from .data.sources import EVALUATIONS, digest_of_data, digest_of_model
-from .models.encoder import Encoder, VectorOptions, choose_layer, own_pooling
+from .models.encoder import Encoder, VectorOptions, choose_layer
+from .models.method import own_method
 from .models.options import XTREME_OPTIONS, FinetuneOptions
 from .results.scores import (
     FILE,
@@ -78,9 +80,10 @@ def run(
             or results with other settings.
         DataError: files are missing or malformed.
     """
+    model = expanded(model)
     config = read_config(model)
     load_tokenizer(model)
-    output = Path(output)
+    output = home_path(output)
     digest = digest_of_model(model)
     options = {task: _finetuning(task, finetuning or {}) for task in data}
     vectors = vectors or VectorOptions()
@@ -154,10 +157,10 @@ def _settings(
         how |= {split: [Path(file).name for file in how[split]] for split in ("train", "dev")}
     else:
         how = {name: getattr(vectors, name) for name in ("layer", "prefix", "max_length")}
-        how["pooling"] = own_pooling(model) if vectors.pooling == "model" else vectors.pooling
+        how["pooling"] = own_method(model).about if vectors.pooling == "model" else vectors.pooling
     settings = {
         "model": digest,
-        "data": digest_of_data(evaluation, place, options),
+        "data": digest_of_data(evaluation, place, options, languages),
         "languages": None if languages is None else sorted(set(languages)),
         **how,
     }

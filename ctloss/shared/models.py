@@ -5,6 +5,7 @@ Nothing is unpickled: weights are read from safetensors only.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,11 @@ AS_ROBERTA = (
 )
 
 
+def expanded(name: str | Path) -> str:
+    """Returns the name or folder of a model with ``~`` as the home folder; no name on the hub begins with one."""
+    return os.path.expanduser(name)
+
+
 def read_config(name: str | Path) -> PreTrainedConfig:
     """Returns the configuration of an encoder, by name or folder.
 
@@ -31,7 +37,7 @@ def read_config(name: str | Path) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(expanded(name))
     except Exception as error:  # Checks of a configuration's values raise classes of their own.
         raise ValueError(
             f"expected the name or folder of a Hugging Face encoder, got {str(name)!r} ({_first_line(error)}); "
@@ -57,6 +63,11 @@ def positions(config: PreTrainedConfig) -> int | None:
     return most
 
 
+def usual_length(config: PreTrainedConfig) -> int:
+    """Returns the wordpieces at which sentences are cut where nobody says otherwise: what the encoder takes, or 512."""
+    return min(positions(config) or 512, 512)
+
+
 def load_tokenizer(name: str | Path, *, needs: Sequence[str] = (), **options: Any) -> PreTrainedTokenizerBase:
     """Returns the fast tokenizer of a model, by the model's name or folder.
 
@@ -70,7 +81,7 @@ def load_tokenizer(name: str | Path, *, needs: Sequence[str] = (), **options: An
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(expanded(name), **options)
     except Exception as error:  # The tokenizers library raises no other class.
         raise ValueError(
             f"expected a tokenizer with the model, got {str(name)!r} without one ({_first_line(error)}); "
@@ -198,6 +209,19 @@ def random_like(model: PreTrainedModel) -> PreTrainedModel:
         return type(model)(model.config)
 
 
+def share_as_umask(folder: Path) -> None:
+    """Gives the files in a folder that only their owner may read the mode that other new files get.
+
+    The libraries that write weights make them as temporary files, which are private, and then rename them.
+    """
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        mode = path.lstat().st_mode & 0o777
+        if path.is_file() and not path.is_symlink() and mode == 0o600:
+            path.chmod(0o666 & ~umask)
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """Silences transformers' progress bars for files, and its reports of weights left out or newly initialised."""
@@ -230,7 +254,7 @@ def _read(name: str | Path, model_class: Any, **options: Any) -> tuple[PreTraine
     try:
         with quietly():
             model, information = model_class.from_pretrained(
-                name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+                expanded(name), dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
             )
     except (OSError, ValueError) as error:
         raise ValueError(

@@ -70,19 +70,24 @@ def nfc(text: str) -> str:
 def stripped(text: str) -> str:
     """Returns a text without white space at its ends; nothing at all if none of its characters can be seen.
 
-    Zero-width characters and controls cannot: tokenizers drop them, and an encoder would be given no word.
+    Zero-width characters and controls cannot: tokenizers drop them, and an encoder would be given no word. Neither can
+    a few letters and marks without a form, such as fillers of Hangul and selectors of variants.
 
     Example:
-        >>> stripped(" two words\\n"), stripped("\\u200b\\x07 \\ufeff")
-        ('two words', '')
+        >>> stripped(" two words\\n"), stripped("\\u200b\\x07 \\ufeff"), stripped("\\u3164\\ufe0f")
+        ('two words', '', '')
     """
     text = text.strip()
-    if text.isprintable() or any(unicodedata.category(character) not in _UNSEEN for character in text):
+    if text.isprintable() and text[:1] not in _FORMLESS:
         return text
-    return ""
+    seen = any(unicodedata.category(one) not in _UNSEEN and one not in _FORMLESS for one in text)
+    return text if seen else ""
 
 
 _UNSEEN = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
+_FORMLESS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0").union(
+    map(chr, range(0xFE00, 0xFE10)), map(chr, range(0xE0100, 0xE01F0))
+)
 
 
 def home_path(name: str | Path) -> Path:
@@ -130,14 +135,19 @@ def decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
 def read_lines(path: Path, *, empty: bool = False) -> list[str]:
     """Returns the lines of a file, decoded as :func:`decoded_lines` does, without white space at their ends.
 
+    A line without a character that can be seen counts as empty, see :func:`stripped`.
+
     Raises:
         DataError: the file cannot be read, is not UTF-8, has no line, or has an empty one without ``empty``.
     """
     lines = []
     for number, text in decoded_lines(path):
-        line = text.strip()
+        line = stripped(text)
         if not line and not empty:
-            raise DataError(f"{path}, line {number}: expected text, got an empty line; remove it, or give its text")
+            shown = f" ({text[:40]!r}, which cannot be seen)" if text.strip() else ""
+            raise DataError(
+                f"{path}, line {number}: expected text, got an empty line{shown}; remove it, or give its text"
+            )
         lines.append(line)
     if not lines:
         raise DataError(f"{path}: expected lines of text, got an empty file; give the whole file")

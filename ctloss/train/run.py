@@ -36,8 +36,9 @@ from .prepared.build import prepare
 from .prepared.folder import Prepared
 from .processes import from_main, on_main
 from .recipe import Recipe, RecipeError
+from .reporting.card import model_card
 from .reporting.probe import Probe
-from .reporting.report import WordPictures, model_card, table
+from .reporting.report import WordPictures, table
 from .samples.collator import Collator
 from .samples.dataset import WPSDataset, held_out
 from .samples.mixing import times_of_origins

@@ -78,7 +78,8 @@ def test_tatoeba_means_are_over_languages(tmp_path: Path) -> None:
 
 def test_pairs_by_hand(tmp_path: Path) -> None:
     write(tmp_path, test__de=GERMAN, test__en=ENGLISH, test__fr=GERMAN, test__ids=["1", "2", "3"])
-    outcome = evaluate_pairs(NUMBERS, tmp_path / "test")
+    with pytest.warns(UserWarning, match=r"left out, .*: test\.ids$"):
+        outcome = evaluate_pairs(NUMBERS, tmp_path / "test")
     assert value(outcome, "de-fr", "accuracy") == 1
     assert value(outcome, "en-de", "accuracy") == pytest.approx(2 / 3)
     assert value(outcome, "mean", "accuracy") == pytest.approx((4 * 2 / 3 + 2) / 6)

@@ -6,7 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...shared.text import DataError, nfc
-from .labelled import LabelledPair, Row, TaggedSentence, Task, check_alike, check_equal_lengths, check_label
+from .labelled import (
+    LabelledPair,
+    Row,
+    TaggedSentence,
+    Task,
+    check_alike,
+    check_equal_lengths,
+    check_label,
+    check_sentences,
+    without_language,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -146,9 +156,8 @@ def _rows(table: Dataset, place: str, task: Task) -> list[Row]:
         row: Row
         if task.unit == "pair":
             first, second = (nfc(item[column]).strip() for column in columns)
-            row = LabelledPair(first, second, None if value is None else name(value))
-            if not row.first or not row.second:
-                raise DataError(f"{place}, row {number}: expected two sentences, got an empty one")
+            check_sentences(f"{place}, row {number}", first, second)
+            row = LabelledPair(first, second, None if value is None else name(value), f"{place}, row {number}")
             labels, nothing = [row.label], row.label is None
         else:
             words = [nfc(word) for word in item[columns[0]]]
@@ -170,7 +179,7 @@ def _rows(table: Dataset, place: str, task: Task) -> list[Row]:
         rows.append(row)
     if not rows:
         raise DataError(f"{place}: expected labelled rows, got none")
-    return rows
+    return rows if task.unit == "pair" else without_language(rows)
 
 
 def _column(place: str, table: Dataset, names: Sequence[str]) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
 from typing import Literal
 
-from ...shared.text import DataError, decoded_lines, plain_name, text_files
+from ...shared.languages import CODE
+from ...shared.text import DataError, decoded_lines, plain_name, stripped, text_files
 
 UPOS = (
     *("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM"),
@@ -58,11 +59,13 @@ PANX = Task("panx", "word", ("B-LOC", "B-ORG", "B-PER", "I-LOC", "I-ORG", "I-PER
 
 @dataclass(frozen=True)
 class LabelledPair:
-    """Two sentences and the label of the pair, None in a test set without labels."""
+    """Two sentences and the label of the pair, None in a test set without labels; ``place`` is its file and line."""
 
     first: str
     second: str
     label: str | None
+    # No part of what the pair is: runs are told apart by the representations of their rows.
+    place: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -167,21 +170,22 @@ def read_pairs(path: Path, labels: Sequence[str]) -> list[Row]:
                 f"{path}, line {number}: expected SENTENCE, SENTENCE and LABEL separated by tabs, got {len(columns)} "
                 "columns; correct the line"
             )
+        place = f"{path}, line {number}"
         first, second = columns[0].strip(), columns[1].strip()
-        if not first or not second:
-            raise DataError(f"{path}, line {number}: expected two sentences, got an empty one; correct the line")
+        check_sentences(place, first, second)
         label = columns[2].strip() if len(columns) > 2 else None
-        check_label(f"{path}, line {number}", label, labels)
-        check_alike(f"{path}, line {number}", label is None, not is_labelled(rows) if rows else None)
-        rows.append(LabelledPair(first, second, label))
+        check_label(place, label, labels)
+        check_alike(place, label is None, not is_labelled(rows) if rows else None)
+        rows.append(LabelledPair(first, second, label, place))
     return _some(path, rows)
 
 
 def read_tagged(path: Path, labels: Sequence[str], language: str = "en") -> list[Row]:
     """Reads lines WORD tab TAG with a blank line after each sentence, or a CoNLL-U file if the name ends that way.
 
-    XTREME's test files have no tags: one column. The last sentence needs no blank line after it. A word may be a space
-    other than ASCII's, such as the ideographic one.
+    In a file without tabs, ASCII spaces part the columns. XTREME's test files have no tags: one column. The last
+    sentence needs no blank line after it. A word may be a space other than ASCII's, such as the ideographic one. The
+    language before every word of raw WikiANN (``de:Berlin``) is taken off, see :func:`without_language`.
 
     Raises:
         DataError: a line has another number of columns, an empty word or an unknown tag; or the file is empty or has
@@ -200,15 +204,17 @@ def read_tagged(path: Path, labels: Sequence[str], language: str = "en") -> list
             tags.clear()
 
     untagged: bool | None = None
-    for number, line in decoded_lines(path):
+    lines = list(decoded_lines(path))
+    tabs = any("\t" in line.strip(BLANKS) for _, line in lines)
+    for number, line in lines:
         if not line.strip(BLANKS):
             end_sentence()
             continue
-        columns = line.split("\t")
+        columns = line.split("\t") if tabs else re.split(" +", line.strip(BLANKS))
         if len(columns) > 2:
             raise DataError(
-                f"{path}, line {number}: expected WORD and TAG separated by a tab, got {len(columns)} columns; "
-                "correct the line"
+                f"{path}, line {number}: expected WORD and TAG separated by a tab{'' if tabs else ' or a space'}, got "
+                f"{len(columns)} columns; correct the line"
             )
         word, tag = columns[0].strip(BLANKS), columns[1].strip() if len(columns) == 2 else None
         if not word:
@@ -219,7 +225,25 @@ def read_tagged(path: Path, labels: Sequence[str], language: str = "en") -> list
         words.append(word)
         tags.append(tag)
     end_sentence()
-    return _some(path, rows)
+    return _some(path, without_language(rows))
+
+
+def without_language(rows: Sequence[Row]) -> list[Row]:
+    """Takes the language code and colon off all words of tagged sentences, if every one of them begins with the same.
+
+    Example:
+        >>> without_language([TaggedSentence(("de:In", "de:Berlin", "de::"), None)])
+        [TaggedSentence(words=('In', 'Berlin', ':'), tags=None)]
+        >>> without_language([TaggedSentence(("de:In", "Berlin"), None)])
+        [TaggedSentence(words=('de:In', 'Berlin'), tags=None)]
+    """
+    tagged = [row for row in rows if isinstance(row, TaggedSentence)]
+    start = "".join(tagged[0].words[0].partition(":")[:2]) if tagged else ""
+    if not start.endswith(":") or not CODE.fullmatch(start[:-1]):
+        return list(rows)
+    if not all(word.startswith(start) and len(word) > len(start) for row in tagged for word in row.words):
+        return list(rows)
+    return [replace(row, words=tuple(word.removeprefix(start) for word in row.words)) for row in tagged]
 
 
 def _some(path: Path, rows: Sequence[Row]) -> list[Row]:
@@ -250,7 +274,7 @@ def read_conllu(path: Path, language: str) -> Iterator[TaggedSentence]:
     """
     current, number = _Sentence(), 0
     for number, line in decoded_lines(path):
-        if not line.strip():
+        if not line.strip(BLANKS):
             if current.forms:
                 yield _joined(path, number, current, language)
             current = _Sentence()
@@ -353,6 +377,14 @@ def check_equal_lengths(rows: Mapping[str, Sequence[Row]], names: Mapping[str, s
                 f"{names[language]}, line {len(items) + 1}: expected {len(rows[longest])} items as in "
                 f"{names[longest]}, got {len(items)}; the file is short: fetch it again"
             )
+
+
+def check_sentences(place: str, *sentences: str) -> None:
+    """Raises DataError for a sentence without a character that can be seen."""
+    for sentence in sentences:
+        if not stripped(sentence):
+            shown = f" ({sentence[:40]!r}, which cannot be seen)" if sentence.strip() else ""
+            raise DataError(f"{place}: expected two sentences, got an empty one{shown}; correct the line")
 
 
 def check_label(place: str, label: str | None, labels: Sequence[str]) -> None:

@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
+from ...shared.alignments import read_links, tokens
 from ...shared.languages import XTREME_CODES, is_language
-from ...shared.text import DataError, aligned_files, read_lines, require_equal_counts, text_file, text_files
+from ...shared.text import (
+    DataError,
+    aligned_files,
+    decoded_lines,
+    read_lines,
+    require_equal_counts,
+    stripped,
+    text_file,
+    text_files,
+)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Sentences in two languages; ``second[j]`` translates ``first[gold[j]]``, if known."""
+    """Sentences in two languages, each a line of its file; ``second[j]`` translates ``first[gold[j]]``, if known."""
 
     languages: tuple[str, str]
     first: list[str]
     second: list[str]
     gold: list[int] | None
+    files: tuple[Path, Path] = (Path(), Path())
 
 
 @dataclass(frozen=True)
 class Corpora:
-    """Two monolingual corpora of (id, sentence), and the pairs of ids that translate each other, if known."""
+    """Two monolingual corpora of (id, sentence), each a line of its file.
+
+    ``gold`` holds the pairs of ids that translate each other, if known.
+    """
 
     languages: tuple[str, str]
     first: list[tuple[str, str]]
     second: list[tuple[str, str]]
     gold: set[tuple[str, str]] | None
+    files: tuple[Path, Path] = (Path(), Path())
 
 
 @dataclass(frozen=True)
@@ -69,14 +86,14 @@ def read_tatoeba(folder: Path, languages: Sequence[str] | None = None) -> list[P
     for stem in dict.fromkeys(chosen):
         code, sorted_by_english = code_of[stem], stems[stem]
         english = "en" if sorted_by_english else "eng"
-        first_path, second_path = folder / f"{stem}.{code}", folder / f"{stem}.{english}"
-        first, second = _lines(first_path), _lines(second_path)
+        first_path, second_path = (_there(folder / f"{stem}.{language}") for language in (code, english))
+        first, second = read_lines(first_path), read_lines(second_path)
         require_equal_counts({first_path: len(first), second_path: len(second)})
         gold: list[int] | None = list(range(len(first)))
         if sorted_by_english:
             labels = text_file(folder / f"test-{code}.tsv")
             gold = None if labels is None else _read_labels(labels, second_path, len(first))
-        pairs.append(Pairs((code, english), first, second, gold))
+        pairs.append(Pairs((code, english), first, second, gold, (first_path, second_path)))
     return pairs
 
 
@@ -97,13 +114,27 @@ def _read_labels(path: Path, english: Path, n: int) -> list[int]:
 def read_aligned(prefix: Path, languages: Sequence[str] | None = None) -> dict[str, list[str]]:
     """Reads at least two line-aligned files PREFIX.LANGUAGE; by default all that are there.
 
+    A warning names the files PREFIX.ENDING that are left out because the ending is no language.
+
     Raises:
         DataError: a language is missing, the numbers of lines differ, or a file is malformed.
     """
     files = aligned_files(prefix, languages)
+    if languages is None and (others := files_beside(prefix, files)):
+        warnings.warn(
+            f"{prefix}: read as {', '.join(files)}; left out, since their endings are no language codes: "
+            f"{', '.join(others)}",
+            stacklevel=3,
+        )
     texts = {language: read_lines(path) for language, path in files.items()}
     require_equal_counts({path: len(texts[language]) for language, path in files.items()})
     return texts
+
+
+def files_beside(prefix: Path, languages: Iterable[str]) -> list[str]:
+    """Returns the names of the files PREFIX.ENDING whose endings are not among ``languages``."""
+    names = text_files(prefix.parent, f"{escape(prefix.name)}.*")
+    return [name for name in names if name.removeprefix(f"{prefix.name}.") not in set(languages)]
 
 
 def read_bucc(folder: Path, languages: Sequence[str] | None = None, split: str = "dev") -> list[Corpora]:
@@ -121,7 +152,8 @@ def read_bucc(folder: Path, languages: Sequence[str] | None = None, split: str =
         stem = f"{language}-en.{split}"
         if language not in there:
             raise no_such_file(folder / f"{stem}.en", f"BUCC's corpora of {language!r} and English", there)
-        first, second = (_read_sentences(folder / f"{stem}.{code}") for code in (language, "en"))
+        files = (_there(folder / f"{stem}.{language}"), _there(folder / f"{stem}.en"))
+        first, second = map(_read_identified, files)
         path, gold = text_file(folder / f"{stem}.gold"), None
         if path is not None:
             gold, known = set(), (dict(first), dict(second))
@@ -133,17 +165,17 @@ def read_bucc(folder: Path, languages: Sequence[str] | None = None, split: str =
                         f"and the second from {stem}.en, got {line[:80]!r}; use the three files of one release"
                     )
                 gold.add((a, b))
-        corpora.append(Corpora((language, "en"), first, second, gold))
+        corpora.append(Corpora((language, "en"), first, second, gold, files))
     if not corpora:
         raise DataError(f"{folder}: expected files such as zh-en.{split}.zh and zh-en.{split}.en, got none")
     return corpora
 
 
-def _read_sentences(path: Path) -> list[tuple[str, str]]:
+def _read_identified(path: Path) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         identifier, _, sentence = (part.strip() for part in line.partition("\t"))
-        if not (identifier and sentence) or identifier in found:
+        if not (stripped(identifier) and stripped(sentence)) or identifier in found:
             raise DataError(
                 f"{path}, line {number}: expected ID TAB SENTENCE with a unique id, got {line[:80]!r}; "
                 "put one tab between the two, and give each id once"
@@ -155,32 +187,35 @@ def _read_sentences(path: Path) -> list[tuple[str, str]]:
 def read_alignments(prefix: Path) -> list[AlignedWords]:
     """Reads gold word alignments: PREFIX.txt, SOURCE ||| TARGET in words, and PREFIX.gold.
 
-    A line of the latter holds links separated by spaces: ``i-j`` sure, ``ipj`` possible, positions from zero.
+    A line of the latter holds links: ``i-j`` sure, ``ipj`` possible, positions from zero. Words and links are separated
+    as :func:`ctloss.shared.alignments.token_spans` says.
 
     Raises:
         DataError: the numbers of lines differ, a line is malformed, or a position lies outside its sentence.
     """
-    text_path, gold_path = (prefix.parent / f"{prefix.name}.{ending}" for ending in ("txt", "gold"))
-    texts, links = _lines(text_path), _lines(gold_path, empty=True)
+    text_path, gold_path = (_there(prefix.parent / f"{prefix.name}.{ending}") for ending in ("txt", "gold"))
+    texts, links = ([line for _, line in decoded_lines(path)] for path in (text_path, gold_path))
     require_equal_counts({text_path: len(texts), gold_path: len(links)})
     aligned = []
     for number, (text, line) in enumerate(zip(texts, links, strict=True), start=1):
-        sides = [side.split() for side in f" {text} ".split(" ||| ")]
-        if len(sides) != 2 or not all(sides):
+        # Bars with no space around them are part of a word.
+        sides = [tokens(side) for side in re.split(r"(?:^|[ \t])\|\|\|(?=[ \t]|$)", text)]
+        if len(sides) != 2 or not all(stripped(" ".join(side)) for side in sides):
             raise DataError(
                 f"{text_path}, line {number}: expected SOURCE ||| TARGET with words on both sides, got {text[:80]!r}"
             )
         sure: set[tuple[int, int]] = set()
         possible: set[tuple[int, int]] = set()
-        for link in line.split():
-            match = re.fullmatch("([0-9]+)([-p])([0-9]+)", link)
-            if not match or int(match[1]) >= len(sides[0]) or int(match[3]) >= len(sides[1]):
+        for given, link in read_links(line):
+            if link is None or link[0] >= len(sides[0]) or link[2] >= len(sides[1]):
                 raise DataError(
                     f"{gold_path}, line {number}: expected links i-j or ipj with i below {len(sides[0])} and j below "
-                    f"{len(sides[1])} (the numbers of words), got {link!r}; count from zero"
+                    f"{len(sides[1])} (the numbers of words), got {given!r}; count from zero"
                 )
-            (sure if match[2] == "-" else possible).add((int(match[1]), int(match[3])))
+            (sure if link[1] == "-" else possible).add((link[0], link[2]))
         aligned.append(AlignedWords(sides[0], sides[1], frozenset(sure), frozenset(sure | possible)))
+    if not aligned:
+        raise DataError(f"{text_path}: expected lines of text, got an empty file; give the whole file")
     return aligned
 
 
@@ -188,7 +223,8 @@ def read_lexicon(folder: Path, languages: Sequence[str] | None = None) -> dict[s
     """Reads line-aligned word lists LANGUAGE.txt or LANGUAGE_anything.txt: line i of each names the same meaning.
 
     Returns:
-        By language, the variants on each line, which are separated by commas; an empty line has none.
+        By language, the variants on each line, which are separated by commas; a line without visible characters has
+        none.
 
     Raises:
         DataError: a language is missing or has no words, the numbers of lines differ, or fewer than two languages are
@@ -217,13 +253,14 @@ def read_lexicon(folder: Path, languages: Sequence[str] | None = None) -> dict[s
     require_equal_counts({files[language]: len(lines) for language, lines in lists.items()})
     split = re.compile("[,，]")
     return {
-        language: [[word for part in split.split(line) if (word := part.strip())] for line in lines]
+        language: [[word for part in split.split(line) if (word := stripped(part))] for line in lines]
         for language, lines in lists.items()
     }
 
 
-def _lines(path: Path, *, empty: bool = False) -> list[str]:
-    return read_lines(text_file(path) or path, empty=empty)
+def _there(path: Path) -> Path:
+    """Returns a file's path or that of its compressed form; the plain one if there is neither."""
+    return text_file(path) or path
 
 
 def no_such_file(path: Path, wanted: str, there: Iterable[str], nor: str = "") -> DataError:

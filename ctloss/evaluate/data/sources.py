@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ...shared.files import digest_of_files
-from ...shared.text import DataError, text_files
+from ...shared.languages import is_language
+from ...shared.text import DataError, home_path, text_files
 from .hub import HUB, read_hub
 from .labelled import PANX, PAWSX, UDPOS, XNLI, Row, Task, find_files, read_folder
 
@@ -62,7 +63,7 @@ def find_data(given: Sequence[str], splits: Mapping[str, Splits | None]) -> dict
 
     Args:
         given: folders of several tasks' data, searched in this order, and ``TASK=PATH`` or ``TASK=hub:NAME``, which
-            take precedence.
+            take precedence. ``~`` is the home folder.
         splits: by evaluation to be run, what its fine-tuning reads, None where there is none.
 
     Raises:
@@ -73,11 +74,11 @@ def find_data(given: Sequence[str], splits: Mapping[str, Splits | None]) -> dict
     for item in given:
         name, equals, value = item.partition("=")
         if equals and name in EVALUATIONS:
-            named[name] = value
-        elif equals and not Path(item).exists():
+            named[name] = value if value.startswith(HUB) else str(home_path(value))
+        elif equals and not home_path(item).exists():
             raise ValueError(f"expected TASK=PATH with a task of {', '.join(EVALUATIONS)}, got {item!r}")
         else:
-            folders.append(Path(item))
+            folders.append(home_path(item))
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f"{folder}: expected a folder of data, got no such folder; check --data")
@@ -126,15 +127,19 @@ def read_split(
     return read_folder(Path(data), task, split, languages)
 
 
-def digest_of_data(evaluation: Evaluation, data: str, splits: Splits | None) -> str:
+def digest_of_data(
+    evaluation: Evaluation, data: str, splits: Splits | None, languages: Sequence[str] | None = None
+) -> str:
     """Returns a digest of the files that an evaluation may read; a hub data set is known by its name.
+
+    ``languages`` are those asked for, if any: endings that only they say are languages.
 
     Raises:
         DataError: a file given by name is missing.
     """
     try:
         if not data.startswith(HUB):
-            return digest_of_files(_files_of(evaluation, data, splits))
+            return digest_of_files(_files_of(evaluation, data, splits, languages or ()))
         return digest_of_files([Path(file) for file in (*splits.train, *splits.dev)] if splits else [], start=data)
     except OSError as error:
         raise DataError(f"{error.filename}: expected a readable file, got {error.strerror}; check the path") from error
@@ -147,7 +152,7 @@ def digest_of_model(model: str) -> str:
     return digest_of_files(files) if files else model
 
 
-def _files_of(evaluation: Evaluation, data: str, splits: Splits | None) -> list[Path]:
+def _files_of(evaluation: Evaluation, data: str, splits: Splits | None, languages: Sequence[str] = ()) -> list[Path]:
     """Returns all files that an evaluation may read, in all languages."""
     place = Path(data)
     if evaluation.task is not None and splits is not None:
@@ -160,7 +165,9 @@ def _files_of(evaluation: Evaluation, data: str, splits: Splits | None) -> list[
     if evaluation.patterns:
         found = {path for pattern in evaluation.patterns for path in place.glob(pattern) if path.is_file()}
         return sorted(found.union(*(text_files(place, pattern).values() for pattern in evaluation.patterns)))
-    return sorted(path for path in place.parent.glob(f"{escape(place.name)}.*") if path.is_file())
+    aligned = text_files(place.parent, f"{escape(place.name)}.*")
+    codes = {name: name.removeprefix(f"{place.name}.") for name in aligned}
+    return [path for name, path in aligned.items() if is_language(codes[name]) or codes[name] in languages]
 
 
 def _wanted(evaluation: Evaluation, splits: Splits | None) -> str:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ...shared.models import check_fast, load_encoder, load_tokenizer, positions
+from ...shared.models import check_fast, expanded, load_encoder, load_tokenizer, positions, usual_length
 from ...shared.options import Group, option, require
+from ...shared.text import DataError, nfc
+from .method import OTHERS, Method, Pooling, own_method
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-Pooling = Literal["layer", "mean", "avg-first-last", "cls", "model"]
 USUAL_LAYER = 8
-# Every pooling but the model's own.
-OTHERS = ", ".join(get_args(Pooling)[:-1])
 
 
 @dataclass(frozen=True)
@@ -69,20 +67,22 @@ class Encoder:
         ``"mean"``            the same for the last layer
         ``"avg-first-last"``  mean over tokens of hidden_states[1] + hidden_states[L] (Chen et al. 2022)
         ``"cls"``             the first token's hidden_states[L]
-        ``"model"``           what the model's folder says: cce.json as ctloss.train writes it, the pooling of
-                              sentence-transformers, or else the output of the model's trained pooler
+        ``"model"``           what the model's folder says: cce.json as ctloss.train writes it, the modules of
+                              sentence-transformers (:func:`ctloss.evaluate.models.method.own_method`), or else the
+                              output of the model's trained pooler
 
-    Means are over all tokens, special ones included. XTREME's "layer 7" of mBERT counts the first layer's output as 0,
-    so it is hidden_states[8], the default here.
+    Means are over all tokens, special ones included. Text is brought to Unicode's normal form C. XTREME's "layer 7" of
+    mBERT counts the first layer's output as 0, so it is hidden_states[8], the default here.
 
     Args:
         model: name or folder of a Hugging Face encoder, or a model in memory (with ``tokenizer``), which stays in the
             mode it is in, training or not.
         tokenizer: a fast tokenizer; by default the one in the model's folder.
         layer: index into hidden_states for ``"layer"``; by default 8, or the last, with a warning, if there are fewer.
-        prefix: text put before every sentence, such as ``"query: "``.
-        max_length: most tokens in a sentence; by default what the model takes, but at most 512. A longer sentence is
-            cut, with a warning.
+        prefix: text put before every sentence, such as ``"query: "``; by default, for ``"model"``, the one that its
+            files name, if any.
+        max_length: most tokens in a sentence; by default what the model takes, but at most 512, and for ``"model"`` no
+            more than its files say. A longer sentence is cut, with a warning.
         device: by default a GPU if there is one, or where a model in memory is.
         batch_size: sentences at a time, taken in the order of their lengths.
         progress: whether to show a progress bar on a terminal.
@@ -107,8 +107,9 @@ class Encoder:
     ) -> None:
         VectorOptions(pooling, layer, prefix, max_length, batch_size)
         given = None if isinstance(model, str | Path) else model
-        name = str(model) if given is None else str(given.config.name_or_path or "")
-        self.pooling = own_pooling(name) if pooling == "model" else pooling
+        name = expanded(model) if isinstance(model, str | Path) else str(model.config.name_or_path or "")
+        method = own_method(name) if pooling == "model" else Method(pooling)
+        self.pooling = method.pooling
         loaded: Any = load_encoder(name, pooler=self.pooling == "pooler") if given is None else given.base_model
         self.model = loaded
         if self.pooling == "pooler" and getattr(loaded, "pooler", None) is None:
@@ -119,14 +120,17 @@ class Encoder:
         self.tokenizer: Any = load_tokenizer(name) if tokenizer is None else tokenizer
         check_fast(self.tokenizer)
         self.layer = choose_layer(layer, self.model.config.num_hidden_layers) if self.pooling == "layer" else None
-        self.prefix, self.batch_size, self.progress = prefix, batch_size, progress
-        self.max_length = _max_length(max_length, self.model.config)
+        self.method = replace(method, layer=self.layer)
+        self.prefix, self.batch_size, self.progress = prefix or method.prompt, batch_size, progress
+        self.max_length = _max_length(max_length, self.model.config, method.max_length)
         if device is None and given is not None:
             device = loaded.device
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             self.device = torch.device(device)
             self.model.to(self.device)
+            if self.method.after is not None:
+                self.method.after.to(self.device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(
                 f"expected a device of torch with room for the model, such as cpu or cuda, got {str(device)!r} "
@@ -137,23 +141,26 @@ class Encoder:
         """Returns the vectors of sentences, (n, H) float32, in their order.
 
         Raises:
+            EmptySentence: one has no tokens but special ones: it is empty, or of characters that the tokenizer drops.
             ValueError: the model returns NaN or infinity, or the tokenizer wordpieces that the model does not have.
         """
         import numpy as np
 
-        found = np.empty((len(texts), self.model.config.hidden_size), dtype=np.float32)
+        found = np.empty((len(texts), self.method.width or self.model.config.hidden_size), dtype=np.float32)
         if not texts:
             return found
-        coded = self._encode([self.prefix + text for text in texts])
+        coded = self._encode([self.prefix + self._read(text) for text in texts])
+        self._refuse_empty(texts, coded["input_ids"])
         for part, output, mask in self._batches(coded, self.pooling == "pooler"):
-            found[part] = self._finite(pooled(output, mask, self.pooling, self.layer).cpu().numpy())
+            found[part] = self._finite(self.method.vectors(output, mask).cpu().numpy())
         return found
 
     def pieces(self, sentences: Sequence[Sequence[str]]) -> list[Pieces]:
         """Returns, for each sentence given as its words, the hidden states of its wordpieces.
 
-        They are the ones that sentence vectors average; with ``"cls"`` and a model's pooler, which only see the first
-        token, they are the last layer's. A word that the tokenizer drops, or that is cut off, has no pieces.
+        They are the ones that sentence vectors average, before a model's Dense layers; with ``"cls"`` and a model's
+        pooler, which only see the first token, they are the last layer's. A word that the tokenizer drops, or that is
+        cut off, has no pieces.
 
         Raises:
             ValueError: as :meth:`sentences`.
@@ -162,12 +169,12 @@ class Encoder:
             return []
         before = self.prefix.split()
         space = self._space()
-        given = [[*before, *words] for words in sentences]
+        given = [[*before, *map(self._read, words)] for words in sentences]
         spaced = [[*words[:1], *(space + word for word in words[1:])] for words in given]
         coded = self._encode(spaced, is_split_into_words=True)
         found: list[Pieces | None] = [None] * len(sentences)
         for part, output, _ in self._batches(coded, False):
-            states = states_wanted(output, self.pooling, self.layer).cpu().numpy()
+            states = self.method.states(output).cpu().numpy()
             for row, i in enumerate(part):
                 places = [
                     (place, word - len(before))
@@ -178,6 +185,28 @@ class Encoder:
                 vectors = self._finite(states[row, [place for place, _ in places]])
                 found[i] = Pieces(vectors, [word for _, word in places])
         return [item for item in found if item is not None]
+
+    def _refuse_empty(self, texts: Sequence[str], coded: Sequence[Sequence[int]]) -> None:
+        def length(text: str) -> int:
+            return len(self.tokenizer(text, verbose=False)["input_ids"])
+
+        nothing, around = length(self.prefix), length("")
+        special, unknown = set(self.tokenizer.all_special_ids), self.tokenizer.unk_token_id
+        unread = 0
+        for number, (text, ids) in enumerate(zip(texts, coded, strict=True)):
+            # A text may share a wordpiece with the prefix, or be cut off behind it: such a one is looked at alone.
+            if len(ids) <= nothing and length(self._read(text)) <= around:
+                raise EmptySentence(text, number)
+            unread += unknown in ids and special.issuperset(ids)
+        if unread:
+            warnings.warn(
+                f"the tokenizer knows nothing of {unread} of {len(texts)} sentences: all of it is "
+                f"{self.tokenizer.unk_token}",
+                stacklevel=3,
+            )
+
+    def _read(self, text: str) -> str:
+        return nfc(text.lower() if self.method.lower_case else text)
 
     def _finite(self, vectors: np.ndarray) -> np.ndarray:
         import numpy as np
@@ -264,83 +293,38 @@ def choose_layer(layer: int | None, layers: int) -> int:
     return layer
 
 
-def _max_length(asked: int | None, config: Any) -> int | None:
+class EmptySentence(DataError):
+    """A sentence of which a tokenizer leaves nothing but special tokens; ``number`` is its place, from 0."""
+
+    def __init__(self, text: str, number: int, place: str | None = None) -> None:
+        super().__init__(
+            f"{place or f'sentence {number}'}: expected a sentence that the tokenizer reads, got {text[:80]!r}, of "
+            "which nothing but special tokens is left; remove it, or give its text"
+        )
+        self.text, self.number = text, number
+
+
+def sentence_vectors(encoder: Encoder, texts: Sequence[str], place: Callable[[int], str]) -> np.ndarray:
+    """Returns the vectors of sentences, as :meth:`Encoder.sentences` does.
+
+    Args:
+        place: names the file and line of sentence i, for errors.
+
+    Raises:
+        EmptySentence: with its place.
+    """
+    try:
+        return encoder.sentences(texts)
+    except EmptySentence as error:
+        raise EmptySentence(error.text, error.number, place(error.number)) from None
+
+
+def _max_length(asked: int | None, config: Any, own: int | None) -> int | None:
     most = positions(config)
     if asked is None:
-        return min(most, 512) if most else 512
+        return min(own, most or own) if own else usual_length(config)
     if asked < 3 or (most and asked > most):
         raise ValueError(
             f"expected max_length from 3 to {most or 'any number'} (the model's positions), got {asked}; change it"
         )
     return asked
-
-
-def states_wanted(output: Any, pooling: str, layer: int | None) -> Tensor:
-    """Returns the hidden states that a pooling uses, float32 (rows, length, H)."""
-    states = output.hidden_states
-    if pooling == "avg-first-last":
-        return states[1].float() + states[-1].float()
-    if pooling == "layer" and layer is not None:
-        return states[layer].float()
-    return states[-1].float()
-
-
-def pooled(output: Any, mask: Tensor, pooling: str, layer: int | None) -> Tensor:
-    """Returns the sentences' vectors, float32 (rows, H).
-
-    Args:
-        output: what the model returned, with ``hidden_states`` (or ``pooler_output`` for ``"pooler"``).
-        mask: 1 at tokens and 0 at the padding after them, (rows, length).
-        pooling: one of :class:`Encoder`'s, but ``"pooler"`` in place of ``"model"``.
-        layer: for ``"layer"``.
-    """
-    if pooling == "pooler":
-        return output.pooler_output.float()
-    states = states_wanted(output, pooling, layer)
-    if pooling == "cls":
-        return states[:, 0]
-    weights = mask.to(states.dtype).unsqueeze(2)
-    return (states * weights).sum(dim=1) / weights.sum(dim=1)
-
-
-def own_pooling(name: str) -> str:
-    """Returns the pooling that a model's own files name; ``"pooler"``, its trained pooler, if they name none.
-
-    A model without a name has no files.
-
-    Raises:
-        ValueError: they name a pooling that is not one of those here.
-    """
-    from transformers.utils.hub import cached_file
-
-    def settings(file: str) -> dict[str, Any] | None:
-        if not name:
-            return None
-        path = cached_file(
-            name,
-            file,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-        )
-        if path is None:
-            return None
-        with open(path, encoding="utf-8") as opened:
-            return json.load(opened)
-
-    ours = settings("cce.json")
-    theirs = settings("1_Pooling/config.json")
-    if ours is not None:
-        pooling = str(ours.get("pooling"))
-    elif theirs is None:
-        return "pooler"
-    else:
-        chosen = [key.removeprefix("pooling_mode_") for key, value in theirs.items() if value is True and "mode" in key]
-        pooling = str(theirs.get("pooling_mode", "+".join(chosen)))
-        pooling = {"mean_tokens": "mean", "cls_token": "cls"}.get(pooling, pooling)
-    if pooling not in ("mean", "cls", "avg-first-last"):
-        raise ValueError(
-            f"expected {name!r} to be pooled by mean, cls or avg-first-last, got {pooling!r} in its files; "
-            f"choose one of {OTHERS}"
-        )
-    return pooling

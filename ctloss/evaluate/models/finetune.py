@@ -28,7 +28,7 @@ from ...shared.files import (
     write_atomically,
     writing_folder,
 )
-from ...shared.models import check_inputs, load_tokenizer, load_with_head, quietly, read_config
+from ...shared.models import check_inputs, load_tokenizer, load_with_head, quietly, read_config, share_as_umask
 from ..data.labelled import IGNORED, Row
 from .options import FinetuneOptions
 
@@ -193,6 +193,7 @@ class _Keeper(TrainerCallback):
         with writing_folder(chosen) as folder, quietly():
             kwargs["model"].save_pretrained(folder)
             self._tokenizer.save_pretrained(folder)
+            share_as_umask(folder)
             write_atomically(folder / "score.json", json.dumps({"step": state.global_step, "score": score}) + "\n")
         for _, other in numbered(self._folder, "best"):
             if other != chosen:

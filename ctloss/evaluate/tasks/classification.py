@@ -6,15 +6,19 @@ import dataclasses
 import hashlib
 import os
 import tempfile
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...shared.models import load_tokenizer
 from ...shared.text import DataError
 from ..data.labelled import PAWSX, XNLI, LabelledPair, Row, Task, is_labelled, read_files
 from ..data.sources import digest_of_model, read_split
+from ..models.encoder import EmptySentence
 from ..models.options import XTREME_OPTIONS, FinetuneOptions
 from ..results.scores import MAJORITY, Outcome, Score, with_means
 
@@ -55,6 +59,7 @@ def transfer(
     # All files are read before anything is trained, so that a malformed one shows at once and not after hours.
     tests = read_split(data, task, options.test_split, languages)
     train, dev = english_rows(data, task, options)
+    _refuse_empty(load_tokenizer(model), chain(train, dev, *tests.values()))
     if options.output is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("expected an output folder that all processes share, got None; name one")
     from ..models.finetune import finetune
@@ -86,6 +91,14 @@ def transfer(
 
 def _digest(rows: Sequence[Row]) -> str:
     return hashlib.sha256("\n".join(map(repr, rows)).encode()).hexdigest()
+
+
+def _refuse_empty(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> None:
+    for number, row in enumerate(row for row in rows if isinstance(row, LabelledPair)):
+        for text in (row.first, row.second):
+            # Letters and digits always have a token: few texts need a closer look.
+            if not any(map(str.isalnum, text)) and not tokenizer(text, add_special_tokens=False)["input_ids"]:
+                raise EmptySentence(text, number, row.place)
 
 
 def english_rows(data: str | Path, task: Task, options: FinetuneOptions) -> tuple[list[Row], list[Row]]:
@@ -162,6 +175,13 @@ def evaluate_pawsx(
 ) -> Outcome:
     """Fine-tunes on English PAWS and measures accuracy on PAWS-X (Yang et al. 2019); see :func:`evaluate_xnli`."""
     return _evaluate(model, data, PAWSX, languages, options)
+
+
+def warn_unlabelled(task: Task, language: str) -> None:
+    """Warns that a language gets predictions but no score."""
+    warnings.warn(
+        f"{task.name}: the test rows in {language!r} have no labels: there are predictions but no score", stacklevel=3
+    )
 
 
 def accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
@@ -246,7 +266,9 @@ def _evaluate(
     scores = []
     for language, tests in rows.items():
         gold = _labels(tests)
-        if gold:
+        if not gold:
+            warn_unlabelled(task, language)
+        else:
             for seed, answers in predicted.items():
                 scores.append(Score(task.name, language, "accuracy", accuracy(gold, answers[language]), seed))
             scores.append(Score(task.name, language, "accuracy", majority_accuracy(gold), about=MAJORITY))

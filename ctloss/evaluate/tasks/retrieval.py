@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from ...shared.languages import XTREME_CODES
 from ...shared.text import DataError, text_file
 from ...shared.vectors import centred, nearest, random_pair_cosine, retrieval_accuracy
 from ..data.parallel import Corpora, read_aligned, read_bucc, read_tatoeba
-from ..models.encoder import Encoder
+from ..models.encoder import Encoder, sentence_vectors
 from ..results.scores import Outcome, Score, with_means
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def evaluate_tatoeba(
     scores: list[Score] = []
     predictions = {}
     for pairs in read_tatoeba(Path(data), languages):
-        x, y = encoder.sentences(pairs.first), encoder.sentences(pairs.second)
+        sides = zip(pairs.files, (pairs.first, pairs.second), strict=True)
+        x, y = (sentence_vectors(encoder, texts, partial(line_of, path)) for path, texts in sides)
         found = nearest(y, x)[1][:, 0]
         order = sorted(range(len(y)), key=lambda j: pairs.second[j])
         code = pairs.languages[0]
@@ -88,6 +90,11 @@ def evaluate_tatoeba(
             # The candidates keep their order, so that of equally near ones the scores take the one predicted.
             scores += both_ways("tatoeba", pairs.languages[0], "eng", x, y[np.argsort(pairs.gold)])
     return Outcome(with_means(scores, pivot="eng"), predictions)
+
+
+def line_of(path: Path, i: int) -> str:
+    """Returns what errors call a file's line i, counted from 0."""
+    return f"{path}, line {i + 1}"
 
 
 def evaluate_pairs(
@@ -115,7 +122,10 @@ def evaluate_pairs(
     texts = read_aligned(prefix, languages)
     if options.pivot is not None and options.pivot not in texts:
         raise DataError(f"{prefix}.{options.pivot}: expected the pivot among the languages, got {', '.join(texts)}")
-    vectors = {language: encoder.sentences(lines) for language, lines in texts.items()}
+    vectors = {
+        language: sentence_vectors(encoder, lines, partial(line_of, Path(f"{prefix}.{language}")))
+        for language, lines in texts.items()
+    }
     chosen = [pair for pair in combinations(vectors, 2) if options.pivot is None or options.pivot in pair]
     task = options.task or prefix.name
     scores = [score for a, b in chosen for score in both_ways(task, a, b, vectors[a], vectors[b])]
@@ -188,11 +198,15 @@ def evaluate_bucc(
 
 def _mined(encoder: Encoder, corpora: Corpora, k: int) -> Mined:
     sides = []
-    for corpus in (corpora.first, corpora.second):
-        texts = list(dict.fromkeys(sentence for _, sentence in corpus))
-        times = Counter(sentence for _, sentence in corpus)
+    for path, corpus in zip(corpora.files, (corpora.first, corpora.second), strict=True):
+        lines = [sentence for _, sentence in corpus]
+        texts, times = list(dict.fromkeys(lines)), Counter(lines)
         identifiers = {sentence: identifier for identifier, sentence in corpus if times[sentence] == 1}
-        sides.append((encoder.sentences(texts), [identifiers.get(text) for text in texts]))
+
+        def place(i: int, path: Path = path, lines: list[str] = lines, texts: list[str] = texts) -> str:
+            return line_of(path, lines.index(texts[i]))
+
+        sides.append((sentence_vectors(encoder, texts, place), [identifiers.get(text) for text in texts]))
     (x, first), (y, second) = sides
     # A sentence that occurs twice has no unique id: it takes part in the search but its pairs are dropped.
     return {

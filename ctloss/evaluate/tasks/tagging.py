@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..data.labelled import IGNORED, PANX, UDPOS, Row, TaggedSentence, Task
 from ..models.options import FinetuneOptions
 from ..results.scores import Outcome, Score, with_means
-from .classification import accuracy, transfer
+from .classification import accuracy, transfer, warn_unlabelled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -253,7 +253,9 @@ def _evaluate(
     scores = []
     for language, tests in rows.items():
         gold = _tags(tests)
-        if gold:
+        if not gold:
+            warn_unlabelled(task, language)
+        else:
             for seed, answers in predicted.items():
                 scores.append(Score(task.name, language, "f1", head.f1(gold, answers[language]), seed))
                 right = token_accuracy(gold, answers[language])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ...shared.text import DataError, text_files
 from ...shared.vectors import centred, nearest, unit
 from ..data.parallel import AlignedWords, no_such_file, read_alignments, read_lexicon
-from ..models.encoder import Encoder, Pieces
+from ..models.encoder import EmptySentence, Encoder, Pieces
 from ..results.scores import Outcome, Score, with_means
 
 if TYPE_CHECKING:
@@ -102,6 +102,11 @@ def evaluate_words(
     for language, words in forms.items():
         pieces = encoder.pieces([word.split() for word in words])
         with_pieces = [(word, item) for word, item in zip(words, pieces, strict=True) if item.words]
+        if not with_pieces:
+            raise DataError(
+                f"{folder}: expected words in {language!r} that the tokenizer reads, got {len(words)} of which nothing "
+                "but special tokens is left; choose other languages, or another model"
+            )
         kept[language] = {word: row for row, (word, _) in enumerate(with_pieces)}
         vectors[language] = np.stack([item.vectors.mean(axis=0) for _, item in with_pieces])
     scores = []
@@ -185,13 +190,22 @@ def evaluate_alignment(
         if name not in there:
             raise no_such_file(folder / f"{name}.gold", f"the gold alignment of {name!r}", there)
         pairs = read_alignments(folder / name)
-        first, second = (encoder.pieces([getattr(pair, side) for pair in pairs]) for side in ("first", "second"))
+        first, second = (_pieces(encoder, pairs, side, folder / f"{name}.txt") for side in ("first", "second"))
         links = [align(x, y, options) for x, y in zip(first, second, strict=True)]
         values = alignment_error(links, pairs)
         scores += [Score("alignment", name, metric, value) for metric, value in values.items()]
     if not scores:
         raise DataError(f"{folder}: expected files such as en-fr.txt and en-fr.gold, got none")
     return Outcome(with_means(scores), {})
+
+
+def _pieces(encoder: Encoder, pairs: Sequence[AlignedWords], side: str, path: Path) -> list[Pieces]:
+    sentences: list[list[str]] = [getattr(pair, side) for pair in pairs]
+    found = encoder.pieces(sentences)
+    for number, (words, pieces) in enumerate(zip(sentences, found, strict=True)):
+        if not pieces.words:
+            raise EmptySentence(" ".join(words), number, f"{path}, line {number + 1}")
+    return found
 
 
 def align(x: Pieces, y: Pieces, options: AlignmentOptions) -> set[Link]:

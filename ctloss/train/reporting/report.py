@@ -1,11 +1,10 @@
-"""What a run leaves to read: the table of its measures, the picture of its words, and the model card."""
+"""What a run leaves to look at: the table of its measures and the picture of its words."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from torch import Tensor
 from ...shared import pictures
 from ...shared.pictures import Point
 from ..model.encoder import CCEEncoder
-from ..recipe import Recipe
 from .probe import Row, Span, embed
 
 Measured = Mapping[str, Mapping[str, float]]
@@ -47,55 +45,12 @@ def table(stages: Mapping[str, Measured], languages: str = "mean", *, held_out: 
         if name.startswith("word") and queries:
             label += f", {kind} ({queries:.0f} queries in both directions)"
         cells = [
-            f"{stages[stage][languages][name + suffix]:.3f}" if name in stages[stage][languages] else "–"
+            f"{stages[stage][languages][name + suffix]:.3f}" if name + suffix in stages[stage][languages] else "–"
             for suffix in ("", "_centred")
             for stage in stages
         ]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def model_card(recipe: Recipe, stages: Mapping[str, Measured], counts: str, facts: Mapping[str, Any]) -> str:
-    """Returns the README of the output folder: how to load the encoder, its results, data and recipe."""
-    languages = [name for name in stages["after"] if name != "mean"]
-    held_out = recipe.data.held_out_words > 0
-    parts = [
-        "---",
-        "library_name: transformers",
-        "tags: [cross-lingual, contrastive, ctloss]",
-        "---",
-        f"# Encoder pretrained with ctloss, recipe `{recipe.name}`",
-        "",
-        "```python",
-        "from transformers import AutoModel, AutoTokenizer",
-        "",
-        'encoder = AutoModel.from_pretrained(".")',
-        'tokenizer = AutoTokenizer.from_pretrained(".")',
-        "```",
-        "",
-        "A sentence's vector is the mean over its tokens, including [CLS] and [SEP], of the sum of the first and the "
-        "last layer's hidden states (`hidden_states[1] + hidden_states[-1]`); a word's is that over its wordpieces. "
-        'The head, used only in training, is in `cce_head.safetensors`; `ctloss.train.CCEEncoder.load(".")` reads '
-        "encoder and head. "
-        "A pooler, if the architecture has one, was not trained.",
-        "",
-        "## Results",
-        "",
-        f"Held-out sentences, mean over {', '.join(languages)}. Retrieval is accuracy by cosine; the random-pair "
-        "cosine is that of sentences that do not translate each other. Centred: each side's mean is subtracted. "
-        + WORDS[held_out],
-        "",
-        table(stages, held_out=held_out),
-        "",
-    ]
-    for name in languages if len(languages) > 1 else []:
-        parts += [f"### {name}", "", table(stages, name, held_out=held_out), ""]
-    parts += ["## Data", "", "```", counts, "```", "", "## Recipe", ""]
-    for group, values in recipe.as_dict().items():
-        if isinstance(values, dict):
-            parts += [f"**{group}**: " + ", ".join(f"{key} `{value}`" for key, value in values.items()), ""]
-    parts += ["## Run", "", *(f"- {key}: {value}" for key, value in facts.items()), ""]
-    return "\n".join(parts)
 
 
 def choose_words(rows: Sequence[Row], meanings: int) -> dict[str, dict[str, list[tuple[tuple[int, ...], Span]]]]:
