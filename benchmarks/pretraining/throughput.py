@@ -1,14 +1,15 @@
 """Training speed in pairs per second: ctloss.train's trainer and sentence-transformers', in turns in one process.
 
-    python -m benchmarks.cpu.train_throughput
+    python -m benchmarks.pretraining.throughput
+    python -m benchmarks.pretraining.throughput --corpus data/en-fr.tsv data/en-ru.tsv
 
-Both train the same BERT (4 layers × 256) from the same weights on the same pairs of the embedded corpus: batch 64,
+Both train the same BERT (4 layers × 256) from the same weights on the same pairs (the embedded corpus's): batch 64,
 fused AdamW, clipping at 1, no evaluation, checkpoint or log in between, on a CUDA device if there is one. Pooling and
 loss are the same too: the mean over a sentence's tokens of first plus last layer, and CLIP's symmetric infoNCE, here
 with negatives="cross", there MultipleNegativesRankingLoss in both directions with a softmax each. Before any timing
 both compute the loss of one batch without dropout; if they differ by more than a relative 1e-4, the benchmark stops.
-The difference is what a trainer adds: how batches are formed (here from sentences of similar length, there at random),
-tokenized and stepped.
+The difference is what a trainer adds: how batches are formed (here from sentences of similar length, there at
+random), tokenized and stepped.
 """
 
 from __future__ import annotations
@@ -51,21 +52,23 @@ def timed_callback() -> Any:
 class Contest:
     """The common ground: pairs, tokenizer and initial weights, in a folder."""
 
-    def __init__(self, folder: Path, *, pairs: int, batch: int, layers: int, hidden: int) -> None:
+    def __init__(
+        self, folder: Path, *, corpus: tuple[str, ...], pairs: int, batch: int, layers: int, hidden: int
+    ) -> None:
         from ctloss.train import tiny
-        from ctloss.train.model.encoder import make_tokenizer, small_backbone
-        from ctloss.train.samples.prepare import build_samples, read_corpus, texts
+        from ctloss.train.model.encoder import small_backbone
+        from ctloss.train.prepared.build import prepare
 
         self.folder, self.batch = folder, batch
         self.recipe = tiny().override(
-            max_pairs=pairs, layers=layers, hidden=hidden, heads=hidden // 64, batch_size=batch, epochs=1,
-            levels="sentence", head=False, alpha=0.0, loss="info_nce", negatives="cross", learning_rate=3e-4,
-            log_every=10**6, evaluate_every=10**6, checkpoint_every=10**6,
+            corpus=corpus, max_pairs=pairs, layers=layers, hidden=hidden, heads=hidden // 64, batch_size=batch,
+            evaluation_pairs=10, levels="sentence", head=False, alpha=0.0, loss="info_nce", negatives="cross",
+            learning_rate=3e-4, eval_strategy="no", save_strategy="no", logging_strategy="no", report_to="none",
         )  # fmt: skip
-        corpus = read_corpus(self.recipe.data, evaluation_pairs=10, seed=0)
-        self.pairs = [(sentence.source, sentence.target) for sentence in corpus.parts["train"]]
-        self.tokenizer = make_tokenizer(self.recipe, texts(corpus.parts["train"]))
-        build_samples(corpus, self.tokenizer, folder / "data", max_length=128, progress=False)
+        self.prepared = prepare(self.recipe.data, self.recipe.encoder, folder / "data", say=lambda text: None)
+        self.tokenizer = self.prepared.tokenizer()
+        table = self.prepared.table("train").select(["source", "target"])
+        self.pairs = [(row["source"], row["target"]) for row in table.to_pylist()]
         torch.manual_seed(0)
         backbone = small_backbone(
             vocabulary=len(self.tokenizer), layers=layers, hidden=hidden, heads=hidden // 64, dropout=0.1,
@@ -88,10 +91,9 @@ class Contest:
         """ctloss.train's training rows, and what makes batches of them."""
         from ctloss.train.samples.collator import Collator
         from ctloss.train.samples.dataset import WPSDataset
-        from ctloss.train.samples.wps import read_table
 
         collate = Collator(self.tokenizer, seed=0, words=False, mlm_probability=0.0)
-        return WPSDataset(read_table(self.folder / "data" / "train"), words=False), collate
+        return WPSDataset(self.prepared.table("train"), words=False), collate
 
     def their_loss(self) -> tuple[Any, Any]:
         """sentence-transformers' model, with our pooling, and its loss."""
@@ -123,7 +125,7 @@ class Contest:
         ours = self.our_objective().eval()(**{name: value for name, value in batch.items() if name != "index"})["loss"]
         model, loss = self.their_loss()
         model.eval()
-        sides = [[rows.text(i)[side] for i in range(self.batch)] for side in ("source", "target")]
+        sides = [list(texts) for texts in zip(*self.pairs[: self.batch], strict=True)]
         features = [
             {name: each.to(model.device) if torch.is_tensor(each) else each for name, each in inputs.items()}
             for inputs in map(model.preprocess, sides)
@@ -134,24 +136,24 @@ class Contest:
         """Pairs per second of ctloss.train."""
         from ctloss.train.reporting.logs import ProgressLines
         from ctloss.train.samples.sampler import BatchPlan
+        from ctloss.train.stops import Signals
         from ctloss.train.trainer import PretrainingTrainer
 
-        recipe = self.recipe.override(max_steps=steps, precision=precision)
+        training = self.recipe.override(max_steps=steps, precision=precision).training
         rows, collate = self.our_rows()
         with tempfile.TemporaryDirectory() as output:
             trainer = PretrainingTrainer(
                 self.our_objective(),
-                recipe,
+                training.arguments(Path(output)),
                 Path(output),
                 rows=rows,
                 plan=BatchPlan(rows.lengths, rows.keys, batch_size=self.batch, seed=0),
+                split=False,
                 collate=collate,
                 tokenizer=self.tokenizer,
                 measure=lambda encoder: {},
+                signals=Signals(),
             )
-            # The last step would save a checkpoint, which the other side does not.
-            trainer.args.save_strategy = "no"
-            trainer.args.eval_strategy = "no"
             trainer.pop_callback(ProgressLines)
             times = timed_callback()
             trainer.add_callback(times)
@@ -190,12 +192,18 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--corpus", nargs="+", default=["embedded"], help="as python -m ctloss.train takes it")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with tempfile.TemporaryDirectory() as folder:
         contest = Contest(
-            Path(folder), pairs=options.pairs, batch=options.batch_size, layers=options.layers, hidden=options.hidden
+            Path(folder),
+            corpus=tuple(options.corpus),
+            pairs=options.pairs,
+            batch=options.batch_size,
+            layers=options.layers,
+            hidden=options.hidden,
         )
         ours, theirs = contest.losses()
         if abs(ours - theirs) > 1e-4 * abs(theirs):
