@@ -131,9 +131,13 @@ class Signals:
 
 
 def ignore_signals(worker: int = 0) -> None:
-    """Makes a worker process of a DataLoader outlive a signal that all processes get: the last step needs it."""
+    """Makes a worker process of a DataLoader outlive signals that all processes get: the last step needs it.
+
+    SIGTERM stays torch's: it is how the loader ends workers that do not end by themselves.
+    """
     for number in HEARD:
-        signal.signal(number, signal.SIG_IGN)
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
 
 
 class Agreement:

@@ -125,6 +125,12 @@ class PretrainingTrainer(Trainer):
             except stops.ENDS:
                 self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
                 raise
+            except RuntimeError as error:
+                # A signal to all processes also ends those that load the batches.
+                if (number := self._stopping.signals.received) and "DataLoader worker" in str(error):
+                    said = "which ended the loader's workers too, before the step; go on with --resume"
+                    raise stops.Stopped(number, said, told=self.is_world_process_zero()) from error
+                raise
             except OSError as error:
                 if stops.is_about_disk(error):
                     with stops.writing("the log", todo):

@@ -55,9 +55,13 @@ def test_probe_finds_identical_sides_and_differs_by_languages() -> None:
     assert measured["mean"]["sentence_forth"] == 0.5
 
 
+HELD_OUT, TRAINED = 7, 8
+
+
 def test_measures_are_known_before_they_are_made() -> None:
-    for held_out in (True, False):
-        probe = Probe([row(0), row(1)], most=9, is_held_out=lambda types, held_out=held_out: [held_out] * len(types))
+    for held_out, share in ((True, HELD_OUT), (False, TRAINED)):
+        rows = [row(i, word_types=[share]) for i in range(2)]
+        probe = Probe(rows, most=9, is_held_out=lambda types: [kind == HELD_OUT for kind in types])
         assert probe.names == probe(encoder())["en-fr"].keys()
         assert ("word_queries" in probe.names) == held_out
 
@@ -67,9 +71,6 @@ def test_fewer_than_two_pairs_give_no_measures() -> None:
         probe = Probe(rows, most=9, is_held_out=lambda types: [True] * len(types))
         assert (probe(encoder()), probe.names) == ({"mean": {}}, set())
     assert table({"after": {"mean": {}}}).splitlines()[2].endswith("| – | – |")
-
-
-HELD_OUT, TRAINED = 7, 8
 
 
 def probed(*rows: dict[str, Any]) -> dict[str, float]:
