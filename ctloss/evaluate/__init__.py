@@ -15,7 +15,10 @@ from ..shared.extra import require_extra
 
 require_extra(
     "evaluate",
-    ("accelerate", "datasets", "matplotlib", "numpy", "safetensors", "seqeval", "sklearn", "tqdm", "transformers"),
+    (
+        *("accelerate", "datasets", "langcodes", "matplotlib", "numpy", "pyarrow", "safetensors", "seqeval", "sklearn"),
+        *("tqdm", "transformers"),
+    ),
 )
 
 from ..shared.text import DataError

@@ -13,23 +13,14 @@ from ..shared.extra import require_extra
 require_extra(
     "train",
     [
-        *(
-            "accelerate",
-            "datasets",
-            "langcodes",
-            "matplotlib",
-            "numpy",
-            "pyarrow",
-            "safetensors",
-            "sklearn",
-            "stopwordsiso",
-            "tensorboard",
-        ),
-        *("tokenizers", "tqdm", "transformers"),
+        *("accelerate", "datasets", "huggingface_hub", "langcodes", "matplotlib", "numpy", "pyarrow", "safetensors"),
+        *("sklearn", "stopwordsiso", "tensorboard", "tokenizers", "tqdm", "transformers"),
     ],
 )
 
 from .model.encoder import CCEEncoder
+from .prepared.build import prepare
+from .prepared.folder import Prepared, open_prepared
 from .recipe import Recipe, RecipeError, paper, tiny
 from .run import Results, pretrain
 from .stops import DivergedError, SavingError, Stopped
@@ -37,12 +28,15 @@ from .stops import DivergedError, SavingError, Stopped
 __all__ = [
     "CCEEncoder",
     "DivergedError",
+    "Prepared",
     "Recipe",
     "RecipeError",
     "Results",
     "SavingError",
     "Stopped",
+    "open_prepared",
     "paper",
+    "prepare",
     "pretrain",
     "tiny",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -155,7 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _pretrain(parsed)
     except (RecipeError, DataError) as error:
-        print(f"{top.prog}: error: {error}", file=sys.stderr)
+        # Of several processes, all of which refuse, the first says so.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{top.prog}: error: {error}", file=sys.stderr)
         return 2
     except ENDS as end:
         if end.told:

@@ -196,6 +196,7 @@ class Recipe:
             (given, self.encoder, sizes, "a given encoder has its own; leave it out, or choose the encoder 'small'"),
             (no_mlm, self.objective, ["mlm_probability"], "alpha is 0; leave it out, or raise alpha"),
             (needs_words, self.data, ["only_with_words"], f"levels {levels} does so anyway; drop it"),
+            (levels != "multi", self.objective, ["balance"], f"levels {levels} join nothing; drop it, or choose multi"),
         ):
             for name in names if ignored else ():
                 value, default = getattr(part, name), getattr(type(part), name)

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from ..shared.files import locked, write_atomically
 from ..shared.options import require
-from ..shared.text import DataError
+from ..shared.text import DataError, home_path
 from . import saving, stops
+from .effects import notes
 from .model.encoder import CCEEncoder, freeze_word_embeddings, make_encoders
+from .model.export import export
 from .model.objective import Objective
 from .output import (
     CARD_FILE,
@@ -33,7 +35,7 @@ from .output import (
     read_results,
 )
 from .prepared.build import prepare
-from .prepared.folder import Prepared
+from .prepared.folder import Prepared, open_prepared
 from .processes import from_main, on_main
 from .recipe import Recipe, RecipeError
 from .reporting.card import model_card
@@ -94,9 +96,11 @@ def pretrain(recipe: Recipe, output: Path | str | None = None, *, pairs: Any = N
     """
     from accelerate import PartialState
 
-    folder = Path(output) if output is not None else Path("runs") / recipe.name
+    folder = home_path(output) if output is not None else Path("runs") / recipe.name
+    if recipe.data.prepared is not None:
+        recipe = recipe.prepared_with(open_prepared(recipe.data.prepared).settings)
     with stops.Signals() as signals, ExitStack() as held:
-        process = PartialState(cpu=not torch.cuda.is_available())
+        process = PartialState(cpu=recipe.training.use_cpu or not torch.cuda.is_available())
 
         def claim() -> bool:
             with refused("output"):
@@ -131,6 +135,8 @@ class _Run:
         self.started = time.perf_counter()
         with refused("training"):
             self.arguments = _arguments(recipe, folder)
+        for note in notes(recipe.training.chosen):
+            self.say(note)
         self.prepared = self._prepare(pairs)
         self.tokenizer = self.prepared.tokenizer()
         with refused("encoder"):
@@ -239,7 +245,7 @@ class _Run:
         shared = world > 1 and objective.negatives_across == "ranks"
         with refused("corpus"):
             rows = WPSDataset(
-                self.prepared.table("train"),
+                self.prepared.arrow_files("train"),
                 require_words=recipe.data.only_with_words or objective.needs_words,
                 words=objective.needs_words,
                 held_out_share=recipe.data.held_out_words,
@@ -327,13 +333,22 @@ class _Run:
 
     def _write(self, results: Results, encoder: CCEEncoder, before: Tensor) -> None:
         saving.save_encoder(self.folder, encoder, self.tokenizer)
+        export(self.folder)
         if self.arguments.pictured_words:
             panels, picture = {"before": before, "after": self.words.vectors(encoder)}, self.folder / PICTURE_FILE
             drawn = self.words.draw(panels, picture, seed=self.arguments.seed)
             self.say(f"picture: {picture}" if drawn else "picture: too few word pairs to draw")
         results.facts["seconds in all since the last start"] = round(time.perf_counter() - self.started, 1)
         counts = "\n".join(f"{split}: {count}" for split, count in self.prepared.counts.items())
-        write_atomically(self.folder / CARD_FILE, model_card(self.recipe, results.stages, counts, results.facts))
+        card = model_card(
+            self.recipe,
+            results.stages,
+            counts,
+            results.facts,
+            languages=list(dict.fromkeys(code for origin in self.prepared.origins for code in origin[1:])),
+            name=(self.arguments.push_to_hub and self.arguments.hub_model_id) or ".",
+        )
+        write_atomically(self.folder / CARD_FILE, card)
         document = {"recipe": self.recipe.as_dict(), "stages": results.stages, "facts": results.facts}
         # Written last: its presence means that the run is finished.
         write_atomically(self.folder / RESULTS_FILE, json.dumps(document, indent=2) + "\n")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..shared.models import share_as_umask
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -21,7 +23,7 @@ def save_encoder(folder: Path, encoder: CCEEncoder, tokenizer: PreTrainedTokeniz
     """Writes an encoder and its tokenizer to an existing folder."""
     encoder.save(folder)
     tokenizer.save_pretrained(folder)
-    _share(folder)
+    share_as_umask(folder)
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -34,7 +36,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     numbers = {key: value for key, value in values.items() if key not in tensors}
     save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / OPTIMIZER_TENSORS)
     _write(folder / OPTIMIZER_SETTINGS, {"groups": state["param_groups"], "numbers": numbers})
-    _share(folder)
+    share_as_umask(folder)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -70,13 +72,6 @@ def load_scaler(folder: Path, scaler: Any) -> None:
     """Restores the loss scaling, if there is one now and was one when the checkpoint was written."""
     if scaler is not None and (folder / SCALER).is_file():
         scaler.load_state_dict(_read(folder / SCALER))
-
-
-def _share(folder: Path) -> None:
-    # safetensors makes files that only their owner may read; JSON files have the mode that the user asks for.
-    mode = next(folder.glob("*.json")).stat().st_mode & 0o777
-    for path in folder.glob("*.safetensors"):
-        path.chmod(mode)
 
 
 def _write(path: Path, value: Any) -> None:

@@ -23,6 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ..shared.files import PARTIAL, mark_complete, remove_folder, writing_folder
 from . import saving, stops
 from .model.encoder import CCEEncoder
+from .model.export import push
 from .model.objective import Objective, decays
 from .output import CHECKPOINT, CHECKPOINTS, LOG_FILE, checkpoints
 from .processes import from_main
@@ -386,26 +387,31 @@ class PretrainingTrainer(Trainer):
             from transformers.utils.hub import PushInProgress
 
             self.push_in_progress: Any = PushInProgress(
-                [self._upload(Path(checkpoint_folder), background=True)]  # type: ignore[arg-type]
+                [self._upload(Path(checkpoint_folder))]  # type: ignore[arg-type]
             )
 
     def upload(self) -> None:
         """Uploads what the run leaves in its folder, without logs, samples and checkpoints."""
         if self.args.push_to_hub and self.is_world_process_zero():
             self._finish_current_push()
-            self._upload(self._output, background=False)
+            push(
+                self._output,
+                str(self.hub_model_id),
+                private=bool(self.args.hub_private_repo),
+                token=self.args.hub_token,
+                revision=getattr(self.args, "hub_revision", None),
+            )
 
-    def _upload(self, folder: Path, *, background: bool) -> Any:
+    def _upload(self, folder: Path) -> Any:
         from huggingface_hub import HfApi
 
-        aside = ["*/*.arrow", "checkpoints/*", "data/*", "tensorboard/*", "*.partial", "optimizer.*"]
         return HfApi(token=self.args.hub_token).upload_folder(  # type: ignore[call-overload]
             repo_id=self.hub_model_id,
             folder_path=folder,
-            commit_message=f"Step {self.state.global_step}" if background else "Pretrained with ctloss",
+            commit_message=f"Step {self.state.global_step}",
             revision=getattr(self.args, "hub_revision", None),
-            ignore_patterns=aside,
-            run_as_future=background,
+            ignore_patterns=["optimizer.*", "*" + PARTIAL],
+            run_as_future=True,
         )
 
     def _scaler(self) -> Any:

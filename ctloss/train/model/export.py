@@ -74,12 +74,19 @@ def export(folder: Path) -> None:
     share_as_umask(folder)
 
 
-def push(folder: Path, repo_id: str, private: bool = False, token: str | bool | None = None) -> str:
+def push(
+    folder: Path,
+    repo_id: str,
+    private: bool = False,
+    token: str | bool | None = None,
+    revision: str | None = None,
+) -> str:
     """Uploads an exported folder to the Hugging Face hub: model, tokenizer, card and results, nothing else.
 
     Args:
         repo_id: ``"name"`` or ``"organisation/name"``; made if it does not exist.
         private: whether a repository that is made is private.
+        revision: branch to upload to; None for the main one.
         token: of the hub; None for the one that ``hf auth login`` keeps or HF_TOKEN holds.
 
     Returns:
@@ -100,6 +107,7 @@ def push(folder: Path, repo_id: str, private: bool = False, token: str | bool | 
             repo_id=name,
             folder_path=folder,
             allow_patterns=list(PUBLIC),
+            revision=revision,
             commit_message="Encoder pretrained with ctloss",
         )
     except HFValidationError as error:

@@ -148,9 +148,12 @@ class Prepared:
         """Returns the tokenizer that the samples were made with."""
         return load_tokenizer(self.path / TOKENIZER)
 
+    def arrow_files(self, split: Split) -> list[Path]:
+        """Returns the files that hold the rows of a part, in their order."""
+        return [self.path / name for name in sorted(self.files) if name.startswith(f"{split}/")]
+
     def _read(self, split: Split) -> pa.Table:
-        names = sorted(name for name in self.files if name.startswith(f"{split}/"))
-        return pa.concat_tables([read_arrow(self.path / name) for name in names])
+        return pa.concat_tables(map(read_arrow, self.arrow_files(split)))
 
 
 def read_arrow(path: Path) -> pa.Table:
