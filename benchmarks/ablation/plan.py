@@ -25,8 +25,7 @@ STARTS = ("base", "random")
 class Row:
     """One pretraining run of a method, named as in tables, from ``"base"`` or ``"random"`` weights.
 
-    The seed is that of batches, dropout, masks, the head, and of which sentences are held out; ``changes`` are those to
-    the recipe.
+    The seed is that of batches, dropout, masks and the head; ``changes`` are those to the recipe.
     """
 
     name: str

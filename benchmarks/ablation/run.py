@@ -23,7 +23,7 @@ def recipe_of(row: Row, start: Path, corpus: Path, learning_rate: float) -> Reci
         **{
             "encoder": str(start),
             "corpus": tuple(str(path) for path in sorted(corpus.glob("en-*.tsv"))),
-            "lexicon": str(corpus / "lexicon"),
+            "lexicon": (str(corpus / "lexicon"),),
             "max_length": MAX_LENGTH,
             # The lexicon lacks the words that retrieval is tested with.
             "held_out_words": 0.0,

@@ -236,19 +236,20 @@ class Recipe:
         Args:
             settings: values by field.
             given: fields that must not be replaced, as someone asked for them; others that differ from their defaults
-                must not be either.
+                and the recipe's must not be either.
 
         Raises:
             RecipeError: a field that must not be replaced has another value.
         """
         parts: dict[str, dict[str, Any]] = {}
+        recipe = RECIPES.get(self.name, tiny)()
         for part, group in (("data", Data), ("encoder", EncoderChoice)):
-            present = getattr(self, part)
+            present, start = getattr(self, part), getattr(recipe, part)
             for name in field_types(group):
                 value, there = getattr(present, name), settings.get(name, getattr(present, name))
                 there = tuple(there) if isinstance(there, list) else there
                 if value != there:
-                    usual = name not in given and value == getattr(group, name)
+                    usual = name not in given and value in (getattr(group, name), getattr(start, name))
                     hint = "leave it out, or prepare the corpus again with it"
                     require(
                         usual, name, f"{there!r}, as the folder {self.data.prepared} was prepared with", value, hint

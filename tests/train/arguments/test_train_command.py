@@ -54,7 +54,7 @@ def test_the_short_help_lists_what_is_ours() -> None:
          {"dataloader_pin_memory": False, "dataloader_num_workers": 2}),
         ("--ddp_find_unused_parameters true", {"ddp_find_unused_parameters": True}),
         ("--fsdp full_shard --deepspeed ds.json", {"fsdp": "full_shard", "deepspeed": "ds.json"}),
-        ("--no-head --balance --levels apart", {"head": False, "balance": True, "levels": "apart"}),
+        ("--no-head --balance --levels multi", {"head": False, "balance": True, "levels": "multi"}),
         ("--corpus a b --languages en fr --max-length 9",
          {"corpus": ("a", "b"), "languages": ("en", "fr"), "max_length": 9}),
         ("--max-steps -1 --output-dir x", {}),

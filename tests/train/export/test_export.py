@@ -180,7 +180,8 @@ class Hub:
         assert options == {"private": True, "exist_ok": True, "repo_type": "model"}
         return type("Made", (), {"repo_id": f"me/{repo_id}"})
 
-    def upload_folder(self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], commit_message: str) -> str:
+    def upload_folder(self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], **other: Any) -> str:
+        assert other.keys() == {"commit_message", "revision"}
         files = (path.relative_to(folder_path).as_posix() for path in folder_path.rglob("*") if path.is_file())
         found = sorted(name for name in files if any(fnmatch(name, pattern) for pattern in allow_patterns))
         return json.dumps([repo_id, found])

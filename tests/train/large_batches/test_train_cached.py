@@ -167,5 +167,7 @@ def test_a_run_with_a_cache_is_the_run_without(tmp_path: Path) -> None:
 def test_sizes_that_make_no_sense_are_refused() -> None:
     with pytest.raises(RecipeError, match="gradient_cache: expected at least 1, got 0"):
         tiny().override(gradient_cache=0)
-    with pytest.raises(RecipeError, match="gradient_cache: expected at most the batch_size 8, got 9; lower it"):
+    with pytest.raises(
+        RecipeError, match="gradient_cache: expected at most the per_device_train_batch_size 8, got 9; lower it"
+    ):
         tiny().override(gradient_cache=9, batch_size=8)

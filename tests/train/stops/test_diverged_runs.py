@@ -129,7 +129,7 @@ def test_weights_can_be_read_by_those_the_umask_lets(corpus: Path, tmp_path: Pat
     finally:
         os.umask(former)
     files = list((tmp_path / "run").rglob("*.safetensors"))
-    assert len(files) == 6
+    assert len(files) == 8
     assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
 
 

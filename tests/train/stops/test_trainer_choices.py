@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -186,7 +187,11 @@ def test_a_run_is_uploaded(corpus: Path, tmp_path: Path, monkeypatch: pytest.Mon
         uploads.append(given)
         return Job()
 
+    def create(self: Any, repo_id: str, **given: Any) -> Any:
+        return SimpleNamespace(repo_id=repo_id)
+
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create)
     monkeypatch.setattr(
         PretrainingTrainer, "init_hf_repo", lambda self: setattr(self, "hub_model_id", self.args.hub_model_id)
     )
@@ -198,5 +203,6 @@ def test_a_run_is_uploaded(corpus: Path, tmp_path: Path, monkeypatch: pytest.Mon
         "aligned",
     ]
     assert {one["repo_id"] for one in uploads} == {"aligned"}
-    assert "checkpoints/*" in uploads[-1]["ignore_patterns"]
+    assert "model*.safetensors" in uploads[-1]["allow_patterns"]
+    assert not {"checkpoints/*", "metrics.jsonl"} & set(uploads[-1]["allow_patterns"])
     assert json.loads((tmp_path / "aligned" / "results.json").read_text(encoding="utf-8"))["facts"]["steps"] == 10
