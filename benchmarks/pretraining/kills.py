@@ -74,9 +74,9 @@ def main() -> None:
     options.add_argument("--kills", type=int, default=20)
     options.add_argument("--processes", type=int, default=1)
     options.add_argument("--seed", type=int, default=0, help="of the moments")
-    options.add_argument("train", nargs=argparse.REMAINDER, help="options of python -m ctloss.train, after --")
-    given = options.parse_args()
-    train = given.train[1:] if given.train[:1] == ["--"] else given.train
+    words = sys.argv[1:]
+    place = words.index("--") if "--" in words else len(words)
+    given, train = options.parse_args(words[:place]), words[place + 1 :]
     given.folder.mkdir(parents=True, exist_ok=True)
     unbroken, broken = given.folder / "unbroken", given.folder / "broken"
     for output in (unbroken, broken):

@@ -65,7 +65,7 @@ def sample(pid: int, cost: Cost) -> None:
 def pairs_in(folder: Path) -> int:
     """The sentence pairs that a prepared folder was made from, skipped ones included."""
     counts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))["counts"]
-    return sum(int(part["sentences"]) for part in counts.values())
+    return sum(int(part["pairs"]) for part in counts.values())
 
 
 def main() -> None:
@@ -74,9 +74,9 @@ def main() -> None:
     options.add_argument("folder", type=Path, help="for what is made, and the logs")
     options.add_argument("--workers", type=int, nargs="+", default=[1])
     options.add_argument("--start", action="store_true", help="measure the start of a run too")
-    options.add_argument("train", nargs=argparse.REMAINDER, help="options of python -m ctloss.train prepare, after --")
-    given = options.parse_args()
-    train = given.train[1:] if given.train[:1] == ["--"] else given.train
+    words = sys.argv[1:]
+    place = words.index("--") if "--" in words else len(words)
+    given, train = options.parse_args(words[:place]), words[place + 1 :]
     given.folder.mkdir(parents=True, exist_ok=True)
     print("| workers | pairs | CPU s per 100,000 pairs | s | largest process, MiB | all together, MiB |")
     print("|---|---|---|---|---|---|")

@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from pickle import dumps, loads
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +20,8 @@ from ..text.sentences import ParallelSentence, WordPair, stable_hash
 from ..text.words import fold
 from .folder import SAMPLES, TEXTS
 from .parts import KEYS
+from .pieces import WordByWord, Wordpieces, wordpiece_span
 from .reading import sentences
-from .spans import wordpiece_span
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
 
 # Of word pairs that are proposed; the column skipped_words holds their counts in the first row of each batch.
 SKIPPED = ("stop word", "not unique", "ambiguous", "span not verified")
@@ -36,7 +33,7 @@ WRITTEN_HELD_OUT = pa.schema([*WRITTEN, *(pa.field(name, pa.list_(pa.string())) 
 class Tools:
     """What a process needs to make samples: too large to be sent with every call, so each process loads it once."""
 
-    tokenizer: Tokenizer
+    tokenizer: WordByWord
     unknown: int | None
     finder: WordFinder
     languages: list[tuple[str, str]]
@@ -76,7 +73,7 @@ def load_tools(path: str) -> Tools:
     tokenizer = Tokenizer.from_file(file)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return Tools(tokenizer, unknown, finder, languages, fates, (keys[0], keys[1]))
+    return Tools(WordByWord(tokenizer), unknown, finder, languages, fates, (keys[0], keys[1]))
 
 
 @dataclass(frozen=True)
@@ -110,9 +107,9 @@ class MakeSamples:
         if not len(table):
             return self.schema.empty_table()
         given = sentences(table, tools.languages)
-        encodings = tools.tokenizer.encode_batch([s.source for s in given] + [s.target for s in given])
+        encodings = tools.tokenizer([s.source for s in given] + [s.target for s in given])
         found = zip(encodings[: len(given)], encodings[len(given) :], strict=True)
-        fits = [max(len(source), len(target)) <= self.max_length for source, target in found]
+        fits = [max(len(source.ids), len(target.ids)) <= self.max_length for source, target in found]
         rows = _Rows(tools, texts=self.fate is None)
         kept = [i for i, fit in enumerate(fits) if fit]
         rows.add([given[i] for i in kept], [encodings[i] for i in kept], [encodings[len(given) + i] for i in kept])
@@ -133,7 +130,7 @@ class _Rows:
         self._hashes: list[list[tuple[int, int, int]]] = []
         self._skipped: Counter[str] = Counter()
 
-    def add(self, given: list[ParallelSentence], sources: list[Encoding], targets: list[Encoding]) -> None:
+    def add(self, given: list[ParallelSentence], sources: list[Wordpieces], targets: list[Wordpieces]) -> None:
         """Takes sentence pairs and their encodings."""
         found = self._tools.finder.find(given)
         self._skipped.update(found.skipped)
@@ -157,7 +154,9 @@ class _Rows:
             made[name] = pa.array([[words[i] for words in row] for row in self._words], pa.list_(pa.string()))
         return made
 
-    def _add_one(self, sentence: ParallelSentence, pairs: list[WordPair], source: Encoding, target: Encoding) -> None:
+    def _add_one(
+        self, sentence: ParallelSentence, pairs: list[WordPair], source: Wordpieces, target: Wordpieces
+    ) -> None:
         # Of an encoding, ids is a new list each time.
         source_ids, target_ids = source.ids, target.ids
         self._ids[0].append(source_ids)

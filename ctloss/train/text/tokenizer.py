@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from .words import UNSPACED_CHARACTERS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.pre_tokenizers import PreTokenizer
     from transformers import PreTrainedTokenizerBase
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -20,6 +22,8 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LONGEST_TRAINED, LONGEST_GIVEN = 100, 1000
 # Texts remembered so that one given again counts once, and words that the trainer is shown: both bound memory and time.
 REMEMBERED_TEXTS, SHOWN_WORDS = 1 << 20, 1 << 26
+# Parts of texts between spaces that are counted before they are split into words.
+REMEMBERED_PARTS = 1 << 18
 
 
 def train_wordpiece(
@@ -45,15 +49,11 @@ def train_wordpiece(
         >>> tokenizer.tokenize("The cat")
         ['the', 'cat']
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower_case, strip_accents=False)
-    # One pattern for both, as each pass over a text costs: a character with its marks, or a run too long for a word.
-    single, run = rf"[{UNSPACED_CHARACTERS}]\p{{M}}*", rf"[^\s{UNSPACED_CHARACTERS}]{{{LONGEST_TRAINED}}}"
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(f"{single}|{run}"), "isolated"), pre_tokenizers.BertPreTokenizer()]
-    )
+    tokenizer.pre_tokenizer = _splitting_scripts()
     words = _count_words(texts, tokenizer)
     alphabet = _alphabet(words, 3 * vocabulary // 4 - len(SPECIAL_TOKENS))
     words = Counter({word: count for word, count in words.items() if alphabet.issuperset(word)})
@@ -124,6 +124,37 @@ def definition(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(plain.to_str())
 
 
+def splits_at_spaces(tokenizer: Tokenizer) -> bool:
+    """Tells whether a tokenizer's wordpieces of a text are those of its parts between spaces, each taken alone.
+
+    It is so for BERT's, with or without lower-casing, and for those trained here.
+    """
+    from tokenizers import pre_tokenizers
+
+    document = json.loads(tokenizer.to_str())
+    known = (pre_tokenizers.BertPreTokenizer(), _splitting_scripts())
+    normalizer = document["normalizer"] or {"type": "Sequence", "normalizers": []}
+    steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
+    return (
+        document["model"]["type"] == "WordPiece"
+        and any(tokenizer.pre_tokenizer.__getstate__() == one.__getstate__() for one in known)
+        and all(step["type"] in ("BertNormalizer", "Lowercase") for step in steps)
+        and not any(token["lstrip"] or token["rstrip"] or " " in token["content"] for token in document["added_tokens"])
+        and document["truncation"] is None
+        and document["padding"] is None
+    )
+
+
+def _splitting_scripts() -> PreTokenizer:
+    from tokenizers import Regex, pre_tokenizers
+
+    # One pattern for both, as each pass over a text costs: a character with its marks, or a run too long for a word.
+    single, run = rf"[{UNSPACED_CHARACTERS}]\p{{M}}*", rf"[^\s{UNSPACED_CHARACTERS}]{{{LONGEST_TRAINED}}}"
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(f"{single}|{run}"), "isolated"), pre_tokenizers.BertPreTokenizer()]
+    )
+
+
 def _as_it_is(backend: Tokenizer, **settings: object) -> PreTrainedTokenizerBase:
     """Returns a tokenizer saved and read as it is: an encoder's own class would rebuild its parts on reading."""
     from transformers import PreTrainedTokenizerFast
@@ -133,14 +164,25 @@ def _as_it_is(backend: Tokenizer, **settings: object) -> PreTrainedTokenizerBase
 
 def _count_words(texts: Iterable[str], tokenizer: Tokenizer) -> Counter[str]:
     words: Counter[str] = Counter()
+    parts: Counter[str] = Counter()
     seen: set[int] = set()
+
+    def split() -> None:
+        for part, count in parts.items():
+            for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(part)):
+                words[word] += count
+        parts.clear()
+
     for text in texts:
         key = stable_hash(text)
         if key not in seen:
             if len(seen) < REMEMBERED_TEXTS:
                 seen.add(key)
-            pieces = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
-            words.update(word for word, _ in pieces)
+            # Spaces part words, and most parts come again: each is split once.
+            parts.update(text.split(" "))
+            if len(parts) > REMEMBERED_PARTS:
+                split()
+    split()
     return words
 
 
