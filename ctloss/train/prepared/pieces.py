@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING, Protocol
 
 from ..text.sentences import Span
 from ..text.tokenizer import splits_at_spaces
@@ -14,6 +14,8 @@ from ..text.tokenizer import splits_at_spaces
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+# Of a word: the ids of its wordpieces, and first and last character of each, one after the other.
+Word = tuple[tuple[int, ...], tuple[int, ...]]
 # Some 60 MB.
 REMEMBERED = 1 << 17
 
@@ -45,7 +47,7 @@ class WordByWord:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._apart = splits_at_spaces(tokenizer)
-        self._known: dict[str, _Word] = {}
+        self._known: dict[str, Word] = {}
         if self._apart:
             whole, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
             before = whole.special_tokens_mask.index(0)
@@ -62,24 +64,20 @@ class WordByWord:
             new = {word for words in parted for word in words}
         found = list(new)
         for word, encoding in zip(found, self._tokenizer.encode_batch(found, add_special_tokens=False), strict=True):
-            self._known[word] = _Word(encoding.ids, encoding.offsets)
+            # Tuples of numbers, unlike lists, cost the garbage collector nothing.
+            self._known[word] = (tuple(encoding.ids), tuple(chain.from_iterable(encoding.offsets)))
         known = self._known
         return [_Text([known[word] for word in words], words, self._before, self._after) for words in parted]
-
-
-class _Word(NamedTuple):
-    ids: list[int]
-    offsets: list[Span]
 
 
 class _Text:
     """The wordpieces of a text, put together from those of its words; positions are worked out when asked for."""
 
-    def __init__(self, found: list[_Word], words: list[str], before: list[int], after: list[int]) -> None:
+    def __init__(self, found: list[Word], words: list[str], before: list[int], after: list[int]) -> None:
         self._found, self._words, self._special = found, words, len(before)
         self.ids = [*before]
-        for word in found:
-            self.ids += word.ids
+        for ids, _ in found:
+            self.ids += ids
         self.ids += after
 
     def __len__(self) -> int:
@@ -88,17 +86,18 @@ class _Text:
     def char_to_token(self, position: int) -> int | None:
         number = bisect_right(self._starts, position) - 1
         inside = position - self._starts[number]
-        for piece, (start, end) in enumerate(self._found[number].offsets):
-            if start <= inside < end:
-                return self._first[number] + piece
+        offsets = self._found[number][1]
+        for piece in range(0, len(offsets), 2):
+            if offsets[piece] <= inside < offsets[piece + 1]:
+                return self._first[number] + piece // 2
         return None
 
     def token_to_chars(self, number: int) -> Span | None:
         word = bisect_right(self._first, number) - 1
         piece = number - self._first[word] if word >= 0 else -1
-        if not 0 <= piece < len(self._found[word].offsets):
+        if not 0 <= piece < len(self._found[word][0]):
             return None
-        start, end = self._found[word].offsets[piece]
+        start, end = self._found[word][1][2 * piece : 2 * piece + 2]
         return self._starts[word] + start, self._starts[word] + end
 
     @cached_property
@@ -109,7 +108,7 @@ class _Text:
     @cached_property
     def _first(self) -> list[int]:
         """The number of each word's first wordpiece."""
-        return list(accumulate((len(word.ids) for word in self._found[:-1]), initial=self._special))
+        return list(accumulate((len(ids) for ids, _ in self._found[:-1]), initial=self._special))
 
 
 def wordpiece_span(encoding: Wordpieces, text: str, word: Span, unknown_id: int | None = None) -> Span | None:
