@@ -11,15 +11,16 @@ left to end. Every kill is printed. The command fails unless every weight of the
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 # A run that hangs must not hold the command for ever.
 LONGEST = 3600.0
@@ -38,13 +39,18 @@ def command(output: Path, processes: int, options: list[str]) -> list[str]:
 
 
 def run(arguments: list[str], log: Path, seconds: float | None) -> int | None:
-    """Runs a command in a session of its own; after ``seconds`` kills all of it and returns None."""
+    """Runs a command; after ``seconds`` kills it and all that it started, and returns None."""
     with log.open("ab") as file:
-        process = subprocess.Popen(arguments, stdout=file, stderr=file, start_new_session=True)
+        process = subprocess.Popen(arguments, stdout=file, stderr=file)
     try:
         return process.wait(LONGEST if seconds is None else seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        # torchrun's processes lead groups of their own.
+        family = [*psutil.Process(process.pid).children(recursive=True), process]
+        for one in family:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(family[:-1], timeout=30)
         process.wait()
         if seconds is None:
             raise
