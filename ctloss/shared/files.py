@@ -176,11 +176,21 @@ def incomplete(parent: Path, name: str) -> list[Path]:
     )
 
 
+def name_complete(parent: Path, name: str) -> None:
+    """Gives folders NAME-NUMBER their names that a process had marked as complete when it was killed."""
+    for partial in parent.glob(f"{name}-*{PARTIAL}"):
+        folder = partial.with_name(partial.name.removesuffix(PARTIAL))
+        if not partial.is_symlink() and is_complete(partial, checksums=True) and not is_complete(folder):
+            remove_folder(folder)
+            os.replace(partial, folder)
+
+
 def remove_incomplete(parent: Path, name: str) -> list[Path]:
     """Removes what :func:`incomplete` finds, and returns it; of links, only the link.
 
     Call it before a run resumes: what is left can be loaded.
     """
+    name_complete(parent, name)
     removed = incomplete(parent, name)
     for path in removed:
         remove_folder(path)

@@ -164,6 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if end.told:
             print(f"{top.prog}: {end}", file=sys.stderr)
         return end.status
+    except KeyboardInterrupt:
+        print(f"{top.prog}: interrupted; what is finished is kept: give the command again to go on", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -131,6 +131,11 @@ class PretrainingArguments(TrainingArguments):
             raise OptionError(f"training arguments: {error}") from error
         if schedule == THIRDS:
             self.lr_scheduler_type = THIRDS
+        if schedule == "reduce_lr_on_plateau":
+            # torch's own default takes every measure for a loss.
+            mode = "max" if self.greater_is_better else "min"
+            given_kwargs: Any = self.lr_scheduler_kwargs or {}
+            self.lr_scheduler_kwargs = {"mode": mode, **given_kwargs}
         self._resolved = {item.name: getattr(self, item.name) for item in fields(self)}
 
     def choices(self) -> dict[str, Any]:

@@ -94,13 +94,16 @@ IDLE: dict[str, str] = {
     "use_cache": "encoders keep no keys and values",
 }
 
-# Schedules whose factor at a step does not depend on the length of the run; the last two follow measures.
-ENDLESS = frozenset({"constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy"})
+# Schedules whose factor at a step does not depend on the length of the run.
+ENDLESS = frozenset({"constant", "constant_with_warmup", "inverse_sqrt"})
+# Those that follow measures: the one at the end of a run has no place in a longer run.
 FOLLOWING = frozenset({"reduce_lr_on_plateau", "greedy"})
 
 
 def refuse(values: Mapping[str, Any]) -> None:
     """Raises OptionError for the first value that would break exact resumption, the negatives or the run."""
+    workers = values.get("dataloader_num_workers", 0)
+    require(workers >= 0, "dataloader_num_workers", "at least 0", workers, "raise it")
     for name, (only, hint) in REFUSED.items():
         if name in values:
             require(values[name] == only, name, repr(only), values[name], hint)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..shared.files import PARTIAL, complete, incomplete, numbered, remove_folder, write_atomically
+from ..shared.files import PARTIAL, complete, incomplete, name_complete, numbered, remove_folder, write_atomically
 from .recipe import Recipe, RecipeError
 from .resumption import another_run, goes_on, is_former, read_document, read_run_state
 
@@ -39,6 +39,8 @@ def claim_folder(folder: Path, recipe: Recipe, *, resume: bool, processes: int =
             other files; or all its checkpoints are damaged.
     """
     claim = folder / RUN_FILE
+    if claim.is_file():
+        name_complete(folder / CHECKPOINTS, CHECKPOINT)
     finished = (folder / RESULTS_FILE).is_file()
     if not claim.is_file() and any(path.name != RUN_FILE + PARTIAL for path in folder.iterdir()):
         raise RecipeError(

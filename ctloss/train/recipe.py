@@ -224,6 +224,7 @@ class Recipe:
         training = values.pop("training", self.training)
         if isinstance(training, TrainingArguments):
             training = Training.of(training)
+        require(isinstance(training, Training), "training", "training arguments", training, "give TrainingArguments")
         for name in values:
             if name not in every_name():
                 names = [*every_name(), *(name for group in self.groups().values() for name in field_types(group))]

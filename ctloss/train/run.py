@@ -34,7 +34,7 @@ from .output import (
     claim_samples,
     read_results,
 )
-from .prepared.build import prepare
+from .prepared.build import FROM_PYTHON, prepare
 from .prepared.folder import Prepared, open_prepared
 from .processes import from_main, on_main
 from .recipe import Recipe, RecipeError
@@ -97,6 +97,8 @@ def pretrain(recipe: Recipe, output: Path | str | None = None, *, pairs: Any = N
     from accelerate import PartialState
 
     folder = home_path(output) if output is not None else Path("runs") / recipe.name
+    if pairs is not None and recipe.data.prepared is None:
+        recipe = recipe.override(corpus=(FROM_PYTHON,))
     if recipe.data.prepared is not None:
         recipe = recipe.prepared_with(open_prepared(recipe.data.prepared).settings)
     with stops.Signals() as signals, ExitStack() as held:
@@ -119,13 +121,13 @@ def pretrain(recipe: Recipe, output: Path | str | None = None, *, pairs: Any = N
 
 
 @contextmanager
-def refused(name: str) -> Iterator[None]:
+def refused(name: str, others: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turns errors about the input of a part of the run into a RecipeError that names the field concerned."""
     try:
         yield
     except (DataError, RecipeError):
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, *others) as error:  # type: ignore[misc]
         raise RecipeError(f"{name}: {error}") from error
 
 
@@ -191,7 +193,14 @@ class _Run:
             said.append(text)
             self.say(text)
 
-        prepared = prepare(self.recipe.data, self.recipe.encoder, pairs=pairs, say=say)
+        try:
+            prepared = prepare(self.recipe.data, self.recipe.encoder, pairs=pairs, say=say)
+        except DataError as error:
+            if not self.process.is_main_process:
+                # The main process says what all refuse. What only the one that prepares finds, it has to say itself.
+                time.sleep(2)
+                print(error, file=sys.stderr, flush=True)
+            raise
         on_main(self.process, lambda: claim_samples(self.folder, {"corpus": prepared.fingerprint}))
         for note in prepared.notes:
             if note not in said:
@@ -220,7 +229,7 @@ class _Run:
         pictured = self.arguments.pictured_words
         record, vectors = on_main(self.process, lambda: read_before(self.folder, key))
         stages = record.get("stages")
-        if stages is None:
+        if not isinstance(stages, dict) or "before" not in stages:
             named = {"random": self.random, "before": self.encoder}
             stages = {
                 name: self.test(encoder.to(self.process.device), together=True)
@@ -278,7 +287,7 @@ class _Run:
         if arguments.freeze_word_embeddings:
             freeze_word_embeddings(self.encoder.backbone)
         together = not _shared_out(arguments)
-        with refused("training"):
+        with refused("training arguments", (RuntimeError, ImportError, KeyError, TypeError)):
             trainer = PretrainingTrainer(
                 Objective(
                     self.encoder,

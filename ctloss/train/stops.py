@@ -123,8 +123,9 @@ class Signals:
             # Worker processes inherit the handler, and their parent hears the signal too.
             os._exit(128 + number)
         again = self.received == signal.SIGINT == number
+        # Kept in any case: Python drops what is raised while it removes an object, and the next step must know.
+        self.received = number
         if self._deferred and not again:
-            self.received = number
             return
         done = "(twice), so nothing more was saved" if again else "while no step was under way"
         raise Stopped(number, f"{done}; go on with --resume")
@@ -205,6 +206,16 @@ class Stopping(TrainerCallback):
         if self.number:
             control.should_save = control.should_training_stop = True
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a signal in the middle of an epoch nothing happens that belongs to its end."""
+        if self.number:
+            ended = state.epoch is not None and abs(state.epoch - round(state.epoch)) < 1e-9
+            control.should_log, control.should_evaluate = (
+                flag and ended for flag in (control.should_log, control.should_evaluate)
+            )
+            # What is measured at an epoch's end belongs into the checkpoint.
+            control.should_save = ended and control.should_evaluate
+
     def end(self) -> int:
         """Returns the signal that the run ends for, or 0."""
         late = self._agreement.at_end(self.signals.received) if self._agreement is not None else 0
@@ -238,7 +249,6 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     found = [(name, value) for name, value in tensors if value.is_floating_point()]
     if not found:
         return None
-    # One wait for the device instead of one for each tensor.
     flags = [value.detach().isfinite().all() for _, value in found]
     # One wait for the device instead of one for each tensor.
     finite = torch.stack([flag.to(flags[0].device, non_blocking=True) for flag in flags]).tolist()

@@ -21,6 +21,7 @@ from transformers.trainer_callback import ExportableState, ProgressCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..shared.files import PARTIAL, mark_complete, remove_folder, writing_folder
+from ..shared.options import OptionError
 from . import saving, stops
 from .model.encoder import CCEEncoder
 from .model.export import push
@@ -118,6 +119,7 @@ class PretrainingTrainer(Trainer):
         if saved:
             # A share of the steps then, which a longer run must not change.
             self.args.warmup_steps = read_run_state(saved[-1][1]).warmup_steps
+            self.args.eval_on_start = False
         self._stopping.begin()
         todo = "make room there, then go on with --resume; checkpoints are as they were"
         with self._stopping.signals.deferred():
@@ -221,7 +223,22 @@ class PretrainingTrainer(Trainer):
             warmup = self.args.get_warmup_steps(num_training_steps)
             self.lr_scheduler = thirds(optimizer or self.optimizer, warmup, num_training_steps)  # type: ignore[arg-type]
             self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise OptionError(
+                f"lr_scheduler_kwargs: expected what the schedule {self.args.lr_scheduler_type} takes, got "
+                f"{self.args.lr_scheduler_kwargs!r} ({error}); correct it"
+            ) from error
+
+    def create_optimizer(self, *given: Any) -> torch.optim.Optimizer:
+        """Returns the optimiser that the arguments name."""
+        try:
+            return super().create_optimizer(*given)
+        except (ImportError, ValueError, RuntimeError, TypeError) as error:
+            raise OptionError(
+                f"optim: expected one that runs here, got {self.args.optim} ({error}); choose another"
+            ) from error
 
     def _init_training_state(self, max_steps: int, *others: Any) -> Any:
         found = super()._init_training_state(max_steps, *others)
@@ -244,6 +261,8 @@ class PretrainingTrainer(Trainer):
     def _finalize_training(self, *given: Any) -> Any:
         self._check_losses()
         if number := self._stopping.end():
+            if self._saved_step != self.state.global_step:
+                self._save_checkpoint(self.model_wrapped, None)
             raise stops.Stopped(
                 number,
                 f"at step {self.state.global_step}; saved {self._folder(self._saved_step)}; go on with --resume",
@@ -331,7 +350,7 @@ class PretrainingTrainer(Trainer):
             processes=arguments.world_size,
             batch_size=arguments.per_device_train_batch_size,
             accumulation=arguments.gradient_accumulation_steps,
-            precision=precision_of(arguments.precision),
+            precision=precision_of(arguments.precision, cpu=arguments.use_cpu),
             total_steps=steps,
             warmup_steps=arguments.get_warmup_steps(steps),
         )

@@ -21,6 +21,7 @@ from ctloss.shared.files import (
     is_complete,
     locked,
     mark_complete,
+    name_complete,
     numbered,
     open_folder,
     remove_folder,
@@ -239,3 +240,15 @@ def test_file_systems_without_locks_are_refused(tmp_path: Path, monkeypatch: pyt
         ValueError, match=r"expected a folder that can be locked, got .* \(No locks available\); choose"
     ):
         locked(tmp_path, wait=True).__enter__()
+
+
+def test_a_folder_that_was_marked_but_not_named_gets_its_name(tmp_path: Path) -> None:
+    with writing_folder(tmp_path / "checkpoint-7") as folder:
+        (folder / "weights").write_bytes(b"whole")
+    (tmp_path / "checkpoint-7").rename(tmp_path / "checkpoint-7.partial")
+    half = tmp_path / "checkpoint-9.partial"
+    half.mkdir()
+    (half / "weights").write_bytes(b"ha")
+    name_complete(tmp_path, "checkpoint")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-7", "checkpoint-9.partial"]
+    assert is_complete(tmp_path / "checkpoint-7", checksums=True)

@@ -96,7 +96,7 @@ def own_method(name: str) -> Method:
     ours = files.read("cce.json")
     if ours is not None:
         return Method(_known(name, str(ours.get("pooling"))), about=str(ours.get("pooling")))
-    modules = files.read("modules.json")
+    modules = files.read("modules.json", list)
     if modules is None:
         pooling = files.read("1_Pooling/config.json")
         modules = [] if pooling is None else [{"type": "Transformer", "path": ""}, _module("1_Pooling")]
@@ -125,18 +125,23 @@ class _Files:
         )
         return None if found is None else Path(found)
 
-    def read(self, file: str) -> Any:
+    def read(self, file: str, kind: type = dict) -> Any:
         path = self.path(file)
         if path is None:
             return None
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: expected JSON, got something else ({error}); fetch the model again") from error
+        parts = found if isinstance(found, list) else [found]
+        wanted = isinstance(found, kind) and all(isinstance(part, dict) for part in parts)
+        if not wanted:
+            raise ValueError(f"{path}: expected settings, got {str(found)[:40]!r}; fetch the model again")
+        return found
 
     def settings(self, file: str) -> dict[str, Any]:
-        found = self.read(file)
-        return found if isinstance(found, dict) else {}
+        found: dict[str, Any] = self.read(file) or {}
+        return found
 
     def weights(self, folder: str) -> dict[str, Tensor]:
         from safetensors import SafetensorError

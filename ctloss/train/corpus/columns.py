@@ -70,7 +70,12 @@ def columns_of(
             return [Columns(column, other, pivot, language) for language, other in others]
     for pair in BY_ROLE:
         if set(pair) <= set(names):
-            chosen = named if named is not None and (not languages or _fits(named, languages)) else tuple(languages)
+            if named is not None and languages and not _fits(named, languages):
+                raise DataError(
+                    f"{place}: expected the languages that it is named after, {' then '.join(named)}, got "
+                    f"{' '.join(languages)}; omit --languages, or rename the file"
+                )
+            chosen = named if named is not None else tuple(languages)
             if len(chosen) != 2:
                 raise DataError(
                     f"{place}: expected to know the languages of {pair[0]} and {pair[1]}, got "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,30 +12,14 @@ from torch.nn import functional
 
 import ctloss
 
-from ...shared.models import check_inputs, load_encoder, mlm_head, quietly, random_like, read_config
+from ...shared.models import load_encoder, mlm_head, quietly, random_like
 from ..recipe import ObjectiveChoice, Recipe
-from ..text.tokenizer import read_tokenizer, train_wordpiece
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HEAD_FILE = "cce_head.safetensors"
 SETTINGS_FILE = "cce.json"
-
-
-def make_tokenizer(recipe: Recipe, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer of a given encoder, or for a small one a tokenizer trained on the texts.
-
-    Raises:
-        ValueError: the encoder or its tokenizer cannot be used, or its positions are fewer than ``max_length``.
-    """
-    choice, max_length = recipe.encoder, recipe.data.max_length
-    if choice.encoder == "small":
-        return train_wordpiece(texts, vocabulary=choice.vocabulary, lower_case=choice.lower_case, max_length=max_length)
-    config = read_config(choice.encoder)
-    tokenizer = read_tokenizer(choice.encoder, lower_case=choice.lower_case)
-    check_inputs(choice.encoder, config, tokenizer, max_length)
-    return tokenizer
 
 
 def make_encoders(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[CCEEncoder, CCEEncoder | None]:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from ...shared.files import PARTIAL, flush, locked, write_atomically, writing_file
-from ...shared.models import load_tokenizer
+from ...shared.models import load_tokenizer, read_config
 from ...shared.text import DataError, home_path
 from ..recipe import Data, EncoderChoice
 from ..text.embedded import SPLITS, Split
 from ..text.finder import WordFinder
+from ..text.lexicon import read_lexicon
 from ..text.sentences import ParallelSentence
 from ..text.tokenizer import definition
 from .folder import DOCUMENT, TOKENIZER, Origin, Prepared, batches_of, is_finished, open_prepared, write_document
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 HELD_OUT: tuple[Split, Split] = ("validation", "test")
+# What a recipe names as its corpus when it came from Python.
+FROM_PYTHON = "pairs from Python"
 # Of every row that was read, in files that processes share.
 ARRAYS = ("fates.npy", "source_keys.npy", "target_keys.npy")
 
@@ -77,17 +80,23 @@ def prepare(
         DataError: a file is not what its format promises, too many lines cannot be read, a part has no two pairs, the
             folder holds another corpus, or the disk is full.
     """
-    if data.prepared is not None and folder is None and pairs is None:
+    if data.prepared is not None and pairs is not None:
+        raise DataError(
+            f"pairs: expected none with the prepared corpus {data.prepared}, got some; leave out one of them"
+        )
+    if data.prepared is not None and folder is None:
         prepared = open_prepared(data.prepared)
         check_fits(prepared, data, encoder)
         return prepared
     inputs = find_inputs(data, pairs)
     if pairs is not None:
-        data = replace(data, corpus=("pairs from Python",))
+        data = replace(data, corpus=(FROM_PYTHON,))
     name = key(data, encoder, inputs)
     place = _cache() / name if folder is None else home_path(folder)
     if is_finished(place):
         return _checked(place, name, data, encoder)
+    # Named so also where the folder is given as a dot.
+    place = place.resolve() if place.name in ("", ".", "..") else place
     building = place.with_name(f"{place.name}-{name[:8]}{PARTIAL}")
 
     def waiting() -> None:
@@ -95,10 +104,12 @@ def prepare(
 
     with _refusals(place), locked(building, wait=True, waiting=waiting):
         if not is_finished(place):
-            say(f"preparing the corpus in {place}")
-            count = workers or processors()
-            _Build(data, encoder, inputs, name, building, count, say).run()
-            _put(building, place)
+            _check_empty(place)
+            if not is_finished(building):
+                say(f"preparing the corpus in {place}")
+                _Build(data, encoder, inputs, name, building, workers or processors(), say).run()
+            _check_empty(place)
+            os.replace(building, place)
         elif building.is_dir():
             # Another process finished while this one waited, and the lock made the folder anew.
             building.rmdir()
@@ -131,10 +142,11 @@ def _checked(place: Path, name: str, data: Data, encoder: EncoderChoice) -> Prep
     return prepared
 
 
-def _put(building: Path, place: Path) -> None:
+def _check_empty(place: Path) -> None:
     if place.is_dir() and any(place.iterdir()):
         raise DataError(f"{place}: expected a new or empty folder, got one with files; choose another")
-    os.replace(building, place)
+    if (place.exists() or place.is_symlink()) and not place.is_dir():
+        raise DataError(f"{place}: expected a new or empty folder, got a file or a link to none; choose another")
 
 
 @contextmanager
@@ -197,8 +209,18 @@ class _Build:
         self.say(text)
 
     def _read(self) -> Raw:
+        # What is refused of these is refused before hours of reading.
+        if self.data.lexicon:
+            read_lexicon(self.data.lexicon, list(dict.fromkeys(self.languages)))
+        if self.data.align:
+            read_config(self.data.align)
+        if self.encoder.encoder != "small":
+            self._make_tokenizer(())
         with progress("reading", None) as move:
             raw = read_inputs(self.inputs, self.work / "raw", move)
+        if not raw.total.rows and not raw.total.bad.total():
+            names = ", ".join(origin.name for origin in self.origins)
+            raise DataError(f"corpus: expected sentence pairs, got none in {names}; give files with text")
         if (bad := check_bad_lines(raw.total, self.data.max_bad_lines)) is not None:
             self.note(bad)
         return raw
@@ -266,20 +288,23 @@ class _Build:
         place = self.folder / TOKENIZER
         if place.is_dir():
             return
-        try:
-            if self.encoder.encoder == "small":
-                with progress("tokenizer", int((fates == Fate.train).sum())) as move:
-                    tokenizer = make_tokenizer(self.data, self.encoder, self._texts(raw, fates, move))
-            else:
-                tokenizer = make_tokenizer(self.data, self.encoder, ())
-        except DataError:
-            raise
-        except ValueError as error:
-            raise DataError(f"encoder: {error}") from error
+        if self.encoder.encoder == "small":
+            with progress("tokenizer", int((fates == Fate.train).sum())) as move:
+                tokenizer = self._make_tokenizer(self._texts(raw, fates, move))
+        else:
+            tokenizer = self._make_tokenizer(())
         partial = self.folder / (TOKENIZER + PARTIAL)
         shutil.rmtree(partial, ignore_errors=True)
         tokenizer.save_pretrained(partial)
         os.replace(partial, place)
+
+    def _make_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        try:
+            return make_tokenizer(self.data, self.encoder, texts)
+        except DataError:
+            raise
+        except ValueError as error:
+            raise DataError(f"encoder: {error}") from error
 
     def _samples(self, raw: Raw, keys: Keys, fates: np.ndarray) -> dict[Split, list[Path]]:
         words = word_source(
@@ -354,6 +379,8 @@ class _Build:
                 f"train: expected sentence pairs to train on, got none: skipped {counts['train'].skipped_pairs}; raise "
                 f"max_length={self.data.max_length}, or give more text"
             )
+        if not counts["train"].rows_with_words:
+            self.note("train: no word pair was found in any sentence pair; only sentences can be trained on")
         if any(counts[split].skipped_pairs["too long"] for split in HELD_OUT):
             self._check_what_fits(made)
         shutil.rmtree(self.work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 
 from ...shared.models import load_tokenizer
-from ...shared.text import DataError
+from ...shared.text import DataError, home_path
 from ..text.embedded import SPLITS, Split
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Prepared:
         return self._read(split).select(SAMPLES.names)
 
     def rows(self, split: Split) -> list[dict[str, Any]]:
-        """Returns the rows of ``"validation"`` or ``"test"`` in memory, for measures.
+        """Returns rows of ``"validation"`` or ``"test"`` in memory, as many of each language pair as are measured.
 
         A row has source, target, source_language, target_language, source_ids, target_ids, word_pairs, word_types,
         source_words and target_words (the words themselves, case folded).
@@ -137,8 +138,13 @@ class Prepared:
         if split == "train":
             raise ValueError("expected 'validation' or 'test', got 'train', which is too large; use table")
         found = []
-        for row in self._read(split).to_pylist():
+        # Some repeat a sentence and are not measured.
+        room = Counter({origin.languages: int(self.settings["evaluation_pairs"]) * 3 // 2 for origin in self.origins})
+        for row in (row for batch in self._read(split).to_batches() for row in batch.to_pylist()):
             origin = self.origins[row.pop("origin")]
+            if not room[origin.languages]:
+                continue
+            room[origin.languages] -= 1
             row["source_words"], row["target_words"] = (row.pop(name) for name in TEXTS)
             del row["source_key"], row["target_key"], row["skipped_words"]
             found.append({**row, "source_language": origin.source_language, "target_language": origin.target_language})
@@ -178,7 +184,7 @@ def open_prepared(folder: str | Path) -> Prepared:
         DataError: the folder is not one, its preparation was not finished, a file is missing or has another size, or
             another version made it.
     """
-    folder = Path(folder)
+    folder = home_path(folder)
     if not is_finished(folder):
         raise DataError(
             f"{folder}: expected a corpus prepared by {COMMAND!r}, got "
@@ -202,6 +208,12 @@ def open_prepared(folder: str | Path) -> Prepared:
             notes=list(document["notes"]),
             files={name: int(size) for name, size in document["files"].items()},
         )
+        str([str(prepared.counts[split]) for split in SPLITS])  # Counts of other kinds have no such form.
+        whole = (
+            all(prepared.arrow_files(split) for split in SPLITS) and prepared.origins and "encoder" in prepared.settings
+        )
+        if not whole or not all(isinstance(part, str) for origin in prepared.origins for part in origin):
+            raise ValueError("parts of it are missing")
     except DataError:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

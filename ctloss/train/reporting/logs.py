@@ -169,6 +169,6 @@ class ProgressLines(ProgressCallback):
 def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         # A kill during a write leaves half a line, which is always the last.
         return float("inf")

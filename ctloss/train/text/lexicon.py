@@ -9,7 +9,7 @@ from itertools import permutations, product
 from pathlib import Path
 
 from ...shared.languages import is_language, primary
-from ...shared.text import DataError, decoded_lines, plain_name, read_lines, require_equal_counts, text_files
+from ...shared.text import DataError, decoded_lines, home_path, plain_name, read_lines, require_equal_counts, text_files
 from .sentences import ParallelSentence, Span, WordPair
 from .words import folded_words, word_spans
 
@@ -226,7 +226,7 @@ def read_lexicon(names: Sequence[str], pairs: Sequence[LanguagePair]) -> Lexicon
     """
     tables: dict[LanguagePair, _Table] = {}
     for place, name in enumerate(names):
-        path = Path(name)
+        path = home_path(name)
         if path.is_dir():
             _add_folder(tables, path, pairs)
             continue

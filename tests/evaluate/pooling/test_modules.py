@@ -205,3 +205,15 @@ def test_weights_are_whole_and_read_from_safetensors_only(folder: Path) -> None:
     (folder / "modules.json").write_text("[")
     with pytest.raises(ValueError, match=r"modules\.json: expected JSON, got something else"):
         Encoder(folder, pooling="model")
+
+
+@pytest.mark.parametrize("file", ["cce.json", "modules.json", "sentence_bert_config.json"])
+@pytest.mark.parametrize("content", ["3", "[3]", '"s"'])
+def test_settings_of_another_kind_are_damage(tmp_path: Path, file: str, content: str) -> None:
+    folder = saved(tmp_path, PIECES)
+    if file == "sentence_bert_config.json":
+        modules(folder, "1_Pooling")
+        put(folder, "1_Pooling/config.json", {"word_embedding_dimension": 8, "pooling_mode_mean_tokens": True})
+    (folder / file).write_text(content)
+    with pytest.raises(ValueError, match=f"{file}: expected settings, got"):
+        Encoder(str(folder), pooling="model")

@@ -147,3 +147,15 @@ def test_other_threads_leave_handlers_alone_and_ignored_signals_stay_ignored() -
 def test_one_process_agrees_with_itself() -> None:
     agreement = Agreement()
     assert [agreement.at_step(0), agreement.at_step(15), agreement.at_end(2)] == [0, 15, 2]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_comes_while_an_object_is_removed_is_kept() -> None:
+    class Last:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with Signals() as signals:
+        one = Last()
+        del one
+        assert signals.received == signal.SIGTERM

@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("pyarrow")
 pytest.importorskip("transformers")
 
-from ctloss.train import CCEEncoder, RecipeError, pretrain
+from ctloss.train import CCEEncoder, RecipeError, pretrain, tiny
 from ctloss.train.model.encoder import small_backbone
 from ctloss.train.model.objective import Objective
 from ctloss.train.output import checkpoints
@@ -206,3 +206,28 @@ def test_a_run_is_uploaded(corpus: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert "model*.safetensors" in uploads[-1]["allow_patterns"]
     assert not {"checkpoints/*", "metrics.jsonl"} & set(uploads[-1]["allow_patterns"])
     assert json.loads((tmp_path / "aligned" / "results.json").read_text(encoding="utf-8"))["facts"]["steps"] == 10
+
+
+def test_a_plateau_is_one_of_an_accuracy(tmp_path: Path) -> None:
+    follows = tiny().override(schedule="reduce_lr_on_plateau").training
+    assert follows.arguments(tmp_path).lr_scheduler_kwargs == {"mode": "max"}
+    of_a_loss = tiny().override(schedule="reduce_lr_on_plateau", metric_for_best_model="loss", greater_is_better=False)
+    assert of_a_loss.training.arguments(tmp_path).lr_scheduler_kwargs == {"mode": "min"}
+    given = tiny().override(schedule="reduce_lr_on_plateau", lr_scheduler_kwargs={"mode": "min", "factor": 0.5})
+    assert given.training.arguments(tmp_path).lr_scheduler_kwargs == {"mode": "min", "factor": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("choices", "name"),
+    [
+        ({"lr_scheduler_kwargs": {"foo": 1}}, "lr_scheduler_kwargs"),
+        ({"schedule": "cosine_with_min_lr"}, "lr_scheduler_kwargs"),
+        ({"optim": "lion_32bit"}, "optim"),
+    ],
+    ids=["another keyword", "a keyword missing", "a library missing"],
+)
+def test_what_transformers_refuses_is_refused_in_one_line(
+    corpus: Path, tmp_path: Path, choices: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(RecipeError, match=f"^{name}"):
+        pretrain(quick_recipe(corpus, **choices), tmp_path / "run")
