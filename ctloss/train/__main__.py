@@ -18,7 +18,7 @@ from ..shared.text import DataError
 from .arguments import FORMER, PretrainingArguments, defaults, hints, near, ours
 from .effects import IDLE, REFUSED
 from .recipe import RECIPES, Data, EncoderChoice, Recipe, RecipeError
-from .stops import ENDS
+from .stops import ENDS, Signals
 
 EPILOG = """\
 examples:
@@ -197,7 +197,9 @@ def _prepare(parsed: argparse.Namespace) -> None:
     from .prepared.build import prepare
     from .prepared.folder import describe
 
-    print(describe(prepare(data, encoder, parsed.output, workers=parsed.workers)))
+    # Heard, a signal ends the processes that prepare too.
+    with Signals("what is finished is kept: give the command again to go on"):
+        print(describe(prepare(data, encoder, parsed.output, workers=parsed.workers)))
 
 
 def _add_training(top: _Parser, *, whole_help: bool) -> None:

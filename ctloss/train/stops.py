@@ -87,11 +87,12 @@ class Signals:
 
     A signal raises :class:`Stopped` at once, or with ``deferred`` is only kept in ``received``, so that a step can be
     finished and saved; a second SIGINT ends even that at once. A signal that was ignored before stays so. Handlers are
-    restored at the end.
+    restored at the end. ``todo`` is what the line about it says that one can do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, todo: str = "go on with --resume") -> None:
         self.received = 0
+        self._todo = todo
         self._deferred = False
         self._process = os.getpid()
         self._former: dict[int, Any] = {}
@@ -128,7 +129,7 @@ class Signals:
         if self._deferred and not again:
             return
         done = "(twice), so nothing more was saved" if again else "while no step was under way"
-        raise Stopped(number, f"{done}; go on with --resume")
+        raise Stopped(number, f"{done}; {self._todo}")
 
 
 def ignore_signals(worker: int = 0) -> None:

@@ -158,6 +158,12 @@ def _refusals(place: Path) -> Iterator[None]:
     except DataError:
         raise
     except OSError as error:
+        interrupt: BaseException | None = error
+        while interrupt is not None and not isinstance(interrupt, KeyboardInterrupt):
+            interrupt = interrupt.__context__
+        if interrupt is not None:
+            # Libraries clean up when a signal ends them, and miss files of the processes that it ended as well.
+            raise interrupt from None
         raise DataError(
             f"{place}: expected a disk to write the prepared corpus to, got {error.strerror or error}; make room, or "
             f"choose another folder (--output, or HF_DATASETS_CACHE for the cache); {kept}"

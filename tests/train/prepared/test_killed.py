@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +18,10 @@ pytest.importorskip("pyarrow")
 pytest.importorskip("transformers")
 pytest.importorskip("fcntl")
 
+import pyarrow as pa
+from multiprocess import parent_process
+
+from ctloss.train.__main__ import main
 from ctloss.train.prepared import build, mapping, reading
 from ctloss.train.prepared.build import prepare
 from ctloss.train.prepared.parts import hash_texts
@@ -155,3 +161,27 @@ def test_workers_of_a_killed_process_keep_no_lock(tmp_path: Path, corpus: Data) 
             os.killpg(killed, signal.SIGKILL)
     prepare(corpus, SMALL, tmp_path / "whole", workers=1, say=Mock())
     assert content(tmp_path / "made") == content(tmp_path / "whole")
+
+
+def stopping_hashes(table: pa.Table, indices: list[int]) -> pa.Table:
+    """In a worker sends its parent a signal and waits for its own end."""
+    if parent_process() is not None:
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(60)
+    return hash_texts(table, indices)
+
+
+def prepare_as_a_command(corpus: Data, folder: Path) -> None:
+    given = ["prepare", "--corpus", *corpus.corpus, "--evaluation-pairs", "12", "--vocabulary", "300"]
+    stopping = patch.object(build, "hash_texts", stopping_hashes)
+    with stopping, (folder / "said").open("w", encoding="utf-8") as sys.stderr:
+        status = main([*given, "--workers", "2", "--output", str(folder / "made")])
+    os._exit(status)
+
+
+def test_a_signal_ends_a_preparation_in_one_line_with_its_workers(tmp_path: Path, corpus: Data) -> None:
+    assert end_of(forked(prepare_as_a_command, corpus, tmp_path)) == 128 + signal.SIGTERM
+    *_, said = (tmp_path / "said").read_text(encoding="utf-8").strip().splitlines()
+    assert said.startswith("python -m ctloss.train prepare: stopped by SIGTERM ")
+    assert said.endswith("what is finished is kept: give the command again to go on")
+    prepare(corpus, SMALL, tmp_path / "made", workers=1, say=Mock())
