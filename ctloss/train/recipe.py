@@ -133,7 +133,7 @@ class ObjectiveChoice(Group):
         "ranks", "with several processes, negatives of a row: the rows of all processes, or those of its own"
     )
     same_words: Literal["mask", "keep"] = option(
-        "mask",
+        "keep",
         "rows of a batch whose word, on either side, is also another row's: no negatives of that row, or negatives all "
         "the same; at the sentence level there are none",
     )
@@ -276,7 +276,6 @@ def paper() -> Recipe:
         "paper",
         data=Data(stop_words="iso", held_out_words=0.0),
         encoder=EncoderChoice(encoder="bert-base-multilingual-cased"),
-        objective=ObjectiveChoice(same_words="keep"),
         training=Training(
             # Without weight decay AdamW is Adam.
             weight_decay=0.0,
