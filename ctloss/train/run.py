@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
 Stages = dict[str, dict[str, dict[str, float]]]
 BEFORE_FILE, BEFORE_WORDS = "before.json", "before.safetensors"
-TODO = "make room there, then go on with --resume; checkpoints are as they were"
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ class _Run:
         }
         results = Results(stages, facts)
         if self.process.is_main_process and encoder is not None:
-            with stops.writing("the results", TODO):
+            with stops.writing("the results", stops.MAKE_ROOM):
                 self._write(results, encoder, before)
             with refused("push_to_hub"):
                 trainer.upload()
@@ -239,7 +238,7 @@ class _Run:
         self.random = None
         if self.process.is_main_process and record.get("pictured_words") != pictured:
             vectors = self.words.vectors(self.encoder.to(self.process.device))
-            with stops.writing("the measures before training", TODO):
+            with stops.writing("the measures before training", stops.MAKE_ROOM):
                 write_before(self.folder, {"key": key, "pictured_words": pictured, "stages": stages}, vectors)
         if _shared_out(self.arguments):
             self.encoder.to("cpu")

@@ -22,6 +22,8 @@ from torch import Tensor, distributed
 from transformers import TrainerCallback
 
 HEARD = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+# What to do about a disk that takes no more.
+MAKE_ROOM = "make room there, then go on with --resume; checkpoints are as they were"
 NEVER = torch.iinfo(torch.int64).max
 
 

@@ -121,7 +121,6 @@ class PretrainingTrainer(Trainer):
             self.args.warmup_steps = read_run_state(saved[-1][1]).warmup_steps
             self.args.eval_on_start = False
         self._stopping.begin()
-        todo = "make room there, then go on with --resume; checkpoints are as they were"
         with self._stopping.signals.deferred():
             try:
                 return self.train(resume_from_checkpoint=str(saved[-1][1]) if saved else None).global_step
@@ -136,7 +135,7 @@ class PretrainingTrainer(Trainer):
                 raise
             except OSError as error:
                 if stops.is_about_disk(error):
-                    with stops.writing("the log", todo):
+                    with stops.writing("the log", stops.MAKE_ROOM):
                         raise
                 raise
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..text.embedded import SPLITS, Split
-from ..text.sentences import stable_hash, text_key
+from ..text.sentences import mixed, stable_hash, text_key
 from .folder import Origin, batches_of
 
 KEYS = ("source_key", "target_key")
@@ -140,13 +140,6 @@ def lacking(keys: Keys, fate: np.ndarray, split: Split) -> list[int]:
         for number in np.unique(keys.languages)
         if not _two_apart(keys, rows[keys.languages[rows] == number])
     ]
-
-
-def mixed(values: np.ndarray) -> np.ndarray:
-    """Returns splitmix64's finaliser of 64-bit numbers (Steele, Lea and Flood 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def among(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -11,20 +11,17 @@ RARELY = 60.0
 
 
 @contextmanager
-def progress(what: str, total: int | None, *, done: int = 0) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Shows a bar while the block runs; yields a function that moves it by a number of pairs.
 
     Args:
         what: the work, in front of the bar.
         total: pairs in all, from which the time left follows; None where nobody knows.
-        done: pairs that an earlier process finished.
     """
     from tqdm.auto import tqdm
 
     often = 0.1 if sys.stderr.isatty() else RARELY
-    with tqdm(
-        desc=what, total=total, initial=done, unit=" pairs", unit_scale=True, mininterval=often, maxinterval=2 * often
-    ) as bar:
+    with tqdm(desc=what, total=total, unit=" pairs", unit_scale=True, mininterval=often, maxinterval=2 * often) as bar:
 
         def move(pairs: int) -> None:
             bar.update(pairs)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..text.sentences import stable_hash
-from .draws import mixed
+from ..text.sentences import mixed, stable_hash
 
 if TYPE_CHECKING:
     import pyarrow

@@ -7,6 +7,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from ..text.sentences import mixed
+
 # The odd number next to 2^64 divided by the golden ratio: splitmix64's step (Steele, Lea and Flood 2014).
 STEP = np.uint64(0x9E3779B97F4A7C15)
 
@@ -21,13 +23,6 @@ class Purpose(IntEnum):
     TARGET_CHOSEN = 5
     TARGET_KIND = 6
     TARGET_OTHER = 7
-
-
-def mixed(values: np.ndarray) -> np.ndarray:
-    """Returns splitmix64's finaliser of each value: uint64 to uint64, one to one, every bit depending on every bit."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def uniform(

@@ -6,6 +6,8 @@ import hashlib
 import unicodedata
 from dataclasses import dataclass
 
+import numpy as np
+
 Span = tuple[int, int]
 WordPair = tuple[Span, Span]
 
@@ -48,3 +50,13 @@ def stable_hash(*parts: str) -> int:
     """
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
+
+
+def mixed(values: np.ndarray) -> np.ndarray:
+    """Returns splitmix64's finaliser of each value: uint64 to uint64, one to one, every bit depending on every bit.
+
+    Steele, Lea and Flood 2014.
+    """
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -9,22 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-WORDS = pa.list_(pa.uint64())
-SCHEMA = pa.schema(
-    {
-        "source": pa.string(),
-        "target": pa.string(),
-        "origin": pa.int16(),
-        "source_ids": pa.list_(pa.int32()),
-        "target_ids": pa.list_(pa.int32()),
-        "word_pairs": pa.list_(pa.list_(pa.int32(), 4)),
-        "word_types": WORDS,
-        "source_words": WORDS,
-        "target_words": WORDS,
-        "source_key": pa.uint64(),
-        "target_key": pa.uint64(),
-    }
-)
+from ctloss.train.prepared.folder import SAMPLES
+
 Row = Mapping[str, Any]
 
 
@@ -58,8 +44,8 @@ def random_samples(count: int, *, vocabulary: int, length: int = 30, words: tupl
 
 def as_table(rows: Sequence[Row], chunk: int | None = None) -> pa.Table:
     """The rows as a table, in record batches of this many rows."""
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
-    return pa.Table.from_batches(table.to_batches(chunk), schema=SCHEMA) if chunk else table
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=SAMPLES)
+    return pa.Table.from_batches(table.to_batches(chunk), schema=SAMPLES) if chunk else table
 
 
 def write_stream(table: pa.Table, path: Path) -> Path:

@@ -7,7 +7,8 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
-from ctloss.train.samples.draws import Purpose, mixed, uniform
+from ctloss.train.samples.draws import Purpose, uniform
+from ctloss.train.text.sentences import mixed
 
 ROWS = np.arange(100_000)
 # Of a chi-square of 255 degrees of freedom, five standard deviations to each side.
