@@ -12,7 +12,7 @@ from typing import Any
 
 from ..shared.command import as_process
 from ..shared.files import open_folder, write_atomically
-from ..shared.models import expanded, read_config
+from ..shared.models import read_config
 from ..shared.options import add_options, command_line, given_options, read_values
 from ..shared.text import home_path
 from .data.sources import EVALUATIONS, find_data
@@ -111,7 +111,7 @@ def evaluate(given: argparse.Namespace) -> Path | None:
     for name in ("model", "before"):
         # A shell expands it too, but not after an equals sign or in quotes.
         if getattr(given, name) is not None:
-            setattr(given, name, expanded(getattr(given, name)))
+            setattr(given, name, str(home_path(getattr(given, name))))
     if given.model is None and not (given.beside and given.output):
         raise ValueError("expected a MODEL, or --beside and --output for a report of existing results, got neither")
     if given.model is not None and not tasks:

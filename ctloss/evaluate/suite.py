@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..shared.files import open_folder
-from ..shared.models import expanded, load_tokenizer, read_config
+from ..shared.models import load_tokenizer, read_config
 from ..shared.text import home_path
 from .data.sources import EVALUATIONS, digest_of_data, digest_of_model
 from .models.encoder import Encoder, VectorOptions, choose_layer
@@ -80,7 +80,7 @@ def run(
             or results with other settings.
         DataError: files are missing or malformed.
     """
-    model = expanded(model)
+    model = str(home_path(model))
     config = read_config(model)
     load_tokenizer(model)
     output = home_path(output)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .text import home_path
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,11 +23,6 @@ if TYPE_CHECKING:
 AS_ROBERTA = (
     *("camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "xmod"),
 )
-
-
-def expanded(name: str | Path) -> str:
-    """Returns the name or folder of a model with ``~`` as the home folder; no name on the hub begins with one."""
-    return os.path.expanduser(name)
 
 
 def read_config(name: str | Path) -> PreTrainedConfig:
@@ -37,7 +34,7 @@ def read_config(name: str | Path) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(expanded(name))
+        config = AutoConfig.from_pretrained(str(home_path(name)))
     except Exception as error:  # Checks of a configuration's values raise classes of their own.
         raise ValueError(
             f"expected the name or folder of a Hugging Face encoder, got {str(name)!r} ({_first_line(error)}); "
@@ -81,7 +78,7 @@ def load_tokenizer(name: str | Path, *, needs: Sequence[str] = (), **options: An
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(expanded(name), **options)
+        tokenizer = AutoTokenizer.from_pretrained(str(home_path(name)), **options)
     except Exception as error:  # The tokenizers library raises no other class.
         raise ValueError(
             f"expected a tokenizer with the model, got {str(name)!r} without one ({_first_line(error)}); "
@@ -254,7 +251,7 @@ def _read(name: str | Path, model_class: Any, **options: Any) -> tuple[PreTraine
     try:
         with quietly():
             model, information = model_class.from_pretrained(
-                expanded(name), dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+                str(home_path(name)), dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
             )
     except (OSError, ValueError) as error:
         raise ValueError(

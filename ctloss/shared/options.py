@@ -10,6 +10,8 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from .text import is_unicode
+
 
 class OptionError(ValueError):
     """An option asks for something that cannot be done; the message says what was expected and what was given."""
@@ -85,13 +87,17 @@ class Group:
 
 
 def check_type(name: str, value: object, hint: Any) -> None:
-    """Raises OptionError unless a field's value is of its type and, if it is a number, finite."""
+    """Raises OptionError unless a field's value is of its type: a number finite, a text one that can be written."""
     choices = _choices(hint)
     if choices and value is not None:
         require(value in choices, name, "one of " + ", ".join(map(str, choices)), value, "choose one of them")
     require(_fits(value, hint), name, _kind(hint), value, "give a value of that kind")
     if isinstance(value, float):
         require(math.isfinite(value), name, "a finite number", value, "give one")
+    for text in value if isinstance(value, tuple) else (value,):
+        # Bytes of a file's name that are not UTF-8 come as surrogates.
+        if isinstance(text, str):
+            require(is_unicode(text), name, "a name in UTF-8", text, "rename it")
 
 
 def field_types(group: type[Group]) -> dict[str, Any]:

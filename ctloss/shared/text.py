@@ -67,6 +67,14 @@ def nfc(text: str) -> str:
     return text if text.isascii() or unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
 
 
+def is_unicode(text: str) -> bool:
+    """Tells whether a text can be written as UTF-8: it has no surrogates, which JSON and Python let pass."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def stripped(text: str) -> str:
     """Returns a text without white space at its ends; nothing at all if none of its characters can be seen.
 

@@ -192,8 +192,6 @@ def _pretrain(parsed: argparse.Namespace) -> None:
 
 def _prepare(parsed: argparse.Namespace) -> None:
     data, encoder = Data(**given_options(parsed, Data)), EncoderChoice(**given_options(parsed, EncoderChoice))
-    if parsed.workers is not None and parsed.workers < 1:
-        raise RecipeError(f"workers: expected at least 1, got {parsed.workers}; raise it")
     from .prepared.build import prepare
     from .prepared.folder import describe
 

@@ -320,7 +320,9 @@ class _Run:
     def _times(self, rows: WPSDataset) -> np.ndarray | None:
         """How often an epoch sees each row; None for once."""
         mixing = self.recipe.data.mixing
-        return times_of_origins(mixing, self.prepared.origins)[rows.origins] if mixing else None
+        if not mixing:
+            return None
+        return times_of_origins(mixing, self.prepared.origins, np.unique(rows.origins).tolist())[rows.origins]
 
     def _say_how(self, rows: int, batches: int, shared: bool) -> None:
         arguments, world = self.arguments, self.process.num_processes

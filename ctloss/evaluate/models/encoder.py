@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ...shared.models import check_fast, expanded, load_encoder, load_tokenizer, positions, usual_length
+from ...shared.models import check_fast, load_encoder, load_tokenizer, positions, usual_length
 from ...shared.options import Group, option, require
-from ...shared.text import DataError, nfc
+from ...shared.text import DataError, home_path, nfc
 from .method import OTHERS, Method, Pooling, own_method
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Encoder:
     ) -> None:
         VectorOptions(pooling, layer, prefix, max_length, batch_size)
         given = None if isinstance(model, str | Path) else model
-        name = expanded(model) if isinstance(model, str | Path) else str(model.config.name_or_path or "")
+        name = str(home_path(model)) if isinstance(model, str | Path) else str(model.config.name_or_path or "")
         method = own_method(name) if pooling == "model" else Method(pooling)
         self.pooling = method.pooling
         loaded: Any = load_encoder(name, pooler=self.pooling == "pooler") if given is None else given.base_model

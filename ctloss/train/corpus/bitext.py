@@ -53,6 +53,7 @@ class Bitext:
         source_language, target_language: codes as people spelled them.
         identity: differs whenever the content may.
         read: returns an iterator over all lines, at most so many at a time.
+        count: counts the lines in a fraction of the time that reading takes; None where that cannot be.
         alignment: a file in Pharaoh format with a line of word links for each line given, bad ones included.
     """
 
@@ -61,6 +62,7 @@ class Bitext:
     target_language: str
     identity: str
     read: Reader = field(repr=False, compare=False)
+    count: Callable[[], int] | None = field(default=None, repr=False, compare=False)
     alignment: Path | None = None
 
     def chunks(self, size: int = 2048) -> Iterator[Chunk]:

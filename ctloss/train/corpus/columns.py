@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...shared.languages import find_code, is_language, primary
-from ...shared.text import DataError
+from ...shared.text import DataError, is_unicode
 
 NESTED = "translation"
 BY_ROLE = (("source", "target"), ("src", "tgt"))
@@ -121,14 +121,6 @@ def fault_of(columns: Columns, source: Any, target: Any) -> str:
         if not is_unicode(value):
             return f"expected Unicode text as {column}, got half of a surrogate pair"
     return ""
-
-
-def is_unicode(text: str) -> bool:
-    """Tells whether a text can be written as UTF-8: it has no surrogates, which JSON and Python let pass."""
-    try:
-        return text.isascii() or bool(text.encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def _fits(pair: tuple[str, str], languages: Sequence[str]) -> bool:

@@ -11,9 +11,9 @@ from ...shared.languages import find_code, is_language, meaning
 from ...shared.text import DataError, aligned_files, files_of, home_path, plain_name, text_file, zip_members
 from .bitext import Bitext, identity_of
 from .columns import Columns, english_first
-from .lines import json_columns, read_aligned, read_json, read_tsv
+from .lines import counting, json_columns, read_aligned, read_json, read_tsv
 from .names import languages_in
-from .tables import HUB, dataset_bitexts, load_hub, parquet_columns, read_parquet
+from .tables import HUB, count_parquet, dataset_bitexts, load_hub, parquet_columns, read_parquet
 
 JSON = (".jsonl", ".ndjson", ".json")
 
@@ -65,10 +65,11 @@ def _bitexts(name: str, languages: tuple[str, ...], *, only: bool) -> list[Bitex
         return _archived(name, path, languages, identity)
     stem = plain_name(path).removesuffix(ending)
     if ending == ".tsv":
-        return [Bitext(name, *_tsv_languages(name, stem, languages), identity, partial(read_tsv, path))]
+        named_as = _tsv_languages(name, stem, languages)
+        return [Bitext(name, *named_as, identity, partial(read_tsv, path), counting(path))]
     named = languages_in(stem, languages)
     columns_in: Callable[..., list[Columns]] = parquet_columns if ending == ".parquet" else json_columns
-    read = read_parquet if ending == ".parquet" else read_json
+    read, count = (read_parquet, count_parquet) if ending == ".parquet" else (read_json, counting)
     return [
         Bitext(
             name,
@@ -76,6 +77,7 @@ def _bitexts(name: str, languages: tuple[str, ...], *, only: bool) -> list[Bitex
             columns.target_language,
             f"{identity} {columns.source} {columns.target}",
             partial(read, path, columns),
+            count(path),
         )
         for columns in columns_in(path, languages, named)
     ]
@@ -95,7 +97,7 @@ def _line_aligned(name: str, prefix: Path, languages: tuple[str, ...], *, only: 
 def _of_files(name: str, pivot: str, other: str, files: dict[str, Path], archive: Path | None = None) -> Bitext:
     pair = files[pivot], files[other]
     identity = identity_of(pair) if archive is None else identity_of([archive], *map(str, pair))
-    return Bitext(name, pivot, other, identity, partial(read_aligned, *pair))
+    return Bitext(name, pivot, other, identity, partial(read_aligned, *pair), counting(pair[0]))
 
 
 def _archived(name: str, path: Path, languages: tuple[str, ...], identity: str) -> list[Bitext]:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from ...shared.text import SHOWN, BadLine, DataError, nfc
+from ...shared.text import SHOWN, BadLine, DataError, is_unicode, nfc
 from .bitext import Bitext, Rows
-from .columns import columns_in_row, is_unicode
+from .columns import columns_in_row
 from .names import languages_in
 from .tables import dataset_bitexts
 
@@ -81,10 +81,11 @@ def _spooled(name: str, languages: tuple[str, str], pairs: Iterable[Any]) -> Bit
     text = pyarrow.large_string()
     schema = pyarrow.schema([("source", text), ("target", text), ("reason", text)])
     file = tempfile.NamedTemporaryFile(prefix="ctloss-pairs-", suffix=".arrow")  # noqa: SIM115
-    digest, items = hashlib.sha256(), iter(pairs)
+    digest, items, number = hashlib.sha256(), iter(pairs), 0
     with pyarrow.ipc.new_file(pyarrow.PythonFile(file, "w"), schema) as writer:
         while chunk := list(islice(items, _BATCH)):
             rows = [_checked(item) for item in chunk]
+            number += len(rows)
             for row in rows:
                 for part in row:
                     encoded = part.encode()
@@ -106,7 +107,7 @@ def _spooled(name: str, languages: tuple[str, str], pairs: Iterable[Any]) -> Bit
                 ]
                 yield Rows(start + 1, sources, targets, bad)
 
-    return Bitext(name, *languages, digest.hexdigest(), read)
+    return Bitext(name, *languages, digest.hexdigest(), read, lambda: number)
 
 
 def _checked(item: Any) -> tuple[str, str, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,14 @@ from typing import Any
 from ...shared.text import SHOWN, BadLine, DataError, Lines, count_lines, line_chunks, nfc, require_equal_counts
 from .bitext import Rows
 from .columns import Columns, columns_in_row, fault_of
+
+# To unpack these takes longer than all the rest of reading.
+SLOW = (".bz2", ".xz")
+
+
+def counting(path: Path) -> Callable[[], int] | None:
+    """Returns what counts the lines of a file, None if that would take as long as reading it."""
+    return None if path.suffix in SLOW else partial(count_lines, path)
 
 
 def read_aligned(source: Path, target: Path, size: int) -> Iterator[Rows]:

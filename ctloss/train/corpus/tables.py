@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,13 @@ def parquet_columns(path: Path, languages: tuple[str, ...], named: tuple[str, st
         except (pyarrow.ArrowException, OSError) as error:
             raise _damaged(path, error) from error
     return columns_of(str(path), *_texts_of(schema), languages, named)
+
+
+def count_parquet(path: Path) -> Callable[[], int] | None:
+    """Returns what tells the rows of a parquet file, None if it would have to be unpacked."""
+    import pyarrow.parquet
+
+    return (lambda: int(pyarrow.parquet.read_metadata(path).num_rows)) if path.suffix == ".parquet" else None
 
 
 def read_parquet(path: Path, columns: Columns, size: int) -> Iterator[Rows]:
@@ -72,7 +79,8 @@ def dataset_bitexts(
                 first += table.num_rows
 
         identity = f"{dataset._fingerprint} {columns.source} {columns.target}"
-        return Bitext(name, columns.source_language, columns.target_language, identity, read)
+        languages = columns.source_language, columns.target_language
+        return Bitext(name, *languages, identity, read, lambda: len(dataset))
 
     found = columns_of(name, *_texts_of(dataset.features.arrow_schema), languages, named)
     return [bitext(columns) for columns in found]

@@ -6,18 +6,19 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 
 from ...shared.files import PARTIAL, flush, locked, write_atomically, writing_file
-from ...shared.models import load_tokenizer, read_config
+from ...shared.models import load_tokenizer
+from ...shared.options import check_type, require
 from ...shared.text import DataError, home_path
 from ..recipe import Data, EncoderChoice
 from ..text.embedded import SPLITS, Split
@@ -25,18 +26,25 @@ from ..text.finder import WordFinder
 from ..text.lexicon import read_lexicon
 from ..text.sentences import ParallelSentence
 from ..text.tokenizer import definition
-from .folder import DOCUMENT, TOKENIZER, Origin, Prepared, batches_of, is_finished, open_prepared, write_document
-from .mapping import map_rows
-from .parts import HASHES, KEYS, REASONS, Fate, Keys, divide, hash_texts, lacking, read_keys
-from .progress import progress
-from .reading import RAW, Input, Raw, batches_kept, check_bad_lines, read_inputs, sentences
-from .samples import MakeSamples, Tools, load_tools
+from .folder import (
+    DOCUMENT,
+    TOKENIZER,
+    Origin,
+    Prepared,
+    Written,
+    batches_of,
+    is_finished,
+    open_prepared,
+    write_document,
+)
+from .mapping import map_rows, progress
+from .parts import HASHES, KEYS, Fate, Keys, divide, hash_texts, lacking, read_keys
+from .place import cache, check_empty, others, refusals, remove_others, unfinished
+from .reading import RAW, Input, Raw, batches_kept, check_bad_lines, pairs_in, read_inputs, sentences
+from .samples import MakeSamples, Tools, load_tools, open_marks, write_marks
 from .settings import check_fits, differences, find_inputs, key, settings
-from .summary import Summary
+from .summary import Summary, count_pairs
 from .tools import make_tokenizer, runs_here, word_source
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 HELD_OUT: tuple[Split, Split] = ("validation", "test")
 # What a recipe names as its corpus when it came from Python.
@@ -69,17 +77,21 @@ def prepare(
     Args:
         data: the recipe's data; with ``data.prepared`` that folder is opened.
         encoder: the recipe's encoder, whose tokenizer is used.
-        folder: where to build; by default a folder of the ``datasets`` cache that is named after the settings and the
-            files' paths, sizes and times. It can be deleted at any time.
+        folder: where to build; by default a folder of the ``datasets`` cache that is named after all that the samples
+            depend on, and can be deleted at any time. If it holds this corpus already, every checksum is compared.
         pairs: parallel text from Python in the corpus's place: a ``datasets.Dataset``, an iterable of (source,
             target), or a mapping such as ``{"en-fr": pairs}``.
-        workers: processes that tokenize; by default one for each core that this process may use.
+        workers: processes that tokenize, at least 1; by default one for each core that this process may use.
         say: is told what users should know.
 
     Raises:
         DataError: a file is not what its format promises, too many lines cannot be read, a part has no two pairs, the
-            folder holds another corpus, or the disk is full.
+            folder holds another corpus or a damaged one, or the disk is full.
+        OptionError: ``workers`` is no number of processes, or the folder's name is not UTF-8.
     """
+    check_type("workers", workers, int | None)
+    require(workers is None or workers >= 1, "workers", "at least 1", workers, "raise it")
+    check_type("folder", None if folder is None else str(folder), str | None)
     if data.prepared is not None and pairs is not None:
         raise DataError(
             f"pairs: expected none with the prepared corpus {data.prepared}, got some; leave out one of them"
@@ -87,29 +99,35 @@ def prepare(
     if data.prepared is not None and folder is None:
         prepared = open_prepared(data.prepared)
         check_fits(prepared, data, encoder)
+        prepared.check(whole=False)
         return prepared
     inputs = find_inputs(data, pairs)
     if pairs is not None:
         data = replace(data, corpus=(FROM_PYTHON,))
     name = key(data, encoder, inputs)
-    place = _cache() / name if folder is None else home_path(folder)
+    place = cache() / name if folder is None else home_path(folder)
     if is_finished(place):
-        return _checked(place, name, data, encoder)
+        prepared = _checked(place, name, data, encoder)
+        prepared.check(whole=folder is not None)
+        return prepared
     # Named so also where the folder is given as a dot.
     place = place.resolve() if place.name in ("", ".", "..") else place
-    building = place.with_name(f"{place.name}-{name[:8]}{PARTIAL}")
+    building = unfinished(place, name)
 
     def waiting() -> None:
         say(f"waiting for another process that prepares {place}")
 
-    with _refusals(place), locked(building, wait=True, waiting=waiting):
+    with refusals(place), locked(building, wait=True, waiting=waiting):
         if not is_finished(place):
-            _check_empty(place)
+            check_empty(place)
             if not is_finished(building):
                 say(f"preparing the corpus in {place}")
+                for other in others(building):
+                    say(f"{other} is of other settings or files; it is removed when this preparation is finished")
                 _Build(data, encoder, inputs, name, building, workers or processors(), say).run()
-            _check_empty(place)
+            check_empty(place)
             os.replace(building, place)
+            remove_others(building, say)
         elif building.is_dir():
             # Another process finished while this one waited, and the lock made the folder anew.
             building.rmdir()
@@ -119,12 +137,6 @@ def prepare(
 def processors() -> int:
     """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cache() -> Path:
-    from datasets import config
-
-    return Path(config.HF_DATASETS_CACHE) / "ctloss"
 
 
 def _checked(place: Path, name: str, data: Data, encoder: EncoderChoice) -> Prepared:
@@ -140,43 +152,6 @@ def _checked(place: Path, name: str, data: Data, encoder: EncoderChoice) -> Prep
             f"correct them, or skip them with --max-bad-lines {prepared.bad_lines}"
         )
     return prepared
-
-
-def _check_empty(place: Path) -> None:
-    if place.is_dir() and any(place.iterdir()):
-        raise DataError(f"{place}: expected a new or empty folder, got one with files; choose another")
-    if (place.exists() or place.is_symlink()) and not place.is_dir():
-        raise DataError(f"{place}: expected a new or empty folder, got a file or a link to none; choose another")
-
-
-@contextmanager
-def _refusals(place: Path) -> Iterator[None]:
-    """Turns errors of the disk and of dying processes into one line that says what to do."""
-    kept = "what is finished is kept: run it again to go on"
-    try:
-        yield
-    except DataError:
-        raise
-    except OSError as error:
-        interrupt: BaseException | None = error
-        while interrupt is not None and not isinstance(interrupt, KeyboardInterrupt):
-            interrupt = interrupt.__context__
-        if interrupt is not None:
-            # Libraries clean up when a signal ends them, and miss files of the processes that it ended as well.
-            raise interrupt from None
-        raise DataError(
-            f"{place}: expected a disk to write the prepared corpus to, got {error.strerror or error}; make room, or "
-            f"choose another folder (--output, or HF_DATASETS_CACHE for the cache); {kept}"
-        ) from error
-    except ValueError as error:
-        raise DataError(str(error)) from error
-    except RuntimeError as error:
-        if "subprocess" not in str(error):
-            raise
-        raise DataError(
-            f"{place}: expected workers that end their work, got one that died ({error}); take fewer workers if memory "
-            f"is short; {kept}"
-        ) from error
 
 
 class _Build:
@@ -218,11 +193,7 @@ class _Build:
         # What is refused of these is refused before hours of reading.
         if self.data.lexicon:
             read_lexicon(self.data.lexicon, list(dict.fromkeys(self.languages)))
-        if self.data.align:
-            read_config(self.data.align)
-        if self.encoder.encoder != "small":
-            self._make_tokenizer(())
-        with progress("reading", None) as move:
+        with progress("reading", pairs_in(self.inputs)) as move:
             raw = read_inputs(self.inputs, self.work / "raw", move)
         if not raw.total.rows and not raw.total.bad.total():
             names = ", ".join(origin.name for origin in self.origins)
@@ -253,8 +224,9 @@ class _Build:
         )
         if not (fates == Fate.train).any():
             raise DataError(
-                f"train: expected sentence pairs to train on, got none out of {raw.total.given.total():,}; "
-                "give more text"
+                f"train: expected sentence pairs to train on, got none out of {raw.total.given.total():,}, of which "
+                f"{int((fates == Fate.held_out).sum()):,} have a text of validation or test; give more text, or other "
+                "text for these"
             )
         self._check_held_out(keys, fates)
         for name, array in zip(ARRAYS, (fates, keys.source, keys.target), strict=True):
@@ -293,24 +265,20 @@ class _Build:
     def _tokenize(self, raw: Raw, fates: np.ndarray) -> None:
         place = self.folder / TOKENIZER
         if place.is_dir():
-            return
+            with suppress(ValueError, TypeError, AttributeError):
+                load_tokenizer(place)
+                return
+            # A machine that went down may leave names without content.
+            shutil.rmtree(place)
         if self.encoder.encoder == "small":
             with progress("tokenizer", int((fates == Fate.train).sum())) as move:
-                tokenizer = self._make_tokenizer(self._texts(raw, fates, move))
+                tokenizer = make_tokenizer(self.data, self.encoder, self._texts(raw, fates, move))
         else:
-            tokenizer = self._make_tokenizer(())
+            tokenizer = make_tokenizer(self.data, self.encoder, ())
         partial = self.folder / (TOKENIZER + PARTIAL)
         shutil.rmtree(partial, ignore_errors=True)
         tokenizer.save_pretrained(partial)
         os.replace(partial, place)
-
-    def _make_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-        try:
-            return make_tokenizer(self.data, self.encoder, texts)
-        except DataError:
-            raise
-        except ValueError as error:
-            raise DataError(f"encoder: {error}") from error
 
     def _samples(self, raw: Raw, keys: Keys, fates: np.ndarray) -> dict[Split, list[Path]]:
         words = word_source(
@@ -331,7 +299,7 @@ class _Build:
             arrays=[self.work / name for name in ARRAYS],
         )
         load_tools(str(tools))  # Before processes are forked, so that they have them too.
-        make = MakeSamples(str(tools), self.data.max_length, int(Fate.train))
+        make = MakeSamples(str(tools), self.data.max_length, self._too_long("train", len(fates)), int(Fate.train))
         made: dict[Split, list[Path]] = {}
         with progress("samples", len(fates)) as move:
             made["train"] = self._map(raw.files, "train", make, runs_here(words), move)
@@ -341,9 +309,14 @@ class _Build:
             with writing_file(file) as path, pa.ipc.new_stream(str(path), schema) as writer:
                 for batch in self._with_keys(raw, keys, fates, split):
                     writer.write_batch(batch)
-            with progress(f"samples of {split}", int((fates == Fate[split]).sum())) as move:
-                made[split] = self._map([file], split, replace(make, fate=None), runs_here(words), move)
+            rows = int((fates == Fate[split]).sum())
+            marking = replace(make, fate=None, too_long=self._too_long(split, rows))
+            with progress(f"samples of {split}", rows) as move:
+                made[split] = self._map([file], split, marking, runs_here(words), move)
         return made
+
+    def _too_long(self, split: Split, rows: int) -> Path:
+        return write_marks(self.work / f"too_long_{split}.npy", rows)
 
     def _map(
         self, files: Sequence[Path], split: Split, make: MakeSamples, here: bool, move: Callable[[int], None]
@@ -370,16 +343,17 @@ class _Build:
             summary.add(made[split])
             digest.update(summary.digest().encode())
             counts[split] = summary.counts
-            own = keys.given_for == SPLITS.index(split)
-            numbers = [number for number, (given_for, _) in enumerate(self.inputs) if given_for == split]
-            skipped = {
-                "bad line": sum(raw.total.bad[number] for number in numbers),
-                "empty": sum(raw.total.empty[number] for number in numbers),
-                **{reason: int((own & (fates == fate)).sum()) for fate, reason in REASONS.items()},
-                "too long": int((fates == Fate[split]).sum()) - summary.counts.rows,
-            }
-            summary.counts.skipped_pairs = skipped
-            summary.counts.pairs = summary.counts.rows + sum(skipped.values())
+            too_long = int(open_marks(self._too_long(split, 0)).sum())
+            count_pairs(
+                summary.counts,
+                split,
+                inputs=self.inputs,
+                read=raw.total,
+                keys=keys,
+                fates=fates,
+                too_long=too_long,
+                folder=self.folder,
+            )
         if not counts["train"].rows:
             raise DataError(
                 f"train: expected sentence pairs to train on, got none: skipped {counts['train'].skipped_pairs}; raise "
@@ -405,7 +379,7 @@ class _Build:
             counts=counts,
             bad_lines=raw.total.bad.total(),
             notes=self.notes,
-            files={path.relative_to(self.folder).as_posix(): path.stat().st_size for path in files},
+            files={path.relative_to(self.folder).as_posix(): Written.of(path) for path in files},
         )
         for path in files:
             flush(path)
@@ -420,5 +394,5 @@ class _Build:
         fates = np.repeat(np.array([Fate[split] for split in splits], dtype=np.uint8), sizes)
         self._check_held_out(keys, fates, after=f" of at most {self.data.max_length} wordpieces a side")
 
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
+    def _tokenizer(self) -> Any:
         return load_tokenizer(self.folder / TOKENIZER)

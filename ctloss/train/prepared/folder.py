@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Of the folder and of the rules by which it is made: folders of another number are not opened.
-FORMAT = 3
+FORMAT = 4
 DOCUMENT, TOKENIZER = "prepared.json", "tokenizer"
 COMMAND = "python -m ctloss.train prepare"
+AGAIN = f"remove the folder and make it again with {COMMAND!r}"
+# Bytes of training samples whose checksums are compared whenever a run starts: a second or two of reading.
+CHECKED = 1 << 31
 
 _WORDS = pa.list_(pa.uint64())
 # source_words and target_words hash (language, word), word_types both of these; the keys hash the normalised texts.
@@ -99,6 +103,23 @@ class Counts:
         return "\n".join(lines)
 
 
+class Written(NamedTuple):
+    """What a file has to be: its size, and the CRC-32 of its bytes."""
+
+    size: int
+    crc32: int
+
+    @classmethod
+    def of(cls, path: Path) -> Written:
+        """Reads a file."""
+        size = crc32 = 0
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                size += len(chunk)
+                crc32 = zlib.crc32(chunk, crc32)
+        return cls(size, crc32)
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A finished folder, see :func:`open_prepared`.
@@ -106,13 +127,13 @@ class Prepared:
     Attributes:
         path: the folder.
         fingerprint: a hash of its samples and tokenizer; equal content has equal fingerprints, however it was made.
-        key: a hash of the settings and of the sizes and times of the files that it was made from.
+        key: a hash of all that it was made from, see :func:`ctloss.train.prepared.settings.key`.
         settings: the fields of Data and EncoderChoice that it was made with, by name.
         origins: what the column ``origin`` numbers.
         counts: what each part keeps.
         bad_lines: how many lines could not be read.
         notes: what users should know of.
-        files: size of each file.
+        files: size and checksum of each file.
     """
 
     path: Path
@@ -123,7 +144,7 @@ class Prepared:
     counts: dict[Split, Counts]
     bad_lines: int
     notes: list[str]
-    files: dict[str, int]
+    files: dict[str, Written]
 
     def table(self, split: Split) -> pa.Table:
         """Returns the rows of a part with the columns of SAMPLES, memory-mapped."""
@@ -151,8 +172,35 @@ class Prepared:
         return found
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Returns the tokenizer that the samples were made with."""
-        return load_tokenizer(self.path / TOKENIZER)
+        """Returns the tokenizer that the samples were made with.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        try:
+            return load_tokenizer(self.path / TOKENIZER)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{self.path / TOKENIZER}: expected the tokenizer that {COMMAND!r} wrote, got a damaged one; {AGAIN}"
+            ) from error
+
+    def check(self, *, whole: bool) -> None:
+        """Compares files with their checksums: all, or all but training samples beyond the first 2 GiB.
+
+        Raises:
+            DataError: a file has other content.
+        """
+        for name, file in _checked(self.files.items(), whole=whole):
+            path = self.path / name
+            try:
+                same = Written.of(path) == file
+            except OSError as error:
+                raise DataError(f"{path}: expected a readable file, got {error.strerror}; {AGAIN}") from error
+            if not same:
+                raise DataError(
+                    f"{path}: expected the content that {COMMAND!r} wrote, got other bytes; the prepared corpus is "
+                    f"damaged: {AGAIN}"
+                )
 
     def arrow_files(self, split: Split) -> list[Path]:
         """Returns the files that hold the rows of a part, in their order."""
@@ -178,7 +226,9 @@ def is_finished(folder: Path) -> bool:
 
 
 def open_prepared(folder: str | Path) -> Prepared:
-    """Opens a folder that :func:`ctloss.train.prepared.build.prepare` made; it takes seconds at any size.
+    """Opens a folder that :func:`ctloss.train.prepared.build.prepare` made, which takes seconds at any size.
+
+    Of the files' content only sizes are looked at; :meth:`Prepared.check` compares checksums.
 
     Raises:
         DataError: the folder is not one, its preparation was not finished, a file is missing or has another size, or
@@ -191,12 +241,11 @@ def open_prepared(folder: str | Path) -> Prepared:
             f"{'a folder without ' + DOCUMENT if folder.is_dir() else 'no such folder'}; make it first, or correct the "
             "path"
         )
-    again = f"remove the folder and make it again with {COMMAND!r}"
     try:
         document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
         made = document["format"]
         if made != FORMAT:
-            raise DataError(f"{folder}: expected a prepared corpus of format {FORMAT}, got format {made!r}; {again}")
+            raise DataError(f"{folder}: expected a prepared corpus of format {FORMAT}, got format {made!r}; {AGAIN}")
         prepared = Prepared(
             path=folder,
             fingerprint=str(document["fingerprint"]),
@@ -206,7 +255,7 @@ def open_prepared(folder: str | Path) -> Prepared:
             counts={split: Counts(**document["counts"][split]) for split in SPLITS},
             bad_lines=int(document["bad_lines"]),
             notes=list(document["notes"]),
-            files={name: int(size) for name, size in document["files"].items()},
+            files={name: Written(*map(int, file)) for name, file in document["files"].items()},
         )
         str([str(prepared.counts[split]) for split in SPLITS])  # Counts of other kinds have no such form.
         whole = (
@@ -218,15 +267,15 @@ def open_prepared(folder: str | Path) -> Prepared:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
-            f"{folder / DOCUMENT}: expected what {COMMAND!r} wrote, got other content ({error}); {again}"
+            f"{folder / DOCUMENT}: expected what {COMMAND!r} wrote, got other content ({error}); {AGAIN}"
         ) from error
-    for name, size in prepared.files.items():
+    for name, (size, _) in prepared.files.items():
         path = folder / name
         found = path.stat().st_size if path.is_file() else None
         if found != size:
             raise DataError(
                 f"{path}: expected {size:,} bytes, got {'no file' if found is None else f'{found:,}'}; "
-                f"the prepared corpus is damaged: {again}"
+                f"the prepared corpus is damaged: {AGAIN}"
             )
     return prepared
 
@@ -243,5 +292,16 @@ def describe(prepared: Prepared) -> str:
     """Returns what a prepared corpus holds, for people: counts by part and language pair, what was skipped, and why."""
     lines = [f"{split}: {counts}" for split, counts in prepared.counts.items()]
     lines += [f"note: {note}" for note in prepared.notes]
-    lines.append(f"{sum(prepared.files.values()) / 1e6:,.1f} MB in {prepared.path}")
+    lines.append(f"{sum(file.size for file in prepared.files.values()) / 1e6:,.1f} MB in {prepared.path}")
     return "\n".join(lines)
+
+
+def _checked(files: Iterable[tuple[str, Written]], *, whole: bool) -> Iterator[tuple[str, Written]]:
+    """Yields the files whose content is looked at."""
+    left = CHECKED
+    for name, file in files:
+        if not whole and name.startswith("train/"):
+            left -= file.size
+            if left < 0:
+                continue
+        yield name, file

@@ -1,9 +1,11 @@
-"""Rows to rows by `datasets`, in several processes and many small files; a killed build keeps the finished ones."""
+"""Rows to rows by `datasets`, in several processes and many small files, which a killed build keeps; and its bars."""
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,27 @@ BATCH = 1024
 # each has, and for the bar to move.
 FILES, FEWEST, MOST = 128, 4096, 16_384
 NAME = "rows"
+# Seconds between two drawings where standard error is a file, in which every drawing stays.
+RARELY = 60.0
+
+
+@contextmanager
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Shows a bar while the block runs; yields a function that moves it by a number of pairs.
+
+    Args:
+        what: the work, in front of the bar.
+        total: pairs in all, from which the time left follows; None where nobody knows.
+    """
+    from tqdm.auto import tqdm
+
+    often = 0.1 if sys.stderr.isatty() else RARELY
+    with tqdm(desc=what, total=total, unit=" pairs", unit_scale=True, mininterval=often, maxinterval=2 * often) as bar:
+
+        def move(pairs: int) -> None:
+            bar.update(pairs)
+
+        yield move
 
 
 def map_rows(
@@ -58,7 +81,7 @@ def map_rows(
         "load_from_cache_file": True,
     }
     _remove_damaged(folder)
-    with _quiet(), _watched(folder, len(rows) / count, move):
+    with _quiet(), _ending_together(), _watched(folder, len(rows) / count, move):
         # `datasets` makes a file for each process, unless it finds some of another number: then it makes the others.
         first = folder / f"{NAME}{suffix}.arrow"
         rows.shard(count, 0, contiguous=True).map(
@@ -85,6 +108,37 @@ def _remove_damaged(folder: Path) -> None:
                 pass
         except (OSError, ValueError):
             path.unlink()
+
+
+class _Ending:
+    """Ends a process that multiprocess forks when the one that forked it ends, however that ends.
+
+    Killed, that one cannot tell its workers, nor the process that holds their queue; they would wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._parent = os.getpid()
+
+    def watch(self) -> None:
+        """Starts to watch, in the forked process."""
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def _look(self) -> None:
+        while os.getppid() == self._parent:
+            time.sleep(1)
+        os._exit(1)
+
+
+@contextmanager
+def _ending_together() -> Iterator[None]:
+    """Lets the processes that multiprocess forks during the block end with this one."""
+    from multiprocess.util import register_after_fork
+
+    ending = _Ending()
+    register_after_fork(ending, _Ending.watch)
+    # It is heard of as long as it is referred to.
+    yield
+    del ending
 
 
 @contextmanager

@@ -84,6 +84,12 @@ class Raw(NamedTuple):
     total: Part
 
 
+def pairs_in(inputs: Sequence[Input]) -> int | None:
+    """Counts the lines of all inputs; None if those of some can only be told by reading them."""
+    counts = [one.bitext.count for one in inputs]
+    return None if None in counts else sum(count() for count in counts if count is not None)
+
+
 def read_inputs(inputs: Sequence[Input], folder: Path, move: Callable[[int], None]) -> Raw:
     """Reads all inputs into a folder, or what is missing there of an earlier process's work.
 

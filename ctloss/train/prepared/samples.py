@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ...shared.files import writing_file
 from ...shared.languages import primary
 from ..text.finder import WordFinder
 from ..text.sentences import ParallelSentence, WordPair, stable_hash
@@ -77,6 +78,20 @@ def load_tools(path: str) -> Tools:
     return Tools(WordByWord(tokenizer), unknown, finder, languages, fates, (keys[0], keys[1]))
 
 
+def write_marks(path: Path, rows: int) -> Path:
+    """Writes a file with a mark for each row, none of them set, unless a killed process left it; returns its path."""
+    if not path.is_file():
+        with writing_file(path) as partial, partial.open("wb") as file:
+            np.save(file, np.zeros(rows, dtype=bool))
+    return path
+
+
+def open_marks(path: Path) -> np.ndarray:
+    """Returns the marks in a file, (rows,) bool, which processes that write to them share."""
+    marks: np.ndarray = np.load(path, mmap_mode="r+")
+    return marks
+
+
 @dataclass(frozen=True)
 class MakeSamples:
     """Turns rows of the first pass into samples; small to pickle.
@@ -86,11 +101,13 @@ class MakeSamples:
     Attributes:
         tools: the file that :meth:`Tools.write` wrote.
         max_length: wordpieces of a side, special tokens included; longer pairs are left out.
+        too_long: the file of a mark for each row given, see :func:`open_marks`; set where a pair is left out.
         fate: of the rows to take; None for rows of a held-out part, all of which are taken.
     """
 
     tools: str
     max_length: int
+    too_long: Path
     fate: int | None = None
 
     @property
@@ -110,8 +127,10 @@ class MakeSamples:
 
     def _made(self, table: pa.Table, indices: list[int]) -> pa.Table:
         tools = load_tools(self.tools)
+        rows = np.arange(indices[0], indices[0] + len(table))
         if self.fate is not None:
             these = slice(indices[0], indices[0] + len(table))
+            rows = rows[tools.fates[these] == self.fate]
             for name, keys in zip(KEYS, tools.keys, strict=True):
                 table = table.append_column(name, pa.array(keys[these]))
             table = table.filter(pa.array(tools.fates[these] == self.fate))
@@ -121,12 +140,13 @@ class MakeSamples:
         encodings = tools.tokenizer([s.source for s in given] + [s.target for s in given])
         found = zip(encodings[: len(given)], encodings[len(given) :], strict=True)
         fits = [max(len(source.ids), len(target.ids)) <= self.max_length for source, target in found]
-        rows = _Rows(tools, texts=self.fate is None)
+        open_marks(self.too_long)[rows] = ~np.array(fits)
+        made_of = _Rows(tools, texts=self.fate is None)
         kept = [i for i, fit in enumerate(fits) if fit]
-        rows.add([given[i] for i in kept], [encodings[i] for i in kept], [encodings[len(given) + i] for i in kept])
+        made_of.add([given[i] for i in kept], [encodings[i] for i in kept], [encodings[len(given) + i] for i in kept])
         table = table if len(kept) == len(given) else table.filter(pa.array(fits))
         copied = {name: table.column(name) for name in ("source", "target", "origin", *KEYS)}
-        made = copied | rows.columns()
+        made = copied | made_of.columns()
         return pa.Table.from_arrays([made[name] for name in self.schema.names], schema=self.schema)
 
 

@@ -1,20 +1,22 @@
-"""What a prepared corpus depends on: settings, and files by their size and time but never by their content."""
+"""What a prepared corpus depends on: settings, rules, and files, the large ones by their size and time."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from ...shared.files import digest_of_files
-from ...shared.text import DataError
-from ..corpus import Bitext, bitexts_of, embedded_bitexts, find_bitexts
+from ...shared.text import DataError, home_path
+from ..corpus import bitexts_of, embedded_bitexts, find_bitexts
 from ..recipe import Data, EncoderChoice
-from ..text.embedded import SPLITS
+from ..text.embedded import SPLITS, Split
+from ..text.finder import rules_of
+from ..text.mutual import MutualAligner
+from ..text.tokenizer import identity
 from .folder import FORMAT, Prepared
 from .reading import Input
+from .tools import make_tokenizer
 
 EMBEDDED = "embedded"
 # Fields that preparation reads. The others are training's, and any run may choose them anew.
@@ -23,7 +25,7 @@ FROM_DATA = (
     *("stop_words", "max_length", "max_pairs", "max_bad_lines"),
 )
 FROM_ENCODER = ("encoder", "lower_case", "vocabulary")
-# Names of files, which count by what is_known says of them, and a limit that changes nothing once it is kept.
+# Names of files and models, which count by what they hold, and a limit that changes nothing once it is kept.
 NOT_IN_KEY = {"corpus", "validation", "test", "lexicon", "alignments", "align", "encoder", "max_bad_lines"}
 
 
@@ -50,24 +52,41 @@ def find_inputs(data: Data, pairs: Any = None) -> list[Input]:
         else bitexts_of(pairs, data.languages)
     )
     found = [Input("train", bitext) for bitext in corpus]
-    found += [Input("validation", bitext) for bitext in _held_out(data.validation, data)]
-    found += [Input("test", bitext) for bitext in _held_out(data.test, data)]
+    held_out: list[tuple[Split, tuple[str, ...]]] = [("validation", data.validation), ("test", data.test)]
+    for split, names in held_out:
+        for bitext in find_bitexts(names, data.languages) if names else []:
+            for there, other in found:
+                # Alignments of a corpus are appended to its identity.
+                if there != split and f"{other.identity} ".startswith(f"{bitext.identity} "):
+                    raise DataError(
+                        f"{split}: expected text that is in no other part, got {bitext.name}, which is "
+                        f"{'the corpus' if there == 'train' else there} too; name other text, or leave it out"
+                    )
+            found.append(Input(split, bitext))
     return found
 
 
 def key(data: Data, encoder: EncoderChoice, inputs: Sequence[Input]) -> str:
-    """Returns a hash of all that a prepared corpus depends on; files count by path, size and time."""
+    """Returns a hash of all that a prepared corpus depends on, and of nothing else.
+
+    Files of text count by path, size and time, data sets by their own fingerprint, which has the revision in it. Of an
+    encoder its tokenizer counts, whatever its weights are; an aligner's weights count too, by size and time.
+
+    Raises:
+        DataError: a lexicon is missing, or an encoder or aligner cannot be used.
+    """
+    languages = [code for _, bitext in inputs for code in (bitext.source_language, bitext.target_language)]
     document = {
         "format": FORMAT,
+        "rules": rules_of(data.stop_words, languages),
         "settings": {name: value for name, value in settings(data, encoder).items() if name not in NOT_IN_KEY},
         "inputs": [
             (split, bitext.name, bitext.source_language, bitext.target_language, bitext.identity)
             for split, bitext in inputs
         ],
         "lexicon": list(map(_files, data.lexicon)),
-        "alignments": list(map(_files, data.alignments)),
-        "align": data.align and _model(data.align),
-        "encoder": _model(encoder.encoder),
+        "align": data.align and _aligner(data.align),
+        "encoder": encoder.encoder == "small" or identity(make_tokenizer(data, encoder, ())),
     }
     return hashlib.blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=16).hexdigest()
 
@@ -100,11 +119,9 @@ def differences(prepared: Prepared, data: Data, encoder: EncoderChoice) -> str:
         for name, value in settings(data, encoder).items()
         if name != "max_bad_lines" and prepared.settings.get(name) != value
     ]
-    return "; ".join(differing) or "the same settings, but other sizes or times of their files"
-
-
-def _held_out(names: tuple[str, ...], data: Data) -> list[Bitext]:
-    return find_bitexts(names, data.languages) if names else []
+    return "; ".join(differing) or (
+        "the same settings, but other sizes or times of their files, or another tokenizer, stop words, rules or Unicode"
+    )
 
 
 def _check_alone(data: Data) -> None:
@@ -121,7 +138,7 @@ def _check_alone(data: Data) -> None:
 
 
 def _files(name: str) -> list[tuple[str, int, int]]:
-    path = Path(name).expanduser().resolve()
+    path = home_path(name).resolve()
     found = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
     try:
         return [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in found]
@@ -129,15 +146,8 @@ def _files(name: str) -> list[tuple[str, int, int]]:
         raise DataError(f"{name}: expected a file or a folder, got {error.strerror}; check the path") from error
 
 
-def _model(name: str) -> Any:
-    """Returns what identifies a model: its name, or of a folder its small files' contents and its weights' sizes."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return name
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    small = [path for path in files if path.suffix in (".json", ".txt", ".model")]
-    return [digest_of_files(small), _stats(set(files) - set(small))]
-
-
-def _stats(files: Iterable[Path]) -> list[tuple[str, int, int]]:
-    return sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+def _aligner(name: str) -> str:
+    try:
+        return MutualAligner(name).fingerprint()
+    except (ValueError, OSError) as error:
+        raise DataError(f"align: {error}") from error

@@ -1,4 +1,4 @@
-"""What was made: the counts of each part, and a fingerprint of its samples."""
+"""What was made: the counts of each part, that they add up, and a fingerprint of its samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from ...shared.text import DataError
+from ..text.embedded import SPLITS, Split
 from .folder import Counts, Origin, batches_of
+from .parts import REASONS, Fate, Keys
+from .reading import Input, Part
 from .samples import SKIPPED
 
 # What training sees of a row; the texts are in their keys and wordpieces.
@@ -57,6 +61,50 @@ class Summary:
             language["rows"] += len(of_origin)
             language["rows_with_words"] += int((of_origin > 0).sum())
             language["word_pairs"] += int(of_origin.sum())
+
+
+def count_pairs(
+    counts: Counts,
+    split: Split,
+    *,
+    inputs: Sequence[Input],
+    read: Part,
+    keys: Keys,
+    fates: np.ndarray,
+    too_long: int,
+    folder: Path,
+) -> None:
+    """Counts the pairs of a part and those skipped by reason; checks that with the rows they are all that were given.
+
+    Args:
+        counts: those of the part's samples; gets the others.
+        inputs: all parallel text.
+        read: what was read of it.
+        keys, fates: of all pairs.
+        too_long: pairs of the part that were too long.
+        folder: where all this lies, for the error.
+
+    Raises:
+        DataError: they are not.
+    """
+    numbers = [number for number, (given_for, _) in enumerate(inputs) if given_for == split]
+    own, here = keys.given_for == SPLITS.index(split), fates == Fate[split]
+    others = np.isin(fates, [Fate[other] for other in SPLITS if other != split])
+    counts.skipped_pairs = {
+        "bad line": sum(read.bad[number] for number in numbers),
+        "empty": sum(read.empty[number] for number in numbers),
+        **{reason: int((own & (fates == fate)).sum()) for fate, reason in REASONS.items()},
+        "too long": too_long,
+    }
+    # Some were given for training and became pairs of a held-out part.
+    given = sum(read.given[number] for number in numbers)
+    counts.pairs = given - int((own & others).sum()) + int((here & ~own).sum())
+    found = counts.rows + sum(counts.skipped_pairs.values())
+    if found != counts.pairs:
+        raise DataError(
+            f"{split}: expected {counts.pairs:,} sentence pairs, as many as were given, got {found:,}: {counts.rows:,} "
+            f"rows and skipped {counts.skipped_pairs}; what was made is damaged: remove {folder} and prepare it again"
+        )
 
 
 def _streams(column: Any) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ from ..text.lexicon import read_lexicon
 from ..text.mutual import MutualAligner
 from ..text.sentences import ParallelSentence
 from ..text.tokenizer import read_tokenizer, train_wordpiece
-from .progress import progress
+from .mapping import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,15 +28,18 @@ def make_tokenizer(data: Data, encoder: EncoderChoice, texts: Iterable[str]) -> 
     """Returns the tokenizer of a given encoder, or for a small one a tokenizer trained on the texts.
 
     Raises:
-        ValueError: the encoder or its tokenizer cannot be used, or its positions are fewer than ``max_length``.
+        DataError: the encoder or its tokenizer cannot be used, or its positions are fewer than ``max_length``.
     """
     if encoder.encoder == "small":
         return train_wordpiece(
             texts, vocabulary=encoder.vocabulary, lower_case=encoder.lower_case, max_length=data.max_length
         )
-    config = read_config(encoder.encoder)
-    tokenizer = read_tokenizer(encoder.encoder, lower_case=encoder.lower_case)
-    check_inputs(encoder.encoder, config, tokenizer, data.max_length)
+    try:
+        config = read_config(encoder.encoder)
+        tokenizer = read_tokenizer(encoder.encoder, lower_case=encoder.lower_case)
+        check_inputs(encoder.encoder, config, tokenizer, data.max_length)
+    except ValueError as error:
+        raise DataError(f"encoder: {error}") from error
     return tokenizer
 
 

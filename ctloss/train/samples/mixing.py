@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePath
 from typing import Protocol
 
 import numpy as np
 
 from ...shared.options import require
+
+# How often an epoch sees a row at most.
+MOST = 1000
 
 
 class Origin(Protocol):
@@ -28,16 +31,20 @@ class Origin(Protocol):
         """Its code."""
 
 
-def times_of_origins(mixing: Iterable[str], origins: Sequence[Origin]) -> np.ndarray:
+def times_of_origins(
+    mixing: Iterable[str], origins: Sequence[Origin], trained: Collection[int] | None = None
+) -> np.ndarray:
     """Returns how often an epoch sees the rows of each origin, (origins,) float64: once unless ``mixing`` names it.
 
     Args:
         mixing: entries such as ``"en-fr=2"``, by language pair, or ``"news.tsv=.5"``, by the origin's name, with or
             without its folder. The more exact of two names goes before the other.
         origins: where the rows come from.
+        trained: numbers of the origins that training rows come from; by default all. Others cannot be named.
 
     Raises:
-        OptionError: an entry is not of this form, names no origin or one that another entry names, or nothing is left.
+        OptionError: an entry is not of this form, is beyond 1,000 times, names no such origin or one that another entry
+            names, or nothing is left.
 
     Example:
         >>> from types import SimpleNamespace
@@ -49,21 +56,28 @@ def times_of_origins(mixing: Iterable[str], origins: Sequence[Origin]) -> np.nda
         (origin.name, PurePath(origin.name).name, f"{origin.source_language}-{origin.target_language}")
         for origin in origins
     ]
-    known = list(dict.fromkeys(name for of_origin in zip(*names, strict=True) for name in of_origin))
+    named = [each for number, each in enumerate(names) if trained is None or number in trained]
+    known = list(dict.fromkeys(name for of_origin in zip(*named, strict=True) for name in of_origin))
     given: dict[str, float] = {}
     for entry in mixing:
         name, equals, number = entry.rpartition("=")
         times = _number(number)
         require(
-            bool(equals) and times is not None, "mixing", "NAME=TIMES, such as en-fr=2", entry, "write it like that"
+            bool(equals) and times is not None,
+            "mixing",
+            "NAME=TIMES, such as en-fr=2, with a finite number from 0 on",
+            entry,
+            "write it like that",
         )
+        require((times or 0.0) <= MOST, "mixing", f"at most {MOST:,} times", entry, "lower it")
         require(
             name in known, "mixing", f"names among {', '.join(reversed(known))}", name, "name a language pair or a file"
         )
         require(name not in given, "mixing", "each name once", name, "drop one")
         given[name] = times or 0.0
     times_of = np.array([next((given[name] for name in each if name in given), 1.0) for each in names])
-    require(bool(times_of.any()), "mixing", "something above 0", " ".join(mixing), "raise one")
+    left = times_of if trained is None else times_of[sorted(trained)]
+    require(bool(left.any()), "mixing", "something above 0", " ".join(mixing), "raise one")
     return times_of
 
 

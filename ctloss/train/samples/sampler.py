@@ -10,6 +10,8 @@ from torch.utils.data import Sampler
 
 from .filling import Filler
 
+# Of an epoch in which rows come again: its plan has some 50 bytes a row.
+MOST_ROWS = 1 << 28
 # What WPSDataset reads: an epoch, a process's rows and, where processes share a batch, the rows of all of them.
 Key = tuple[int, np.ndarray] | tuple[int, np.ndarray, np.ndarray]
 
@@ -143,6 +145,10 @@ def _by_length(lengths: np.ndarray, batch_size: int) -> np.ndarray:
 def _checked(times: np.ndarray, rows: int) -> np.ndarray:
     if times.shape != (rows,) or not np.all((times >= 0) & np.isfinite(times)):
         raise ValueError(f"expected {rows} numbers of times, at least 0, got shape {times.shape} and {times}")
+    if times.sum() > MOST_ROWS:
+        raise ValueError(
+            f"expected an epoch of at most {MOST_ROWS:,} rows, got {times.sum():,.0f}; lower the times (mixing)"
+        )
     return times
 
 

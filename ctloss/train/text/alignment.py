@@ -14,10 +14,6 @@ from .words import word_spans
 class GoldWords:
     """Takes the word pairs that come with the sentences: of the embedded corpus, or from alignment files."""
 
-    def fingerprint(self) -> str:
-        """Returns a constant: the word pairs are part of the corpus, which has a fingerprint of its own."""
-        return "gold"
-
     def word_pairs(self, sentences: Sequence[ParallelSentence]) -> list[list[WordPair]]:
         """Returns each sentence's own word pairs."""
         return [list(sentence.words or ()) for sentence in sentences]

@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from ...shared.languages import primary
 from .sentences import ParallelSentence, WordPair
-from .words import StopWords, fold, is_once, is_stop_word, stop_word_languages, stop_words
+from .words import StopWords, fold, is_once, is_stop_word, stop_words
 
-# Part of every fingerprint: what was found by other versions of these rules is not reused.
+# Of the rules in this room: what was found by others is not reused.
 RULES = 2
 
 
 class WordSource(Protocol):
     """Where word pairs come from: Lexicon, GoldWords, CooccurrenceAligner or any class with these methods."""
-
-    def fingerprint(self) -> str:
-        """Returns a string that differs whenever word_pairs may return something else."""
 
     def word_pairs(self, sentences: Sequence[ParallelSentence]) -> list[list[WordPair]]:
         """Returns for each sentence pairs of character spans of words that translate each other.
@@ -39,6 +37,19 @@ class Found(NamedTuple):
 
     pairs: list[list[WordPair]]
     skipped: Counter[str]
+
+
+def rules_of(kind: StopWords, languages: Iterable[str]) -> str:
+    """Returns a hash of what decides about words besides their source: rules, Unicode's tables and stop words.
+
+    Args:
+        kind: whose lists of stop words.
+        languages: codes of the languages whose lists are asked.
+    """
+    digest = hashlib.blake2b(repr((RULES, unicodedata.unidata_version)).encode(), digest_size=16)
+    for language in sorted(set(map(primary, languages))):
+        digest.update(repr((language, sorted(stop_words(language, kind)))).encode())
+    return digest.hexdigest()
 
 
 class WordFinder:
@@ -62,14 +73,6 @@ class WordFinder:
 
     def __init__(self, source: WordSource, stop_words: StopWords = "short") -> None:
         self._source, self._stop_words = source, stop_words
-
-    def fingerprint(self) -> str:
-        """Returns a hash of the source, the stop words and the rules."""
-        digest = hashlib.blake2b(repr((RULES, unicodedata.unidata_version)).encode(), digest_size=16)
-        digest.update(self._source.fingerprint().encode())
-        for language in stop_word_languages(self._stop_words):
-            digest.update(repr((language, sorted(stop_words(language, self._stop_words)))).encode())
-        return digest.hexdigest()
 
     def find(self, sentences: Sequence[ParallelSentence]) -> Found:
         """Returns the word pairs of each sentence, and how many others the source proposed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import permutations, product
@@ -95,15 +94,6 @@ class Lexicon:
         """Tells whether there is an entry of a language pair."""
         table = self._table(source_language, target_language)
         return table is not None and bool(table.translations)
-
-    def fingerprint(self) -> str:
-        """Returns a hash of the entries; lexicons with equal entries have equal hashes."""
-        digest = hashlib.blake2b(b"lexicon", digest_size=16)
-        for languages, table in sorted(self._tables.items()):
-            translations = sorted((source, sorted(targets)) for source, targets in table.translations.items())
-            others = sorted(table.sources.known), sorted(table.targets.known)
-            digest.update(repr((languages, translations, others)).encode())
-        return digest.hexdigest()
 
     def word_pairs(self, sentences: Sequence[ParallelSentence]) -> list[list[WordPair]]:
         """Returns for each sentence the character spans of entries in the source with a translation in the target.

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ...shared.models import check_inputs, load_encoder, load_tokenizer, positions, read_config
 from ...shared.options import require
+from ...shared.text import home_path
 from .sentences import ParallelSentence, Span, WordPair
 from .words import is_unspaced, word_spans
 
@@ -56,7 +57,7 @@ class MutualAligner:
     """
 
     def __init__(self, name: str | Path, *, device: str | None = None, layer: int | None = None) -> None:
-        self._name = str(name)
+        self._name = str(home_path(name))
         config = read_config(self._name)
         layers = config.num_hidden_layers
         require(

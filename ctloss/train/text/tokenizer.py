@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -122,6 +123,18 @@ def definition(tokenizer: PreTrainedTokenizerBase) -> str:
     plain.no_truncation()
     plain.no_padding()
     return str(plain.to_str())
+
+
+def identity(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns a hash of a fast tokenizer as it is saved: its definition and what stands beside that."""
+    beside = (
+        sorted(tokenizer.special_tokens_map.items()),
+        list(tokenizer.model_input_names),
+        tokenizer.model_max_length,
+        tokenizer.padding_side,
+        tokenizer.truncation_side,
+    )
+    return hashlib.blake2b((definition(tokenizer) + repr(beside)).encode(), digest_size=16).hexdigest()
 
 
 def splits_at_spaces(tokenizer: Tokenizer) -> bool:

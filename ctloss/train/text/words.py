@@ -101,15 +101,6 @@ def stop_words(language: str, kind: StopWords = "short") -> frozenset[str]:
     return frozenset(fold(word) for word in _listed(primary(language), kind))
 
 
-def stop_word_languages(kind: StopWords) -> list[str]:
-    """Returns the codes of the languages that have a list, sorted."""
-    if kind == "short":
-        return sorted(path.stem for path in _SHORT_LISTS.glob("*.txt"))
-    import stopwordsiso
-
-    return sorted(stopwordsiso.langs())
-
-
 @lru_cache(maxsize=1 << 16)
 def is_stop_word(word: str, language: str, kind: StopWords = "short") -> bool:
     """Tells whether a word is on its language's list, or consists only of such words.

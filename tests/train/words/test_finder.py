@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("transformers")
 
-from ctloss.train.text.finder import WordFinder
+from ctloss.train.text.finder import WordFinder, rules_of
 from ctloss.train.text.lexicon import Lexicon
 from ctloss.train.text.sentences import ParallelSentence, WordPair
 from ctloss.train.text.words import is_stop_word, occurs_once, word_spans
@@ -111,11 +112,18 @@ def test_the_iso_lists_refuse_more() -> None:
     assert [len(WordFinder(lexicon, kind).find(corpus).pairs[0]) for kind in ("short", "iso")] == [2, 1]
 
 
-def test_the_fingerprint_follows_source_and_stop_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    lexicon, other = Lexicon.from_entries("en", "fr", LEXICON), Lexicon.from_entries("en", "fr", LEXICON[1:])
-    prints = [WordFinder(lexicon).fingerprint(), WordFinder(lexicon, "iso").fingerprint()]
-    prints.append(WordFinder(other).fingerprint())
-    assert len(set(prints)) == 3
-    assert WordFinder(lexicon, "short").fingerprint() == prints[0]
-    monkeypatch.setattr("ctloss.train.text.finder.stop_words", lambda language, kind: frozenset({language}))
-    assert WordFinder(lexicon).fingerprint() != prints[0]
+def test_the_rules_follow_stop_words_of_their_languages_and_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = rules_of("short", ["en", "fr"])
+    assert rules_of("short", ["fra", "en", "en_GB"]) == first
+    assert len({first, rules_of("iso", ["en", "fr"]), rules_of("short", ["en", "fr", "de"])}) == 3
+    lists = {"en": {"the"}, "fr": {"le"}, "de": {"der"}}
+    for changed, same in (("de", True), ("fr", False)):
+        with monkeypatch.context() as patch:
+            patch.setattr("ctloss.train.text.finder.stop_words", lambda language, kind: frozenset(lists[language]))
+            before = rules_of("short", ["en", "fr"])
+            lists[changed] = {"another"}
+            assert (rules_of("short", ["en", "fr"]) == before) is same
+    for place, value in (("RULES", 0), ("unicodedata", SimpleNamespace(unidata_version="0"))):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"ctloss.train.text.finder.{place}", value)
+            assert rules_of("short", ["en", "fr"]) != first

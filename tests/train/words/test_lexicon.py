@@ -17,7 +17,7 @@ from ctloss.shared.text import DataError
 from ctloss.train.text.lexicon import Lexicon, find_lexicon_lines, read_lexicon
 from ctloss.train.text.sentences import ParallelSentence, WordPair
 from ctloss.train.text.words import folded_words, word_spans
-from support.tiny_text import LEXICON, ODD_TEXT, parallel
+from support.tiny_text import ODD_TEXT, parallel
 
 SOURCE_WORDS, TARGET_WORDS = ("a", "b", "ab", "É"), ("x", "y", "Straße", "狗")
 
@@ -119,12 +119,6 @@ def test_other_codes_of_the_same_languages_are_served() -> None:
     assert found(lexicon, "狗", "dog", "zh", "en") == []
     assert lexicon.serves("eng", "cmn")
     assert not lexicon.serves("en", "fr")
-
-
-def test_fingerprint_follows_its_contents() -> None:
-    lexicons = [Lexicon.from_entries("en", "fr", entries) for entries in (LEXICON, LEXICON[::-1], LEXICON[1:])]
-    same, reversed_, shorter = (lexicon.fingerprint() for lexicon in lexicons)
-    assert same == reversed_ != shorter
 
 
 def write(folder: Path, **contents: str) -> None:
