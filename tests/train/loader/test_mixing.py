@@ -47,8 +47,8 @@ def test_times_go_by_language_pair_and_by_file(mixing: list[str], times: list[fl
 @pytest.mark.parametrize(
     ("mixing", "message"),
     [
-        (["en-fr"], "expected NAME=TIMES, such as en-fr=2, got 'en-fr'"),
-        (["en-fr=often"], "expected NAME=TIMES, such as en-fr=2, got 'en-fr=often'"),
+        (["en-fr"], "expected NAME=TIMES, such as en-fr=2, with a finite number from 0 on, got 'en-fr'"),
+        (["en-fr=often"], "expected NAME=TIMES, such as en-fr=2, with a finite number from 0 on, got 'en-fr=often'"),
         (["en-fr=-1"], "expected NAME=TIMES"),
         (["en-fr=inf"], "expected NAME=TIMES"),
         (["en-fr=nan"], "expected NAME=TIMES"),
@@ -105,6 +105,22 @@ def test_copies_have_draws_of_their_own() -> None:
     assert first["source_ids"].tolist() == second["source_ids"].tolist()
     for name in ("source_span", "source_labels", "target_labels"):
         assert (first[name] != second[name]).any()
+
+
+def test_only_origins_of_training_rows_are_named() -> None:
+    np.testing.assert_array_equal(times_of_origins(["a.tsv=3"], ORIGINS, [0, 1]), [3, 1, 3])
+    for name in ("y/a.tsv", "en-zh"):
+        with pytest.raises(OptionError, match=r"mixing: expected names among en-fr, b=2\.tsv.*, got '"):
+            times_of_origins([f"{name}=2"], ORIGINS, [0, 1])
+    with pytest.raises(OptionError, match="mixing: expected something above 0"):
+        times_of_origins(["en-fr=0"], ORIGINS, [0, 1])
+
+
+def test_an_epoch_that_memory_would_not_hold_is_refused() -> None:
+    with pytest.raises(OptionError, match="mixing: expected at most 1,000 times, got 'en-fr=1e9'; lower it"):
+        times_of_origins(["en-fr=1e9"], ORIGINS)
+    with pytest.raises(ValueError, match="expected an epoch of at most 268,435,456 rows, got 4,000,000,000; lower"):
+        planned([1e8])
 
 
 def test_times_that_are_none_are_refused() -> None:

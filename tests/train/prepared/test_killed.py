@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import time
@@ -151,12 +152,18 @@ def prepare_in_a_group(data: Data, folder: Path) -> None:
     prepare(data, SMALL, folder, workers=2, say=Mock())
 
 
-def test_workers_of_a_killed_process_keep_no_lock(tmp_path: Path, corpus: Data) -> None:
+def test_workers_of_a_killed_process_keep_no_lock_and_end(tmp_path: Path, corpus: Data) -> None:
+    # Every process of the preparation has the end to write to: none is there any more when the other end says so.
+    reading, writing = os.pipe()
     killed = forked(prepare_in_a_group, corpus, tmp_path / "made")
+    os.close(writing)
     assert end_of(killed) == -signal.SIGKILL
     try:
         assert end_of(forked(prepare_and_tell, corpus, tmp_path / "made")) == 0
+        assert select.select([reading], [], [], 30)[0]
+        assert os.read(reading, 1) == b""
     finally:
+        os.close(reading)
         with suppress(ProcessLookupError):
             os.killpg(killed, signal.SIGKILL)
     prepare(corpus, SMALL, tmp_path / "whole", workers=1, say=Mock())
