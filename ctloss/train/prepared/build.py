@@ -21,6 +21,7 @@ from ...shared.models import load_tokenizer
 from ...shared.options import check_type, require
 from ...shared.text import DataError, home_path
 from ..recipe import Data, EncoderChoice
+from ..samples.mixing import times_of_origins
 from ..text.embedded import SPLITS, Split
 from ..text.finder import WordFinder
 from ..text.lexicon import read_lexicon
@@ -87,7 +88,8 @@ def prepare(
     Raises:
         DataError: a file is not what its format promises, too many lines cannot be read, a part has no two pairs, the
             folder holds another corpus or a damaged one, or the disk is full.
-        OptionError: ``workers`` is no number of processes, or the folder's name is not UTF-8.
+        OptionError: ``workers`` is no number of processes, ``data.mixing`` names nothing of the corpus, or the folder's
+            name is not UTF-8.
     """
     check_type("workers", workers, int | None)
     require(workers is None or workers >= 1, "workers", "at least 1", workers, "raise it")
@@ -102,6 +104,8 @@ def prepare(
         prepared.check(whole=False)
         return prepared
     inputs = find_inputs(data, pairs)
+    # Refused here, a mixing that means nothing costs no hours of preparation.
+    times_of_origins(data.mixing, _origins([one for one in inputs if one.split == "train"]))
     if pairs is not None:
         data = replace(data, corpus=(FROM_PYTHON,))
     name = key(data, encoder, inputs)
@@ -132,6 +136,10 @@ def prepare(
             # Another process finished while this one waited, and the lock made the folder anew.
             building.rmdir()
     return _checked(place, name, data, encoder)
+
+
+def _origins(inputs: Sequence[Input]) -> list[Origin]:
+    return [Origin(bitext.name, bitext.source_language, bitext.target_language) for _, bitext in inputs]
 
 
 def processors() -> int:
@@ -170,7 +178,7 @@ class _Build:
         self.data, self.encoder, self.inputs, self.key = data, encoder, inputs, name
         self.folder, self.workers, self.say = folder, workers, say
         self.work = folder / "work"
-        self.origins = [Origin(b.name, b.source_language, b.target_language) for _, b in inputs]
+        self.origins = _origins(inputs)
         self.languages = [(origin.source_language, origin.target_language) for origin in self.origins]
         self.notes: list[str] = []
 

@@ -66,9 +66,10 @@ def test_pairs_that_are_too_long_are_counted_across_a_kill(
             raise MemoryError
         return make(self, table, indices)
 
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+    with monkeypatch.context() as patch:
         patch.setattr(MakeSamples, "_made", failing)
-        prepare(data, SMALL, tmp_path / "made", workers=1, say=Mock())
+        with pytest.raises(MemoryError):
+            prepare(data, SMALL, tmp_path / "made", workers=1, say=Mock())
     counts = prepare(data, SMALL, tmp_path / "made", workers=1, say=Mock()).counts
     assert sum(count.skipped_pairs["too long"] for count in counts.values()) == len(long)
     assert sum(count.rows for count in counts.values()) == len(lines)
@@ -84,7 +85,9 @@ def test_a_row_that_is_lost_is_missed(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
 ) -> None:
     monkeypatch.setattr(owner, name, drop_row(getattr(owner, name)))
-    with pytest.raises(DataError, match=r"train: expected \d+ sentence pairs, as many as were given, got \d+: \d+ rows"):
+    with pytest.raises(
+        DataError, match=r"train: expected \d+ sentence pairs, as many as were given, got \d+: \d+ rows"
+    ):
         made(corpus, tmp_path / "made")
     assert not (tmp_path / "made").exists()
 
@@ -103,7 +106,9 @@ def test_a_bit_that_changed_is_found(corpus: Path, whole: Prepared, part: str) -
     flip(victim)
     try:
         for data, place in ((Data(prepared=str(whole.path)), None), (settings(corpus), whole.path)):
-            with pytest.raises(DataError, match=rf"{victim.name}: expected the content that .*; the prepared .* damaged"):
+            with pytest.raises(
+                DataError, match=rf"{victim.name}: expected the content that .*; the prepared .* damaged"
+            ):
                 prepare(data, SMALL, place)
     finally:
         victim.write_bytes(usual)
@@ -131,7 +136,7 @@ def test_a_damaged_tokenizer_is_told_what_to_do(whole: Prepared, content: str) -
     usual = file.read_bytes()
     file.write_text(content)
     try:
-        with pytest.raises(DataError, match="expected the tokenizer that .*prepare' wrote, got a damaged one; remove"):
+        with pytest.raises(DataError, match=r"expected the tokenizer that .*prepare' wrote, got a damaged one; remove"):
             whole.tokenizer()
     finally:
         file.write_bytes(usual)
@@ -140,9 +145,10 @@ def test_a_damaged_tokenizer_is_told_what_to_do(whole: Prepared, content: str) -
 def test_a_tokenizer_that_a_crash_emptied_is_made_again(
     corpus: Path, tmp_path: Path, whole: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+    with monkeypatch.context() as patch:
         patch.setattr(MakeSamples, "_made", Mock(side_effect=MemoryError))
-        made(corpus, tmp_path / "made")
+        with pytest.raises(MemoryError):
+            made(corpus, tmp_path / "made")
     [building] = tmp_path.glob("made-*.partial")
     (building / TOKENIZER / "tokenizer.json").write_text("")
     assert made(corpus, tmp_path / "made").fingerprint == whole.fingerprint
@@ -191,6 +197,8 @@ def test_a_held_out_part_that_is_the_corpus_is_refused(corpus: Path, tmp_path: P
 def test_one_file_for_both_held_out_parts_is_refused(corpus: Path, tmp_path: Path) -> None:
     held = tmp_path / "held.en-fr.tsv"
     held.write_text("A green tree\tUn arbre vert\nMy friend\tMon ami\n", encoding="utf-8")
-    with pytest.raises(DataError, match="test: expected text that is in no other part, got .* which is validation too"):
+    with pytest.raises(
+        DataError, match=r"test: expected text that is in no other part, got .* which is validation too"
+    ):
         made(corpus, tmp_path / "made", validation=(str(held),), test=(str(held),))
     assert open_prepared(made(corpus, tmp_path / "made", validation=(str(held),)).path).counts["validation"].rows == 2

@@ -19,7 +19,7 @@ pytest.importorskip("transformers")
 from ctloss.shared.text import DataError
 from ctloss.train.prepared.settings import find_inputs, key
 from ctloss.train.recipe import Data, EncoderChoice
-from ctloss.train.text import finder
+from ctloss.train.text import finder, words
 from support.tiny_encoder import saved
 from support.tiny_runs import OBJECTS, SUBJECTS, VERBS, write_corpus
 
@@ -38,7 +38,7 @@ def another_word(folder: Path) -> None:
 
 def another_list(language: str) -> Change:
     def change(folder: Path, patch: pytest.MonkeyPatch) -> None:
-        usual = finder.stop_words
+        usual = words.stop_words
         patch.setattr(
             f"{FINDER}.stop_words", lambda code, kind: frozenset({"cat"}) if code == language else usual(code, kind)
         )
@@ -57,8 +57,8 @@ ALIGNER = {"align": "{}/encoder"}
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
-    words: Iterable[str] = [word for table in (SUBJECTS, VERBS, OBJECTS) for pair in table.items() for word in pair]
-    saved(folder / "encoder", ["the", "a", "le", "un", *words], positions=200)
+    pieces: Iterable[str] = [word for table in (SUBJECTS, VERBS, OBJECTS) for pair in table.items() for word in pair]
+    saved(folder / "encoder", ["the", "a", "le", "un", *pieces], positions=200)
     write_corpus(folder)
     return folder
 

@@ -15,6 +15,7 @@ pytest.importorskip("transformers")
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ctloss.shared.options import OptionError
 from ctloss.shared.text import DataError
 from ctloss.train import prepare
 from ctloss.train.prepared import build
@@ -72,6 +73,17 @@ def test_sources_of_words_are_refused_before_anything_is_read(
     }
     with pytest.raises(DataError, match=message):
         made(corpus, tmp_path / "made", **given)
+
+
+@pytest.mark.usefixtures("no_reading")
+@pytest.mark.parametrize(
+    ("entry", "expected"), [("en-fr=nan", "NAME=TIMES"), ("held.en-fr.tsv=2", "names among en-fr")]
+)
+def test_a_mixing_is_refused_before_anything_is_read(corpus: Path, tmp_path: Path, entry: str, expected: str) -> None:
+    held = tmp_path / "held.en-fr.tsv"
+    held.write_text("A green tree\tUn arbre vert\nMy friend\tMon ami\n", encoding="utf-8")
+    with pytest.raises(OptionError, match=f"mixing: expected {expected}.*, got"):
+        made(corpus, tmp_path / "made", mixing=(entry,), validation=(str(held),))
 
 
 @pytest.mark.usefixtures("no_reading")
