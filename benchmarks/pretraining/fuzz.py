@@ -96,7 +96,7 @@ def text(draw: random.Random) -> str:
     else:
         found = "".join(draw.choices(draw.choice(blocks()), k=draw.randint(1, 40))) * draw.randint(1, 20)
     if found and draw.random() < 1 / 3000:
-        found = (found * LONGEST)[: draw.randint(LONGEST // 10, LONGEST) // len(found.encode()[:4])]
+        found *= max(1, draw.randint(LONGEST // 10, LONGEST) // len(found.encode()))
     return found.replace("\n", " ")
 
 

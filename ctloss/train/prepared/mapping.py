@@ -110,35 +110,42 @@ def _remove_damaged(folder: Path) -> None:
             path.unlink()
 
 
-class _Ending:
-    """Ends a process that multiprocess forks when the one that forked it ends, however that ends.
+@contextmanager
+def _ending_together() -> Iterator[None]:
+    """Lets the processes that are forked during the block end with this one, however it ends.
 
-    Killed, that one cannot tell its workers, nor the process that holds their queue; they would wait for ever.
+    Killed, it cannot tell its workers, nor the process that holds their queue; they would wait for ever.
     """
+    _PARENTS.append(os.getpid())
+    try:
+        yield
+    finally:
+        # Not in a forked process, which has taken it out already.
+        if _PARENTS:
+            _PARENTS.pop()
 
-    def __init__(self) -> None:
-        self._parent = os.getpid()
 
-    def watch(self) -> None:
-        """Starts to watch, in the forked process."""
-        threading.Thread(target=self._look, daemon=True).start()
+# The process that runs such a block.
+_PARENTS: list[int] = []
 
-    def _look(self) -> None:
-        while os.getppid() == self._parent:
+
+def _watch_parent() -> None:
+    """Ends this process, which was just forked, when the one that forked it is no more."""
+    if not _PARENTS:
+        return
+    parent = _PARENTS[-1]
+    _PARENTS.clear()
+
+    def watch() -> None:
+        while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)
 
+    threading.Thread(target=watch, daemon=True).start()
 
-@contextmanager
-def _ending_together() -> Iterator[None]:
-    """Lets the processes that multiprocess forks during the block end with this one."""
-    from multiprocess.util import register_after_fork
 
-    ending = _Ending()
-    register_after_fork(ending, _Ending.watch)
-    # It is heard of as long as it is referred to.
-    yield
-    del ending
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_watch_parent)
 
 
 @contextmanager
