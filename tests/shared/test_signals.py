@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
 
 import pytest
 
@@ -41,7 +40,7 @@ def test_evaluation_ends_in_one_line(
     ],
 )
 def test_what_is_misspelt_is_refused_in_one_line(
-    words: list[str], said: Any, capsys: pytest.CaptureFixture[str]
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
         command.main(words)

@@ -285,7 +285,7 @@ def test_an_upload_that_failed_is_tried_again(corpus: Path, tmp_path: Path, monk
     monkeypatch.setattr(PretrainingTrainer, "init_hf_repo", lambda self: None)
     recipe = quick_recipe(corpus, push_to_hub=True, hub_strategy="end", max_steps=2)
     for resume in (False, True):
-        with pytest.raises(RecipeError, match="push_to_hub: expected to upload to 'run' .*, got no network"):
+        with pytest.raises(RecipeError, match=r"push_to_hub: expected to upload to 'run' .*, got no network"):
             pretrain(recipe, tmp_path / "run", resume=resume)
     for _ in range(2):
         assert pretrain(recipe, tmp_path / "run", resume=True).facts["steps"] == 2
