@@ -134,7 +134,7 @@ class Contest:
 
     def ours(self, steps: int, precision: str) -> float:
         """Pairs per second of ctloss.train."""
-        from ctloss.shared.signals import Signals
+        from ctloss.shared.command import Signals
         from ctloss.train.reporting.logs import ProgressLines
         from ctloss.train.samples.sampler import BatchPlan
         from ctloss.train.trainer import PretrainingTrainer

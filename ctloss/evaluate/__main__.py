@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..shared.command import as_process
+from ..shared.command import Signals, Stopped, as_process
 from ..shared.files import open_folder, write_atomically
 from ..shared.models import expanded, read_config
 from ..shared.options import Parser, add_options, command_line, given_options, read_values
-from ..shared.signals import Signals, Stopped
 from ..shared.text import home_path
 from .data.sources import EVALUATIONS, find_data
 from .models.encoder import Encoder, VectorOptions

@@ -18,7 +18,7 @@ require_extra(
     ],
 )
 
-from ..shared.signals import Stopped
+from ..shared.command import Stopped
 from .model.encoder import CCEEncoder
 from .prepared.build import prepare
 from .prepared.folder import Prepared, open_prepared

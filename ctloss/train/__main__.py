@@ -12,9 +12,8 @@ from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
 
-from ..shared.command import as_process
+from ..shared.command import Signals, as_process
 from ..shared.options import Parser, add_options, default_text, given_options
-from ..shared.signals import Signals
 from ..shared.text import DataError
 from .arguments import FORMER, LISTED, PretrainingArguments, defaults, hints, ours
 from .effects import IDLE, REFUSED

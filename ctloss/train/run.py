@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..shared.command import Signals
 from ..shared.files import locked, write_atomically
 from ..shared.options import require
-from ..shared.signals import Signals
 from ..shared.text import DataError, home_path
 from . import saving, stops
 from .effects import notes

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, distributed
 from transformers import TrainerCallback
 
-from ..shared.signals import HEARD, Signals, Stopped
+from ..shared.command import HEARD, Signals, Stopped
 
 # What to do about a disk that takes no more.
 MAKE_ROOM = "make room there, then go on with --resume; checkpoints are as they were"

@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("sklearn")
 
 from ctloss.evaluate import __main__ as command
-from ctloss.shared.signals import HEARD
+from ctloss.shared.command import HEARD
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

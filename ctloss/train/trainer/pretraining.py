@@ -15,8 +15,8 @@ from transformers import EarlyStoppingCallback, TrainerState
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
+from ...shared.command import Signals, Stopped
 from ...shared.options import OptionError
-from ...shared.signals import Signals, Stopped
 from .. import saving, stops
 from ..arguments import PretrainingArguments
 from ..model.encoder import CCEEncoder

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("pyarrow")
 pytest.importorskip("transformers")
 
-from ctloss.shared.signals import HEARD, Signals, Stopped
+from ctloss.shared.command import HEARD, Signals, Stopped
 from ctloss.train import pretrain, run
 from ctloss.train.model.objective import Objective
 from ctloss.train.output import checkpoints
