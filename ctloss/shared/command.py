@@ -1,4 +1,4 @@
-"""The process of a command such as ``python -m ctloss.train``: what it starts with and how it ends, signals included."""
+"""The process of a command such as ``python -m ctloss.train``: what it starts with, how it ends, and its signals."""
 
 from __future__ import annotations
 

@@ -201,9 +201,9 @@ def diverged(what: str, arguments: Any, last: tuple[int, Path] | None, *, steps:
     if steps:
         causes.append(f"a learning rate of {arguments.learning_rate:g}")
         todo.append("a lower learning_rate")
-        if arguments.learning_rate * arguments.weight_decay >= 1:
+        if arguments.weight_decay > 1:
             causes.append(f"a weight_decay of {arguments.weight_decay:g}, which turns weights over")
-            todo.append("a weight_decay below 1 / learning_rate")
+            todo.append("a weight_decay below 1")
         if not arguments.max_grad_norm:
             causes.append("gradients that are not clipped")
             todo.append("max_grad_norm 1")
