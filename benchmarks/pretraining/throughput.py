@@ -134,9 +134,9 @@ class Contest:
 
     def ours(self, steps: int, precision: str) -> float:
         """Pairs per second of ctloss.train."""
+        from ctloss.shared.command import Signals
         from ctloss.train.reporting.logs import ProgressLines
         from ctloss.train.samples.sampler import BatchPlan
-        from ctloss.train.stops import Signals
         from ctloss.train.trainer import PretrainingTrainer
 
         training = self.recipe.override(max_steps=steps, precision=precision).training

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..shared.command import as_process
+from ..shared.command import Signals, Stopped, as_process
 from ..shared.files import open_folder, write_atomically
 from ..shared.models import read_config
-from ..shared.options import add_options, command_line, given_options, read_values
+from ..shared.options import Parser, add_options, command_line, given_options, read_values
 from ..shared.text import home_path
 from .data.sources import EVALUATIONS, find_data
 from .models.encoder import Encoder, VectorOptions
@@ -37,7 +37,7 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser: its own options, and one for each field of VectorOptions and FinetuneOptions."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="python -m ctloss.evaluate",
         description="Evaluate a Hugging Face encoder on the tasks of Chen et al. 2022, zero-shot from English.\n"
         "Writes results.json, results.md, figures and predictions in XTREME's submission layout. Run again, it only\n"
@@ -89,7 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top = parser()
     given = top.parse_args(arguments)
     try:
-        output = evaluate(given)
+        with Signals("what is scored is kept: give the command again to go on"):
+            output = evaluate(given)
+    except Stopped as end:
+        # Of several processes, all of which hear it, the first says so.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{top.prog}: {end}", file=sys.stderr)
+        return end.status
     except (OSError, ValueError) as error:
         print(f"{top.prog}: error: {error}", file=sys.stderr)
         return 2

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -127,10 +127,34 @@ def mark_complete(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
     for path in files:
         flush(path)
-    listed = {
+    write_atomically(folder / MARKER, json.dumps({"files": listing(folder, files)}, indent=2) + "\n")
+
+
+def listing(folder: Path, files: Iterable[Path]) -> dict[str, Any]:
+    """Returns the size and SHA-256 of files in a folder, by their place in it."""
+    return {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files
     }
-    write_atomically(folder / MARKER, json.dumps({"files": listed}, indent=2) + "\n")
+
+
+def damage(folder: Path, listed: Mapping[str, Any], *, checksums: bool = True) -> dict[str, str]:
+    """Returns what is wrong with files that :func:`listing` listed, by their place: missing, or another content.
+
+    Raises:
+        KeyError, TypeError: what is listed is no listing.
+    """
+    found = {}
+    for name, entry in listed.items():
+        # Formerly the sizes alone.
+        size, sha256 = (entry["size"], entry["sha256"]) if isinstance(entry, dict) else (entry, None)
+        path = folder / name
+        if not path.is_file():
+            found[name] = "missing"
+        elif path.stat().st_size != size:
+            found[name] = f"{path.stat().st_size:,} bytes instead of {size:,}"
+        elif checksums and sha256 is not None and _sha256(path) != sha256:
+            found[name] = "other content of the same size"
+    return found
 
 
 def is_complete(folder: Path, *, checksums: bool = False) -> bool:
@@ -143,15 +167,9 @@ def is_complete(folder: Path, *, checksums: bool = False) -> bool:
         return (folder / FORMER_MARKER).is_file()
     try:
         listed: dict[str, Any] = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
-        for name, entry in listed.items():
-            size, sha256 = (entry["size"], entry["sha256"]) if isinstance(entry, dict) else (entry, None)
-            if (folder / name).stat().st_size != size:
-                return False
-            if checksums and sha256 is not None and _sha256(folder / name) != sha256:
-                return False
+        return not damage(folder, listed, checksums=checksums)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    return True
 
 
 def numbered(parent: Path, name: str) -> list[tuple[int, Path]]:

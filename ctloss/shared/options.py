@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import types
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from .text import is_unicode
 
@@ -33,6 +34,49 @@ def require(condition: bool, name: str, expected: str, got: object, hint: str) -
     """Raises OptionError unless the condition holds, in the one form that every error about an option has."""
     if not condition:
         raise OptionError(f"{name}: expected {expected}, got {got!r}; {hint}")
+
+
+def near(given: str, known: Iterable[str], otherwise: str) -> str:
+    """Returns the end of an error about an unknown name: the nearest known one or, if none is near, something else.
+
+    Example:
+        >>> near("cosin", ["linear", "cosine"], "choose one of them"), near("x", ["linear"], "choose one of them")
+        ('did you mean cosine?', 'choose one of them')
+    """
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else otherwise
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line that refuses in one line, and names the option or choice nearest to what was given.
+
+    Args:
+        listed: what the line says if nothing is near.
+        given: as for ``argparse.ArgumentParser``.
+    """
+
+    def __init__(self, *given: Any, listed: str = "--help lists them", **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._listed = listed
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses, and refuses unknown options."""
+        parsed, rest = self.parse_known_args(args, namespace)
+        if rest:
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            told = near(rest[0].split("=")[0], known, self._listed) if rest[0].startswith("-") else "see --help"
+            self.error(f"unrecognized arguments: {' '.join(rest)}; {told}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process as argparse does, without the usage."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            told = near(str(value), choices, "choose one of them")
+            raise argparse.ArgumentError(action, f"expected one of {', '.join(choices)}, got {str(value)!r}; {told}")
 
 
 class Group:
@@ -90,7 +134,10 @@ def check_type(name: str, value: object, hint: Any) -> None:
     """Raises OptionError unless a field's value is of its type: a number finite, a text one that can be written."""
     choices = _choices(hint)
     if choices and value is not None:
-        require(value in choices, name, "one of " + ", ".join(map(str, choices)), value, "choose one of them")
+        named = [str(choice) for choice in choices]
+        require(
+            value in choices, name, "one of " + ", ".join(named), value, near(str(value), named, "choose one of them")
+        )
     require(_fits(value, hint), name, _kind(hint), value, "give a value of that kind")
     if isinstance(value, float):
         require(math.isfinite(value), name, "a finite number", value, "give one")
@@ -173,7 +220,7 @@ def read_values(group: type[Group], name: str, texts: Sequence[str], *, of: str 
 def _read(hint: Any, text: str, place: str) -> Any:
     choices = _choices(hint)
     if choices:
-        require(text in choices, place, "one of " + ", ".join(choices), text, "choose one of them")
+        require(text in choices, place, "one of " + ", ".join(choices), text, near(text, choices, "choose one of them"))
     if hint is bool:
         require(text in ("on", "off"), place, "on or off", text, "give one of them")
         return text == "on"

@@ -18,12 +18,13 @@ require_extra(
     ],
 )
 
+from ..shared.command import Stopped
 from .model.encoder import CCEEncoder
 from .prepared.build import prepare
 from .prepared.folder import Prepared, open_prepared
 from .recipe import Recipe, RecipeError, paper, tiny
 from .run import Results, pretrain
-from .stops import DivergedError, SavingError, Stopped
+from .stops import DivergedError, SavingError
 
 __all__ = [
     "CCEEncoder",

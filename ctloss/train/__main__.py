@@ -8,17 +8,17 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, NoReturn
+from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
 
-from ..shared.command import as_process
-from ..shared.options import add_options, default_text, given_options
+from ..shared.command import Signals, as_process
+from ..shared.options import Parser, add_options, default_text, given_options
 from ..shared.text import DataError
-from .arguments import FORMER, PretrainingArguments, defaults, hints, near, ours
+from .arguments import FORMER, LISTED, PretrainingArguments, defaults, hints, ours
 from .effects import IDLE, REFUSED
 from .recipe import RECIPES, Data, EncoderChoice, Recipe, RecipeError
-from .stops import ENDS, Signals
+from .stops import ENDS
 
 EPILOG = """\
 examples:
@@ -52,8 +52,8 @@ class _OneSpelling(argparse.RawDescriptionHelpFormatter):
         return super()._format_action_invocation(shown)
 
 
-class _Parser(HfArgumentParser):
-    """transformers' parser of dataclasses: nothing is set unless given, and unknown options are told the nearest."""
+class _Parser(Parser, HfArgumentParser):
+    """transformers' parser of dataclasses, in which nothing is set unless given."""
 
     def __init__(self, **others: Any) -> None:
         super().__init__(
@@ -79,19 +79,6 @@ class _Parser(HfArgumentParser):
             if not action.choices and action.nargs != 0:
                 action.metavar = "X"
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses, and refuses unknown options."""
-        parsed, rest = self.parse_known_args(args, namespace)
-        if rest:
-            known = [option for option in self._option_string_actions if option.startswith("--")]
-            told = near(rest[0].split("=")[0], known) if rest[0].startswith("-") else "see --help"
-            self.error(f"unrecognized arguments: {' '.join(rest)}; {told}")
-        return parsed
-
-    def error(self, message: str) -> NoReturn:
-        """Ends the process as argparse does, without the long usage."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
 
 def parser(*, whole_help: bool = True) -> argparse.ArgumentParser:
     """Returns the parser of a run, with an option for each field of the recipe's parts and of Trainer's arguments.
@@ -106,6 +93,7 @@ def parser(*, whole_help: bool = True) -> argparse.ArgumentParser:
         "'python -m ctloss.train prepare --help' tells how to prepare a corpus once for many runs.",
         usage="%(prog)s [prepare] [--recipe {tiny,paper}] [--output FOLDER] [--resume] [options]",
         epilog=EPILOG,
+        listed=LISTED,
     )
     top.add_argument(
         "--recipe", choices=sorted(RECIPES), default="tiny", help="source of the defaults below (default: tiny)"

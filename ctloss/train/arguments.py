@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import enum
 import json
 import math
@@ -14,10 +13,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import torch
+from accelerate.state import AcceleratorState
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import IntervalStrategy
+from transformers.training_args import trainer_log_levels
 
-from ..shared.options import OptionError, check_type, require
+from ..shared.options import OptionError, check_type, near, require
 from ..shared.training import one_device, uses_bfloat16
 from . import effects
 
@@ -25,6 +27,8 @@ from . import effects
 THIRDS = "thirds"
 # What checkpoints are compared by, where that is asked for: accuracy of sentence retrieval on the validation pairs.
 BEST = "sentence_forth"
+# Where the names of fields stand.
+LISTED = "--help-all lists them"
 # How often something is done: a number of steps or, below 1, a share of the run's.
 STEPS = ("logging_steps", "eval_steps", "save_steps")
 
@@ -127,7 +131,9 @@ class PretrainingArguments(TrainingArguments):
         try:
             super().__post_init__()
             one_device(self)
-        except (ValueError, TypeError, ImportError, OSError) as error:
+        except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+            # What is left half-made would be taken up by the next run of this process.
+            AcceleratorState._reset_state(reset_partial_state=True)
             raise OptionError(f"training arguments: {error}") from error
         if schedule == THIRDS:
             self.lr_scheduler_type = THIRDS
@@ -270,6 +276,12 @@ class Training:
         each(("gradient_accumulation_steps", "save_total_limit", "gradient_cache"), lambda v: v >= 1, "at least 1")
         each(("early_stopping_patience",), lambda value: value >= 1, "at least 1")
         each(("max_steps",), lambda value: value >= 1 or value == -1, "at least 1, or -1 for none")
+        each(
+            ("report_to",),
+            lambda value: isinstance(value, str) or not {"none", "all"} & set(value),
+            "'none', 'all' or names of services",
+            "drop the others, or name each",
+        )
         each(("seed",), lambda value: value < 2**32, f"at most {2**32 - 1}", "lower it")
         each(
             ("warmup_steps", *STEPS),
@@ -342,7 +354,7 @@ def translated(values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, tuple[str, Any]] = {}
     for given, value in values.items():
         if given not in defaults() and given not in FORMER:
-            raise OptionError(f"recipe: expected a field, got {given}; {near(given, every_name())}")
+            raise OptionError(f"recipe: expected a field, got {given}; {near(given, every_name(), LISTED)}")
         # An earlier transformers has not renamed it yet.
         present = FORMER.get(given, given)
         meant = {present if present in defaults() else given: value}
@@ -359,16 +371,12 @@ def translated(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, (_, value) in found.items()}
 
 
-def near(given: str, known: Iterable[str]) -> str:
-    """Returns the end of an error about an unknown name: the nearest known one, if there is one."""
-    close = difflib.get_close_matches(given, list(known), n=1)
-    return f"did you mean {close[0]}?" if close else "--help-all lists them"
-
-
 def _checked(name: str, value: Any) -> Any:
     hint, choices = hints()[name], _choices(name)
-    if choices:
-        require(value in choices, name, "one of " + ", ".join(choices), value, near(str(value), choices))
+    for one in value if isinstance(value, list) else [value]:
+        if choices and one is not None:
+            told = near(str(one), choices, "choose one of them")
+            require(one in choices, name, "one of " + ", ".join(choices), one, told)
     # Trainer takes True and a list for it too, whatever its type says.
     if name != "fsdp":
         check_type(name, value, hint)
@@ -381,7 +389,15 @@ def _checked(name: str, value: Any) -> Any:
 
 @cache
 def _choices(name: str) -> list[str]:
-    """Returns the texts among which a field is chosen, where transformers names them."""
+    """Returns the texts among which a field is chosen, where transformers, or what it hands them to, names them."""
+    if name == "report_to":
+        return ["none", "all", *INTEGRATION_TO_CALLBACK]
+    if name in ("log_level", "log_level_replica"):
+        return list(trainer_log_levels)
+    if name == "ddp_backend":
+        # torch's own, and those of the libraries that accelerate knows.
+        own = torch.distributed.Backend.backend_list if torch.distributed.is_available() else []
+        return sorted({*own, "ccl", "cncl", "hccl", "mccl", "xccl"} - {"fake", "undefined"})
     kinds = get_args(get_type_hints(TrainingArguments).get(name))
     choices = [str(item.value) for kind in kinds if isinstance(kind, enum.EnumMeta) for item in kind]  # type: ignore[var-annotated]
     return [THIRDS, *choices] if name == "lr_scheduler_type" else choices

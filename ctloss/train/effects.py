@@ -1,6 +1,6 @@
 """What each of Trainer's arguments does to a pretraining run, and which of them a run that goes on may change.
 
-Every field of ``PretrainingArguments`` is in one of five tables. Fields of a later transformers that are in none of
+Every field of ``PretrainingArguments`` is in one of seven tables. Fields of a later transformers that are in none of
 them pass, and :func:`notes` says so.
 """
 
@@ -17,9 +17,7 @@ NUMBERS = frozenset(
         *("adam_beta1", "adam_beta2", "adam_epsilon", "learning_rate", "lr_scheduler_kwargs", "lr_scheduler_type"),
         *("max_grad_norm", "optim", "optim_args", "optim_target_modules", "warmup_steps", "weight_decay"),
         *("bf16", "fp16", "precision", "tf32", "use_cpu", "full_determinism", "seed"),
-        *("gradient_accumulation_steps", "gradient_cache", "freeze_word_embeddings"),
-        *("activation_checkpointing", "activation_checkpointing_kwargs"),
-        *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+        *("gradient_accumulation_steps", "freeze_word_embeddings"),
         *("torch_compile", "torch_compile_backend", "torch_compile_mode"),
         *("accelerator_config", "deepspeed", "fsdp", "fsdp_config"),
         *("ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_static_graph"),
@@ -31,6 +29,14 @@ NUMBERS = frozenset(
 BATCHES = frozenset({"per_device_train_batch_size"})
 LENGTH = frozenset({"max_steps", "num_train_epochs"})
 
+# They decide what memory a step needs. They may change whenever a run goes on: its gradient stays what it was.
+MEMORY = frozenset(
+    {
+        *("activation_checkpointing", "activation_checkpointing_kwargs", "gradient_cache"),
+        *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+    }
+)
+
 # They decide what is said, measured and kept. They may change whenever a run goes on.
 MEASURING = frozenset({"eval_delay", "eval_on_start", "eval_steps", "eval_strategy"})
 BOOKKEEPING = MEASURING | {
@@ -40,7 +46,7 @@ BOOKKEEPING = MEASURING | {
     *("load_best_model_at_end", "log_level", "log_level_replica", "log_on_each_node"),
     *("logging_first_step", "logging_steps", "logging_strategy", "output_dir", "pictured_words", "project"),
     *("push_to_hub", "report_to", "restore_callback_states_from_checkpoint", "run_name"),
-    *("save_on_each_node", "save_steps", "save_strategy", "save_total_limit", "skip_memory_metrics"),
+    *("save_steps", "save_strategy", "save_total_limit", "skip_memory_metrics"),
     *("torch_empty_cache_steps", "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id"),
 }
 
@@ -65,6 +71,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "remove_unused_columns": (False, "the rows' columns are not the encoder's; drop it"),
     "resume_from_checkpoint": (None, "the run in the output folder goes on with resume; drop it"),
+    "save_on_each_node": (False, "all nodes share the output folder, and one process writes it; drop it"),
     "save_only_model": (False, "such checkpoints cannot be resumed; lower save_total_limit to save space"),
     "train_sampling_strategy": ("random", "batches are planned: of similar length, without false negatives; drop it"),
     "use_liger_kernel": (False, "Liger's kernels are for language models' decoders; drop it"),
@@ -127,6 +134,11 @@ def notes(chosen: Mapping[str, Any]) -> list[str]:
         said.append(
             "torch_compile: resumed runs repeat uninterrupted ones bit for bit only with the same compiled code"
         )
+    if chosen.get("save_strategy") == "no":
+        said.append(
+            "save_strategy no: no checkpoints, unless a signal ends the run; one that is killed begins again at step "
+            "0. The model is written at the end all the same"
+        )
     for name in chosen:
         if name not in KNOWN:
             said.append(f"{name} is newer than this version of ctloss, which passes it on")
@@ -137,7 +149,7 @@ def may_change(name: str, schedule: str, stops_early: bool) -> bool:
     """Tells whether a run that goes on may have another value of a field, whatever it is."""
     if name in MEASURING:
         return schedule not in FOLLOWING and not stops_early
-    return name in BOOKKEEPING or name in IDLE
+    return name in BOOKKEEPING or name in MEMORY or name in IDLE
 
 
-KNOWN = NUMBERS | BATCHES | LENGTH | BOOKKEEPING | REFUSED.keys() | IDLE.keys()
+KNOWN = NUMBERS | BATCHES | LENGTH | MEMORY | BOOKKEEPING | REFUSED.keys() | IDLE.keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from .recipe import Recipe, RecipeError
 from .resumption import another_run, goes_on, is_former, read_document, read_run_state
 
 RUN_FILE, RESULTS_FILE, CARD_FILE, PICTURE_FILE = "run.json", "results.json", "README.md", "words.png"
-LOG_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.json"
-WRITTEN = (RUN_FILE, RESULTS_FILE, CARD_FILE, PICTURE_FILE, LOG_FILE, SAMPLES_FILE)
+LOG_FILE, SAMPLES_FILE, UPLOAD_FILE = "metrics.jsonl", "samples.json", "uploaded.json"
+WRITTEN = (RUN_FILE, RESULTS_FILE, CARD_FILE, PICTURE_FILE, LOG_FILE, SAMPLES_FILE, UPLOAD_FILE)
 CHECKPOINTS, CHECKPOINT = "checkpoints", "checkpoint"
 
 
@@ -39,6 +40,13 @@ def claim_folder(folder: Path, recipe: Recipe, *, resume: bool, processes: int =
             other files; or all its checkpoints are damaged.
     """
     claim = folder / RUN_FILE
+    saved = folder / CHECKPOINTS
+    if saved.is_symlink() or (saved.exists() and not saved.is_dir()):
+        what = f"a link to {os.readlink(saved)}" if saved.is_symlink() else "something else"
+        raise RecipeError(
+            f"output: expected {saved} to be a folder of the run, got {what}, in which nothing will be removed; remove "
+            "it, or put the whole output folder elsewhere with --output"
+        )
     if claim.is_file():
         name_complete(folder / CHECKPOINTS, CHECKPOINT)
     finished = (folder / RESULTS_FILE).is_file()
@@ -76,23 +84,6 @@ def claim_folder(folder: Path, recipe: Recipe, *, resume: bool, processes: int =
     for path in removed:
         remove_folder(path)
     return [*(f"removed, as it was incomplete or damaged: {path}" for path in removed), *said]
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """Returns the results of a finished run: its ``stages`` and ``facts``.
-
-    Raises:
-        RecipeError: the file cannot be read, or holds something else.
-    """
-    path = folder / RESULTS_FILE
-    document = read_document(path)
-    for part in ("stages", "facts"):
-        if not isinstance(document.get(part), dict):
-            raise RecipeError(
-                f"output: expected {part} in {path}, got {document.get(part)!r}; restore the file, or remove it to "
-                "measure and write everything again"
-            )
-    return document
 
 
 def claim_samples(folder: Path, samples: dict[str, str]) -> None:

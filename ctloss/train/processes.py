@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ..shared.text import DataError
 from .recipe import RecipeError
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
 T = TypeVar("T")
+
+
+def shared_out(arguments: TrainingArguments) -> bool:
+    """Tells whether FSDP or DeepSpeed share the weights out, so that no process has all of them."""
+    return bool(arguments.fsdp or arguments.deepspeed)
 
 
 def from_main(value: T) -> T:

@@ -9,11 +9,16 @@ from typing import Any, Literal
 
 from transformers import TrainingArguments
 
-from ..shared.options import Group, OptionError, field_types, option, require
-from .arguments import Training, every_name, near
+from ..shared.options import Group, OptionError, field_types, near, option, require
+from .arguments import LISTED, Training, every_name
 
 # A recipe that asks for something that cannot be run.
 RecipeError = OptionError
+
+
+# Beyond them float32 loses the loss: the least temperature divides rounding errors of cosines, 6e-8, to 6e-5.
+TEMPERATURES = 0.001, 10.0
+ALPHA = 1e6
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,11 @@ class ObjectiveChoice(Group):
     def check(self) -> None:
         self.positive("temperature")
         self.at_least(0, "alpha")
+        least, most = TEMPERATURES
+        temperature, alpha = self.temperature, self.alpha
+        hint = "choose one there; Chen et al. have 0.07"
+        require(least <= temperature <= most, "temperature", f"a number from {least} to {most:g}", temperature, hint)
+        require(0 <= alpha <= ALPHA, "alpha", f"a number from 0 to {ALPHA:g}", alpha, "choose one there; usual is 0.1")
         self.fraction("mlm_probability")
         require(
             self.alpha == 0 or self.mlm_probability > 0,
@@ -228,7 +238,7 @@ class Recipe:
         for name in values:
             if name not in every_name():
                 names = [*every_name(), *(name for group in self.groups().values() for name in field_types(group))]
-                raise RecipeError(f"recipe: expected a field, got {name}; {near(name, names)}")
+                raise RecipeError(f"recipe: expected a field, got {name}; {near(name, names, LISTED)}")
         return replace(self, **parts, training=training.replace(**values))
 
     def prepared_with(self, settings: Mapping[str, Any], given: Collection[str] = ()) -> Recipe:

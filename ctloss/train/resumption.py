@@ -11,7 +11,7 @@ from typing import Any
 from ..shared.files import write_atomically
 from ..shared.training import uses_bfloat16
 from .arguments import defaults, translated
-from .effects import BATCHES, ENDLESS, LENGTH, may_change
+from .effects import BATCHES, ENDLESS, LENGTH, MEMORY, may_change
 from .recipe import Recipe, RecipeError
 
 STATE_FILE = "run_state.json"
@@ -25,19 +25,15 @@ class RunState:
 
     Attributes:
         step: optimizer steps done.
-        processes, batch_size, accumulation: a step takes ``accumulation`` batches of ``batch_size`` pairs on each of
-            ``processes`` processes.
+        processes, batch_size: a batch has ``batch_size`` pairs on each of ``processes`` processes.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``, whatever ``"auto"`` meant.
-        total_steps: of the whole run, as it was then.
         warmup_steps: fixed when the run began; a longer run keeps them, although they may have been a share.
     """
 
     step: int
     processes: int
     batch_size: int
-    accumulation: int
     precision: str
-    total_steps: int
     warmup_steps: int
 
 
@@ -140,6 +136,8 @@ def goes_on(
     if before != now:
         said.append(_said("prepared", before, now))
     told = [f"changed since the run began: {', '.join(said)}"] if said else []
+    if MEMORY & changed.keys() and not finished:
+        told.append("the gradient of a step stays the same, the draws of dropout and rounding may not")
     lengths = {name: values for name, values in changed.items() if name in LENGTH}
     for name, (there, here) in lengths.items():
         _check_length(name, there, here, recipe, state)
@@ -184,7 +182,7 @@ def _check_batches(changed: Mapping[str, Any], recipe: Recipe, state: RunState |
     size = recipe.training.per_device_train_batch_size
     if state is None:
         there = next((changed[name][0] for name in BATCHES & changed.keys()), size)
-        state = RunState(0, processes, there, 1, "", 0, 0)
+        state = RunState(0, processes, there, "", 0)
     batch = state.processes * state.batch_size
     if (processes, size) == (state.processes, state.batch_size):
         return []

@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..shared.command import Signals
 from ..shared.files import locked, write_atomically
 from ..shared.options import require
 from ..shared.text import DataError, home_path
 from . import saving, stops
 from .effects import notes
+from .finished import check_model, hub_name, read_results, upload, write_results
 from .model.encoder import CCEEncoder, freeze_word_embeddings, make_encoders
 from .model.export import export
 from .model.objective import Objective
@@ -32,11 +34,10 @@ from .output import (
     checkpoints,
     claim_folder,
     claim_samples,
-    read_results,
 )
 from .prepared.build import FROM_PYTHON, prepare
 from .prepared.folder import Prepared, open_prepared
-from .processes import from_main, on_main
+from .processes import from_main, on_main, shared_out
 from .recipe import Recipe, RecipeError
 from .reporting.card import model_card
 from .reporting.probe import Probe
@@ -100,7 +101,7 @@ def pretrain(recipe: Recipe, output: Path | str | None = None, *, pairs: Any = N
         recipe = recipe.override(corpus=(FROM_PYTHON,))
     if recipe.data.prepared is not None:
         recipe = recipe.prepared_with(open_prepared(recipe.data.prepared).settings)
-    with stops.Signals() as signals, ExitStack() as held:
+    with Signals("go on with --resume", when="while no step was under way") as signals, ExitStack() as held:
         process = PartialState(cpu=recipe.training.use_cpu or not torch.cuda.is_available())
 
         def claim() -> bool:
@@ -112,11 +113,21 @@ def pretrain(recipe: Recipe, output: Path | str | None = None, *, pairs: Any = N
 
         if not on_main(process, claim):
             return _Run(recipe, folder, process, signals, pairs).finish()
-        document = read_results(folder)
+        document = on_main(process, lambda: _finished(folder, recipe))
     if process.is_main_process:
         shown = table(document["stages"], held_out=recipe.data.held_out_words > 0)
         print(f"{shown}\n\nfinished already: {folder}", file=sys.stderr)
     return Results(document["stages"], document["facts"])
+
+
+def _finished(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """Returns the results of a finished run whose model is sound, and uploads it if that has failed before."""
+    document = read_results(folder)
+    check_model(folder, document)
+    with refused("push_to_hub"):
+        if address := upload(folder, recipe.training, again=False):
+            print(f"uploaded: {address}", file=sys.stderr)
+    return document
 
 
 @contextmanager
@@ -131,7 +142,7 @@ def refused(name: str, others: tuple[type[Exception], ...] = ()) -> Iterator[Non
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, folder: Path, process: Any, signals: stops.Signals, pairs: Any) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, process: Any, signals: Signals, pairs: Any) -> None:
         self.recipe, self.folder, self.process, self.signals = recipe, folder, process, signals
         self.started = time.perf_counter()
         with refused("training"):
@@ -180,7 +191,7 @@ class _Run:
             with stops.writing("the results", stops.MAKE_ROOM):
                 self._write(results, encoder, before)
             with refused("push_to_hub"):
-                trainer.upload()
+                upload(self.folder, self.recipe.training, again=True)
         self.process.wait_for_everyone()
         return results
 
@@ -218,7 +229,7 @@ class _Run:
 
     def _measured(self, encoder: CCEEncoder) -> dict[str, dict[str, float]]:
         """Measures on the test pairs, on the training device; all processes together if they all have the encoder."""
-        return self.test(encoder.to(self.process.device), together=not _shared_out(self.arguments))
+        return self.test(encoder.to(self.process.device), together=not shared_out(self.arguments))
 
     def _before(self) -> tuple[Stages, Tensor]:
         """Returns what was measured before training and the words' vectors then, from the folder if they lie there."""
@@ -240,7 +251,7 @@ class _Run:
             vectors = self.words.vectors(self.encoder.to(self.process.device))
             with stops.writing("the measures before training", stops.MAKE_ROOM):
                 write_before(self.folder, {"key": key, "pictured_words": pictured, "stages": stages}, vectors)
-        if _shared_out(self.arguments):
+        if shared_out(self.arguments):
             self.encoder.to("cpu")
         return stages, vectors
 
@@ -285,7 +296,7 @@ class _Run:
         )
         if arguments.freeze_word_embeddings:
             freeze_word_embeddings(self.encoder.backbone)
-        together = not _shared_out(arguments)
+        together = not shared_out(arguments)
         with refused("training arguments", (RuntimeError, ImportError, KeyError, TypeError)):
             trainer = PretrainingTrainer(
                 Objective(
@@ -297,6 +308,7 @@ class _Run:
                     group="world" if shared else None,
                     gradient_cache=arguments.gradient_cache,
                     learn_temperature=objective.learn_temperature,
+                    stack_sides=together,
                 ),
                 arguments,
                 self.folder,
@@ -338,7 +350,7 @@ class _Run:
                 if shared
                 else f"each of the {world} processes has its own negatives: they are not shared"
             )
-        if _shared_out(arguments):
+        if shared_out(arguments):
             self.say("checkpoints are Trainer's own: with FSDP and DeepSpeed no process has all weights")
 
     def _write(self, results: Results, encoder: CCEEncoder, before: Tensor) -> None:
@@ -359,9 +371,8 @@ class _Run:
             name=(self.arguments.push_to_hub and self.arguments.hub_model_id) or ".",
         )
         write_atomically(self.folder / CARD_FILE, card)
-        document = {"recipe": self.recipe.as_dict(), "stages": results.stages, "facts": results.facts}
         # Written last: its presence means that the run is finished.
-        write_atomically(self.folder / RESULTS_FILE, json.dumps(document, indent=2) + "\n")
+        write_results(self.folder, self.recipe, results.stages, results.facts)
         self.say(
             "\n"
             + table(results.stages, held_out=self.recipe.data.held_out_words > 0)
@@ -395,12 +406,8 @@ def write_before(folder: Path, record: dict[str, Any], vectors: Tensor) -> None:
 def _arguments(recipe: Recipe, folder: Path) -> PretrainingArguments:
     arguments = recipe.training.arguments(folder / CHECKPOINTS)
     if arguments.push_to_hub and arguments.hub_model_id is None:
-        arguments.hub_model_id = folder.resolve().name
+        arguments.hub_model_id = hub_name(folder, recipe.training)
     return arguments
-
-
-def _shared_out(arguments: PretrainingArguments) -> bool:
-    return bool(arguments.fsdp or arguments.deepspeed)
 
 
 def _precision(arguments: PretrainingArguments) -> str:

@@ -7,13 +7,10 @@ status of the command.
 from __future__ import annotations
 
 import errno
-import os
 import signal
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,26 +18,11 @@ from safetensors import SafetensorError
 from torch import Tensor, distributed
 from transformers import TrainerCallback
 
-HEARD = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+from ..shared.command import HEARD, Signals, Stopped
+
 # What to do about a disk that takes no more.
 MAKE_ROOM = "make room there, then go on with --resume; checkpoints are as they were"
 NEVER = torch.iinfo(torch.int64).max
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal ended the run, which can be resumed.
-
-    Like the interrupt of a keyboard it passes through handlers of errors.
-
-    Attributes:
-        status: exit status of the command, 128 + the signal's number.
-        told: whether this process is the one to say so.
-    """
-
-    def __init__(self, number: int, said: str, *, told: bool = True) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} {said}")
-        self.status = 128 + number
-        self.told = told
 
 
 class DivergedError(RuntimeError):
@@ -82,56 +64,6 @@ def is_about_disk(error: OSError) -> bool:
     """Tells whether an error says that a disk is full, broken or not to be written to."""
     told = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
     return error.errno in told
-
-
-class Signals:
-    """Hears SIGTERM, SIGINT and SIGUSR1 while its block runs in the main thread; in others it changes nothing.
-
-    A signal raises :class:`Stopped` at once, or with ``deferred`` is only kept in ``received``, so that a step can be
-    finished and saved; a second SIGINT ends even that at once. A signal that was ignored before stays so. Handlers are
-    restored at the end. ``todo`` is what the line about it says that one can do.
-    """
-
-    def __init__(self, todo: str = "go on with --resume") -> None:
-        self.received = 0
-        self._todo = todo
-        self._deferred = False
-        self._process = os.getpid()
-        self._former: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in HEARD:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._former[number] = signal.signal(number, self._hear)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._former.items():
-            # None: a handler that was not installed from Python.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._former = {}
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """While the block runs, signals are kept in ``received``."""
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            # Worker processes inherit the handler, and their parent hears the signal too.
-            os._exit(128 + number)
-        again = self.received == signal.SIGINT == number
-        # Kept in any case: Python drops what is raised while it removes an object, and the next step must know.
-        self.received = number
-        if self._deferred and not again:
-            return
-        done = "(twice), so nothing more was saved" if again else "while no step was under way"
-        raise Stopped(number, f"{done}; {self._todo}")
 
 
 def ignore_signals(worker: int = 0) -> None:
@@ -216,8 +148,6 @@ class Stopping(TrainerCallback):
             control.should_log, control.should_evaluate = (
                 flag and ended for flag in (control.should_log, control.should_evaluate)
             )
-            # What is measured at an epoch's end belongs into the checkpoint.
-            control.should_save = ended and control.should_evaluate
 
     def end(self) -> int:
         """Returns the signal that the run ends for, or 0."""
@@ -258,19 +188,29 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     return next((name for (name, _), one in zip(found, finite, strict=True) if not one), None)
 
 
-def diverged(what: str, arguments: Any, last: tuple[int, Path] | None) -> str:
+def diverged(what: str, arguments: Any, last: tuple[int, Path] | None, *, steps: int) -> str:
     """Returns the line about a run that diverged.
 
     Args:
         what: what was not finite, and when.
         arguments: the run's TrainingArguments.
         last: step and folder of the last checkpoint, whose weights are finite.
+        steps: that had changed the weights before.
     """
-    causes = [f"a learning rate of {arguments.learning_rate:g}"]
-    todo = ["a lower learning_rate"]
-    if not arguments.max_grad_norm:
-        causes.append("gradients that are not clipped")
-        todo.append("max_grad_norm 1")
+    causes, todo = [], []
+    if steps:
+        causes.append(f"a learning rate of {arguments.learning_rate:g}")
+        todo.append("a lower learning_rate")
+        if arguments.weight_decay > 1:
+            causes.append(f"a weight_decay of {arguments.weight_decay:g}, which turns weights over")
+            todo.append("a weight_decay below 1")
+        if not arguments.max_grad_norm:
+            causes.append("gradients that are not clipped")
+            todo.append("max_grad_norm 1")
+    else:
+        # No learning rate has been used yet.
+        causes.append("the encoder's own weights, alpha or temperature, as no step was taken before")
+        todo.append("another encoder, alpha or temperature")
     if arguments.fp16:
         causes.append("float16, which overflows")
         todo.append("precision bf16 or fp32")

@@ -110,6 +110,25 @@ def test_sides_are_padded_together_only_where_that_costs_nothing() -> None:
     assert seen == [(8, 9), (8, 9)]
 
 
+@pytest.mark.parametrize(("cache", "calls"), [(None, 4), (1, 16)])
+def test_calls_of_the_encoder_need_not_depend_on_lengths(cache: int | None, calls: int) -> None:
+    """Where weights are shared out, each call is one of all processes: another number of them would never end."""
+    alike, apart = batch(), batch(seed=1)
+    for part in ("ids", "mask", "span", "masked_ids", "labels"):
+        alike[f"source_{part}"] = batch(seed=2)[f"target_{part}"]
+    found = []
+    for made in (alike, apart):
+        model = objective(gradient_cache=cache, stack_sides=False)
+        seen = rows_seen(model)
+        model(**made)["loss"].backward()
+        found.append(gradient(model))
+        # The cache encodes again in the backward pass.
+        assert len(seen) == calls
+    stacked = objective(gradient_cache=cache)
+    stacked(**alike)["loss"].backward()
+    assert_same_gradient(found[0], gradient(stacked))
+
+
 def test_padding_that_both_sides_share_changes_nothing() -> None:
     made = batch()
     fills = {"ids": 0, "mask": 0, "masked_ids": 0, "labels": -100}
@@ -251,6 +270,22 @@ def test_saturated_rows_are_counted() -> None:
     expected = (rows.exp() < 6e-8).float().mean()
     assert expected == 0.5
     torch.testing.assert_close(model(**made)["saturated"], expected)
+
+
+@both_losses
+@both_negatives
+@pytest.mark.parametrize("levels", ["multi", "apart"])
+def test_rows_without_negatives_count_for_no_margin(loss: str, negatives: str, levels: str) -> None:
+    model, made = objective(loss, alpha=0.0, levels=levels, negatives=negatives), batch()
+    found = model(**made, word_ids=torch.full((4,), 7))
+    expected = {"z_mean": 0.0, "z_min": torch.inf, "saturated": 0.0}
+    if levels == "apart":
+        # Sentences always have negatives.
+        x, y = vectors(model, made)
+        z = ctloss.cz_nce(x[:, 0], y[:, 0], temperature=0.07, negatives=negatives, reduction="none").detach()
+        expected = {"z_mean": float(z.mean()), "z_min": float(z.min()), "saturated": 0.0}
+    for name, value in expected.items():
+        assert found[name].item() == pytest.approx(value, abs=1e-4), name
 
 
 def test_without_alpha_masked_copies_are_not_read() -> None:

@@ -18,7 +18,7 @@ from ctloss.train.__main__ import main
 from ctloss.train.output import checkpoints
 from ctloss.train.reporting.logs import TensorBoard
 from ctloss.train.samples.sampler import BatchPlan
-from ctloss.train.trainer import thirds
+from ctloss.train.trainer.schedule import thirds
 from support.tiny_runs import assert_same_weights, metrics, small_arguments, small_recipe, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]

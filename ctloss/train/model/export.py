@@ -13,14 +13,16 @@ from ...shared.models import read_config, share_as_umask, usual_length
 
 # Names that every version of sentence-transformers since 2 knows, and reads without a warning.
 TYPES = "sentence_transformers.models."
-# What a model on the hub consists of, whatever else the folder holds: no samples, checkpoints or logs.
-PUBLIC = (
-    *("README.md", "results.json", "words.png", "config.json", "model*.safetensors", "model.safetensors.index.json"),
+# What a model consists of, whatever else the folder holds.
+MODEL = (
+    *("config.json", "model*.safetensors", "model.safetensors.index.json"),
     *("cce.json", "cce_head.safetensors", "modules.json", "sentence_bert_config.json"),
     *("config_sentence_transformers.json", "[1-9]_*/config.json", "[1-9]_*/model.safetensors"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "spiece.model"),
     "sentencepiece*.model",
 )
+# What goes to the hub: no samples, checkpoints or logs.
+PUBLIC = ("README.md", "results.json", "words.png", *MODEL)
 
 
 def export(folder: Path) -> None:

@@ -41,6 +41,8 @@ class Objective(nn.Module):
     languages' cross-entropies over the masked copies. Logits are computed only at the masked positions, and with α = 0
     the masked copies are not read. ``loss`` is ``"cz_nce"`` or ``"info_nce"``; see :func:`ctloss.cz_nce` for
     ``negatives``. The sides of a batch are encoded apart, each with its own length, unless these are about the same.
+    Processes find different lengths. Where they share the weights out, every call of the encoder is one of all of them:
+    set ``stack_sides=False``, and the number of calls depends on no lengths.
 
     With ``learn_temperature`` the temperature is a parameter that starts from ``temperature`` and is kept and saved by
     the encoder; see :func:`decays` for weight decay.
@@ -68,6 +70,7 @@ class Objective(nn.Module):
         group: Any = None,
         gradient_cache: int | None = None,
         learn_temperature: bool = False,
+        stack_sides: bool = True,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -78,6 +81,7 @@ class Objective(nn.Module):
         self.negatives = negatives
         self.alpha = alpha
         self.group = group
+        self.stack_sides = stack_sides
         # A pair is two sentences.
         self.cache = None if gradient_cache is None else ctloss.GradientCache(2 * gradient_cache)
 
@@ -110,7 +114,8 @@ class Objective(nn.Module):
 
         Returns:
             Float32 scalars: ``loss``, and detached ``contrastive``, ``mlm`` (with α > 0), ``z_mean``, ``z_min``,
-            ``saturated``, the share of rows with φ = exp(z) < 6e-8, and ``temperature`` if it is learnt; on request
+            ``saturated``, the share of rows with φ = exp(z) < 6e-8, and ``temperature`` if it is learnt. These leave
+            out rows without negatives; of no rows they are 0, infinity and 0. On request
             ``pull`` and ``push``, see :func:`pull_and_push`, averaged over the levels if they are apart. With a group
             all but ``pull``, ``push`` and the temperature are of this process's rows.
         """
@@ -118,9 +123,9 @@ class Objective(nn.Module):
         masks = source_mask, target_mask
         x, y = self._sides(self.encoder, (pad, source_ids, target_ids), (0, *masks), (0, source_span, target_span))
         levels = self._levels(x, y, word_ids)
-        rows = torch.cat([self._rows(*level) for level in levels])
-        loss = contrastive = rows.mean()
-        measured = {"contrastive": contrastive.detach(), **self._margins(rows.detach())}
+        rows = [self._rows(*level) for level in levels]
+        loss = contrastive = torch.cat(rows).mean()
+        measured = {"contrastive": contrastive.detach(), **self._margins(rows, levels)}
         temperature = self._temperature()
         if isinstance(temperature, Tensor):
             measured["temperature"] = temperature.detach()
@@ -168,14 +173,22 @@ class Objective(nn.Module):
                 **_shared(self.group),
             )
 
-    def _margins(self, rows: Tensor) -> dict[str, Tensor]:
+    def _margins(self, losses: list[Tensor], levels: list[Level]) -> dict[str, Tensor]:
+        rows = torch.cat(losses).detach()
+        # Equal ids are everybody's, so that a level's rows have negatives all together or not at all.
+        counted = torch.cat([_have_negatives(*each) for each in zip(losses, levels, strict=True)])
         # infoNCE's rows are softplus(z); this form of its inverse overflows at neither end.
         if self.loss == "cz_nce":
             z = rows
         else:
             rows = rows.clamp_min(torch.finfo(rows.dtype).tiny)
             z = rows + torch.log(-torch.expm1(-rows))
-        return {"z_mean": z.mean(), "z_min": z.min(), "saturated": (z < SATURATED).float().mean()}
+        number = counted.sum().clamp_min(1)
+        return {
+            "z_mean": torch.where(counted, z, 0).sum() / number,
+            "z_min": torch.where(counted, z, torch.inf).min(),
+            "saturated": (counted & (z < SATURATED)).sum() / number,
+        }
 
     def _forces(self, levels: list[Level]) -> dict[str, Tensor]:
         temperature = self._temperature()
@@ -217,7 +230,7 @@ class Objective(nn.Module):
         """What a function makes of the sentences of both sides, each given with what fills up a shorter side."""
         sides = [tensors for _, *tensors in given]
         source, target = (side.shape[1] for side in sides[0] if side is not None)
-        if 2 * max(source, target) <= (1 + SHARED_PADDING) * (source + target):
+        if self.stack_sides and 2 * max(source, target) <= (1 + SHARED_PADDING) * (source + target):
             return list(self._by_rows(function, *(_stack(*one) for one in given)).chunk(2))
         return [self._by_rows(function, *side) for side in zip(*sides, strict=True)]
 
@@ -290,6 +303,17 @@ def pull_and_push(
         norms = _summed(norms.square(), group).sqrt()
     pull, push = norms.unbind()
     return pull, push
+
+
+def _have_negatives(losses: Tensor, level: Level) -> Tensor:
+    """Whether each row of a level has negatives, (rows,); all have the same answer.
+
+    Without a look at other processes: their ids matter only if all of this one's are equal, and then a row that has
+    negatives there has a loss other than 0.
+    """
+    if level.ids is None:
+        return torch.ones_like(losses, dtype=torch.bool)
+    return ((level.ids != level.ids[0]).any() | (losses.detach() != 0).any()).expand(len(losses))
 
 
 def _processes(group: Any) -> int:

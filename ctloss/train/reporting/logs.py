@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -80,7 +81,10 @@ class Averages:
         """Returns the values of a report, with the pairs per second of all processes, and begins anew."""
         gathered = self.state()
         found = {name: value / self.batches for name, value in gathered["sums"].items()}
-        found |= {"z_min": gathered["z_min"], **{name: float(value) for name, value in self._forces.items()}}
+        found |= {name: float(value) for name, value in self._forces.items()}
+        if gathered["z_min"] < math.inf:
+            # Otherwise no row had negatives.
+            found["z_min"] = gathered["z_min"]
         found["pairs_per_second"] = processes * self._pairs / (time.perf_counter() - self._since)
         self._forget()
         return found

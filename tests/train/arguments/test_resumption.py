@@ -12,10 +12,11 @@ import pytest
 
 from ctloss.shared.files import writing_folder
 from ctloss.train import Recipe, RecipeError, paper, tiny
-from ctloss.train.output import checkpoints, claim_folder, claim_samples, read_results
+from ctloss.train.finished import check_model, read_results, write_results
+from ctloss.train.output import checkpoints, claim_folder, claim_samples
 from ctloss.train.resumption import RunState, precision_of, read_run_state, write_run_state
 
-STATE = RunState(4, 2, 8, 1, "fp32", 18, 2)
+STATE = RunState(4, 2, 8, "fp32", 2)
 BEGUN = tiny().override(batch_size=8, max_steps=18, precision="fp32")
 
 
@@ -70,13 +71,31 @@ def test_bookkeeping_may_change_and_is_told(tmp_path: Path, changes: dict[str, A
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"gradient_cache": 4}, "gradient_cache None there, 4 here"),
+        ({"gradient_checkpointing": True}, "activation_checkpointing None there, True here"),
+    ],
+)
+@pytest.mark.parametrize(("processes", "size"), [(2, 8), (1, 16)])
+def test_the_memory_of_a_step_may_change(
+    tmp_path: Path, changes: dict[str, Any], said: str, processes: int, size: int
+) -> None:
+    folder = begin(tmp_path / "run")
+    other = BEGUN.override(batch_size=size, **changes)
+    first, second, *rest = claim_folder(folder, other, resume=True, processes=processes)
+    assert first == f"changed since the run began: {said}"
+    assert second == "the gradient of a step stays the same, the draws of dropout and rounding may not"
+    assert len(rest) == (processes == 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
         ({"learning_rate": 0.1}, "learning_rate 0.002 there, 0.1 here"),
         ({"seed": 3}, "seed 2021 there, 3 here"),
         ({"schedule": "cosine"}, "lr_scheduler_type 'linear' there, 'cosine' here"),
         ({"optim": "sgd"}, "optim 'adamw_torch_fused' there, 'sgd' here"),
         ({"adam_beta2": 0.98}, "adam_beta2 0.999 there, 0.98 here"),
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps 1 there, 2 here"),
-        ({"gradient_cache": 4}, "gradient_cache None there, 4 here"),
         ({"warmup": 5}, "warmup_steps 0.06 there, 5 here"),
         ({"early_stopping_patience": 5}, "early_stopping_patience None there, 5 here"),
         ({"torch_compile": True}, "torch_compile False there, True here"),
@@ -339,3 +358,44 @@ def test_other_data_is_refused_before_anything_is_written(tmp_path: Path) -> Non
         claim_samples(folder, {"corpus": "b"})
     assert (folder / "samples.json").read_text(encoding="utf-8") == written
     claim_samples(folder, {"corpus": "a"})
+
+
+def test_a_finished_model_is_compared_with_what_was_written(tmp_path: Path) -> None:
+    folder = begin(tmp_path / "run")
+    for name in ("model.safetensors", "config.json", "README.md", "1_Pooling/config.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("written", encoding="utf-8")
+    write_results(folder, BEGUN, {}, {})
+    assert list(read_results(folder)["files"]) == ["1_Pooling/config.json", "config.json", "model.safetensors"]
+    (folder / "README.md").write_text("a card of one's own", encoding="utf-8")
+    check_model(folder, read_results(folder))
+    (folder / "model.safetensors").write_text("wrotten", encoding="utf-8")
+    (folder / "config.json").write_text("w", encoding="utf-8")
+    (folder / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(RecipeError) as refusal:
+        check_model(folder, read_results(folder))
+    assert str(refusal.value) == (
+        f"output: expected the model in {folder} as the run wrote it, got 1_Pooling/config.json (missing), config.json "
+        "(1 bytes instead of 7), model.safetensors (other content of the same size); restore the files, or remove "
+        f"{folder / 'results.json'} to write everything again from the last checkpoint"
+    )
+    # Former versions listed no files.
+    check_model(folder, {"stages": {}, "facts": {}})
+    with pytest.raises(RecipeError, match=r"expected files of the model in .*results.json that can be compared, got"):
+        check_model(folder, {"files": {"config.json": {}}})
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere"])
+def test_a_link_in_the_place_of_all_checkpoints_is_refused(tmp_path: Path, target: str) -> None:
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    folder.mkdir()
+    (elsewhere / "checkpoint-3.partial").mkdir(parents=True)
+    (folder / "checkpoints").symlink_to(tmp_path / target)
+    (folder / "run.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"output: expected .*checkpoints to be a folder of the run, got a link to"):
+        claim_folder(folder, BEGUN, resume=True)
+    assert (elsewhere / "checkpoint-3.partial").is_dir()
+    (folder / "checkpoints").unlink()
+    (folder / "checkpoints").write_text("x", encoding="utf-8")
+    with pytest.raises(RecipeError, match="got something else, in which nothing will be removed"):
+        claim_folder(folder, BEGUN, resume=True)

@@ -74,9 +74,10 @@ def test_options_are_fields(words: str, same: dict[str, Any]) -> None:
         ("--learn 3", "unrecognized arguments: --learn 3;"),
         ("prepar", "unrecognized arguments: prepar; see --help"),
         ("--max-steps x", "invalid int value: 'x'"),
-        ("--eval-strategy often", "invalid choice: 'often'"),
+        ("--eval-strategy epohc", "expected one of no, steps, epoch, got 'epohc'; did you mean epoch?"),
+        ("--recipe large", "argument --recipe: expected one of paper, tiny, got 'large'; choose one of them"),
         ("prepare --layers 3", "unrecognized arguments: --layers 3"),
-        ("prepare --batch-size 3", "unrecognized arguments: --batch-size 3"),
+        ("prepare --batch-size 3", "unrecognized arguments: --batch-size 3; --help lists them"),
     ],
 )
 def test_what_cannot_be_parsed_is_said_in_one_line(

@@ -16,9 +16,9 @@ from transformers import TrainingArguments
 
 from ctloss.train import Recipe, RecipeError, paper, tiny
 from ctloss.train.arguments import FORMER, PretrainingArguments, Training, defaults, ours
-from ctloss.train.effects import BATCHES, BOOKKEEPING, IDLE, LENGTH, NUMBERS, REFUSED, may_change, notes
+from ctloss.train.effects import BATCHES, BOOKKEEPING, IDLE, LENGTH, MEMORY, NUMBERS, REFUSED, may_change, notes
 
-TABLES = {"numbers": NUMBERS, "batches": BATCHES, "length": LENGTH, "bookkeeping": BOOKKEEPING}
+TABLES = {"numbers": NUMBERS, "batches": BATCHES, "length": LENGTH, "memory": MEMORY, "bookkeeping": BOOKKEEPING}
 TABLES |= {"refused": frozenset(REFUSED), "idle": frozenset(IDLE)}
 
 
@@ -54,6 +54,7 @@ def test_what_breaks_a_run_is_refused_with_what_to_do(name: str) -> None:
         ({"torch_compile": True}, "bit for bit only with the same compiled code"),
         ({"torch_compile_mode": "default"}, "bit for bit only with the same compiled code"),
         ({"per_device_eval_batch_size": 3}, "per_device_eval_batch_size has no effect: the held-out pairs"),
+        ({"save_strategy": "no"}, "no checkpoints, unless a signal .* The model is written at the end all the same"),
         ({"do_train": True}, "do_train has no effect: a run always trains"),
     ],
 )
@@ -126,6 +127,15 @@ def test_former_names_and_other_spellings_mean_the_same(former: dict[str, Any], 
         ),
         ({"optim": "adamm"}, r"optim: expected one of .*adamw_torch_fused.*, got 'adamm'"),
         ({"save_strategy": "often"}, r"save_strategy: expected one of no, steps, epoch, best, got 'often'"),
+        ({"ddp_backend": "nccll"}, r"ddp_backend: expected one of .*gloo.*, got 'nccll'; did you mean nccl\?"),
+        ({"ddp_backend": "foo"}, r"ddp_backend: expected one of .*, got 'foo'; choose one of them"),
+        ({"report_to": "wnadb"}, r"report_to: expected one of .*, got 'wnadb'; did you mean wandb\?"),
+        ({"report_to": ["wandb", "tensorbord"]}, r"got 'tensorbord'; did you mean tensorboard\?"),
+        ({"report_to": ["wandb", "none"]}, r"report_to: expected 'none', 'all' or names .*; drop the others"),
+        ({"log_level": "wraning"}, r"log_level: expected one of .*, got 'wraning'; did you mean warning\?"),
+        ({"alpha": 1e38}, r"alpha: expected a number from 0 to 1e\+06, got 1e\+38"),
+        ({"temperature": 1e-30}, r"temperature: expected a number from 0\.001 to 10, got 1e-30"),
+        ({"loss": "cznce"}, r"loss: expected one of cz_nce, info_nce, got 'cznce'; did you mean cz_nce\?"),
         ({"gradient_cache": 65}, r"gradient_cache: expected at most the per_device_train_batch_size 64, got 65"),
         ({"gradient_accumulation_steps": 0}, r"gradient_accumulation_steps: expected at least 1, got 0"),
         ({"keep_checkpoints": 0}, r"save_total_limit: expected at least 1, got 0"),

@@ -135,9 +135,5 @@ def test_a_run_with_other_negatives_is_another_run(tmp_path: Path) -> None:
     claim_folder(folder, recipe, resume=False)
     (folder / "results.json").write_text("{}", encoding="utf-8")
     claim_folder(folder, recipe, resume=True)
-    for changes, said in (
-        ({"negatives_across": "own"}, "negatives_across 'ranks' there, 'own' here"),
-        ({"gradient_cache": 4}, "gradient_cache None there, 4 here"),
-    ):
-        with pytest.raises(RecipeError, match=said):
-            claim_folder(folder, recipe.override(**changes), resume=True)
+    with pytest.raises(RecipeError, match="negatives_across 'ranks' there, 'own' here"):
+        claim_folder(folder, recipe.override(negatives_across="own"), resume=True)

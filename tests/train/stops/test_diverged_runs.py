@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ pytest.importorskip("transformers")
 from ctloss.train import pretrain, saving
 from ctloss.train.__main__ import main
 from ctloss.train.output import checkpoints
-from ctloss.train.stops import DivergedError, FiniteWatch, SavingError, not_finite, writing
+from ctloss.train.stops import DivergedError, FiniteWatch, SavingError, diverged, not_finite, writing
 from ctloss.train.trainer import PretrainingTrainer
 from support.tiny_runs import arguments, assert_same_weights, quick_recipe, small_options, weights, write_corpus
 
@@ -42,6 +43,16 @@ def test_diverged_run_ends_in_one_line(corpus: Path, tmp_path: Path, capsys: pyt
     assert f"--encoder {last}" in line
     assert all(value.isfinite().all() for value in weights(last).values())
     assert not (tmp_path / "results.json").exists()
+
+
+def test_a_loss_that_no_step_has_changed_is_not_the_learning_rates() -> None:
+    arguments: Any = SimpleNamespace(learning_rate=0.1, weight_decay=0.0, max_grad_norm=1.0, fp16=False)
+    first = diverged("the loss is not finite at step 1", arguments, None, steps=0)
+    assert "likely because of the encoder's own weights, alpha or temperature, as no step was taken before" in first
+    assert "learning" not in first
+    arguments.weight_decay = 1e9
+    later = diverged("the loss is not finite at step 2", arguments, None, steps=1)
+    assert "likely because of a learning rate of 0.1 and a weight_decay of 1e+09, which turns weights over" in later
 
 
 @pytest.mark.parametrize("where", ["a weight (encoder.", "the optimizer's state"])

@@ -14,11 +14,12 @@ import pytest
 pytest.importorskip("pyarrow")
 pytest.importorskip("transformers")
 
+from ctloss.shared.command import HEARD, Signals, Stopped
 from ctloss.train import pretrain, run
 from ctloss.train.model.objective import Objective
 from ctloss.train.output import checkpoints
 from ctloss.train.reporting import probe
-from ctloss.train.stops import HEARD, Agreement, Signals, Stopped
+from ctloss.train.stops import Agreement
 from support.tiny_runs import assert_same_weights, metrics, quick_recipe, write_corpus
 
 # Parts of a step count as steps of their own here: with two parts a step the run below stops in its third.

@@ -154,6 +154,59 @@ def test_stopping_early_is_found_out_again(corpus: Path, tmp_path: Path, monkeyp
     assert_same_weights(tmp_path, tmp_path / "checkpoints" / "checkpoint-6")
 
 
+def test_what_an_epoch_ends_with_is_in_its_checkpoint(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The learning rate falls when a measure is no better, so a measure that is lost would change the weights."""
+    choices = {
+        "eval_strategy": "epoch",
+        "logging_strategy": "epoch",
+        "save_steps": 7,
+        "max_steps": 9,
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "lr_scheduler_kwargs": {"patience": 0},
+    }
+    calls, last = 0, 99
+    forward = Objective.forward
+
+    def counted(self: Objective, *given: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > last:
+            raise RuntimeError("killed")
+        return forward(self, *given, **named)
+
+    def measured(self: Probe, encoder: Any, *, together: bool = False) -> dict[str, dict[str, float]]:
+        if calls == last == 7:
+            raise RuntimeError("killed")
+        # After the first epoch, and after nine steps in all.
+        return {"mean": {"sentence_forth": 0.5 if calls == 7 else 0.4, "sentence_forth_centred": 0.0}}
+
+    monkeypatch.setattr(Objective, "forward", counted)
+    monkeypatch.setattr(Probe, "__call__", measured)
+    pretrain(quick_recipe(corpus, **choices), tmp_path / "unbroken")
+    found = [line["eval_sentence_forth"] for line in metrics(tmp_path / "unbroken") if "eval_sentence_forth" in line]
+    assert found == [0.5, 0.4]
+    # Killed while the first epoch is measured, and in the step after that.
+    for last, saved in ((7, []), (8, [7])):
+        calls = 0
+        with pytest.raises(RuntimeError, match="killed"):
+            pretrain(quick_recipe(corpus, **choices), tmp_path / str(last))
+        assert [step for step, _ in checkpoints(tmp_path / str(last))] == saved
+    calls, last = 7, 99
+    pretrain(quick_recipe(corpus, **choices), tmp_path / "8", resume=True)
+    assert [step for step, _ in checkpoints(tmp_path / "8")] == [7, 9]
+    assert metrics(tmp_path / "8") == metrics(tmp_path / "unbroken")
+    assert_same_weights(tmp_path / "8", tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_no_checkpoints_are_none(corpus: Path, tmp_path: Path, strategy: str) -> None:
+    pretrain(quick_recipe(corpus, save_strategy="no", eval_strategy=strategy, max_steps=3), tmp_path)
+    assert checkpoints(tmp_path) == []
+    assert (tmp_path / "model.safetensors").is_file()
+
+
 def test_measures_that_there_are_not_are_named(corpus: Path, tmp_path: Path) -> None:
     choices = {"load_best_model_at_end": True, "metric_for_best_model": "bleu", "eval_steps": 4}
     with pytest.raises(RecipeError, match=r"metric_for_best_model: expected one of .*sentence_forth.*, got 'bleu'"):
@@ -195,7 +248,8 @@ def test_a_run_is_uploaded(corpus: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         PretrainingTrainer, "init_hf_repo", lambda self: setattr(self, "hub_model_id", self.args.hub_model_id)
     )
-    pretrain(quick_recipe(corpus, push_to_hub=True), tmp_path / "aligned")
+    recipe = quick_recipe(corpus, push_to_hub=True)
+    pretrain(recipe, tmp_path / "aligned")
     assert [Path(one["folder_path"]).name for one in uploads] == [
         "checkpoint-4",
         "checkpoint-8",
@@ -206,6 +260,41 @@ def test_a_run_is_uploaded(corpus: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert "model*.safetensors" in uploads[-1]["allow_patterns"]
     assert not {"checkpoints/*", "metrics.jsonl"} & set(uploads[-1]["allow_patterns"])
     assert json.loads((tmp_path / "aligned" / "results.json").read_text(encoding="utf-8"))["facts"]["steps"] == 10
+    # What was uploaded is uploaded no more, unless to another place.
+    pretrain(recipe, tmp_path / "aligned", resume=True)
+    assert len(uploads) == 4
+    pretrain(recipe.override(hub_model_id="mine/other"), tmp_path / "aligned", resume=True)
+    assert [one["repo_id"] for one in uploads[4:]] == ["mine/other"]
+
+
+def test_an_upload_that_failed_is_tried_again(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: list[str] = []
+
+    def upload(self: Any, **given: Any) -> str:
+        reached.append(given["repo_id"])
+        if len(reached) < 3:
+            raise ConnectionError("no network")
+        return "address"
+
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.create_repo", lambda self, repo_id, **given: SimpleNamespace(repo_id=repo_id)
+    )
+    monkeypatch.setattr(PretrainingTrainer, "init_hf_repo", lambda self: None)
+    recipe = quick_recipe(corpus, push_to_hub=True, hub_strategy="end", max_steps=2)
+    for resume in (False, True):
+        with pytest.raises(RecipeError, match=r"push_to_hub: expected to upload to 'run' .*, got no network"):
+            pretrain(recipe, tmp_path / "run", resume=resume)
+    for _ in range(2):
+        assert pretrain(recipe, tmp_path / "run", resume=True).facts["steps"] == 2
+    assert reached == ["run"] * 3
+    # A model that is damaged is neither used nor uploaded.
+    (tmp_path / "run" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(RecipeError, match=r"model.safetensors \(0 bytes instead of .*; restore the files, or remove"):
+        pretrain(recipe.override(hub_model_id="other"), tmp_path / "run", resume=True)
+    (tmp_path / "run" / "results.json").unlink()
+    assert pretrain(recipe.override(push_to_hub=False), tmp_path / "run", resume=True).facts["steps"] == 2
+    assert_same_weights(tmp_path / "run", checkpoints(tmp_path / "run")[-1][1])
 
 
 def test_a_plateau_is_one_of_an_accuracy(tmp_path: Path) -> None:

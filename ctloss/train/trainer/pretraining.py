@@ -2,48 +2,41 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers import EarlyStoppingCallback, TrainerState
 from transformers.integrations.integration_utils import TensorBoardCallback
-from transformers.trainer_callback import ExportableState, ProgressCallback
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.trainer_callback import ProgressCallback
 
-from ..shared.files import PARTIAL, mark_complete, remove_folder, writing_folder
-from ..shared.options import OptionError
-from . import saving, stops
-from .model.encoder import CCEEncoder
-from .model.export import push
-from .model.objective import Objective, decays
-from .output import CHECKPOINT, CHECKPOINTS, LOG_FILE, checkpoints
-from .processes import from_main
-from .reporting.logs import Averages, JSONLines, ProgressLines, TensorBoard
-from .resumption import RunState, precision_of, read_run_state, write_run_state
-from .samples.dataset import WPSDataset
-from .samples.sampler import BatchPlan, PlanSampler
-
-if TYPE_CHECKING:
-    from .arguments import PretrainingArguments
+from ...shared.command import Signals, Stopped
+from ...shared.options import OptionError
+from .. import saving, stops
+from ..arguments import PretrainingArguments
+from ..model.encoder import CCEEncoder
+from ..model.objective import Objective, decays
+from ..output import LOG_FILE
+from ..processes import from_main
+from ..reporting.logs import JSONLines, ProgressLines, TensorBoard
+from ..resumption import read_run_state
+from ..samples.dataset import WPSDataset
+from ..samples.sampler import BatchPlan, PlanSampler
+from .checkpointed import CheckpointedTrainer, SaveLast
+from .schedule import steps_per_epoch, thirds, total_steps
 
 
-class PretrainingTrainer(Trainer):
+class PretrainingTrainer(CheckpointedTrainer):
     """A Trainer in which everything random is a function of the seed and the position in the run.
 
     Batches, word draws and masks depend on (seed, epoch, row), and dropout on (seed, step, process), with gradient
     accumulation also on the part of the step: the generator is seeded for every part. Checkpoints therefore hold no
-    generator state, and a resumed run repeats an uninterrupted one. They are folders of safetensors and JSON: nothing
-    in them is unpickled. With FSDP or DeepSpeed, which share weights out, they are Trainer's own.
+    generator state, and a resumed run repeats an uninterrupted one.
 
     Args:
         objective: the model with its loss.
@@ -60,8 +53,6 @@ class PretrainingTrainer(Trainer):
         signals: the signals that a run stops for.
     """
 
-    args: PretrainingArguments
-
     def __init__(
         self,
         objective: Objective,
@@ -74,13 +65,12 @@ class PretrainingTrainer(Trainer):
         collate: Callable[[Any], dict[str, Tensor]],
         tokenizer: Any,
         measure: Callable[[CCEEncoder], dict[str, float]],
-        signals: stops.Signals,
+        signals: Signals,
     ) -> None:
-        shared_out = bool(arguments.fsdp or arguments.deepspeed)
-        self._whole = copy.deepcopy(objective.encoder) if shared_out and arguments.process_index == 0 else None
         super().__init__(
             objective,
             arguments,
+            output,
             data_collator=collate,
             train_dataset=rows,
             eval_dataset=rows,
@@ -96,15 +86,11 @@ class PretrainingTrainer(Trainer):
             self.add_callback(EarlyStoppingCallback(arguments.early_stopping_patience))
         self._stopping = stops.Stopping(signals)
         self.add_callback(self._stopping)
-        self.shared_out = shared_out
-        self._output = output
+        self.add_callback(SaveLast())
         self._plan, self._split = plan, split
         self._measure = measure
         self._watch = stops.FiniteWatch()
         self._part = (-1, 0)
-        self._saved_step = -1
-        self._trained = True
-        self._averages = Averages(self.accelerator.gather)
 
     def run(self, saved: Sequence[tuple[int, Path]]) -> int:
         """Trains from the last of the (step, folder) checkpoints, or from the start, to the end; returns the steps.
@@ -131,7 +117,7 @@ class PretrainingTrainer(Trainer):
                 # A signal to all processes also ends those that load the batches.
                 if (number := self._stopping.signals.received) and "DataLoader worker" in str(error):
                     said = "which ended the loader's workers too, before the step; go on with --resume"
-                    raise stops.Stopped(number, said, told=self.is_world_process_zero()) from error
+                    raise Stopped(number, said, told=self.is_world_process_zero()) from error
                 raise
             except OSError as error:
                 if stops.is_about_disk(error):
@@ -193,24 +179,11 @@ class PretrainingTrainer(Trainer):
         if metrics:
             self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        # Stopped early: a restart must find that out again.
-        self.control.should_save |= self.control.should_training_stop
+        if self.args.save_strategy != "no":
+            # Stopped early: a restart must find that out again.
+            self.control.should_save |= self.control.should_training_stop
         self._averages.pause(time.perf_counter() - started)
         return metrics
-
-    def whole_encoder(self) -> CCEEncoder | None:
-        """Returns the encoder as it is now, on every process; if weights are shared out, a copy on the main one."""
-        if not self.shared_out:
-            return self.model.encoder  # type: ignore[union-attr,return-value]
-        if self._trained:
-            state = self.accelerator.get_state_dict(self.model_wrapped)
-            if self._whole is not None:
-                self._load_whole(state)
-        return self._whole
-
-    def _load_whole(self, state: dict[str, Tensor]) -> None:
-        own = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
-        self._whole.load_state_dict(own)  # type: ignore[union-attr]
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Returns the names of the parameters that weight decay applies to."""
@@ -254,15 +227,13 @@ class PretrainingTrainer(Trainer):
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:
             self._check_losses()
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *others, **more)
-        if self._stopping.number and self._saved_step != self.state.global_step:
-            self._save_checkpoint(model, trial)
 
     def _finalize_training(self, *given: Any) -> Any:
         self._check_losses()
         if number := self._stopping.end():
             if self._saved_step != self.state.global_step:
                 self._save_checkpoint(self.model_wrapped, None)
-            raise stops.Stopped(
+            raise Stopped(
                 number,
                 f"at step {self.state.global_step}; saved {self._folder(self._saved_step)}; go on with --resume",
                 told=self.is_world_process_zero(),
@@ -276,167 +247,7 @@ class PretrainingTrainer(Trainer):
     def _check_losses(self) -> None:
         first = int(self.accelerator.gather(self._watch.first(self.args.device)).min())
         if first < stops.NEVER:
-            self._diverge(f"the loss is not finite at step {first}")
-
-    def _diverge(self, what: str) -> None:
-        saved = checkpoints(self._output)
-        said = stops.diverged(what, self.args, saved[-1] if saved else None)
-        raise stops.DivergedError(said, told=self.is_world_process_zero())
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.store_flos()
-        step = self.state.global_step
-        self._check_weights()
-        self._note_best()
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):
-                self.state.stateful_callbacks[type(callback).__name__] = callback.state()  # type: ignore[index,call-overload]
-        log = self._averages.state()
-        failed: stops.SavingError | None = None
-        if self.shared_out:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                write_run_state(self._run_state(), self._folder(step))
-                mark_complete(self._folder(step))
-        elif self.args.should_save:
-            try:
-                self._write_checkpoint(step, log)
-            except stops.SavingError as error:
-                remove_folder(self._folder(step).with_name(self._folder(step).name + PARTIAL))
-                failed = error
-        # All processes learn of a failure, or one would wait for the others.
-        if said := from_main(str(failed) if failed else ""):
-            raise stops.SavingError(said, told=self.is_world_process_zero()) from failed
-        self._saved_step = step
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(self._folder(step)))
-
-    def _check_weights(self) -> None:
-        named = [*self.model.named_parameters()]  # type: ignore[union-attr]
-        if not self.shared_out:
-            for number, values in enumerate(self.optimizer.state.values()):  # type: ignore[union-attr]
-                named += [(f"optimizer {number} {name}", one) for name, one in values.items() if torch.is_tensor(one)]
-        bad = stops.not_finite((name, getattr(value, "_local_tensor", value)) for name, value in named)
-        found = self.accelerator.gather(torch.tensor([bad is not None], device=self.args.device))
-        if found.any():
-            what = (
-                "the optimizer's state"
-                if (bad or "").startswith("optimizer")
-                else f"a weight ({bad})"
-                if bad
-                else "a weight"
-            )
-            self._diverge(f"{what} is not finite after step {self.state.global_step}")
-
-    def _write_checkpoint(self, step: int, log: dict[str, Any]) -> None:
-        kept = "".join(f" ({folder})" for _, folder in checkpoints(self._output)[-1:])
-        todo = f"make room there, then go on with --resume; what was saved before is as it was{kept}"
-        with stops.writing(f"the checkpoint of step {step}", todo):
-            with writing_folder(self._folder(step)) as folder:
-                encoder: CCEEncoder = self.model.encoder  # type: ignore[union-attr,assignment]
-                saving.save_encoder(folder, encoder, self.processing_class)  # type: ignore[arg-type]
-                saving.save_optimizer(self.optimizer, folder)  # type: ignore[arg-type]
-                saving.save_progress(folder, scheduler=self.lr_scheduler, scaler=self._scaler(), log=log)
-                self.state.save_to_json(str(folder / saving.TRAINER_STATE))
-                write_run_state(self._run_state(), folder)
-            self._remove_old()
-
-    def _run_state(self) -> RunState:
-        arguments, steps = self.args, self.state.max_steps
-        return RunState(
-            step=self.state.global_step,
-            processes=arguments.world_size,
-            batch_size=arguments.per_device_train_batch_size,
-            accumulation=arguments.gradient_accumulation_steps,
-            precision=precision_of(arguments.precision, cpu=arguments.use_cpu),
-            total_steps=steps,
-            warmup_steps=arguments.get_warmup_steps(steps),
-        )
-
-    def _remove_old(self) -> None:
-        keep, saved = self.args.save_total_limit, checkpoints(self._output)
-        for step, folder in saved[:-keep] if keep else []:
-            if step != self.state.best_global_step:
-                remove_folder(folder)
-
-    def _note_best(self) -> None:
-        best = self.state.best_global_step
-        if best and (best == self.state.global_step or self._folder(best).is_dir()):
-            self.state.best_model_checkpoint = str(self._folder(best))
-
-    def _load_best_model(self) -> None:
-        if self.shared_out:
-            super()._load_best_model()
-        else:
-            self._load_encoder(self._folder(self.state.best_global_step or 0))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.shared_out:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self._load_encoder(Path(resume_from_checkpoint))
-
-    def _load_encoder(self, folder: Path) -> None:
-        self.model.encoder.load_state_dict(CCEEncoder.load(folder).state_dict())  # type: ignore[union-attr,operator]
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if self.shared_out:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        elif checkpoint is not None:
-            saving.load_optimizer(self.optimizer, Path(checkpoint))  # type: ignore[arg-type]
-            self._averages.restore(
-                saving.load_progress(Path(checkpoint), scheduler=self.lr_scheduler), self.args.device
-            )
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Nothing to restore: every step is seeded."""
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            saving.load_scaler(Path(checkpoint), self._scaler())
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Uploads a checkpoint's encoder in the background, unless the last upload is still under way."""
-        under_way = getattr(self, "push_in_progress", None)
-        if self.args.hub_strategy == "end" or not self.is_world_process_zero():
-            return
-        if under_way is None or under_way.is_done() or self.args.hub_always_push:
-            from transformers.utils.hub import PushInProgress
-
-            self.push_in_progress: Any = PushInProgress(
-                [self._upload(Path(checkpoint_folder))]  # type: ignore[arg-type]
-            )
-
-    def upload(self) -> None:
-        """Uploads what the run leaves in its folder, without logs, samples and checkpoints."""
-        if self.args.push_to_hub and self.is_world_process_zero():
-            self._finish_current_push()
-            push(
-                self._output,
-                str(self.hub_model_id),
-                private=bool(self.args.hub_private_repo),
-                token=self.args.hub_token,
-                revision=getattr(self.args, "hub_revision", None),
-            )
-
-    def _upload(self, folder: Path) -> Any:
-        from huggingface_hub import HfApi
-
-        return HfApi(token=self.args.hub_token).upload_folder(  # type: ignore[call-overload]
-            repo_id=self.hub_model_id,
-            folder_path=folder,
-            commit_message=f"Step {self.state.global_step}",
-            revision=getattr(self.args, "hub_revision", None),
-            ignore_patterns=["optimizer.*", "*" + PARTIAL],
-            run_as_future=True,
-        )
-
-    def _scaler(self) -> Any:
-        return getattr(self.accelerator, "scaler", None)
-
-    def _folder(self, step: int) -> Path:
-        return self._output / CHECKPOINTS / f"{CHECKPOINT}-{step}"
+            self._diverge(f"the loss is not finite at step {first}", first - 1)
 
     def _batches(self) -> PlanSampler:
         batches = PlanSampler(
@@ -456,40 +267,6 @@ class PretrainingTrainer(Trainer):
         patience = self.args.early_stopping_patience
         return step >= total_steps(self.args, len(self._batches())) or (patience is not None and waited >= patience)
 
-    def _load_last(self, step: int, folder: Path) -> int:
-        self.state = TrainerState.load_from_json(str(folder / saving.TRAINER_STATE))
-        best = self._folder(self.state.best_global_step) if self.state.best_global_step else folder
-        wanted = best if self.args.load_best_model_at_end and best.is_dir() else folder
-        if not self.shared_out:
-            self._load_encoder(wanted)
-        elif self._whole is not None:
-            self._load_whole(load_file(wanted / SAFE_WEIGHTS_NAME))
-        self._trained = False
-        return step
-
     def _last_of_line(self) -> bool:
         due = self.args.logging_strategy == "steps" and (self.state.global_step + 1) % self.state.logging_steps == 0
         return due and self._part[1] == self.current_gradient_accumulation_steps - 1
-
-
-def steps_per_epoch(arguments: Any, batches: int) -> int:
-    """Returns an epoch's steps, given its batches on each process; the last step may have fewer parts."""
-    return math.ceil(batches / arguments.gradient_accumulation_steps)
-
-
-def total_steps(arguments: Any, batches: int) -> int:
-    """Returns the number of steps of a whole run, given the batches of an epoch on each process."""
-    return (
-        arguments.max_steps
-        if arguments.max_steps > 0
-        else math.ceil(arguments.num_train_epochs * steps_per_epoch(arguments, batches))
-    )
-
-
-def thirds(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> LambdaLR:
-    """Returns the schedule of Chen et al. 2022: × 0.1 at 1/3, 2/3 and 5/6 of a run of this many steps."""
-
-    def factor(step: int) -> float:
-        return step / warmup if step < warmup else 0.1 ** sum(step >= steps * share for share in (1 / 3, 2 / 3, 5 / 6))
-
-    return LambdaLR(optimizer, factor)
