@@ -114,7 +114,7 @@ def test_seeded_runs_agree(corpus: Path, uninterrupted: Run, tmp_path: Path) -> 
         (FORWARD, 12, [4, 8]),
         (FORWARD, 15, [8, 12]),
         ({"module": "shared.files", "owner": "module", "name": "write_atomically"}, 2, [4]),
-        ({"module": "train.run", "owner": "module", "name": "write_atomically"}, 4, [16, 18]),
+        ({"module": "train.finished", "owner": "module", "name": "write_atomically"}, 1, [16, 18]),
     ],
     ids=["epoch 0", "epoch 1", "a later epoch", "before a checkpoint's marker", "before the results"],
 )
