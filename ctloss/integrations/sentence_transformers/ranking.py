@@ -19,8 +19,8 @@ from .settings import SYMMETRIC, Direction, HardnessMode, Objective, PartitionMo
 try:
     from sentence_transformers.base.losses.merged_forward import embed_columns
 except ImportError:
-    # Versions before 6.1 embed each column by itself.
-    embed_columns = None
+    # Versions before 6.2 embed each column by itself.
+    embed_columns: Any = None  # type: ignore[no-redef]
 
 REPLACEMENT = (
     "{name} is deprecated in sentence-transformers; use {other} with directions=('query_to_doc', 'doc_to_query') and "
@@ -31,8 +31,7 @@ REPLACEMENT = (
 def embedded(model: nn.Module, sentence_features: Iterable[dict[str, Any]]) -> list[Tensor]:
     """The embeddings of each column, ``(n, d)``, in forward passes as sentence-transformers' own losses make them."""
     if embed_columns is not None:
-        found: list[Tensor] = embed_columns(model, sentence_features)
-        return found
+        return embed_columns(model, sentence_features)
     return [model(features)["sentence_embedding"] for features in sentence_features]
 
 

@@ -31,7 +31,7 @@ def is_cosine(similarity_fct: object) -> bool:
     Raises:
         ValueError: for any other function.
     """
-    owner = getattr(similarity_fct, "__self__", None)
+    owner: Any = getattr(similarity_fct, "__self__", None)
     if getattr(similarity_fct, "__name__", "") == "similarity" and hasattr(owner, "similarity_fn_name"):
         named = str(getattr(owner.similarity_fn_name, "value", owner.similarity_fn_name))
         if named in ("cosine", "dot"):
