@@ -118,7 +118,7 @@ def test_solved_pairs_keep_their_gradient(dtype: torch.dtype) -> None:
         errors.append(((found - truth).norm() / truth.norm()).item())
     # A gradient in bfloat16 is rounded to 1/256.
     assert errors[0] < 8e-3
-    assert errors[1] > 0.3
+    assert errors[1] > 0.2
 
 
 def test_no_attribute_is_frozen() -> None:
