@@ -133,7 +133,7 @@ class CachedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
 
         from tqdm import tqdm
 
-        with tqdm(total=rows, desc="embedded", disable=not self.show_progress_bar) as bar:
+        with tqdm(total=rows, desc="Embedding", disable=not self.show_progress_bar) as bar:
             # Each call is a chunk of its own where chunks differ in size.
             ranges = self._ranges(by_row, rows)
             parts = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import pytest
@@ -89,7 +90,11 @@ def test_labels_as_ids_leave_out_pairs_of_one_thing() -> None:
     masked[(labels[:, None] == labels) & ~torch.eye(6, dtype=torch.bool)] = -torch.inf
     expected = torch.nn.functional.cross_entropy(masked, torch.arange(6)).item()
     assert value(columns, labels, labels_are_ids=True) == pytest.approx(expected, rel=1e-12)
-    for wrong, message in ((None, "got none"), (labels.double(), "got torch.float64"), (labels[:4], "got 4 for 6 rows")):
+    for wrong, message in (
+        (None, "got none"),
+        (labels.double(), "got torch.float64"),
+        (labels[:4], "got 4 for 6 rows"),
+    ):
         with pytest.raises(ValueError, match=f"labels: expected integers, .*{message}"):
             value(columns, wrong, labels_are_ids=True)
 
@@ -142,7 +147,7 @@ def test_refused_options(options: dict[str, Any], message: str) -> None:
 
 def test_refused_calls() -> None:
     columns = embeddings(4, 3)
-    with pytest.raises(ValueError, match="columns: expected .* got 1; add the positives' column"):
+    with pytest.raises(ValueError, match=r"columns: expected .* got 1; add the positives' column"):
         value(columns[:1])
     with pytest.raises(ValueError, match="hardness_mode: expected None or 'all_negatives' with hard negatives and ids"):
         value(columns, margin=0.1, hardness_mode="hard_negatives", hardness_strength=1.0)
@@ -161,7 +166,9 @@ def test_embeddings_are_not_modified() -> None:
     columns = embeddings(5, 4)
     copies = [column.clone() for column in columns]
     value_and_gradient(
-        ours.MultipleNegativesRankingLoss(Given(), directions=GTE, hardness_mode="hard_negatives", hardness_strength=2.0),
+        ours.MultipleNegativesRankingLoss(
+            Given(), directions=GTE, hardness_mode="hard_negatives", hardness_strength=2.0
+        ),
         columns,
     )
     assert all(torch.equal(*pair) for pair in zip(columns, copies, strict=True))
@@ -173,7 +180,7 @@ def test_other_environments(monkeypatch: pytest.MonkeyPatch) -> None:
         installed.require_sentence_transformers()
 
     def missing(name: str) -> str:
-        raise installed.PackageNotFoundError(name)
+        raise PackageNotFoundError(name)
 
     monkeypatch.setattr(installed, "version", missing)
     with pytest.raises(ModuleNotFoundError, match="got an environment without it; pip install"):

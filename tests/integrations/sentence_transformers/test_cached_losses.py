@@ -10,9 +10,9 @@ import pytest
 pytest.importorskip("sentence_transformers")
 
 import torch
-from conftest import gradients, tokens
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses as theirs
+from tiny_sentence_model import gradients, tokens
 from torch import Tensor, nn
 
 import ctloss.integrations.sentence_transformers as ours
@@ -36,7 +36,7 @@ def assert_alike(found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor
     assert found[1].keys() == expected[1].keys()
     largest = max(one.abs().max().item() for one in expected[1].values())
     for name, one in expected[1].items():
-        torch.testing.assert_close(found[1][name], one, rtol=1e-4, atol=2e-6 * largest, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(found[1][name], one, rtol=1e-4, atol=2e-6 * largest)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,10 @@ def assert_alike(found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor
 def test_same_as_theirs_with_dropout(tiny: Made, options: dict[str, Any]) -> None:
     """Both draw for each mini-batch in turn, and again the same in the second run."""
     found, expected = (
-        trained(model := tiny().train(), library.CachedMultipleNegativesRankingLoss(model, **{"mini_batch_size": 3} | options))
+        trained(
+            model := tiny().train(),
+            library.CachedMultipleNegativesRankingLoss(model, **{"mini_batch_size": 3} | options),
+        )
         for library in (ours, theirs)
     )
     assert_alike(found, expected)
@@ -101,7 +104,7 @@ def test_prompts_are_left_out_of_the_pooling_once(tiny: Made) -> None:
     results = []
     for library in (ours, theirs):
         model = tiny().eval()
-        model[1].include_prompt = False
+        model[1].include_prompt = False  # type: ignore[assignment]
         columns = [column | {"prompt_length": 2} for column in tokens(model, 5)]
         value = library.CachedMultipleNegativesRankingLoss(model, mini_batch_size=2)(columns, None)
         value.backward()

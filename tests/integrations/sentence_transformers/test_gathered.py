@@ -14,10 +14,12 @@ pytest.importorskip("sentence_transformers")
 
 import torch
 import two_ranks
-from conftest import gradients, tokens
+from tiny_sentence_model import gradients, tokens
 from two_ranks import CASES, ROWS, WORLD, loss_of, model
 
-pytestmark = pytest.mark.numeric
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def of_ranks(folder: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict
         text=True,
         timeout=300,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(out / f"rank{rank}.pt") for rank in range(WORLD)]

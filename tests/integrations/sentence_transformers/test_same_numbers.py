@@ -44,7 +44,9 @@ def embeddings(rows: int, columns: int, dtype: torch.dtype = torch.float64) -> l
     return [torch.randn(rows, WIDTH, generator=generator, dtype=dtype) for _ in range(columns)]
 
 
-def value_and_gradient(loss: nn.Module, columns: list[Tensor], labels: Tensor | None = None) -> tuple[Tensor, list[Any]]:
+def value_and_gradient(
+    loss: nn.Module, columns: list[Tensor], labels: Tensor | None = None
+) -> tuple[Tensor, list[Any]]:
     leaves = [column.clone().requires_grad_() for column in columns]
     value = loss([{"rows": leaf} for leaf in leaves], labels)
     value.backward()

@@ -10,10 +10,10 @@ import pytest
 pytest.importorskip("sentence_transformers")
 pytest.importorskip("datasets")
 
-from conftest import dataset
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_sentence_model import dataset
 
 from ctloss.integrations.sentence_transformers import DistinctTextsBatchSampler
 

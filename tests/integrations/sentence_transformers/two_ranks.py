@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from conftest import tokens
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses as theirs
+from tiny_sentence_model import tokens
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -73,7 +73,7 @@ def results(folder: str, rank: int) -> dict[tuple[str, str], tuple[Tensor, dict[
             loss = loss_of(case, library, encoder, folder, gather=True)
             wrapped = DistributedDataParallel(encoder)
             # As the trainer does it.
-            wrapped.get_embedding_dimension = encoder.get_embedding_dimension
+            wrapped.get_embedding_dimension = encoder.get_embedding_dimension  # type: ignore[assignment]
             for one in (loss, getattr(loss, "loss", None)):
                 if isinstance(one, nn.Module):
                     one.model = wrapped
