@@ -44,13 +44,20 @@ def hardness_alpha(c: Contrast, alpha: float, temperature: float | Tensor) -> Te
     )
     factor = 1 + alpha * checked_temperature(temperature, c)
     factor = factor.detach() if isinstance(factor, Tensor) else factor
+    return row_losses(c, lambda z, positive: softplus(raised(Contrast(z, positive), factor)))
 
-    def formula(z: Tensor, positive: Tensor) -> Tensor:
-        # In c the positive's logit is raised too, so its gain is added back.
-        raised = z.detach() + (1 - 1 / factor) * positive.detach()
-        return softplus(raised + (z - z.detach()) / factor)
 
-    return row_losses(c, formula)
+def raised(c: Contrast, factor: float | Tensor) -> Tensor:
+    """z at τ with the negatives' logits raised to those at τ / factor, without gradient, from a contrast at τ / factor.
+
+    Returns:
+        ``(rows,)``; −∞ where c has it.
+    """
+    empty = c.z == -math.inf
+    z = c.z.masked_fill(empty, 0.0)
+    # In c the positive's logit is raised too, so its gain is added back.
+    gain = (1 - 1 / factor) * c.positive.detach()
+    return (z.detach() + gain + (z - z.detach()) / factor).masked_fill(empty, -math.inf)
 
 
 def hardness_beta(sharper: Contrast, sharp: Contrast, num_negatives: int | Tensor) -> Contrast:

@@ -1,0 +1,115 @@
+"""GISTEmbedLoss: sentence-transformers' numbers, with guides of the same and of another vocabulary, in panels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sentence_transformers")
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import losses as theirs
+from test_same_numbers import Given
+from tiny_sentence_model import gradients, save, tokens
+from torch import Tensor, nn
+
+import ctloss.integrations.sentence_transformers as ours
+from ctloss.integrations.sentence_transformers import gist
+
+Made = Callable[[], SentenceTransformer]
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A guide whose vocabulary has another order."""
+    return save(tmp_path_factory.mktemp("guide"), reverse=True)
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = Path(save(tmp_path_factory.mktemp("alike")))
+    guide = SentenceTransformer(str(folder), device="cpu")
+    with torch.no_grad():
+        for one in guide.parameters():
+            one.add_(0.05 * torch.randn(one.shape, generator=torch.Generator().manual_seed(one.numel())))
+    guide.save_pretrained(str(folder))
+    return str(folder)
+
+
+def result(library: Any, model: SentenceTransformer, guide: str, columns: int, **options: Any) -> tuple[Tensor, Any]:
+    teacher = SentenceTransformer(guide, device="cpu").eval()
+    loss = library.GISTEmbedLoss(model.eval(), teacher, temperature=0.2, **options)
+    value = loss(tokens(model, 9, columns), None)
+    value.backward()
+    return value.detach(), gradients(model)
+
+
+def assert_alike(found: tuple[Tensor, Any], expected: tuple[Tensor, Any]) -> None:
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-6)
+    largest = max(one.abs().max().item() for one in expected[1].values())
+    assert found[1].keys() == expected[1].keys()
+    for name, one in expected[1].items():
+        torch.testing.assert_close(found[1][name], one, rtol=1e-4, atol=2e-6 * largest)
+
+
+@pytest.mark.parametrize(
+    ("columns", "options"),
+    [
+        (3, {}),
+        (2, {"margin": 0.3, "margin_strategy": "relative"}),
+        (3, {"margin": 0.1, "contrast_anchors": False}),
+        (2, {"margin": -0.3, "contrast_positives": False}),
+    ],
+)
+def test_same_as_theirs(
+    tiny: Made, alike: str, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], columns: int
+) -> None:
+    expected = result(theirs, tiny(), alike, columns, **options)
+    assert_alike(result(ours, tiny(), alike, columns, **options), expected)
+    # Panels of a single row.
+    monkeypatch.setattr(gist, "LOGITS_AT_ONCE", 1)
+    assert_alike(result(ours, tiny(), alike, columns, **options), expected)
+
+
+def test_guide_with_another_vocabulary(tiny: Made, other: str) -> None:
+    assert_alike(result(ours, tiny(), other, 3), result(theirs, tiny(), other, 3))
+
+
+def test_inside_matryoshka(tiny: Made, alike: str) -> None:
+    results = []
+    for library in (ours, theirs):
+        model = tiny().eval()
+        loss: nn.Module = library.GISTEmbedLoss(model, SentenceTransformer(alike, device="cpu").eval())
+        value = theirs.MatryoshkaLoss(model, loss, [32, 8])(tokens(model, 6), None)
+        value.backward()
+        results.append((value.detach(), gradients(model)))
+    assert_alike(*results)
+
+
+def test_all_negatives_left_out(tiny: Made, alike: str) -> None:
+    value, found = result(ours, tiny(), alike, 2, margin=3.0)
+    assert value == 0
+    assert all(not one.any() for one in found.values())
+
+
+def test_any_number_of_negatives(tiny: Made, alike: str) -> None:
+    assert result(ours, tiny(), alike, 4)[0] > result(ours, tiny(), alike, 3)[0]
+
+
+def test_refusals(tiny: Made) -> None:
+    model = tiny()
+    with pytest.raises(TypeError, match="guide: expected a model with a tokenizer, got Given"):
+        ours.GISTEmbedLoss(model, Given())
+    with pytest.raises(ValueError, match="margin_strategy: expected 'absolute' or 'relative', got 'both'"):
+        ours.GISTEmbedLoss(model, model, margin_strategy="both")
+    with pytest.raises(ValueError, match="temperature: expected a number above 0, got 0"):
+        ours.GISTEmbedLoss(model, model, temperature=0)
+    with pytest.raises(ValueError, match=r"columns: expected .* got 1"):
+        ours.GISTEmbedLoss(model, model)(tokens(model, 3)[:1], None)
+    assert list(ours.GISTEmbedLoss(model, model).get_config_dict()) == list(
+        theirs.GISTEmbedLoss(model, model).get_config_dict()
+    )

@@ -1,0 +1,60 @@
+"""A random BERT of one layer as a SentenceTransformer, and columns of made-up texts."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from transformers import BertConfig, BertModel, BertTokenizer
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [f"w{number}" for number in range(120)]
+WIDTH = 32
+COLUMNS = ("anchor", "positive", "negative_1", "negative_2")
+
+
+def save(folder: Path, *, dropout: float = 0.1, reverse: bool = False) -> str:
+    """A model's folder; ``reverse`` gives its words other numbers."""
+    words = WORDS[::-1] if reverse else WORDS
+    tokenizer = BertTokenizer(vocab={piece: number for number, piece in enumerate([*SPECIAL, *words])})
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(len(words) + reverse)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=32,
+        initializer_range=0.3,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def texts(rows: int, columns: int = 2, seed: int = 0) -> dict[str, list[str]]:
+    """Columns of texts of 2 to 9 words, none of which occurs twice."""
+    draw = random.Random(seed)
+    found: dict[str, None] = {}
+    while len(found) < rows * columns:
+        found[" ".join(draw.choices(WORDS, k=draw.randint(2, 9)))] = None
+    every = list(found)
+    return {COLUMNS[place]: every[place::columns] for place in range(columns)}
+
+
+def dataset(rows: int, columns: int = 2, **more: list[Any]) -> Dataset:
+    return Dataset.from_dict({**texts(rows, columns), **more})
+
+
+def tokens(model: SentenceTransformer, rows: int, columns: int = 2) -> list[dict[str, Any]]:
+    return [model.preprocess(column) for column in texts(rows, columns).values()]
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
