@@ -1,4 +1,4 @@
-"""Errors for keywords that a loss does not have, above all for the names that other libraries give to the same thing."""
+"""Errors for keywords that a loss does not have, above all for other libraries' names of the same things."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ smoothing) has it; its options are temperature
     advice = ELSEWHERE.get(name, "").format(name=name)
     # What it does not have either is no advice.
     helps = advice and all(option in taken for option in re.findall(r"(?<![.(\w])(\w+)=", advice))
-    return TypeError(f"{function}: unknown option {name!r}; {advice + '; ' if helps else ''}its options are {', '.join(taken)}")
+    instead = f"{advice}; " if helps else ""
+    return TypeError(f"{function}: unknown option {name!r}; {instead}its options are {', '.join(taken)}")
 
 
 def unknown_to(function: Callable[..., Any], names: Iterable[str], name: str | None = None) -> TypeError:

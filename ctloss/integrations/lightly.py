@@ -109,9 +109,7 @@ class NTXentLoss(nn.Module):
         return loss
 
     def _of_bank(self, out0: Tensor, out1: Tensor, bank: Tensor) -> Tensor:
-        return info_nce(
-            out0, out1, temperature=self.temperature, negatives="none", directions="x", candidates=bank
-        )
+        return info_nce(out0, out1, temperature=self.temperature, negatives="none", directions="x", candidates=bank)
 
 
 class DCLLoss(nn.Module):

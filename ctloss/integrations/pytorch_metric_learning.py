@@ -102,7 +102,7 @@ class NTXentLoss(_Cosines, theirs.NTXentLoss):
             if ref_emb is embeddings:
                 sides = _two_a_label(labels)
                 if sides is not None and type(self.reducer) is MeanReducer:
-                    x, y = (side if side is None else _rows(embeddings, side) for side in sides)
+                    x, y = (embeddings[side] for side in sides)
                     return _reduced(info_nce(x, y, temperature=self.temperature, normalize=self.cosines))
                 pairs = _positives(labels)
                 if len(pairs[0]) and len(pairs[0]) <= PAIRS_PER_ROW * len(labels) and bool((labels != labels[0]).any()):
@@ -115,9 +115,10 @@ class NTXentLoss(_Cosines, theirs.NTXentLoss):
             return self.zero_losses()
         logits = self.logits(embeddings, ref_emb)
         # A pair that is listed twice, as miners of triplets do, counts twice.
-        times = torch.zeros_like(logits).index_put_((others, negatives), torch.ones_like(logits[:1, 0]), accumulate=True)
-        lse = (logits + times.log()).logsumexp(1)[anchors]
-        return _of_pairs(softplus(lse - logits[anchors, positives]), anchors, positives)
+        once = torch.ones_like(logits[:1, 0])
+        times = torch.zeros_like(logits).index_put_((others, negatives), once, accumulate=True)
+        lse = _lse(logits + times.log(), times > 0)
+        return _of_pairs(softplus(lse[anchors] - logits[anchors, positives]), anchors, positives)
 
     def _of_labels(self, embeddings: Tensor, labels: Tensor, anchors: Tensor, positives: Tensor) -> Tensor:
         """The losses of pairs: z relative to a row's first positive, and what other positives differ from it by."""
@@ -194,18 +195,17 @@ class SupConLoss(_Cosines, theirs.SupConLoss):
                 "indices_tuple: expected each pair to be positive or negative, got some that are both; check the miner"
             )
         count = attracts.sum(1)
-        own = logits.masked_fill(~attracts, -torch.inf).logsumexp(1)
+        own = _lse(logits, attracts)
         mean = logits.masked_fill(~attracts, 0.0).sum(1) / count.clamp(min=1)
-        lse = logits.masked_fill(~repels, -torch.inf).logsumexp(1)
-        paired = count > 0
-        # Rows without a positive must not make NaN of two infinities, not even in the gradient.
-        own = own.masked_fill(~paired, 0.0)
-        losses = (softplus(lse - own) + own - mean).masked_fill(~paired, 0.0)
-        return _of_rows(losses)
+        losses = softplus(_lse(logits, repels) - own) + own - mean
+        return _of_rows(losses.masked_fill(count == 0, 0.0))
 
 
-def _rows(embeddings: Tensor, index: Tensor | slice) -> Tensor:
-    return embeddings[index]
+def _lse(logits: Tensor, keep: Tensor) -> Tensor:
+    """The log-sum-exp of some of a row's logits; where there are none, far below any, but finite for the gradient."""
+    none = ~keep.any(1)
+    kept = logits.masked_fill(~keep, -torch.inf).masked_fill(none[:, None], 0.0)
+    return kept.logsumexp(1).masked_fill(none, -1e30)
 
 
 def _two_a_label(labels: Tensor) -> tuple[Tensor | slice, Tensor | slice] | None:
