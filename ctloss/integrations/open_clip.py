@@ -12,8 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..losses import contrast, info_nce
-from ..objectives import epsilon_nce
+from ..losses import info_nce
 from ..sig_lip import sig_lip
 from .processes import mean_over_ranks, world
 
@@ -125,9 +124,9 @@ class ClipLoss(_AcrossRanks):
 class DistillClipLoss(ClipLoss):
     r"""CLIP's loss, and the cross-entropy of the student's probabilities with those of a teacher.
 
-    With P the teacher's softmax, the second loss of a row is lse_i − Σ_j P_ij s_ij. Its first term comes with the
-    contrastive loss; the second is a product of a row with the mean of the others that P makes, formed a panel of rows
-    at a time. No matrix is kept. Arguments are those of :class:`ClipLoss`; several ranks are refused.
+    With P the teacher's softmax, the second loss of a row is lse_i − Σ_j P_ij s_ij, and the first lse_i − s_ii. They
+    differ by what is linear in the logits: a product of each row with a mean of the others, which P makes, formed a
+    panel of rows at a time. No matrix is kept. Arguments are those of :class:`ClipLoss`; several ranks are refused.
 
     Raises:
         ValueError: with a ``world_size`` above 1, or as :class:`ClipLoss`.
@@ -165,35 +164,45 @@ class DistillClipLoss(ClipLoss):
                     "under torch.no_grad()"
                 )
         tau = _temperature(logit_scale)
-        c = contrast(image_features, text_features, temperature=tau, normalize=False, negatives="cross")
-        contrastive = epsilon_nce(c, 1.0)
-        expected = _expected(image_features, text_features, dist_image_features, dist_text_features, dist_logit_scale)
-        # lse over all of a row's logits, its positive's too, is positive + softplus(z).
-        distill = (contrastive + c.positive).mean() - expected / (tau * 2 * len(image_features))
-        losses = {"contrastive_loss": contrastive.mean(), "distill_loss": distill}
-        return losses if output_dict else (losses["contrastive_loss"], losses["distill_loss"])
+        contrastive = info_nce(image_features, text_features, temperature=tau, normalize=False, negatives="cross")
+        teacher = dist_image_features, dist_text_features, dist_logit_scale
+        if torch.is_autocast_enabled(image_features.device.type):
+            with torch.autocast(image_features.device.type, enabled=False):
+                beyond = _BeyondPositives.apply(image_features, text_features, *teacher)
+        else:
+            beyond = _BeyondPositives.apply(image_features, text_features, *teacher)
+        distill = contrastive - beyond / tau
+        return {"contrastive_loss": contrastive, "distill_loss": distill} if output_dict else (contrastive, distill)
 
 
-def _expected(x: Tensor, y: Tensor, teacher_x: Tensor, teacher_y: Tensor, scale: float | Tensor) -> Tensor:
-    """Σ_ij (P_ij + Q_ij) ⟨x_i, y_j⟩, with P the teacher's softmax over a row's texts, Q that over a text's images."""
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        own, other = x.float() if x.dtype.itemsize < 4 else x, y.float() if y.dtype.itemsize < 4 else y
-        teacher_x, teacher_y = (teacher_x * scale).to(own.dtype), teacher_y.to(own.dtype)
+class _BeyondPositives(torch.autograd.Function):
+    """Σ_ij (P_ij + Q_ij − 2 [i = j]) ⟨x_i, y_j⟩ / 2n, P the teacher's softmax over texts, Q that over images."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, teacher_x: Tensor, teacher_y: Tensor, scale: float | Tensor) -> Tensor:
+        own, other = (side.float() if side.dtype.itemsize < 4 else side for side in (x, y))
+        teacher_x, teacher_y = teacher_x.to(own.dtype), teacher_y.to(own.dtype)
         panels = [slice(start, start + _ROWS_OF_TEACHER) for start in range(0, len(x), _ROWS_OF_TEACHER)]
-        lse = torch.full((len(y),), -torch.inf, dtype=own.dtype, device=x.device)
-        for panel in panels if len(panels) > 1 else ():
-            lse = torch.logaddexp(lse, (teacher_x[panel] @ teacher_y.T).logsumexp(0))
-        of_x, of_y = torch.empty_like(own), torch.zeros_like(other)
+        if len(panels) > 1:
+            lse = torch.stack([(teacher_x[panel] @ teacher_y.T * scale).logsumexp(0) for panel in panels]).logsumexp(0)
+        of_x, of_y = torch.empty_like(own), own * -2.0
         for panel in panels:
-            logits = teacher_x[panel] @ teacher_y.T
+            logits = (teacher_x[panel] @ teacher_y.T).mul_(scale)
             weights = logits.softmax(1)
             weights += logits.softmax(0) if len(panels) == 1 else (logits - lse).exp_()
-            of_x[panel] = weights @ other
+            torch.addmm(other[panel], weights, other, beta=-2.0, out=of_x[panel])
             of_y.addmm_(weights.T, own[panel])
-    # Bilinear in x and y: half of the value from each side's gradient, and all of both gradients.
-    value = (x * of_x).sum()
-    through_y = (y * of_y).sum()
-    return value + (through_y - through_y.detach())
+        share = 1 / (2 * len(x))
+        ctx.save_for_backward(of_x, of_y)
+        ctx.share, ctx.dtypes = share, (x.dtype, y.dtype)
+        return torch.dot(own.flatten(), of_x.flatten()) * share
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        factor = upstream * ctx.share
+        found = [(of_side * factor).to(dtype) for of_side, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        return *found, None, None, None
 
 
 class SigLipLoss(_AcrossRanks):

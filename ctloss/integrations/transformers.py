@@ -170,7 +170,7 @@ class ContrastiveTrainer(ContrastiveMixin, Trainer):
 
     Args:
         sides: the columns; a batch has ``query_input_ids``, ``query_attention_mask`` and so on, from
-            :class:`PairCollator`. The same name twice encodes a text twice, which with dropout is SimCSE (arXiv 2104.08821).
+            :class:`PairCollator`. The same name twice encodes a text twice: with dropout SimCSE (arXiv 2104.08821).
         loss: :func:`ctloss.info_nce`, :func:`ctloss.cz_nce`, or another function of x and y, a mean.
         loss_options: the loss's, such as ``{"temperature": 0.05, "group": "world"}``. Integer ``labels`` of the batches
             are passed as ``ids``: rows of one label are no negatives.
