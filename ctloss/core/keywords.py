@@ -30,8 +30,8 @@ ELSEWHERE: dict[str, str] = {
     "process_group": "pass group=",
     "memory_bank_size": "keep the former rows yourself and pass them as candidates=; "
     + _ANOTHER_CLASS.format(place="lightly"),
-    "queue": "pass its rows as candidates=; negatives='none' leaves out those of the batch",
-    "negative_keys": "pass them as candidates=; negatives='none' leaves out those of the batch",
+    "queue": "pass its rows as candidates=",
+    "negative_keys": "pass them as candidates=",
     "hard_negatives": "pass them as candidates=, (n, k, d)",
     "label_smoothing": "ctloss.objectives.label_smoothing(c, mean_logits, smoothing) has it",
     "labels": "ids= leaves out negatives with the same number; ctloss.sup_con(x, labels) makes positives of them",
