@@ -26,9 +26,7 @@ def features(dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(
-    ("name", "bias"), [("ClipLoss", None), ("SigLipLoss", -3.0), ("SigLipLoss", None)]
-)
+@pytest.mark.parametrize(("name", "bias"), [("ClipLoss", None), ("SigLipLoss", -3.0), ("SigLipLoss", None)])
 def test_same_numbers(name: str, bias: float | None, dtype: torch.dtype) -> None:
     numbers = [torch.tensor(one, dtype=dtype) for one in (14.0, bias) if one is not None]
 
