@@ -205,5 +205,5 @@ def test_smoothed_labels_are_refused(tmp_path: Path) -> None:
         config = type("Config", (), {"problem_type": None})()
 
     settings = arguments(tmp_path, 1, label_smoothing_factor=0.1, remove_unused_columns=False)
-    with pytest.raises(ValueError, match="label_smoothing_factor: expected 0, got 0.1"):
+    with pytest.raises(ValueError, match=r"label_smoothing_factor: expected 0, got 0\.1"):
         ContrastiveTrainer(Configured(), settings)
