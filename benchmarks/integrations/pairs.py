@@ -99,19 +99,32 @@ def _open_clip() -> list[Pair]:
             unit=True,
         )
 
+    def learnt(value: float, dtype: torch.dtype) -> Tensor:
+        # As models pass them: what follows from a parameter.
+        return torch.tensor(value, dtype=dtype, requires_grad=True)
+
+    def clip(loss: Any, n: int, dtype: torch.dtype) -> Call:
+        scale = learnt(14.0, dtype)
+        return lambda x, y: loss(x, y, scale)
+
+    def sigmoid(loss: Any, n: int, dtype: torch.dtype) -> Call:
+        scale, bias = learnt(10.0, dtype), learnt(-10.0, dtype)
+        return lambda x, y: loss(x, y, scale, bias)
+
     def distilled(loss: Any, n: int, dtype: torch.dtype) -> Call:
+        scale = learnt(14.0, dtype)
         torch.manual_seed(1)
         teacher = [nn.functional.normalize(torch.randn(n, D), dim=1).to(dtype) for _ in range(2)]
 
         def call(x: Tensor, y: Tensor) -> Tensor:
-            contrastive, distill = loss(x, y, 14.0, *teacher, 20.0)
+            contrastive, distill = loss(x, y, scale, *teacher, 20.0)
             return contrastive + distill
 
         return call
 
     return [
-        pair("ClipLoss", lambda loss, n, dtype: lambda x, y: loss(x, y, 14.0)),
-        pair("SigLipLoss", lambda loss, n, dtype: lambda x, y: loss(x, y, 10.0, -10.0)),
+        pair("ClipLoss", clip),
+        pair("SigLipLoss", sigmoid),
         pair("DistillClipLoss", distilled),
     ]
 
@@ -170,12 +183,12 @@ def _sentence_transformers() -> list[Pair]:
             hard=hard,
         )
 
-    both = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
+    both = ("query_to_doc", "doc_to_query")
     every = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
     ranking = "MultipleNegativesRankingLoss"
     return [
         pair(ranking),
         pair(ranking, f", {HARD} hard negatives", hard=HARD),
-        pair(ranking, ", both directions", **both),
+        pair(ranking, ", both directions", directions=both, partition_mode="per_direction"),
         pair(ranking, ", GTE", directions=every, partition_mode="joint"),
     ]

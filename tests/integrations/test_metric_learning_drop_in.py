@@ -14,6 +14,7 @@ from support.integrations.drop_ins import rows, same_numbers, same_training, val
 
 theirs = pytest.importorskip("pytorch_metric_learning.losses")
 from pytorch_metric_learning import distances, miners, reducers  # noqa: E402
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper  # noqa: E402
 
 from ctloss.integrations import pytorch_metric_learning as ours  # noqa: E402
 
@@ -110,6 +111,12 @@ def test_cross_batch_memory_around_ours(name: str) -> None:
     for step in range(4):
         labels = numbers(5 + step)
         same_numbers(lambda e, y=labels: mine(e, y), lambda e, y=labels: other(e, y), rows(N, 9, seed=step))
+
+
+def test_the_wrapper_for_ranks_takes_ours() -> None:
+    x = rows(N, 9)
+    wrapped = DistributedLossWrapper(ours.NTXentLoss())
+    torch.testing.assert_close(wrapped(x, LABELS["some a label"]), theirs.NTXentLoss()(x, LABELS["some a label"]))
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

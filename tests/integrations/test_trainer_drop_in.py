@@ -138,6 +138,7 @@ def test_one_encoder_of_several_columns(pooling: Any, tmp_path: Path) -> None:
     for found, wanted in zip(predicted.predictions, (x, y, hard), strict=True):
         torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-4, atol=1e-5)
     expected = ctloss.info_nce(x, y, candidates=hard, negatives="cross", directions="x", temperature=TAU)
+    assert predicted.metrics is not None
     assert predicted.metrics["test_loss"] == pytest.approx(expected.item(), rel=1e-4)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
