@@ -113,6 +113,7 @@ def test_cross_batch_memory_around_ours(name: str) -> None:
         same_numbers(lambda e, y=labels: mine(e, y), lambda e, y=labels: other(e, y), rows(N, 9, seed=step))
 
 
+@pytest.mark.filterwarnings("ignore:DistributedLossWrapper is being used in a non-distributed")
 def test_the_wrapper_for_ranks_takes_ours() -> None:
     x = rows(N, 9)
     wrapped = DistributedLossWrapper(ours.NTXentLoss())
