@@ -157,40 +157,41 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @lru_cache
-def _loss(distribution: str, module: str, name: str) -> Callable[..., Callable[..., Tensor]]:
+def loss_class(distribution: str, module: str, name: str) -> Callable[..., Callable[..., Tensor]]:
+    """A loss class of one of these libraries, as it is; :func:`load` says what may go wrong."""
     return load(distribution, module, name, **_OPTIONS[distribution])
 
 
 def lightly_ntxent(temperature: float, **options: bool) -> PairLoss:
     """lightly's ``NTXentLoss``: infoNCE, negatives of both languages."""
-    return _loss("lightly", "lightly.loss.ntx_ent_loss", "NTXentLoss")(temperature=temperature, **options)
+    return loss_class("lightly", "lightly.loss.ntx_ent_loss", "NTXentLoss")(temperature=temperature, **options)
 
 
 def lightly_dcl(temperature: float) -> PairLoss:
     """lightly's ``DCLLoss``: CZ-NCE, negatives of both languages (so from 1.6 on)."""
-    return _loss("lightly", "lightly.loss.dcl_loss", "DCLLoss")(temperature=temperature)
+    return loss_class("lightly", "lightly.loss.dcl_loss", "DCLLoss")(temperature=temperature)
 
 
 def lightly_dclw(temperature: float, sigma: float = 0.5) -> PairLoss:
     """lightly's ``DCLWLoss``: DCL with higher weights for pairs that are far apart."""
-    return _loss("lightly", "lightly.loss.dcl_loss", "DCLWLoss")(temperature=temperature, sigma=sigma)
+    return loss_class("lightly", "lightly.loss.dcl_loss", "DCLWLoss")(temperature=temperature, sigma=sigma)
 
 
 def open_clip(temperature: float, **options: int) -> PairLoss:
     """open_clip's ``ClipLoss`` on normalised rows: infoNCE, negatives of the other language."""
-    loss = _loss("open_clip_torch", "open_clip.loss", "ClipLoss")(**options)
+    loss = loss_class("open_clip_torch", "open_clip.loss", "ClipLoss")(**options)
     return lambda x, y: loss(F.normalize(x, dim=1), F.normalize(y, dim=1), 1 / temperature)
 
 
 def open_clip_sig_lip(temperature: float, bias: float) -> PairLoss:
     """open_clip's ``SigLipLoss`` on normalised rows: the sigmoid loss."""
-    loss = _loss("open_clip_torch", "open_clip.loss", "SigLipLoss")()
+    loss = loss_class("open_clip_torch", "open_clip.loss", "SigLipLoss")()
     return lambda x, y: loss(F.normalize(x, dim=1), F.normalize(y, dim=1), 1 / temperature, bias)
 
 
 def _ranking(temperature: float, **options: object) -> PairLoss:
     module = f"{_SENTENCE}.sentence_transformer.losses.multiple_negatives_ranking"
-    made = _loss("sentence-transformers", module, "MultipleNegativesRankingLoss")
+    made = loss_class("sentence-transformers", module, "MultipleNegativesRankingLoss")
     loss = made(None, scale=1 / temperature, **options)
     return lambda x, y: loss.compute_loss_from_embeddings([x, y], None)  # type: ignore[attr-defined]
 
@@ -213,7 +214,7 @@ def sentence_transformers_hardness(temperature: float, alpha: float) -> PairLoss
 
 
 def _metric_learning_ntxent(temperature: float) -> Callable[..., Tensor]:
-    return _loss("pytorch-metric-learning", f"{_METRIC}.losses.ntxent_loss", "NTXentLoss")(temperature=temperature)
+    return loss_class("pytorch-metric-learning", f"{_METRIC}.losses.ntxent_loss", "NTXentLoss")(temperature=temperature)
 
 
 def metric_learning(temperature: float) -> PairLoss:
@@ -250,15 +251,15 @@ def metric_learning_wrapped(temperature: float, rank: int, **options: bool) -> P
 
 def metric_learning_sup_con(temperature: float) -> Callable[[Tensor, Tensor], Tensor]:
     """pytorch-metric-learning's ``SupConLoss`` of rows and labels, mean over the rows whose loss is positive."""
-    return _loss("pytorch-metric-learning", f"{_METRIC}.losses.supcon_loss", "SupConLoss")(temperature=temperature)
+    return loss_class("pytorch-metric-learning", f"{_METRIC}.losses.supcon_loss", "SupConLoss")(temperature=temperature)
 
 
 def libauc_unimodal(temperature: float, samples: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """LibAUC's ``GCLoss_v1`` of raw x and y and sample ids: SogCLR; a view's gradient is τ times that of our rows."""
-    return _loss("libauc", "libauc.losses.contrastive", "GCLoss_v1")(N=samples, tau=temperature, device="cpu")
+    return loss_class("libauc", "libauc.losses.contrastive", "GCLoss_v1")(N=samples, tau=temperature, device="cpu")
 
 
 def libauc_bimodal(temperature: float, samples: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """LibAUC's ``GCLoss_v2`` of raw x and y and sample ids: SogCLR, negatives of the other side; ×τ(n − 1) of ours."""
-    loss = _loss("libauc", "libauc.losses.contrastive", "GCLoss_v2")(N=samples, tau=temperature)
+    loss = loss_class("libauc", "libauc.losses.contrastive", "GCLoss_v2")(N=samples, tau=temperature)
     return lambda x, y, ids: loss(F.normalize(x, dim=1), F.normalize(y, dim=1), ids)[0]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from .core import checks
+from .core.keywords import only, unknown_to
 from .core.ops import forward_mode
 from .core.plan import problem_for
 from .losses import CandidateIds, Candidates, CZCall, LossCall, cz_nce, info_nce, takes
@@ -127,6 +128,7 @@ class _PairLoss(nn.Module):
             return learnt
         return self.temperature
 
+    @only
     def forward(
         self,
         x: Tensor,
@@ -136,8 +138,11 @@ class _PairLoss(nn.Module):
         ids: Tensor | None = None,
         candidate_ids: CandidateIds = None,
         weights: Tensor | None = None,
+        **others: NoReturn,
     ) -> Tensor:
         """The loss of a batch of pairs; arguments as for :func:`ctloss.cz_nce`."""
+        if others:
+            raise unknown_to(self.forward, others, type(self).__name__)
         return self.function(
             x,
             y,

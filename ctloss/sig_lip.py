@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from functools import lru_cache, partial
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from .core import checks, flops, ops, rows, sigmoid
+from .core.keywords import only, unknown_to
 from .core.ops import output_dtype, unwatched
 from .core.plan import Plan, cached_plan, problem_for
 from .core.sigmoid import Needs
@@ -33,6 +34,7 @@ ONLY_FIRST_DERIVATIVES = (
 )
 
 
+@only
 def sig_lip(
     x: Tensor,
     y: Tensor,
@@ -47,6 +49,7 @@ def sig_lip(
     group: Group = None,
     average: Average = "mean",
     even: bool = False,
+    **others: NoReturn,
 ) -> Tensor:
     r"""The sigmoid loss of pairs: for each of all n² pairs, is y_j the partner of x_i?
 
@@ -95,6 +98,8 @@ def sig_lip(
         >>> ctloss.sig_lip(torch.eye(2), torch.eye(2), temperature=1.0, bias=-1.0)
         tensor(1.0064)
     """
+    if others:
+        raise unknown_to(sig_lip, others)
     given = {"normalize": normalize, "reduction": reduction, "precision": precision, "impl": impl}
     across = Across(group=group, average=average, even=even)
     if group is not None or is_sharded(x):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
 from .core import checks
+from .core.keywords import only, unknown_to
 from .core.ops import forward_mode, once, output_dtype, unwatched
 from .core.plan import cached_plan, problem_for
 from .core.rows import power_of_two, reduce
@@ -34,6 +35,7 @@ SMALL_CLASS = 32
 """Classes up to this size are compared with themselves in one small float64 product, larger ones in the core."""
 
 
+@only
 def sup_con(
     x: Tensor,
     labels: Tensor,
@@ -46,6 +48,7 @@ def sup_con(
     group: Group = None,
     average: Average = "mean",
     even: bool = False,
+    **others: NoReturn,
 ) -> Tensor:
     r"""The supervised contrastive loss: rows of one label attract each other, all others repel.
 
@@ -95,6 +98,8 @@ def sup_con(
         >>> ctloss.sup_con(x, torch.tensor([0, 0, 1, 1]), temperature=0.5)
         tensor(0.4302)
     """
+    if others:
+        raise unknown_to(sup_con, others)
     options = _OF_NEGATIVES | {"normalize": normalize, "reduction": reduction, "precision": precision, "impl": impl}
     across = Across(group=group, average=average, even=even)
     if group is not None or is_sharded(x):

@@ -13,6 +13,7 @@ from ..kernels.problem import CZOptions, LossOptions, PairOptions, Problem, Shap
 from ..kernels.torch_path import engine as torch_engine
 from ..kernels.torch_path import nested as torch_nested
 from ..kernels.triton_path import engine as triton_engine
+from .keywords import BY_NAME, unknown
 
 # The options of each loss.
 OPTIONS: dict[str, frozenset[str]] = {
@@ -206,7 +207,8 @@ def problem_for(loss: str, device_type: str, options: dict[str, Any]) -> Problem
 @lru_cache(maxsize=1024)
 def _problem(loss: str, workspace: int, options: tuple[tuple[str, Any], ...], types: tuple[type, ...]) -> Problem:
     known = OPTIONS.get(loss)
-    for name, _ in options:
-        if known is not None and name not in known:
-            raise TypeError(f"{loss}: unknown option {name!r}; its options are {', '.join(sorted(known))}")
+    others = [] if known is None else [name for name, _ in options if name not in known]
+    if others:
+        weighted = () if loss == "contrast" else ("weights",)
+        raise unknown(loss, others, {*OPTIONS[loss], *BY_NAME, *weighted})
     return Problem(loss=loss, workspace=workspace, **dict(options))  # type: ignore[arg-type]

@@ -215,7 +215,7 @@ def test_an_old_peer_is_refused() -> None:
 
 def test_loading_a_peer_leaves_no_module_behind() -> None:
     peer("lightly DCLLoss", 0.1)
-    peers._loss.cache_clear()
+    peers.loss_class.cache_clear()
     before = set(sys.modules)
     peer("lightly DCLLoss", 0.1)
     assert {name for name in set(sys.modules) - before if name.startswith("lightly")} == set()

@@ -1,0 +1,197 @@
+"""lightly's contrastive losses: ``from ctloss.integrations.lightly import NTXentLoss`` instead of ``lightly.loss``.
+
+Names, arguments, values and gradients are theirs; lightly itself is not needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .. import objectives
+from ..losses import contrast, cz_nce, info_nce
+from ..objectives.formula import row_losses
+from .processes import gathered, world
+
+WeightFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+class MemoryBank(nn.Module):
+    """A ring of rows, filled with random directions to begin with.
+
+    Args:
+        size: 0 for none, or (rows, columns).
+
+    Raises:
+        ValueError: for another size.
+
+    Attributes:
+        bank: ``(rows, columns)``, the former rows, normalised.
+        bank_ptr: ``(1,)``, where the next batch goes.
+
+    Example:
+        >>> bank = MemoryBank((8, 4))
+        >>> bank.enqueue(torch.eye(4))
+        >>> int(bank.bank_ptr), torch.equal(bank.bank[:4], torch.eye(4))
+        (4, True)
+    """
+
+    bank: Tensor
+    bank_ptr: Tensor
+
+    def __init__(self, size: int | Sequence[int]) -> None:
+        super().__init__()
+        self.size = (size,) if isinstance(size, int) else tuple(size)
+        if self.size != (0,) and (len(self.size) != 2 or min(self.size) < 0):
+            raise ValueError(
+                f"memory_bank_size: expected 0 or (rows, columns), got {size!r}; such as (4096, 128) for embeddings of "
+                "128 columns"
+            )
+        full = nn.functional.normalize(torch.randn(self.size), dim=-1) if len(self.size) > 1 else torch.empty(0)
+        self.register_buffer("bank", full, persistent=False)
+        self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.long), persistent=False)
+
+    @torch.no_grad()
+    def enqueue(self, rows: Tensor) -> None:
+        """Put a batch over the oldest rows; at the end of the ring, what no longer fits is dropped."""
+        start = int(self.bank_ptr)
+        stop = start + len(rows)
+        self.bank[start:stop] = rows[: len(self.bank) - start]
+        self.bank_ptr[0] = stop if stop < len(self.bank) else 0
+
+
+class NTXentLoss(nn.Module):
+    r"""NT-Xent (SimCLR, arXiv 2002.05709), or with a memory bank MoCo's loss (1911.05722).
+
+    Without a bank, :func:`ctloss.info_nce` of both sides. With one, ``out0`` is compared with its positive in ``out1``
+    and with the rows of the bank only, ``negatives="none", directions="x", candidates=bank``; then the bank takes
+    ``out1`` in, if ``out0`` requires a gradient.
+
+    Args:
+        temperature: τ > 0.
+        memory_bank_size: 0, or the bank's (rows, columns).
+        gather_distributed: without a bank, negatives of all ranks; with one, every rank's bank takes the rows of all.
+
+    Raises:
+        TypeError, ValueError: for a temperature that is not a positive number, or another size.
+
+    Example:
+        >>> NTXentLoss(temperature=0.5)(torch.eye(2), torch.eye(2))
+        tensor(0.2395)
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        memory_bank_size: int | Sequence[int] = 0,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.temperature = checked(temperature)
+        self.gather_distributed = gather_distributed
+        self.memory_bank = MemoryBank(memory_bank_size)
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """The loss of two views, ``(n, d)`` each; a mean over the rows of this rank."""
+        if not self.memory_bank.bank.numel():
+            return info_nce(out0, out1, temperature=self.temperature, group=across(self.gather_distributed))
+        bank = self.memory_bank.bank.to(out0.device)
+        if not out0.requires_grad:
+            return self._of_bank(out0, out1, bank)
+        # The backward reads the rows that the forward saw.
+        loss = self._of_bank(out0, out1, bank.clone())
+        rows = nn.functional.normalize(out1.detach(), dim=1)
+        self.memory_bank.enqueue(gathered(rows) if across(self.gather_distributed) else rows)
+        return loss
+
+    def _of_bank(self, out0: Tensor, out1: Tensor, bank: Tensor) -> Tensor:
+        return info_nce(out0, out1, temperature=self.temperature, negatives="none", directions="x", candidates=bank)
+
+
+class DCLLoss(nn.Module):
+    r"""Decoupled contrastive loss (arXiv 2110.06848): :func:`ctloss.cz_nce` of both sides.
+
+    Args:
+        temperature: τ > 0.
+        weight_fn: of the normalised views, called once for each of them as the anchor; its ``(n,)`` numbers multiply
+            the logits of the positives.
+        gather_distributed: negatives of all ranks.
+
+    Raises:
+        TypeError, ValueError: for a temperature that is not a positive number.
+
+    Example:
+        >>> DCLLoss(temperature=0.5)(torch.eye(2), torch.eye(2))
+        tensor(-1.3069)
+    """
+
+    def __init__(
+        self, temperature: float = 0.1, weight_fn: WeightFunction | None = None, gather_distributed: bool = False
+    ) -> None:
+        super().__init__()
+        self.temperature = checked(temperature)
+        self.weight_fn = weight_fn
+        self.gather_distributed = gather_distributed
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """The loss of two views, ``(n, d)`` each; a mean over the rows of this rank."""
+        group = across(self.gather_distributed)
+        if self.weight_fn is None:
+            return cz_nce(out0, out1, temperature=self.temperature, group=group)
+        c = contrast(out0, out1, temperature=self.temperature, group=group)
+        units = [nn.functional.normalize(side, dim=1) for side in (out0, out1)]
+        weights = torch.cat((self.weight_fn(*units), self.weight_fn(*units[::-1])))
+        return row_losses(c, lambda z, positive: z + (1 - weights) * positive).mean()
+
+
+class DCLWLoss(DCLLoss):
+    r"""DCL with higher weights for pairs that are far apart, :func:`ctloss.objectives.dclw`.
+
+    Args:
+        temperature: τ > 0.
+        sigma: σ of the weights.
+        gather_distributed: negatives of all ranks; weights compare the pairs of one.
+
+    Raises:
+        TypeError, ValueError: for a temperature that is not a positive number.
+
+    Example:
+        >>> DCLWLoss(temperature=0.5)(torch.eye(2), torch.eye(2))
+        tensor(-1.3069)
+    """
+
+    def __init__(self, temperature: float = 0.1, sigma: float = 0.5, gather_distributed: bool = False) -> None:
+        super().__init__(temperature, partial(negative_mises_fisher_weights, sigma=sigma), gather_distributed)
+        self.sigma = sigma
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """The loss of two views, ``(n, d)`` each; a mean over the rows of this rank."""
+        c = contrast(out0, out1, temperature=self.temperature, group=across(self.gather_distributed))
+        return objectives.dclw(c, self.temperature, self.sigma).mean()
+
+
+def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5) -> Tensor:
+    """DCLW's weights of the pairs of normalised views, ``(n,)``: 2 − n softmax(cos / σ), without a gradient."""
+    similarity = (out0.detach() * out1.detach()).sum(1)
+    return 2 - len(out0) * torch.softmax(similarity / sigma, 0)
+
+
+def checked(temperature: float) -> float:
+    """Refuse what is not a positive number when the loss is made."""
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+        raise TypeError(
+            f"temperature: expected a float, got {type(temperature).__name__}; to learn one, use ctloss.InfoNCELoss or "
+            "ctloss.CZNCELoss with learnable_temperature=True"
+        )
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature: expected a positive number, got {temperature}; 0.1 to 0.5 are usual")
+    return float(temperature)
+
+
+def across(wanted: bool) -> str | None:
+    """The group of a loss that is to gather, where there are several ranks."""
+    return "world" if wanted and world() > 1 else None

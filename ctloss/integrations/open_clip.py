@@ -1,0 +1,271 @@
+"""open_clip's contrastive losses: ``from ctloss.integrations.open_clip import ClipLoss`` instead of ``open_clip``.
+
+Names, arguments and values are theirs; open_clip itself is not needed. Rows are taken as they come, as in open_clip,
+whose models normalise them. Over several ranks the gradient is always that of one process with the whole batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..losses import info_nce
+from ..sig_lip import sig_lip
+from .processes import mean_over_ranks, world
+
+Outputs = Tensor | dict[str, Tensor]
+IMPLEMENTATIONS = (None, "bidir", "shift", "reduce", "gather")
+_ROWS_OF_TEACHER = 256
+
+
+class _AcrossRanks(nn.Module):
+    """Which ranks take part."""
+
+    def __init__(self, cache_labels: bool, rank: int, world_size: int) -> None:
+        super().__init__()
+        if world_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(f"rank: expected 0 to world_size - 1, got {rank} of {world_size}; pass those of torchrun")
+        self.cache_labels, self.rank, self.world_size = cache_labels, rank, world_size
+
+    def group(self) -> str | None:
+        """The ranks, if there are several.
+
+        Raises:
+            RuntimeError: where the process group is not that of the constructor.
+        """
+        if self.world_size == 1:
+            return None
+        if world() != self.world_size:
+            raise RuntimeError(
+                f"world_size: expected the {self.world_size} ranks given, got a process group of {world()}; call "
+                "torch.distributed.init_process_group before the loss, or leave out world_size in a single process"
+            )
+        if dist.get_rank() != self.rank:
+            raise RuntimeError(f"rank: expected {dist.get_rank()}, this process' own, got {self.rank}; pass that")
+        return "world"
+
+
+class ClipLoss(_AcrossRanks):
+    r"""CLIP's loss (arXiv 2103.00020): :func:`ctloss.info_nce` with ``negatives="cross"`` and τ = 1 / logit_scale.
+
+    Args:
+        local_loss: over several ranks, return this rank's part of the loss instead of the whole batch's. The gradient
+            is the same; each rank does its own part of the work either way.
+        gather_with_grad: accepted; rows of other ranks always have their gradient. Without it open_clip's gradient is
+            too small by the number of ranks, and with ``local_loss`` alone it points elsewhere.
+        cache_labels: accepted; there are no labels.
+        rank: this process' place among the ranks.
+        world_size: how many ranks there are; with more than 1, negatives are those of all.
+        use_horovod: refused.
+
+    Raises:
+        ValueError: for a rank outside the ranks, or with ``use_horovod``.
+
+    Example:
+        >>> rows = torch.eye(2)
+        >>> ClipLoss()(rows, rows, torch.tensor(2.0), output_dict=True)
+        {'contrastive_loss': tensor(0.1269)}
+    """
+
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+    ) -> None:
+        super().__init__(cache_labels, rank, world_size)
+        if use_horovod:
+            raise ValueError(
+                "use_horovod: expected False, got True; start the processes with torchrun, whose ranks talk by "
+                "torch.distributed"
+            )
+        self.local_loss, self.gather_with_grad, self.use_horovod = local_loss, gather_with_grad, use_horovod
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None = None,
+        output_dict: bool = False,
+    ) -> Outputs:
+        """The loss of images and texts, ``(n, d)`` each.
+
+        Args:
+            image_features: normalised rows.
+            text_features: normalised rows.
+            logit_scale: what dot products are multiplied by, positive; a tensor of one element receives a gradient.
+            logit_bias: accepted; in a softmax it cancels, so its gradient is 0.
+            output_dict: return ``{"contrastive_loss": loss}``.
+        """
+        group = self.group()
+        loss = info_nce(
+            image_features,
+            text_features,
+            temperature=_temperature(logit_scale),
+            normalize=False,
+            negatives="cross",
+            group=group,
+        )
+        if group is not None and not self.local_loss:
+            loss = mean_over_ranks(loss)
+        if isinstance(logit_bias, Tensor) and logit_bias.requires_grad:
+            # A parameter that takes no part in the loss would make DistributedDataParallel wait for it.
+            loss = loss + 0.0 * logit_bias.sum()
+        return {"contrastive_loss": loss} if output_dict else loss
+
+
+class DistillClipLoss(ClipLoss):
+    r"""CLIP's loss, and the cross-entropy of the student's probabilities with those of a teacher.
+
+    With P the teacher's softmax, the second loss of a row is lse_i − Σ_j P_ij s_ij, and the first lse_i − s_ii. They
+    differ by what is linear in the logits: a product of each row with a mean of the others, which P makes, formed a
+    panel of rows at a time. No matrix is kept. Arguments are those of :class:`ClipLoss`; several ranks are refused.
+
+    Raises:
+        ValueError: with a ``world_size`` above 1, or as :class:`ClipLoss`.
+
+    Example:
+        >>> rows, scale = torch.eye(2), torch.tensor(2.0)
+        >>> contrastive, distill = DistillClipLoss()(rows, rows, scale, rows, rows, scale)
+        >>> contrastive, distill
+        (tensor(0.1269), tensor(0.3653))
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if self.world_size > 1:
+            raise ValueError(
+                f"world_size: expected 1 for DistillClipLoss, got {self.world_size}; the teacher's part is not formed "
+                "across ranks: take open_clip's class for it, or this one with each rank's own negatives"
+            )
+
+    def forward(  # type: ignore[override]
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        dist_image_features: Tensor,
+        dist_text_features: Tensor,
+        dist_logit_scale: float | Tensor,
+        output_dict: bool = False,
+    ) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
+        """Both losses of images and texts, ``(n, d)`` each, beside the teacher's, ``(n, e)``, which get no gradient."""
+        for name, side in (("dist_image_features", dist_image_features), ("dist_text_features", dist_text_features)):
+            if side.requires_grad:
+                raise ValueError(
+                    f"{name}: expected a teacher's rows without a gradient, got rows that require one; run the teacher "
+                    "under torch.no_grad()"
+                )
+        tau = _temperature(logit_scale)
+        contrastive = info_nce(image_features, text_features, temperature=tau, normalize=False, negatives="cross")
+        teacher = dist_image_features, dist_text_features, dist_logit_scale
+        if torch.is_autocast_enabled(image_features.device.type):
+            with torch.autocast(image_features.device.type, enabled=False):
+                beyond = _BeyondPositives.apply(image_features, text_features, *teacher)
+        else:
+            beyond = _BeyondPositives.apply(image_features, text_features, *teacher)
+        distill = contrastive - beyond / tau
+        return {"contrastive_loss": contrastive, "distill_loss": distill} if output_dict else (contrastive, distill)
+
+
+class _BeyondPositives(torch.autograd.Function):
+    """Σ_ij (P_ij + Q_ij − 2 [i = j]) ⟨x_i, y_j⟩ / 2n, P the teacher's softmax over texts, Q that over images."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, teacher_x: Tensor, teacher_y: Tensor, scale: float | Tensor) -> Tensor:
+        own, other = (side.float() if side.dtype.itemsize < 4 else side for side in (x, y))
+        teacher_x, teacher_y = teacher_x.to(own.dtype), teacher_y.to(own.dtype)
+        panels = [slice(start, start + _ROWS_OF_TEACHER) for start in range(0, len(x), _ROWS_OF_TEACHER)]
+        if len(panels) > 1:
+            lse = torch.stack([(teacher_x[panel] @ teacher_y.T * scale).logsumexp(0) for panel in panels]).logsumexp(0)
+        of_x, of_y = torch.empty_like(own), own * -2.0
+        for panel in panels:
+            logits = (teacher_x[panel] @ teacher_y.T).mul_(scale)
+            weights = logits.softmax(1)
+            weights += logits.softmax(0) if len(panels) == 1 else (logits - lse).exp_()
+            torch.addmm(other[panel], weights, other, beta=-2.0, out=of_x[panel])
+            of_y.addmm_(weights.T, own[panel])
+        share = 1 / (2 * len(x))
+        ctx.save_for_backward(of_x, of_y)
+        ctx.share, ctx.dtypes = share, (x.dtype, y.dtype)
+        return torch.dot(own.flatten(), of_x.flatten()) * share
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        factor = upstream * ctx.share
+        found = [(of_side * factor).to(dtype) for of_side, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        return *found, None, None, None
+
+
+class SigLipLoss(_AcrossRanks):
+    r"""SigLIP's loss (arXiv 2303.15343): :func:`ctloss.sig_lip` with τ = 1 / logit_scale.
+
+    Args:
+        cache_labels: accepted; there are no labels.
+        rank: this process' place among the ranks.
+        world_size: how many ranks there are; with more than 1, images are compared with the texts of all. The loss is
+            that of this rank's images, as in open_clip.
+        dist_impl: accepted: open_clip's four ways to exchange rows give one result. Rows travel round a ring, or are
+            gathered where they are few.
+
+    Raises:
+        ValueError: for a rank outside the ranks, or another ``dist_impl``.
+
+    Example:
+        >>> rows = torch.eye(2)
+        >>> SigLipLoss()(rows, rows, 1.0, -1.0)
+        tensor(1.0064)
+    """
+
+    def __init__(
+        self, cache_labels: bool = False, rank: int = 0, world_size: int = 1, dist_impl: str | None = None
+    ) -> None:
+        super().__init__(cache_labels, rank, world_size)
+        if dist_impl not in IMPLEMENTATIONS:
+            names = ", ".join(repr(name) for name in IMPLEMENTATIONS)
+            raise ValueError(f"dist_impl: expected one of {names}, got {dist_impl!r}; all give one result")
+        self.dist_impl = dist_impl
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None,
+        output_dict: bool = False,
+    ) -> Outputs:
+        """The loss of images and texts, ``(n, d)`` each.
+
+        Args:
+            image_features: normalised rows.
+            text_features: normalised rows.
+            logit_scale: what dot products are multiplied by, positive; a tensor of one element receives a gradient.
+            logit_bias: what is added to the logits; a tensor of one element receives a gradient.
+            output_dict: return ``{"contrastive_loss": loss}``.
+        """
+        loss = sig_lip(
+            image_features,
+            text_features,
+            temperature=_temperature(logit_scale),
+            bias=0.0 if logit_bias is None else logit_bias,
+            normalize=False,
+            group=self.group(),
+        )
+        return {"contrastive_loss": loss} if output_dict else loss
+
+
+def _temperature(scale: float | Tensor) -> Any:
+    """τ, differentiable where the scale is."""
+    if isinstance(scale, Tensor):
+        return scale.float().reciprocal() if scale.dtype.itemsize < 4 else scale.reciprocal()
+    if not scale > 0:
+        raise ValueError(f"logit_scale: expected a positive number, got {scale}; models pass logit_scale.exp()")
+    return 1 / scale
