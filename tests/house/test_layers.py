@@ -63,10 +63,28 @@ LAYERS = (
     Layer("ctloss.shared", SHARED_LIBRARIES, ("ctloss.shared",)),
     Layer("ctloss.train", TRAINING_LIBRARIES, ("ctloss.train", "ctloss.shared"), public=True),
     Layer("ctloss.evaluate", EVALUATION_LIBRARIES, ("ctloss.evaluate", "ctloss.shared"), public=True),
+    # What other libraries are taken as; each module imports the one that it is for.
+    Layer(
+        "ctloss.integrations",
+        frozenset(
+            {"torch", "sentence_transformers", "numpy", "tqdm", "pytorch_metric_learning", "transformers", "datasets"}
+        ),
+        (
+            "ctloss.integrations",
+            "ctloss.core",
+            "ctloss.contrast",
+            "ctloss.losses",
+            "ctloss.objectives",
+            "ctloss.gradient_cache",
+            "ctloss.sup_con",
+            "ctloss.sig_lip",
+        ),
+        public=True,
+    ),
     # typing_extensions comes with torch, and is imported for type checkers only.
     Layer("ctloss", frozenset({"torch", "typing_extensions"}), ("ctloss",)),
 )
-ABOVE_THE_CORE = ("ctloss.shared", "ctloss.train", "ctloss.evaluate")
+ABOVE_THE_CORE = ("ctloss.shared", "ctloss.train", "ctloss.evaluate", "ctloss.integrations")
 
 
 def below(module: str, package: str) -> bool:
