@@ -12,21 +12,24 @@ mteb computes the scores; ours is only how vectors are made, and where the sente
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ..shared.extra import require_extra
 
 require_extra("mteb", ("mteb",))
 
-import mteb
-from mteb.models.abs_encoder import AbsEncoder
-from mteb.models.model_meta import ModelMeta, ScoringFunction
+import mteb  # type: ignore[import-not-found]
+from mteb.models.abs_encoder import AbsEncoder  # type: ignore[import-not-found]
+from mteb.models.model_meta import ModelMeta, ScoringFunction  # type: ignore[import-not-found]
 
 from ..evaluate.data.multiway import FLORES, NTREX, read_multiway
 from ..evaluate.data.parallel import read_bucc, read_tatoeba
-from ..evaluate.data.sources import EVALUATIONS, digest_of_data, digest_of_model
+from ..evaluate.data.sources import EVALUATIONS, digest_of_data
 from ..evaluate.models.encoder import Encoder
 from ..shared.languages import XTREME_CODES
 from ..shared.text import DataError
@@ -55,6 +58,9 @@ class MtebEncoder(AbsEncoder):
             with the end of its folder's name.
         options: of :class:`ctloss.evaluate.Encoder`, such as ``pooling="mean"``.
 
+    The revision in mteb's results is a digest of weights, tokenizer and options: other vectors never get the results of
+    these.
+
     Raises:
         ValueError: as :class:`ctloss.evaluate.Encoder`; or the name has no slash.
     """
@@ -70,9 +76,7 @@ class MtebEncoder(AbsEncoder):
         self.mteb_model_meta = ModelMeta.create_empty(
             {
                 "name": name or (source if on_hub else f"local/{Path(source).resolve().name}"),
-                "revision": digest_of_model(source)[:40]
-                if Path(source).is_dir()
-                else getattr(config, "_commit_hash", None),
+                "revision": _revision(encoder),
                 "n_parameters": sum(weight.numel() for weight in encoder.model.parameters()),
                 "max_tokens": encoder.max_length,
                 "embed_dim": encoder.method.width or config.hidden_size,
@@ -90,7 +94,17 @@ class MtebEncoder(AbsEncoder):
         return self.encoder.sentences([text for batch in inputs for text in batch["text"]])
 
 
-def local_task(evaluation: str, data: str | Path, languages: Sequence[str] | None = None) -> mteb.AbsTask:
+def _revision(encoder: Encoder) -> str:
+    settings = (encoder.pooling, encoder.layer, encoder.prefix, encoder.max_length, encoder.method.about)
+    total = hashlib.blake2b(repr(settings).encode(), digest_size=20)
+    total.update(encoder.tokenizer.backend_tokenizer.to_str().encode())
+    for name, weights in sorted(encoder.model.state_dict().items()):
+        total.update(name.encode())
+        total.update(weights.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def local_task(evaluation: str, data: str | Path, languages: Sequence[str] | None = None) -> Any:
     """Returns mteb's task with the sentences of a folder instead of those on the hub.
 
     The result's ``dataset_revision`` is ``local-`` with a digest of the files, since nobody but you knows whether they
