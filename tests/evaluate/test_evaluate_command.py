@@ -206,7 +206,7 @@ def test_other_data_and_another_model_are_refused(tmp_path: Path, model: str, ru
     ("arguments", "message"),
     [
         ("", "expected a MODEL, or --beside and --output"),
-        ("MODEL", "expected --tasks, some of xnli, pawsx, pos, ner, bucc, tatoeba, pairs, words, align, got none"),
+        ("MODEL", f"expected --tasks, some of {', '.join(EVALUATIONS)}, got none"),
         ("MODEL --tasks xnli", "xnli: expected files test-LANGUAGE.tsv, got none in no folder; give --data"),
         ("MODEL --tasks xnli --data DATA/nothing", "nothing: expected a folder of data, got no such"),
         (

@@ -17,8 +17,6 @@ from ...shared.files import write_atomically
 if TYPE_CHECKING:
     import numpy as np
 
-    from .scores import Score
-
 FOLDER = "items"
 # Largest difference of a score from what its items sum to.
 TOLERANCE = 1e-6
@@ -97,11 +95,12 @@ def _narrow(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float64)
 
 
-def read_items(folder: str | Path, task: str, scores: Sequence[Score]) -> list[Items]:
+def read_items(folder: str | Path, task: str, values: Iterable[tuple[str, str, int | None, float]]) -> list[Items]:
     """Returns the items kept of a task; none, with a warning, if the file is damaged or belongs to other scores.
 
     Args:
-        scores: of the task. Items that do not sum to one of them are another run's.
+        values: language, metric, seed and value of the task's scores. Items that do not sum to one of them are another
+            run's.
     """
     import numpy as np
 
@@ -119,11 +118,11 @@ def read_items(folder: str | Path, task: str, scores: Sequence[Score]) -> list[I
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         warnings.warn(f"{path}: left out of comparisons: damaged ({str(error)[:80]}); evaluate again", stacklevel=2)
         return []
-    values: dict[tuple[str, str, int | None], list[float]] = {}
-    for score in scores:
-        values.setdefault((score.language, score.metric, score.seed), []).append(score.value)
+    by_name: dict[tuple[str, str, int | None], list[float]] = {}
+    for language, metric, seed, value in values:
+        by_name.setdefault((language, metric, seed), []).append(value)
     for item in found:
-        there = values.get((item.language, item.metric, item.seed), [])
+        there = by_name.get((item.language, item.metric, item.seed), [])
         if not any(abs(item.value - value) < TOLERANCE for value in there):
             warnings.warn(
                 f"{path}: left out of comparisons: it belongs to other scores than results.json; evaluate again in "

@@ -89,7 +89,10 @@ class Results:
     def items(self, task: str) -> list[Items]:
         """Reads the items of an evaluation; none if they were not kept, as by earlier versions."""
         result = self.tasks.get(task)
-        return [] if self.folder is None or result is None else read_items(self.folder, task, result.scores)
+        if self.folder is None or result is None:
+            return []
+        values = [(score.language, score.metric, score.seed, score.value) for score in result.scores]
+        return read_items(self.folder, task, values)
 
 
 def with_means(scores: Iterable[Score], *, pivot: str | None = None, by_about: bool = True) -> list[Score]:
