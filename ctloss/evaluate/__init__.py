@@ -22,13 +22,17 @@ require_extra(
 )
 
 from ..shared.text import DataError
-from .data.parallel import AlignedWords, read_alignments
+from .data.parallel import AlignedWords, read_alignments, read_found_links
 from .models.encoder import Encoder, VectorOptions
 from .models.options import XTREME_OPTIONS, FinetuneOptions
+from .results.comparison import Comparison, compare_results
+from .results.items import Items
 from .results.report import draw_languages, draw_words, report, table_by_language, table_of_means
 from .results.scores import Outcome, Results, Score, Spread, TaskResult, over_seeds, read_results, write_submission
+from .results.significance import Difference, Interval, ResamplingOptions, compare
 from .suite import run
 from .tasks.classification import evaluate_pawsx, evaluate_xnli
+from .tasks.multiway import MultiwayOptions, evaluate_flores, evaluate_ntrex
 from .tasks.retrieval import MiningOptions, PairsOptions, evaluate_bucc, evaluate_pairs, evaluate_tatoeba
 from .tasks.tagging import evaluate_panx, evaluate_udpos
 from .tasks.words import (
@@ -44,23 +48,33 @@ __all__ = [
     "XTREME_OPTIONS",
     "AlignedWords",
     "AlignmentOptions",
+    "Comparison",
     "DataError",
+    "Difference",
     "Encoder",
     "FinetuneOptions",
+    "Interval",
+    "Items",
     "LexiconOptions",
     "MiningOptions",
+    "MultiwayOptions",
     "Outcome",
     "PairsOptions",
+    "ResamplingOptions",
     "Results",
     "Score",
     "Spread",
     "TaskResult",
     "VectorOptions",
     "alignment_error",
+    "compare",
+    "compare_results",
     "draw_languages",
     "draw_words",
     "evaluate_alignment",
     "evaluate_bucc",
+    "evaluate_flores",
+    "evaluate_ntrex",
     "evaluate_pairs",
     "evaluate_panx",
     "evaluate_pawsx",
@@ -71,6 +85,7 @@ __all__ = [
     "held_out_lines",
     "over_seeds",
     "read_alignments",
+    "read_found_links",
     "read_results",
     "report",
     "run",

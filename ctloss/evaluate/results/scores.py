@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ...shared.files import locked, write_atomically
+from .items import Items, read_items, write_items
 
 ALL = "mean"
 # What scores of always answering the most frequent label say of themselves.
@@ -44,10 +45,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A task's scores and, by language, the lines of XTREME's submission file test-LANGUAGE.tsv."""
+    """A task's scores; by language, the lines of XTREME's submission file test-LANGUAGE.tsv; and scores by item."""
 
     scores: list[Score]
     predictions: dict[str, list[str]]
+    items: Sequence[Items] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,23 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Results:
-    """All results of a model, its name or folder, by evaluation; ``name`` is what tables and figures call it."""
+    """All results of a model, its name or folder, by evaluation; ``name`` is what tables and figures call it.
+
+    ``folder`` is where they were read from, if they were.
+    """
 
     name: str
     model: str
     tasks: dict[str, TaskResult] = field(default_factory=dict)
+    folder: Path | None = field(default=None, compare=False)
+
+    def items(self, task: str) -> list[Items]:
+        """Reads the items of an evaluation; none if they were not kept, as by earlier versions."""
+        result = self.tasks.get(task)
+        if self.folder is None or result is None:
+            return []
+        values = [(score.language, score.metric, score.seed, score.value) for score in result.scores]
+        return read_items(self.folder, task, values)
 
 
 def with_means(scores: Iterable[Score], *, pivot: str | None = None, by_about: bool = True) -> list[Score]:
@@ -135,7 +149,7 @@ def read_results(folder: str | Path) -> Results:
             task: TaskResult(kept["settings"], [Score(**score) for score in kept["scores"]], kept["seconds"])
             for task, kept in read["tasks"].items()
         }
-        return Results(read["name"], read["model"], tasks)
+        return Results(read["name"], read["model"], tasks, Path(folder))
     except OSError as error:
         raise ValueError(
             f"{path}: expected results of python -m ctloss.evaluate, got {error.strerror}; give its output folder"
@@ -149,13 +163,17 @@ def read_results(folder: str | Path) -> Results:
 
 def write_results(folder: str | Path, results: Results) -> None:
     """Writes results.json, whole or not at all."""
-    write_atomically(Path(folder) / FILE, json.dumps(dataclasses.asdict(results), indent=1, ensure_ascii=False) + "\n")
+    kept = {name: value for name, value in dataclasses.asdict(results).items() if name != "folder"}
+    write_atomically(Path(folder) / FILE, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
 
 
-def add_result(folder: str | Path, results: Results, task: str, result: TaskResult) -> None:
+def add_result(
+    folder: str | Path, results: Results, task: str, result: TaskResult, items: Sequence[Items] = ()
+) -> None:
     """Adds one task's result to those in a folder, which may have grown since ``results`` were read from it."""
     with locked(Path(folder), wait=True):
         there = read_results(folder).tasks if (Path(folder) / FILE).exists() else {}
+        write_items(folder, task, items)
         write_results(folder, dataclasses.replace(results, tasks={**there, task: result}))
 
 
