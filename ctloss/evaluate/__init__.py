@@ -24,11 +24,23 @@ require_extra(
 from ..shared.text import DataError
 from .data.parallel import AlignedWords, read_alignments
 from .models.encoder import Encoder, VectorOptions
-from .models.options import XTREME_OPTIONS, FinetuneOptions
+from .models.options import XTREME_OPTIONS, FinetuneOptions, QuestionOptions
 from .results.report import draw_languages, draw_words, report, table_by_language, table_of_means
-from .results.scores import Outcome, Results, Score, Spread, TaskResult, over_seeds, read_results, write_submission
+from .results.scores import (
+    ItemScores,
+    Outcome,
+    Results,
+    Score,
+    Spread,
+    TaskResult,
+    over_seeds,
+    read_results,
+    write_submission,
+)
 from .suite import run
+from .tasks.answers import AnswerScore, answer_score
 from .tasks.classification import evaluate_pawsx, evaluate_xnli
+from .tasks.questions import evaluate_mlqa, evaluate_tydiqa, evaluate_xquad
 from .tasks.retrieval import MiningOptions, PairsOptions, evaluate_bucc, evaluate_pairs, evaluate_tatoeba
 from .tasks.tagging import evaluate_panx, evaluate_udpos
 from .tasks.words import (
@@ -44,30 +56,37 @@ __all__ = [
     "XTREME_OPTIONS",
     "AlignedWords",
     "AlignmentOptions",
+    "AnswerScore",
     "DataError",
     "Encoder",
     "FinetuneOptions",
+    "ItemScores",
     "LexiconOptions",
     "MiningOptions",
     "Outcome",
     "PairsOptions",
+    "QuestionOptions",
     "Results",
     "Score",
     "Spread",
     "TaskResult",
     "VectorOptions",
     "alignment_error",
+    "answer_score",
     "draw_languages",
     "draw_words",
     "evaluate_alignment",
     "evaluate_bucc",
+    "evaluate_mlqa",
     "evaluate_pairs",
     "evaluate_panx",
     "evaluate_pawsx",
     "evaluate_tatoeba",
+    "evaluate_tydiqa",
     "evaluate_udpos",
     "evaluate_words",
     "evaluate_xnli",
+    "evaluate_xquad",
     "held_out_lines",
     "over_seeds",
     "read_alignments",

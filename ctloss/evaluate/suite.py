@@ -26,10 +26,12 @@ from .results.scores import (
     add_result,
     read_results,
     serves,
+    write_items,
     write_results,
     write_submission,
 )
 from .tasks.classification import evaluate_pawsx, evaluate_xnli
+from .tasks.questions import evaluate_mlqa, evaluate_tydiqa, evaluate_xquad
 from .tasks.retrieval import evaluate_bucc, evaluate_pairs, evaluate_tatoeba
 from .tasks.tagging import evaluate_panx, evaluate_udpos
 from .tasks.words import evaluate_alignment, evaluate_words
@@ -40,6 +42,9 @@ RUNS: dict[str, Callable[..., Outcome]] = {
     "pawsx": evaluate_pawsx,
     "pos": evaluate_udpos,
     "ner": evaluate_panx,
+    "xquad": evaluate_xquad,
+    "mlqa": evaluate_mlqa,
+    "tydiqa": evaluate_tydiqa,
     "bucc": evaluate_bucc,
     "tatoeba": evaluate_tatoeba,
     "pairs": evaluate_pairs,
@@ -133,6 +138,8 @@ def run(
             continue
         if first:
             _submit(output, EVALUATIONS[task].submission, outcome)
+            if outcome.items:
+                write_items(output, task, outcome.items)
             add_result(output, kept, task, TaskResult(settings[task], outcome.scores, time.monotonic() - start))
     return read_results(output) if first else kept
 

@@ -51,12 +51,19 @@ COLUMNS = (
     Column("Tatoeba acc., XTREME's eng→X", "tatoeba", "accuracy", "eng-X"),
     Column("BUCC F1, other half's threshold", "bucc", "f1"),
     Column("Tatoeba acc., X→eng", "tatoeba", "accuracy", "X-eng"),
+    Column("XQuAD F1", "xquad", "f1"),
+    Column("XQuAD EM", "xquad", "exact_match"),
+    Column("MLQA F1", "mlqa", "f1"),
+    Column("MLQA EM", "mlqa", "exact_match"),
+    Column("TyDiQA F1", "tydiqa", "f1"),
+    Column("TyDiQA EM", "tydiqa", "exact_match"),
     Column("pairs acc.", "pairs", "accuracy"),
     Column("words acc.", "words", "accuracy"),
     Column("alignment error rate", "align", "aer"),
 )
 # The metric drawn for each evaluation, and how the languages drawn begin.
-DRAWN = dict.fromkeys(EVALUATIONS, "accuracy") | {"pos": "f1", "ner": "f1", "bucc": "f1", "align": "aer"}
+DRAWN = dict.fromkeys(EVALUATIONS, "accuracy") | {"align": "aer"}
+DRAWN |= dict.fromkeys(("pos", "ner", "bucc", "xquad", "mlqa", "tydiqa"), "f1")
 STARTS = {"tatoeba": "eng-"}
 # t-SNE separates a few dozen points per class; more only cost time.
 POINTS = 8
