@@ -102,8 +102,9 @@ class SpanHead:
             if answers := questions[window.row].answers:
                 text, start = answers[0]
                 begin, stop = start + len(text) - len(text.lstrip()), start + len(text.rstrip())
-                places = window.places(begin, stop) or (_first_token(tokenizer, window.features["input_ids"]),) * 2
-                features[-1] |= {"start_positions": places[0], "end_positions": places[1]}
+                first = _first_token(tokenizer, window.features["input_ids"])
+                low, high = window.places(begin, stop) or (first, first)
+                features[-1] |= {"start_positions": low, "end_positions": high}
 
         def decode(predicted: Sequence[np.ndarray]) -> list[str]:
             starts, ends = predicted
