@@ -26,6 +26,7 @@ from ctloss.evaluate.models import finetune
 from ctloss.evaluate.models.options import XTREME_OPTIONS
 from ctloss.evaluate.tasks.classification import english_rows
 from ctloss.evaluate.tasks.questions import SpanHead
+from ctloss.shared.models import load_tokenizer
 from support import tiny_tasks
 from support.tiny_results import value
 
@@ -82,7 +83,7 @@ def test_answers_in_later_windows_in_several_scripts(tmp_path: Path, reader: Pat
 def test_marks_of_answers_in_the_features(reader: Path, facts: Facts) -> None:
     """Every window of a question is marked: with the answer where it has it, else at the first token."""
     head = SpanHead(XQUAD.labels, doc_stride=3, max_question_length=64, max_answer_length=30, n_best=20)
-    tokenizer = finetune.load_tokenizer(reader)
+    tokenizer = load_tokenizer(reader)
     for question, text, answer in [row for part in facts.values() for row in part]:
         rows = [Question("a", question, text, ((answer, text.index(answer)), ("Mira", 0)))]
         marked = []
