@@ -22,24 +22,18 @@ require_extra(
 )
 
 from ..shared.text import DataError
-from .data.parallel import AlignedWords, read_alignments
+from .data.parallel import AlignedWords, read_alignments, read_found_links
 from .models.encoder import Encoder, VectorOptions
 from .models.options import XTREME_OPTIONS, FinetuneOptions, QuestionOptions
+from .results.comparison import Comparison, compare_results
+from .results.items import Items
 from .results.report import draw_languages, draw_words, report, table_by_language, table_of_means
-from .results.scores import (
-    ItemScores,
-    Outcome,
-    Results,
-    Score,
-    Spread,
-    TaskResult,
-    over_seeds,
-    read_results,
-    write_submission,
-)
+from .results.scores import Outcome, Results, Score, Spread, TaskResult, over_seeds, read_results, write_submission
+from .results.significance import Difference, Interval, ResamplingOptions, compare
 from .suite import run
 from .tasks.answers import AnswerScore, answer_score
 from .tasks.classification import evaluate_pawsx, evaluate_xnli
+from .tasks.multiway import MultiwayOptions, evaluate_flores, evaluate_ntrex
 from .tasks.questions import evaluate_mlqa, evaluate_tydiqa, evaluate_xquad
 from .tasks.retrieval import MiningOptions, PairsOptions, evaluate_bucc, evaluate_pairs, evaluate_tatoeba
 from .tasks.tagging import evaluate_panx, evaluate_udpos
@@ -57,15 +51,20 @@ __all__ = [
     "AlignedWords",
     "AlignmentOptions",
     "AnswerScore",
+    "Comparison",
     "DataError",
+    "Difference",
     "Encoder",
     "FinetuneOptions",
-    "ItemScores",
+    "Interval",
+    "Items",
     "LexiconOptions",
     "MiningOptions",
+    "MultiwayOptions",
     "Outcome",
     "PairsOptions",
     "QuestionOptions",
+    "ResamplingOptions",
     "Results",
     "Score",
     "Spread",
@@ -73,11 +72,15 @@ __all__ = [
     "VectorOptions",
     "alignment_error",
     "answer_score",
+    "compare",
+    "compare_results",
     "draw_languages",
     "draw_words",
     "evaluate_alignment",
     "evaluate_bucc",
+    "evaluate_flores",
     "evaluate_mlqa",
+    "evaluate_ntrex",
     "evaluate_pairs",
     "evaluate_panx",
     "evaluate_pawsx",
@@ -90,6 +93,7 @@ __all__ = [
     "held_out_lines",
     "over_seeds",
     "read_alignments",
+    "read_found_links",
     "read_results",
     "report",
     "run",

@@ -18,9 +18,11 @@ from ..shared.text import home_path
 from .data.sources import EVALUATIONS, find_data
 from .models.encoder import Encoder, VectorOptions
 from .models.options import XTREME_OPTIONS, FinetuneOptions, QuestionOptions
+from .results.comparison import compare_results
 from .results.report import draw_languages, draw_words, report, table_of_means
 from .results.scores import read_results
-from .suite import run
+from .results.significance import ResamplingOptions
+from .suite import OPTIONS, run
 
 REPORT, LANGUAGES, WORDS = "results.md", "languages.png", "words.png"
 # XTREME's settings of the evaluations that fine-tune.
@@ -73,8 +75,14 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--seeds", type=int, default=1, metavar="N", help="fine-tuning runs of each task (default: 1)")
     add_options(
-        top, "vectors (tatoeba, bucc, pairs, words, align)", {"": VectorOptions()}, description="how vectors are made"
+        top,
+        f"vectors ({', '.join(name for name in EVALUATIONS if name not in FINETUNED)})",
+        {"": VectorOptions()},
+        description="how vectors are made",
     )
+    for group in dict.fromkeys(OPTIONS.values()):
+        add_options(top, ", ".join(task for task in OPTIONS if OPTIONS[task] is group), {"": group()})
+    add_options(top, "intervals and comparisons", {"": ResamplingOptions()})
     add_options(
         top,
         f"fine-tuning ({', '.join(FINETUNED)})",
@@ -134,6 +142,16 @@ def evaluate(given: argparse.Namespace) -> Path | None:
     output = home_path(given.output) if given.output else Path("results") / Path(given.model).resolve().name
     results = [read_results(home_path(folder)) for folder in given.beside]
     vectors = VectorOptions(**given_options(given, VectorOptions))
+    resampling = ResamplingOptions(**given_options(given, ResamplingOptions))
+    own = {task: OPTIONS[task](**given_options(given, OPTIONS[task])) for task in OPTIONS}
+    for task, group in own.items():
+        users = [name for name in OPTIONS if OPTIONS[name] is OPTIONS[task]]
+        if group != OPTIONS[task]() and not set(users) & set(tasks):
+            changed = next(iter(given_options(given, OPTIONS[task])))
+            raise ValueError(
+                f"expected {command_line(OPTIONS[task])[changed]} for a task that uses it ({', '.join(users)}), got "
+                f"{', '.join(tasks) or 'none'}; name one in --tasks or leave it out"
+            )
     for flag, values in (("--data", given.data), ("--languages", given.languages or ())):
         refuse_unused(flag, values, tasks)
     languages = by_task(given.languages or (), tasks)
@@ -142,19 +160,35 @@ def evaluate(given: argparse.Namespace) -> Path | None:
         options = finetuning(given_options(given, QuestionOptions), tasks, given.seeds)
         data = find_data(given.data, {task: options.get(task) for task in tasks})
         results.append(
-            run(given.model, data, output, name=given.name, languages=languages, vectors=vectors, finetuning=options)
+            run(
+                given.model,
+                data,
+                output,
+                name=given.name,
+                languages=languages,
+                vectors=vectors,
+                finetuning=options,
+                options=own,
+            )
         )
     if int(os.environ.get("RANK", "0")) > 0:
         return None
     open_folder(output)
-    write_atomically(output / REPORT, report(results))
-    print(table_of_means(results))
+    compared = compare_results(results, resampling)
+    write_atomically(output / REPORT, report(results, compared))
+    print(table_of_means(results, compared))
     draw_languages(results, output / LANGUAGES)
     if "align" in data:
         models = {"before": given.before} if given.before else {}
         models |= {"after" if given.before else results[-1].name: given.model}
         encoders = {title: Encoder(model, **vars(vectors)) for title, model in models.items()}
-        draw_words(encoders, Path(data["align"]), output / WORDS, languages=languages.get("align"))
+        draw_words(
+            encoders,
+            Path(data["align"]),
+            output / WORDS,
+            languages=languages.get("align"),
+            one_based=getattr(own["align"], "one_based"),  # noqa: B009 (the groups differ)
+        )
     return output
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..shared.files import open_folder
+from ..shared.files import open_folder, write_atomically
 from ..shared.models import expanded, load_tokenizer, read_config
+from ..shared.options import Group
 from ..shared.text import home_path
 from .data.sources import EVALUATIONS, digest_of_data, digest_of_model
 from .models.encoder import Encoder, VectorOptions, choose_layer
@@ -26,15 +27,15 @@ from .results.scores import (
     add_result,
     read_results,
     serves,
-    write_items,
     write_results,
     write_submission,
 )
 from .tasks.classification import evaluate_pawsx, evaluate_xnli
+from .tasks.multiway import MultiwayOptions, evaluate_flores, evaluate_ntrex
 from .tasks.questions import evaluate_mlqa, evaluate_tydiqa, evaluate_xquad
 from .tasks.retrieval import evaluate_bucc, evaluate_pairs, evaluate_tatoeba
 from .tasks.tagging import evaluate_panx, evaluate_udpos
-from .tasks.words import evaluate_alignment, evaluate_words
+from .tasks.words import AlignmentOptions, evaluate_alignment, evaluate_words
 
 # What runs each evaluation.
 RUNS: dict[str, Callable[..., Outcome]] = {
@@ -48,9 +49,13 @@ RUNS: dict[str, Callable[..., Outcome]] = {
     "bucc": evaluate_bucc,
     "tatoeba": evaluate_tatoeba,
     "pairs": evaluate_pairs,
+    "flores": evaluate_flores,
+    "ntrex": evaluate_ntrex,
     "words": evaluate_words,
     "align": evaluate_alignment,
 }
+# The evaluations that have options of their own.
+OPTIONS: dict[str, type[Group]] = {"flores": MultiwayOptions, "ntrex": MultiwayOptions, "align": AlignmentOptions}
 # These change how fast a result is computed, not what it is.
 NOT_COMPARED = ("output", "evaluation_batch_size", "checkpoint_every")
 
@@ -64,6 +69,7 @@ def run(
     languages: Mapping[str, Sequence[str]] | None = None,
     vectors: VectorOptions | None = None,
     finetuning: Mapping[str, FinetuneOptions] | None = None,
+    options: Mapping[str, Group] | None = None,
 ) -> Results:
     """Runs the evaluations that an output folder does not have yet, and writes results and predictions there.
 
@@ -76,6 +82,7 @@ def run(
         name: in tables; by default the name in the folder's results, or else the end of the model's name.
         languages: by evaluation; by default all that its data have.
         finetuning: options by fine-tuned evaluation; their ``output`` is set here.
+        options: by evaluation, of those in ``OPTIONS``.
 
     Returns:
         All results in the folder.
@@ -90,12 +97,13 @@ def run(
     load_tokenizer(model)
     output = home_path(output)
     digest = digest_of_model(model)
-    options = {task: _finetuning(task, finetuning or {}) for task in data}
+    tuning = {task: _finetuning(task, finetuning or {}) for task in data}
+    given = {task: chosen for task, chosen in (options or {}).items() if task in OPTIONS}
     vectors = vectors or VectorOptions()
-    if vectors.pooling == "layer" and None in options.values():
+    if vectors.pooling == "layer" and None in tuning.values():
         vectors = dataclasses.replace(vectors, layer=choose_layer(vectors.layer, config.num_hidden_layers))
     settings = {
-        task: _settings(model, digest, task, place, (languages or {}).get(task), vectors, options[task])
+        task: _settings(model, digest, task, place, (languages or {}).get(task), vectors, tuning[task], given.get(task))
         for task, place in data.items()
     }
     kept = read_results(output) if (output / FILE).exists() else Results(Path(model).resolve().name, model)
@@ -116,15 +124,15 @@ def run(
             if kept.tasks:
                 write_results(output, kept)
         # The encoder's refusals too.
-        if any(options[task] is None for task in waiting):
+        if any(tuning[task] is None for task in waiting):
             encoder = Encoder(model, **dataclasses.asdict(vectors))
     # Processes that wait too long for the first one to join the fine-tuning give up.
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    for task in sorted(data, key=lambda task: together and options[task] is None):
+    for task in sorted(data, key=lambda task: together and tuning[task] is None):
         if task not in waiting:
             _say(f"{task}: already in {output / FILE}", first)
             continue
-        chosen, wanted = options[task], (languages or {}).get(task)
+        chosen, wanted = tuning[task], (languages or {}).get(task)
         _say(f"{task}: {data[task]}", first)
         start = time.monotonic()
         if chosen is not None:
@@ -133,14 +141,17 @@ def run(
             outcome = RUNS[task](model, data[task], wanted, dataclasses.replace(chosen, output=output / "finetuned"))
         elif first:
             encoder = encoder or Encoder(model, **dataclasses.asdict(vectors))
-            outcome = RUNS[task](encoder, data[task], wanted)
+            outcome = RUNS[task](encoder, data[task], wanted, *([given[task]] if task in given else []))
         else:
             continue
         if first:
             _submit(output, EVALUATIONS[task].submission, outcome)
-            if outcome.items:
-                write_items(output, task, outcome.items)
-            add_result(output, kept, task, TaskResult(settings[task], outcome.scores, time.monotonic() - start))
+            if task == "align":
+                for name, lines in outcome.predictions.items():
+                    write_atomically(output / "alignments" / f"{name}.out", "".join(f"{line}\n" for line in lines))
+            add_result(
+                output, kept, task, TaskResult(settings[task], outcome.scores, time.monotonic() - start), outcome.items
+            )
     return read_results(output) if first else kept
 
 
@@ -156,18 +167,23 @@ def _settings(
     place: str,
     languages: Sequence[str] | None,
     vectors: VectorOptions,
-    options: FinetuneOptions | None,
+    tuning: FinetuneOptions | None,
+    options: Group | None,
 ) -> dict[str, Any]:
     evaluation = EVALUATIONS[task]
-    if options is not None:
-        how = {name: value for name, value in dataclasses.asdict(options).items() if name not in NOT_COMPARED}
+    if tuning is not None:
+        how = {name: value for name, value in dataclasses.asdict(tuning).items() if name not in NOT_COMPARED}
         how |= {split: [Path(file).name for file in how[split]] for split in ("train", "dev")}
     else:
         how = {name: getattr(vectors, name) for name in ("layer", "prefix", "max_length")}
         how["pooling"] = own_method(model).about if vectors.pooling == "model" else vectors.pooling
+    if options is not None:
+        # Only what was asked for: results of versions without an option stay those of its default.
+        usual = type(options)()
+        how |= {name: value for name, value in vars(options).items() if value != getattr(usual, name)}
     settings = {
         "model": digest,
-        "data": digest_of_data(evaluation, place, options, languages),
+        "data": digest_of_data(evaluation, place, tuning, languages),
         "languages": None if languages is None else sorted(set(languages)),
         **how,
     }

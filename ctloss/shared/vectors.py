@@ -62,15 +62,26 @@ def nearest(
     step = max(1, AT_A_TIME // max(1, len(y)))
     for start in range(0, len(x), step):
         part = x[start : start + step] @ y.T
-        each = np.arange(len(part))
         for row, left_out in zip(part, (removed or ())[start : start + step], strict=False):
             row[list(left_out)] = -np.inf
-        for place in range(k):
-            found = part.argmax(axis=1)
-            cosines[start : start + step, place] = part[each, found]
-            rows[start : start + step, place] = found
-            part[each, found] = -np.inf
+        cosines[start : start + step], rows[start : start + step] = largest(part, k)
     return cosines, rows
+
+
+def largest(cosines: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the k largest of each row (m, n), the first of equal ones first, and their columns; fewer if n is less.
+
+    It overwrites what it has found, so that the array is not to be used again.
+    """
+    import numpy as np
+
+    k, each = min(k, cosines.shape[1]), np.arange(len(cosines))
+    values, columns = np.empty((len(cosines), k), dtype=cosines.dtype), np.empty((len(cosines), k), dtype=np.int64)
+    for place in range(k):
+        found = cosines.argmax(axis=1)
+        values[:, place], columns[:, place] = cosines[each, found], found
+        cosines[each, found] = -np.inf
+    return values, columns
 
 
 def retrieval_accuracy(

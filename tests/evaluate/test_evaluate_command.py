@@ -33,10 +33,11 @@ Run = Callable[..., tuple[int, str]]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All nine evaluations' data; a language's sentences are the English ones, so that retrieval finds them all."""
+    """All evaluations' data; a language's sentences are the English ones, so that retrieval finds them all."""
     folder = tmp_path_factory.mktemp("data")
     for task in ("xnli", "pawsx", "udpos", "panx"):
         tiny_tasks.write_task(folder, task)
+    tiny_tasks.write_questions(folder)
     write(folder / "tatoeba", tatoeba__deu___eng__deu=SENTENCES, tatoeba__deu___eng__eng=SENTENCES)
     for code in ("zh", "en"):
         lines = [f"{code}-{number}\t{sentence}" for number, sentence in enumerate(SENTENCES)]
@@ -44,6 +45,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "bucc2018", zh___en__dev__gold=[f"zh-{number}\ten-{number}" for number in range(len(SENTENCES))])
     (folder / "multi30k").mkdir()
     write(folder / "multi30k", **{f"test_2016_flickr__{code}": SENTENCES for code in ("de", "en")})
+    for code in ("deu_Latn", "eng_Latn"):
+        write(folder / "flores" / "devtest", **{f"{code}__devtest": SENTENCES})
+    for code in ("src__eng", "ref__deu"):
+        write(folder / "ntrex" / "NTREX-128", **{f"newstest2019___{code}__txt": SENTENCES})
     write(folder / "lexicon", en__txt=tiny_tasks.NOUNS, de__txt=tiny_tasks.NOUNS)
     links = " ".join(f"{place}-{place}" for place in range(6))
     write(folder / "align", en___de__txt=[f"{text} ||| {text}" for text in SENTENCES])
@@ -82,11 +87,19 @@ def test_all_evaluations_end_to_end(
     submitted = {path.relative_to(submission).as_posix() for path in submission.rglob("*.tsv")}
     tuned = {f"{task}/test-{code}.tsv" for task in ("panx", "pawsx", "udpos", "xnli") for code in ("en", "xx")}
     assert submitted == tuned | {"bucc2018/test-zh.tsv", "tatoeba/test-de.tsv"}
+    answered = {path.relative_to(submission).as_posix() for path in submission.rglob("*.json")}
+    assert answered == {f"{task}/test-{code}.json" for task in ("xquad", "mlqa", "tydiqa") for code in ("de", "en")}
     shown = (output / "results.md").read_text(encoding="utf-8")
     assert shown.startswith("# Evaluation, zero-shot from English\n\n| model | XNLI acc. | PAWS-X acc. | POS F1 | ")
     changed = "max_steps 2; batch_size 8; max_length 32; otherwise XTREME's settings"
     assert f"- tiny, XNLI: en, xx; 1 seed; {changed}" in shown
     assert "- tiny, BUCC: zh-en; pooling 'mean'" in shown
+    # What each item adds is kept of every evaluation, and sums to its score, else it would be left out.
+    assert all(results.items(task) for task in RUNS)
+    assert "| tiny | XNLI acc. | " in shown
+    assert "| tiny | alignment error rate | 0.0 | 0.0 to 0.0 | – | – | – | – |" in shown
+    links = (output / "alignments" / "en-de.out").read_text(encoding="utf-8").splitlines()
+    assert links == [" ".join(f"{place}-{place}" for place in range(6))] * len(SENTENCES)
     for picture in ("languages.png", "words.png"):
         assert (output / picture).read_bytes().startswith(PNG)
     for task in RUNS:
@@ -196,7 +209,7 @@ def test_other_data_and_another_model_are_refused(tmp_path: Path, model: str, ru
     ("arguments", "message"),
     [
         ("", "expected a MODEL, or --beside and --output"),
-        ("MODEL", "expected --tasks, some of xnli, pawsx, pos, ner, bucc, tatoeba, pairs, words, align, got none"),
+        ("MODEL", f"expected --tasks, some of {', '.join(EVALUATIONS)}, got none"),
         ("MODEL --tasks xnli", "xnli: expected files test-LANGUAGE.tsv, got none in no folder; give --data"),
         ("MODEL --tasks xnli --data DATA/nothing", "nothing: expected a folder of data, got no such"),
         (
@@ -220,6 +233,12 @@ def test_other_data_and_another_model_are_refused(tmp_path: Path, model: str, ru
             "MODEL --tasks xnli --data DATA --languages xnli=de pos=de",
             "expected --languages for a task that uses it, got 'pos=de' for xnli",
         ),
+        (
+            "MODEL --tasks xnli --data DATA --doc-stride 9",
+            "expected --doc-stride for a task that uses it, got '9' for none",
+        ),
+        ("MODEL --tasks mlqa --data DATA --n-best mlqa=0", "n_best: expected at least 1, got 0"),
+        ("MODEL --tasks mlqa --data DATA --train mlqa=DATA/no.json", "no.json: expected a readable"),
         ("MODEL --tasks xnli --data DATA --seeds 0", "expected --seeds at least 1, got 0"),
         ("MODEL --tasks xnli --data DATA --train DATA/no.tsv", "no.tsv: expected a readable file"),
         ("MODEL --tasks words --data DATA --device gpu", "expected a device of torch "),

@@ -146,7 +146,7 @@ def test_alignment_refusals(tmp_path: Path) -> None:
     write(tmp_path, en___fr__txt=["dog ||| chien"], en___fr__gold=["0p0"])
     with pytest.raises(DataError, match=r"expected sure links \(i-j\)"):
         evaluate_alignment(WORDS, tmp_path)
-    with pytest.raises(ValueError, match="expected method to be one of argmax, softmax, got 'itermax'"):
+    with pytest.raises(ValueError, match="method: expected one of argmax, softmax, got 'itermax'"):
         AlignmentOptions("itermax")
 
 

@@ -184,16 +184,23 @@ def _read_identified(path: Path) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-def read_alignments(prefix: Path) -> list[AlignedWords]:
-    """Reads gold word alignments: PREFIX.txt, SOURCE ||| TARGET in words, and PREFIX.gold.
+def read_alignments(prefix: Path, *, one_based: bool = False) -> list[AlignedWords]:
+    """Reads gold word alignments: PREFIX.txt or PREFIX.src-tgt, SOURCE ||| TARGET in words, and PREFIX.gold.
 
-    A line of the latter holds links: ``i-j`` sure, ``ipj`` possible, positions from zero. Words and links are separated
-    as :func:`ctloss.shared.alignments.token_spans` says.
+    This is awesome-align's format. A line of the gold file holds links: ``i-j`` sure, ``ipj`` possible. Words and links
+    are separated as :func:`ctloss.shared.alignments.token_spans` says.
+
+    Args:
+        one_based: whether the file counts positions from one, as awesome-align's ``aer.py --oneRef`` takes it; what is
+            returned always counts from zero.
 
     Raises:
         DataError: the numbers of lines differ, a line is malformed, or a position lies outside its sentence.
     """
-    text_path, gold_path = (_there(prefix.parent / f"{prefix.name}.{ending}") for ending in ("txt", "gold"))
+    text_path = text_file(prefix.parent / f"{prefix.name}.src-tgt")
+    if text_path is None or text_file(prefix.parent / f"{prefix.name}.txt") is not None:
+        text_path = _there(prefix.parent / f"{prefix.name}.txt")
+    gold_path = _there(prefix.parent / f"{prefix.name}.gold")
     texts, links = ([line for _, line in decoded_lines(path)] for path in (text_path, gold_path))
     require_equal_counts({text_path: len(texts), gold_path: len(links)})
     aligned = []
@@ -207,16 +214,51 @@ def read_alignments(prefix: Path) -> list[AlignedWords]:
         sure: set[tuple[int, int]] = set()
         possible: set[tuple[int, int]] = set()
         for given, link in read_links(line):
-            if link is None or link[0] >= len(sides[0]) or link[2] >= len(sides[1]):
+            place = None if link is None else (link[0] - one_based, link[2] - one_based)
+            if place is None or min(place) < 0 or place[0] >= len(sides[0]) or place[1] >= len(sides[1]):
+                limits = ("i from 1 to", "j from 1 to") if one_based else ("i below", "j below")
                 raise DataError(
-                    f"{gold_path}, line {number}: expected links i-j or ipj with i below {len(sides[0])} and j below "
-                    f"{len(sides[1])} (the numbers of words), got {given!r}; count from zero"
+                    f"{gold_path}, line {number}: expected links i-j or ipj with {limits[0]} {len(sides[0])} and "
+                    f"{limits[1]} {len(sides[1])} (the numbers of words), got {given!r}; "
+                    f"{'count from one' if one_based else 'count from zero, or say that the file counts from one'}"
                 )
-            (sure if link[1] == "-" else possible).add((link[0], link[2]))
+            (possible if link is not None and link[1] == "p" else sure).add(place)
         aligned.append(AlignedWords(sides[0], sides[1], frozenset(sure), frozenset(sure | possible)))
     if not aligned:
         raise DataError(f"{text_path}: expected lines of text, got an empty file; give the whole file")
     return aligned
+
+
+def read_found_links(
+    path: Path, gold: Sequence[AlignedWords], *, one_based: bool = False
+) -> list[set[tuple[int, int]]]:
+    """Reads the links that an aligner found, a line of ``i-j`` for each sentence pair, as awesome-align writes them.
+
+    Args:
+        gold: the sentence pairs that were aligned.
+        one_based: whether the file counts from one, as ``aer.py --oneHyp`` takes it.
+
+    Raises:
+        DataError: there are more or fewer lines than pairs, or a link is malformed or lies outside its sentences.
+    """
+    lines = [line for _, line in decoded_lines(path)]
+    if len(lines) != len(gold):
+        raise DataError(
+            f"{path}: expected {len(gold)} lines, one a sentence pair, got {len(lines)}; align the same text"
+        )
+    found = []
+    for number, (line, pair) in enumerate(zip(lines, gold, strict=True), start=1):
+        links: set[tuple[int, int]] = set()
+        for given, link in read_links(line):
+            place = (-1, -1) if link is None else (link[0] - one_based, link[2] - one_based)
+            if min(place) < 0 or place[0] >= len(pair.first) or place[1] >= len(pair.second):
+                raise DataError(
+                    f"{path}, line {number}: expected links i-j within {len(pair.first)} and {len(pair.second)} words, "
+                    f"counted from {int(one_based)}, got {given!r}; align the same text, or count otherwise"
+                )
+            links.add(place)
+        found.append(links)
+    return found
 
 
 def read_lexicon(folder: Path, languages: Sequence[str] | None = None) -> dict[str, list[list[str]]]:

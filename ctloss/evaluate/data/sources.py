@@ -13,6 +13,7 @@ from ...shared.languages import is_language
 from ...shared.text import DataError, home_path, text_files
 from .hub import HUB, read_hub
 from .labelled import MLQA, PANX, PAWSX, TYDIQA, UDPOS, XNLI, XQUAD, Row, Task, find_files, read_folder
+from .multiway import FLORES, NTREX, Layout, files_of_layout
 from .questions import expected_files
 
 
@@ -26,6 +27,7 @@ class Evaluation:
         patterns: names of its files; for a fine-tuned task they follow from ``task``.
         task: what is fine-tuned; None where an encoder is used as it is.
         submission: XTREME's name for it; None if XTREME does not have it.
+        layout: how its files are named, of sentences in many languages.
     """
 
     title: str
@@ -33,6 +35,7 @@ class Evaluation:
     patterns: tuple[str, ...] = ()
     task: Task | None = None
     submission: str | None = None
+    layout: Layout | None = None
 
 
 EVALUATIONS = {
@@ -46,6 +49,8 @@ EVALUATIONS = {
     "bucc": Evaluation("BUCC", ("bucc2018", "bucc"), ("*-en.*",), submission="bucc2018"),
     "tatoeba": Evaluation("Tatoeba", ("tatoeba",), ("*-eng.*", "*-en.*", "test-*.tsv"), submission="tatoeba"),
     "pairs": Evaluation("line-aligned pairs", ("multi30k/test_2016_flickr",)),
+    "flores": Evaluation("FLORES-200", ("flores", "flores200", "flores200_dataset"), layout=FLORES),
+    "ntrex": Evaluation("NTREX-128", ("ntrex", "NTREX"), layout=NTREX),
     "words": Evaluation("word translation", ("lexicon",), ("*.txt",)),
     "align": Evaluation("word alignment", ("align",), ("*.txt", "*.gold")),
 }
@@ -163,6 +168,9 @@ def digest_of_model(model: str) -> str:
 def _files_of(evaluation: Evaluation, data: str, splits: Splits | None, languages: Sequence[str] = ()) -> list[Path]:
     """Returns all files that an evaluation may read, in all languages."""
     place = Path(data)
+    if (layout := evaluation.layout) is not None:
+        found = {path for split in layout.splits or ("",) for path in files_of_layout(place, layout, split).values()}
+        return sorted(found)
     if evaluation.task is not None and splits is not None:
         tests = find_files(place, evaluation.task, splits.test_split)
         files = [path for paths in tests.values() for path in paths]
@@ -171,8 +179,8 @@ def _files_of(evaluation: Evaluation, data: str, splits: Splits | None, language
                 files += map(Path, given) if given else find_files(place, evaluation.task, split).get("en", [])
         return files
     if evaluation.patterns:
-        found = {path for pattern in evaluation.patterns for path in place.glob(pattern) if path.is_file()}
-        return sorted(found.union(*(text_files(place, pattern).values() for pattern in evaluation.patterns)))
+        there = {path for pattern in evaluation.patterns for path in place.glob(pattern) if path.is_file()}
+        return sorted(there.union(*(text_files(place, pattern).values() for pattern in evaluation.patterns)))
     aligned = text_files(place.parent, f"{escape(place.name)}.*")
     codes = {name: name.removeprefix(f"{place.name}.") for name in aligned}
     return [path for name, path in aligned.items() if is_language(codes[name]) or codes[name] in languages]
@@ -181,6 +189,8 @@ def _files_of(evaluation: Evaluation, data: str, splits: Splits | None, language
 def _wanted(evaluation: Evaluation, splits: Splits | None) -> str:
     if evaluation.task is not None and evaluation.task.unit == "question" and splits is not None:
         return f"files {expected_files(evaluation.task.name, splits.test_split)}"
+    if evaluation.layout is not None:
+        return f"{evaluation.layout.name} as it was unpacked, with files such as {evaluation.layout.example()}"
     if splits is not None:
         return f"files {splits.test_split}-LANGUAGE.tsv"
     if evaluation.patterns:

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ...shared import pictures
@@ -16,7 +15,9 @@ from ..data.parallel import read_alignments
 from ..data.sources import EVALUATIONS
 from ..models.encoder import Encoder
 from ..models.options import XTREME_OPTIONS
+from .comparison import ALPHA, COLUMNS, MARK, Column, Comparison, rows_of
 from .scores import ALL, MAJORITY, Results, Spread, TaskResult, over_seeds
+from .significance import LEVEL, Interval
 
 NOTHING = "–"
 # Table 1 of Chen et al. 2022 (arXiv 2202.13083), in per cent, for the first columns below: means over all of XTREME's
@@ -31,40 +32,14 @@ PUBLISHED: dict[str, tuple[float, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the table of means: one metric of an evaluation, averaged over languages."""
-
-    title: str
-    task: str
-    metric: str
-    language: str = ALL
-
-
-# The first six are the paper's, in its order.
-COLUMNS = (
-    Column("XNLI acc.", "xnli", "accuracy"),
-    Column("PAWS-X acc.", "pawsx", "accuracy"),
-    Column("POS F1", "pos", "f1"),
-    Column("NER F1", "ner", "f1"),
-    Column("BUCC F1, XTREME's same-set threshold", "bucc", "f1_same_set"),
-    Column("Tatoeba acc., XTREME's eng→X", "tatoeba", "accuracy", "eng-X"),
-    Column("BUCC F1, other half's threshold", "bucc", "f1"),
-    Column("Tatoeba acc., X→eng", "tatoeba", "accuracy", "X-eng"),
-    Column("XQuAD F1", "xquad", "f1"),
-    Column("XQuAD EM", "xquad", "exact_match"),
-    Column("MLQA F1", "mlqa", "f1"),
-    Column("MLQA EM", "mlqa", "exact_match"),
-    Column("TyDiQA F1", "tydiqa", "f1"),
-    Column("TyDiQA EM", "tydiqa", "exact_match"),
-    Column("pairs acc.", "pairs", "accuracy"),
-    Column("words acc.", "words", "accuracy"),
-    Column("alignment error rate", "align", "aer"),
-)
 # The metric drawn for each evaluation, and how the languages drawn begin.
 DRAWN = dict.fromkeys(EVALUATIONS, "accuracy") | {"align": "aer"}
 DRAWN |= dict.fromkeys(("pos", "ner", "bucc", "xquad", "mlqa", "tydiqa"), "f1")
-STARTS = {"tatoeba": "eng-"}
+STARTS = {"tatoeba": "eng-", "flores": "eng_Latn-", "ntrex": "eng-"}
+# Options of single evaluations that the notes name.
+OWN = ("language_pairs", "flores_split", "method", "threshold", "one_based")
+# More languages than these are counted in the notes, not named.
+NAMED = 60
 # t-SNE separates a few dozen points per class; more only cost time.
 POINTS = 8
 
@@ -72,17 +47,31 @@ POINTS = 8
 Place = tuple[tuple[str, ...], int]
 
 
-def report(results: Sequence[Results]) -> str:
-    """Returns the whole report: the table of means, notes on what they average, and a table by language per task."""
-    parts = ["# Evaluation, zero-shot from English", "", table_of_means(results), "", notes(results), ""]
+def report(results: Sequence[Results], compared: Comparison | None = None) -> str:
+    """Returns the whole report: the table of means, notes on what they average, and a table by language per task.
+
+    Args:
+        compared: intervals and differences, see :func:`ctloss.evaluate.results.comparison.compare_results`.
+    """
+    parts = ["# Evaluation, zero-shot from English", "", table_of_means(results, compared), "", notes(results), ""]
+    if compared is not None and compared.rows:
+        parts += ["## Intervals and differences", "", table_of_intervals(results, compared), ""]
     for task, evaluation in EVALUATIONS.items():
         if any(task in model.tasks for model in results):
-            parts += [f"## {evaluation.title} by language", "", table_by_language(results, task), ""]
+            parts += [f"## {evaluation.title} by language", "", table_by_language(results, task, compared), ""]
+            shown = {language for *_, language in rows_of(results, task)}
+            there = {score.language for model in results if task in model.tasks for score in model.tasks[task].scores}
+            if there - shown:
+                parts += [f"{len(there - shown)} directions without English are in results.json only.", ""]
     return "\n".join(parts)
 
 
-def table_of_means(results: Sequence[Results]) -> str:
-    """Returns a table with one row per model, in per cent, the paper's rows first; ± is the spread over seeds."""
+def table_of_means(results: Sequence[Results], compared: Comparison | None = None) -> str:
+    """Returns a table with one row per model, in per cent, the paper's rows first; ± is the spread over seeds.
+
+    A mark follows scores that differ from the first model's beyond chance.
+    """
+    marks = {} if compared is None else compared.marks(column.key for column in COLUMNS)
     published = len(next(iter(PUBLISHED.values())))
     shown = [
         column
@@ -91,8 +80,11 @@ def table_of_means(results: Sequence[Results]) -> str:
     ]
     others = [NOTHING] * (len(shown) - published)
 
-    def cells(model: Results, *, majority: bool) -> list[str]:
-        return [_cell(_headline(model, column, majority=majority), 100, 1) for column in shown]
+    def cells(model: Results, *, majority: bool, number: int = -1) -> list[str]:
+        return [
+            _cell(_headline(model, column, majority=majority), 100, 1, marks.get((column.key, number), ""))
+            for column in shown
+        ]
 
     rows = [[f"{name} (paper's)", *(f"{value:.1f}" for value in row), *others] for name, row in PUBLISHED.items()]
     seen = [[NOTHING] * len(shown)]
@@ -100,22 +92,65 @@ def table_of_means(results: Sequence[Results]) -> str:
         if (row := cells(model, majority=True)) not in seen:
             seen.append(row)
             rows.append([f"{MAJORITY} of {model.name}'s test data", *row])
-    rows += [[f"**{model.name}**", *cells(model, majority=False)] for model in results]
+    rows += [
+        [f"**{model.name}**", *cells(model, majority=False, number=number)] for number, model in enumerate(results)
+    ]
     return _table(["model", *(column.title for column in shown)], rows)
 
 
-def table_by_language(results: Sequence[Results], task: str) -> str:
-    """Returns a table of all scores of an evaluation: one row per metric and language, one column per model."""
-    rows: dict[tuple[str, str, str], dict[int, Spread]] = {}
+def table_by_language(results: Sequence[Results], task: str, compared: Comparison | None = None) -> str:
+    """Returns a table of an evaluation's scores: one row per metric and language, one column per model.
+
+    A mark follows scores that differ from the first model's beyond chance.
+    """
+    rows: dict[tuple[str, str, str], dict[int, Spread]] = {row: {} for row in rows_of(results, task)}
     for number, model in enumerate(results):
         for spread in _spreads(model, task):
-            rows.setdefault((spread.metric, spread.about, spread.language), {})[number] = spread
-    metrics = list(dict.fromkeys(metric for metric, *_ in rows))
+            if (row := (spread.metric, spread.about, spread.language)) in rows:
+                rows[row][number] = spread
+    keys = {row: (task, row[0], row[2]) for row in rows if MAJORITY not in row[1]}
+    marks = {} if compared is None else compared.marks(dict.fromkeys(keys.values()))
     lines = []
-    for metric, about, language in sorted(rows, key=lambda row: metrics.index(row[0])):
-        cells = [_cell(rows[metric, about, language].get(number), 1, 3) for number in range(len(results))]
+    for row, spreads in rows.items():
+        metric, about, language = row
+        cells = [
+            _cell(spreads.get(number), 1, 3, marks.get((keys[row], number), "") if row in keys else "")
+            for number in range(len(results))
+        ]
         lines.append([f"{metric} ({about})" if about else metric, language, *cells])
     return _table(["metric", "language", *(model.name for model in results)], lines)
+
+
+def table_of_intervals(results: Sequence[Results], compared: Comparison) -> str:
+    """Returns a table of the means' intervals and of the differences from the first model, and how they were found."""
+    corrected = compared.corrected(column.key for column in COLUMNS)
+    first = results[0].name
+    lines = []
+    for column in COLUMNS:
+        intervals, differences = compared.rows.get(column.key, ([], []))
+        for number, (interval, difference) in enumerate(zip(intervals, differences, strict=True)):
+            if interval is None:
+                continue
+            cells = [results[number].name, column.title, f"{100 * interval.value:.1f}", _between(interval, "")]
+            if difference is not None:
+                p, mark = corrected[column.key, number], MARK if corrected[column.key, number] < ALPHA else ""
+                cells += [f"{100 * difference.value:+.1f}{mark and f' {mark}'}", _between(difference, "+")]
+                cells += [f"{difference.p:.4f}", f"{p:.4f}"]
+            lines.append([*cells, *[NOTHING] * (8 - len(cells))])
+    level = f"{100 * LEVEL:.0f} %"
+    columns = ["model", "score", "per cent", f"{level} interval", f"less {first}", f"{level} interval", "p", "p (Holm)"]
+    told = (
+        "Paired bootstrap over the items of each test set, and over a model's seeds where it has several: "
+        f"{compared.options.resamples} resamples, seed {compared.options.resampling_seed}, percentiles. p is "
+        f"two-sided. {MARK} marks p < {ALPHA:g} after Holm's correction for the {len(corrected)} differences of this "
+        f"table, and in each of the others for those in it. Differences are from {first}, and only between scores of "
+        "the same items."
+    )
+    return "\n".join([_table(columns, lines), "", told])
+
+
+def _between(interval: Interval, sign: str) -> str:
+    return f"{100 * interval.low:{sign}.1f} to {100 * interval.high:{sign}.1f}"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -128,7 +163,7 @@ def notes(results: Sequence[Results]) -> str:
     lines = [
         "Per cent. Rows marked as the paper's are Table 1 of Chen et al. 2022: means over all of XTREME's languages, "
         "zero-shot from English. The others are means over the languages below, with the standard deviation over seeds "
-        "after ±. Higher is better, except for the alignment error rate.",
+        "after ±. Higher is better, except for xsim and the alignment error rate.",
         "",
     ]
     for model in results:
@@ -138,12 +173,12 @@ def notes(results: Sequence[Results]) -> str:
 
 
 def _facts(task: str, result: TaskResult) -> list[str]:
-    means = (ALL, "eng-X", "X-eng")
-    languages = list(dict.fromkeys(score.language for score in result.scores if score.language not in means))
-    facts = [", ".join(languages) or "no labels, so no scores"]
+    languages = list(dict.fromkeys(score.language for score in result.scores if not _is_mean(score.language)))
+    named = ", ".join(languages) if len(languages) <= NAMED else f"{len(languages)} directions"
+    facts = [named or "no labels, so no scores"]
     finetuned = EVALUATIONS[task].task
     if finetuned is None:
-        wanted = ("pooling", "layer", "prefix", "max_length")
+        wanted = ("pooling", "layer", "prefix", "max_length", *OWN)
         facts += [f"{name} {result.settings[name]!r}" for name in wanted if result.settings.get(name) not in (None, "")]
         return facts
     usual = dataclasses.asdict(XTREME_OPTIONS[finetuned.name])
@@ -153,6 +188,10 @@ def _facts(task: str, result: TaskResult) -> list[str]:
     facts.append(f"{runs} seed{'s' if runs > 1 else ''}")
     facts += [f"{name} {', '.join(value) if isinstance(value, list) else value}" for name, value in changed.items()]
     return [*facts, "otherwise XTREME's settings" if changed else "XTREME's settings"]
+
+
+def _is_mean(language: str) -> bool:
+    return language == ALL or language.startswith("X-") or language.endswith("-X")
 
 
 def _spreads(model: Results, task: str) -> list[Spread]:
@@ -169,11 +208,11 @@ def _headline(model: Results, column: Column, *, majority: bool) -> Spread | Non
     return None
 
 
-def _cell(spread: Spread | None, scale: int, digits: int) -> str:
+def _cell(spread: Spread | None, scale: int, digits: int, mark: str = "") -> str:
     if spread is None:
         return NOTHING
     deviation = "" if spread.deviation is None else f" ± {scale * spread.deviation:.{digits}f}"
-    return f"{scale * spread.mean:.{digits}f}{deviation}"
+    return f"{scale * spread.mean:.{digits}f}{deviation}{mark and f' {mark}'}"
 
 
 def draw_languages(results: Sequence[Results], path: Path) -> bool:
@@ -239,7 +278,7 @@ def _by_language(model: Results, task: str) -> dict[str, Spread]:
         for spread in _spreads(model, task)
         if spread.metric == metric
         and MAJORITY not in spread.about
-        and spread.language not in (ALL, f"{start}X")
+        and not _is_mean(spread.language)
         and spread.language.startswith(start)
     }
 
@@ -250,6 +289,7 @@ def draw_words(
     path: Path,
     *,
     languages: Sequence[str] | None = None,
+    one_based: bool = False,
     meanings: int = 12,
     seed: int = 0,
 ) -> bool:
@@ -262,6 +302,7 @@ def draw_words(
         encoders: by the title of their panel, such as before and after an alignment.
         folder: of gold word alignments with English, see :func:`ctloss.evaluate.data.parallel.read_alignments`.
         languages: pairs such as ``"en-fr"``; by default all in the folder.
+        one_based: whether gold files count words from one.
         meanings: number of English words.
 
     Returns:
@@ -272,7 +313,7 @@ def draw_words(
     """
     places = [
         (word, language, place)
-        for word, by_language in choose_words(folder, meanings, languages).items()
+        for word, by_language in choose_words(folder, meanings, languages, one_based=one_based).items()
         for language, found in by_language.items()
         for place in found
     ]
@@ -292,7 +333,7 @@ def draw_words(
 
 
 def choose_words(
-    folder: Path, meanings: int, languages: Sequence[str] | None = None
+    folder: Path, meanings: int, languages: Sequence[str] | None = None, *, one_based: bool = False
 ) -> dict[str, dict[str, list[Place]]]:
     """Chooses English words that gold alignments link one to one: those in most languages, the most frequent first.
 
@@ -310,7 +351,7 @@ def choose_words(
         if len(codes) != 2 or "en" not in codes or (languages is not None and name not in languages):
             continue
         english, other = codes.index("en"), codes[1 - codes.index("en")]
-        for pair in read_alignments(folder / name):
+        for pair in read_alignments(folder / name, one_based=one_based):
             sides = (tuple(pair.first), tuple(pair.second))
             times = [Counter(link[side] for link in pair.possible) for side in (0, 1)]
             for link in sorted(pair.sure):

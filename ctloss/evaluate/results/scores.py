@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ...shared.files import locked, write_atomically
+from .items import Items, read_items, write_items
 
 ALL = "mean"
 # What scores of always answering the most frequent label say of themselves.
@@ -46,25 +47,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A task's scores and, by language, the lines of XTREME's submission file test-LANGUAGE.tsv (.json of questions).
+    """A task's scores; by language, the lines of XTREME's submission file; and scores by item.
 
-    Where it has them, ``items`` are the scores of single items.
+    The file is test-LANGUAGE.tsv, or .json for questions.
     """
 
     scores: list[Score]
     predictions: dict[str, list[str]]
-    items: list[ItemScores] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class ItemScores:
-    """The scores of single items, by their ids, whose mean is the :class:`Score` of the same names."""
-
-    task: str
-    language: str
-    metric: str
-    seed: int | None
-    values: dict[str, float]
+    items: Sequence[Items] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -91,11 +81,20 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Results:
-    """All results of a model, its name or folder, by evaluation; ``name`` is what tables and figures call it."""
+    """All results of a model, its name or folder, by evaluation; ``name`` is what tables and figures call it.
+
+    ``folder`` is where they were read from, if they were.
+    """
 
     name: str
     model: str
     tasks: dict[str, TaskResult] = field(default_factory=dict)
+    folder: Path | None = field(default=None, compare=False)
+
+    def items(self, task: str) -> list[Items]:
+        """Reads the items of an evaluation; none if they were not kept, as by earlier versions."""
+        result = self.tasks.get(task)
+        return [] if self.folder is None or result is None else read_items(self.folder, task, result.scores)
 
 
 def with_means(scores: Iterable[Score], *, pivot: str | None = None, by_about: bool = True) -> list[Score]:
@@ -152,7 +151,7 @@ def read_results(folder: str | Path) -> Results:
             task: TaskResult(kept["settings"], [Score(**score) for score in kept["scores"]], kept["seconds"])
             for task, kept in read["tasks"].items()
         }
-        return Results(read["name"], read["model"], tasks)
+        return Results(read["name"], read["model"], tasks, Path(folder))
     except OSError as error:
         raise ValueError(
             f"{path}: expected results of python -m ctloss.evaluate, got {error.strerror}; give its output folder"
@@ -166,19 +165,17 @@ def read_results(folder: str | Path) -> Results:
 
 def write_results(folder: str | Path, results: Results) -> None:
     """Writes results.json, whole or not at all."""
-    write_atomically(Path(folder) / FILE, json.dumps(dataclasses.asdict(results), indent=1, ensure_ascii=False) + "\n")
+    kept = {name: value for name, value in dataclasses.asdict(results).items() if name != "folder"}
+    write_atomically(Path(folder) / FILE, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_items(folder: str | Path, task: str, items: Sequence[ItemScores]) -> None:
-    """Writes the scores of single items as FOLDER/items/TASK.json, a list, whole or not at all."""
-    text = json.dumps([dataclasses.asdict(item) for item in items], ensure_ascii=False)
-    write_atomically(Path(folder) / "items" / f"{task}.json", text + "\n")
-
-
-def add_result(folder: str | Path, results: Results, task: str, result: TaskResult) -> None:
+def add_result(
+    folder: str | Path, results: Results, task: str, result: TaskResult, items: Sequence[Items] = ()
+) -> None:
     """Adds one task's result to those in a folder, which may have grown since ``results`` were read from it."""
     with locked(Path(folder), wait=True):
         there = read_results(folder).tasks if (Path(folder) / FILE).exists() else {}
+        write_items(folder, task, items)
         write_results(folder, dataclasses.replace(results, tasks={**there, task: result}))
 
 

@@ -20,6 +20,7 @@ from ..data.labelled import PAWSX, XNLI, LabelledPair, Row, TaggedSentence, Task
 from ..data.sources import digest_of_model, read_split
 from ..models.encoder import EmptySentence
 from ..models.options import XTREME_OPTIONS, FinetuneOptions
+from ..results.items import Items, digest_of_items
 from ..results.scores import MAJORITY, Outcome, Score, with_means
 
 if TYPE_CHECKING:
@@ -268,7 +269,10 @@ def _evaluate(
     model: str, data: str | Path, task: Task, languages: Sequence[str] | None, options: FinetuneOptions | None
 ) -> Outcome:
     rows, predicted = transfer(model, data, task, PairHead(task.labels), languages, options)
+    import numpy as np
+
     scores = []
+    items = []
     for language, tests in rows.items():
         gold = _labels(tests)
         if not gold:
@@ -276,5 +280,8 @@ def _evaluate(
         else:
             for seed, answers in predicted.items():
                 scores.append(Score(task.name, language, "accuracy", accuracy(gold, answers[language]), seed))
+                hits = np.array([one == other for one, other in zip(gold, answers[language], strict=True)])
+                aligned = task.name if task.parallel else ""
+                items.append(Items(language, "accuracy", digest_of_items(tests), hits, seed=seed, aligned=aligned))
             scores.append(Score(task.name, language, "accuracy", majority_accuracy(gold), about=MAJORITY))
-    return Outcome(with_means(scores), next(iter(predicted.values())))
+    return Outcome(with_means(scores), next(iter(predicted.values())), items)

@@ -13,8 +13,9 @@ from ...shared.text import DataError
 from ..data.labelled import MLQA, TYDIQA, XQUAD, Row, Task, find_files
 from ..data.questions import Question
 from ..models.options import XTREME_OPTIONS, FinetuneOptions, QuestionOptions
-from ..results.scores import ItemScores, Outcome, Score, with_means
-from .answers import MLQA_LANGUAGES, answer_score
+from ..results.items import Items, digest_of_items
+from ..results.scores import Outcome, Score, with_means
+from .answers import MLQA_LANGUAGES, AnswerScore, answer_score
 from .classification import transfer, warn_unlabelled
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def evaluate_xquad(
 
     Returns:
         F1 and exact match by language and seed, best over the gold answers, with their means over languages, and in
-        ``items`` those of every question; no scores where the test set has no answers. Predictions are the first
-        seed's, as XTREME's test-LANGUAGE.json.
+        ``items`` those of every question in the order of the file; no scores where the test set has no answers.
+        Predictions are the first seed's, as the lines of XTREME's test-LANGUAGE.json.
 
     Raises:
         DataError: a file is missing or malformed.
@@ -124,7 +125,7 @@ class SpanHead:
 
 
 def submission_lines(questions: Sequence[Question], answers: Sequence[str]) -> list[str]:
-    """Returns the lines of a submission: JSON, each answer by its question's id.
+    """Returns the lines of a submission: JSON, each answer by its question's id, in the order of the questions.
 
     Example:
         >>> submission_lines([Question("q1", "Who?", "The queen.", ())], ["The queen"])
@@ -135,8 +136,8 @@ def submission_lines(questions: Sequence[Question], answers: Sequence[str]) -> l
 
 
 def _first_token(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> int:
-    places = (ids == tokenizer.cls_token_id).nonzero()[0] if tokenizer.cls_token_id is not None else ()
-    return int(places[0]) if len(places) else 0
+    places = [] if tokenizer.cls_token_id is None else (ids == tokenizer.cls_token_id).nonzero()[0].tolist()
+    return places[0] if places else 0
 
 
 def _evaluate(
@@ -148,24 +149,27 @@ def _evaluate(
     head = SpanHead(
         task.labels, options.doc_stride, options.max_question_length, options.max_answer_length, options.n_best
     )
+    import numpy as np
+
     rows, predicted = transfer(model, data, task, head, languages, options)
-    scores: list[Score] = []
-    items: list[ItemScores] = []
     questions = {language: [row for row in tests if isinstance(row, Question)] for language, tests in rows.items()}
+    # XQuAD asks the same questions in every language.
+    same = len({tuple(test.id for test in tests) for tests in questions.values()}) == 1
+    scores: list[Score] = []
+    items: list[Items] = []
     for language, tests in questions.items():
         if not tests[0].answers:
             warn_unlabelled(task, language)
             continue
+        asked = digest_of_items(tests)
         for seed, answers in predicted.items():
-            rules = language if task is MLQA else None
-            found = {
-                test.id: answer_score(answer, [text for text, _ in test.answers], rules)
+            found = [
+                answer_score(answer, [text for text, _ in test.answers], language if task is MLQA else None)
                 for test, answer in zip(tests, answers[language], strict=True)
-            }
-            for metric in ("f1", "exact_match"):
-                values = {name: getattr(score, metric) for name, score in found.items()}
-                items.append(ItemScores(task.name, language, metric, seed, values))
-                scores.append(Score(task.name, language, metric, fmean(values.values()), seed))
+            ]
+            for metric, values in zip(AnswerScore._fields, np.array(found).T, strict=True):
+                scores.append(Score(task.name, language, metric, float(values.mean()), seed))
+                items.append(Items(language, metric, asked, values, seed=seed, aligned=task.name if same else ""))
     first = next(iter(predicted.values()))
     lines = {language: submission_lines(tests, first[language]) for language, tests in questions.items()}
     return Outcome(with_means(scores), lines, items)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from ...shared.languages import XTREME_CODES
 from ...shared.text import DataError, text_file
-from ...shared.vectors import centred, nearest, random_pair_cosine, retrieval_accuracy
+from ...shared.vectors import centred, nearest, random_pair_cosine
 from ..data.parallel import Corpora, read_aligned, read_bucc, read_tatoeba
 from ..models.encoder import Encoder, sentence_vectors
+from ..results.items import Items, digest_of_items
 from ..results.scores import Outcome, Score, with_means
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def evaluate_tatoeba(
 
     encoder = encoder if isinstance(encoder, Encoder) else Encoder(encoder)
     scores: list[Score] = []
+    items: list[Items] = []
     predictions = {}
     for pairs in read_tatoeba(Path(data), languages):
         sides = zip(pairs.files, (pairs.first, pairs.second), strict=True)
@@ -88,8 +90,11 @@ def evaluate_tatoeba(
         predictions[XTREME_CODES.get(code, code)] = [str(found[j]) for j in order]
         if pairs.gold is not None:
             # The candidates keep their order, so that of equally near ones the scores take the one predicted.
-            scores += both_ways("tatoeba", pairs.languages[0], "eng", x, y[np.argsort(pairs.gold)])
-    return Outcome(with_means(scores, pivot="eng"), predictions)
+            asked = digest_of_items([*pairs.first, *pairs.second])
+            found_both = both_ways("tatoeba", pairs.languages[0], "eng", x, y[np.argsort(pairs.gold)], asked)
+            scores += found_both[0]
+            items += found_both[1]
+    return Outcome(with_means(scores, pivot="eng"), predictions, items)
 
 
 def line_of(path: Path, i: int) -> str:
@@ -128,19 +133,32 @@ def evaluate_pairs(
     }
     chosen = [pair for pair in combinations(vectors, 2) if options.pivot is None or options.pivot in pair]
     task = options.task or prefix.name
-    scores = [score for a, b in chosen for score in both_ways(task, a, b, vectors[a], vectors[b])]
-    return Outcome(with_means(scores), {})
+    digests = {language: digest_of_items(lines) for language, lines in texts.items()}
+    found = [
+        both_ways(task, a, b, vectors[a], vectors[b], f"{digests[a]} {digests[b]}", aligned=task) for a, b in chosen
+    ]
+    scores = [score for part, _ in found for score in part]
+    return Outcome(with_means(scores), {}, [item for _, part in found for item in part])
 
 
-def both_ways(task: str, first: str, second: str, x: np.ndarray, y: np.ndarray) -> list[Score]:
-    """Scores the retrieval of row i of y (n, d) by row i of x (n, d) and the reverse, as they are and centred."""
-    scores = []
+def both_ways(
+    task: str, first: str, second: str, x: np.ndarray, y: np.ndarray, asked: str, aligned: str = ""
+) -> tuple[list[Score], list[Items]]:
+    """Scores the retrieval of row i of y (n, d) by row i of x (n, d) and the reverse, as they are and centred.
+
+    Row i of either is item i of those that ``asked`` and ``aligned`` stand for, see :class:`Items`.
+    """
+    import numpy as np
+
+    scores, items = [], []
     for suffix, a, b in (("", x, y), ("_centred", centred(x), centred(y))):
         for name, queries, candidates in ((f"{first}-{second}", a, b), (f"{second}-{first}", b, a)):
-            scores.append(Score(task, name, f"accuracy{suffix}", retrieval_accuracy(queries, candidates)))
+            hits = nearest(queries, candidates)[1][:, 0] == np.arange(len(queries))
+            scores.append(Score(task, name, f"accuracy{suffix}", float(hits.mean())))
+            items.append(Items(name, f"accuracy{suffix}", asked, hits, aligned=aligned))
         if len(x) > 1:
             scores.append(Score(task, f"{first}-{second}", f"random_pair_cosine{suffix}", random_pair_cosine(a, b)))
-    return scores
+    return scores, items
 
 
 def evaluate_bucc(
@@ -171,6 +189,7 @@ def evaluate_bucc(
     encoder = encoder if isinstance(encoder, Encoder) else Encoder(encoder)
     folder = Path(data)
     scores: list[Score] = []
+    items: list[Items] = []
     predictions = {}
     for corpora in read_bucc(folder, languages):
         language, name = corpora.languages[0], "-".join(corpora.languages)
@@ -186,14 +205,32 @@ def evaluate_bucc(
             for metric in ("f1", "precision", "recall")
         ]
         scores.append(Score("bucc", name, "f1_same_set", measure(kept, gold).f1, about=SAME_SET))
+        items.append(_items_of_f1(name, "f1_same_set", corpora, kept, gold))
         if text_file(folder / f"{name}.test.en") is not None:
             [test] = read_bucc(folder, [language], "test")
             kept = above(_mined(encoder, test, options.neighbours), threshold)
             if test.gold is not None:
                 value = measure(kept, test.gold).f1
                 scores.append(Score("bucc", name, "f1_test", value, about="threshold chosen on the dev split"))
+                items.append(_items_of_f1(name, "f1_test", test, kept, test.gold))
         predictions[language] = ["\t".join(pair) for pair in kept]
-    return Outcome(with_means(scores), predictions)
+    return Outcome(with_means(scores), predictions, items)
+
+
+def _items_of_f1(
+    name: str, metric: str, corpora: Corpora, kept: Sequence[tuple[str, str]], gold: set[tuple[str, str]]
+) -> Items:
+    """Returns what each sentence of the first language adds to an F1, with the threshold as it is."""
+    import numpy as np
+
+    place = {identifier: i for i, (identifier, _) in enumerate(corpora.first)}
+    above, below = np.zeros(len(place), dtype=np.int64), np.zeros(len(place), dtype=np.int64)
+    for pair in kept:
+        above[place[pair[0]]] += 2 * (pair in gold)
+        below[place[pair[0]]] += 1
+    for pair in gold:
+        below[place[pair[0]]] += 1
+    return Items(name, metric, digest_of_items([*corpora.first, sorted(gold)]), above, below)
 
 
 def _mined(encoder: Encoder, corpora: Corpora, k: int) -> Mined:
@@ -236,9 +273,8 @@ def mine(x: np.ndarray, y: np.ndarray, k: int = 4) -> list[tuple[int, int, float
     forth, forth_rows = nearest(x, y, k)
     back, back_rows = nearest(y, x, k)
     x_mean, y_mean = forth.mean(axis=1, dtype=np.float64), back.mean(axis=1, dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        forth_scores = np.nan_to_num(2 * forth / (x_mean[:, None] + y_mean[forth_rows]), posinf=0, neginf=0)
-        back_scores = np.nan_to_num(2 * back / (y_mean[:, None] + x_mean[back_rows]), posinf=0, neginf=0)
+    forth_scores = ratio_margins(forth, forth_rows, x_mean, y_mean)
+    back_scores = ratio_margins(back, back_rows, y_mean, x_mean)
     proposals = []
     for scores, rows, flip in ((forth_scores, forth_rows, False), (back_scores, back_rows, True)):
         best = scores.argmax(axis=1)
@@ -254,6 +290,19 @@ def mine(x: np.ndarray, y: np.ndarray, k: int = 4) -> list[tuple[int, int, float
             if score > 0:
                 found.append((i, j, score))
     return found
+
+
+def ratio_margins(cosines: np.ndarray, rows: np.ndarray, own: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Returns the ratio margin of each query with each of its neighbours; see :func:`mine`.
+
+    Args:
+        cosines, rows: of the queries' k nearest candidates, (m, k).
+        own, other: the mean of the k largest cosines of each query (m,) and of each candidate (n,).
+    """
+    import numpy as np
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(2 * cosines / (own[:, None] + other[rows]), posinf=0, neginf=0)
 
 
 def best_threshold(mined: Mapping[tuple[str, str], float], gold: set[tuple[str, str]]) -> float:

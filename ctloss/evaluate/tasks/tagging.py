@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..data.labelled import IGNORED, PANX, UDPOS, Row, TaggedSentence, Task
 from ..models.options import FinetuneOptions
+from ..results.items import Items, digest_of_items
 from ..results.scores import Outcome, Score, with_means
 from .classification import accuracy, transfer, warn_unlabelled
 
@@ -72,7 +73,12 @@ def pos_f1(gold: Tags, predicted: Tags) -> float:
         >>> pos_f1([["CCONJ", "NOUN", "NOUN", "PUNCT"]], [["SCONJ", "NOUN", "NOUN", "PUNCT"]])
         0.66...
     """
-    return entity_f1(*([[f"{tag[0]}-{tag}" for tag in tags] for tags in side] for side in (gold, predicted)))
+    return entity_f1(*(list(map(as_chunks, side)) for side in (gold, predicted)))
+
+
+def as_chunks(tags: Sequence[str]) -> list[str]:
+    """Returns tags without prefixes as seqeval is given them, see :func:`pos_f1`."""
+    return [f"{tag[0]}-{tag}" for tag in tags]
 
 
 def token_accuracy(gold: Tags, predicted: Tags) -> float:
@@ -245,12 +251,35 @@ def _check_shapes(gold: Tags, predicted: Tags) -> None:
             raise ValueError(f"expected {len(one)} tags in sentence {number}, got {len(other)}")
 
 
+def _items(head: WordHead, tests: Sequence[Row], answers: Tags, language: str, seed: int) -> list[Items]:
+    """Returns what each sentence adds to F1, entities or chunks in it, and to the share of words."""
+    import numpy as np
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    counts = []
+    for gold, predicted in zip(_tags(tests), answers, strict=True):
+        with warnings.catch_warnings():
+            # Of chunks that are no entities.
+            warnings.simplefilter("ignore")
+            one, other = (
+                set(get_entities(list(tags) if head.prefixed else as_chunks(tags))) for tags in (gold, predicted)
+            )
+        right = sum(tag == answer for tag, answer in zip(gold, predicted, strict=True))
+        counts.append((2 * len(one & other), len(one) + len(other), right, len(gold)))
+    columns, asked = np.array(counts).T, digest_of_items(tests)
+    return [
+        Items(language, metric, asked, above, below, seed)
+        for metric, above, below in (("f1", *columns[:2]), ("accuracy", *columns[2:]))
+    ]
+
+
 def _evaluate(
     model: str, data: str | Path, task: Task, languages: Sequence[str] | None, options: FinetuneOptions | None
 ) -> Outcome:
     head = WordHead(task.labels, prefixed=task is PANX)
     rows, predicted = transfer(model, data, task, head, languages, options)
     scores = []
+    items = []
     for language, tests in rows.items():
         gold = _tags(tests)
         if not gold:
@@ -260,5 +289,6 @@ def _evaluate(
                 scores.append(Score(task.name, language, "f1", head.f1(gold, answers[language]), seed))
                 right = token_accuracy(gold, answers[language])
                 scores.append(Score(task.name, language, "accuracy", right, seed, about="words"))
+                items += _items(head, tests, answers[language], language, seed)
     first = next(iter(predicted.values()))
-    return Outcome(with_means(scores), {language: submission_lines(tags) for language, tags in first.items()})
+    return Outcome(with_means(scores), {language: submission_lines(tags) for language, tags in first.items()}, items)

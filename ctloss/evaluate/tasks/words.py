@@ -7,19 +7,20 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from ...shared.options import Group, option
 from ...shared.text import DataError, text_files
 from ...shared.vectors import centred, nearest, unit
 from ..data.parallel import AlignedWords, no_such_file, read_alignments, read_lexicon
 from ..models.encoder import EmptySentence, Encoder, Pieces
+from ..results.items import Items, digest_of_items
 from ..results.scores import Outcome, Score, with_means
 
 if TYPE_CHECKING:
     import numpy as np
 
 Link = tuple[int, int]
-METHODS = ("argmax", "softmax")
 
 
 @dataclass(frozen=True)
@@ -36,22 +37,26 @@ class LexiconOptions:
 
 
 @dataclass(frozen=True)
-class AlignmentOptions:
-    """How words are aligned.
+class AlignmentOptions(Group):
+    """How words are aligned, and how the gold file counts them.
 
     Args:
         method: ``"argmax"`` links wordpieces that are each other's nearest by cosine (Jalili Sabet et al. 2020, arXiv
             2004.08728); ``"softmax"`` links those whose softmax of inner products exceeds ``threshold`` in both
-            directions (Dou and Neubig 2021, arXiv 2101.08231), which depends on the scale of the hidden states.
-        threshold: for ``"softmax"``.
+            directions (Dou and Neubig 2021, arXiv 2101.08231), which depends on the scale of the hidden states. With
+            layer 8 and no prefix the latter is awesome-align's default.
     """
 
-    method: str = "argmax"
-    threshold: float = 1e-3
+    method: Literal["argmax", "softmax"] = option(
+        "argmax",
+        "argmax links mutual nearest wordpieces, softmax does as awesome-align",
+        flag="--align-method",
+    )
+    threshold: float = option(1e-3, "for softmax, what a link exceeds in both directions", flag="--align-threshold")
+    one_based: bool = option(False, "gold files count words from one, as for awesome-align's aer.py --oneRef")
 
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"expected method to be one of {', '.join(METHODS)}, got {self.method!r}")
+    def check(self) -> None:
+        self.positive("threshold")
 
 
 def held_out_lines(count: int, share: float, seed: int = 0) -> frozenset[int]:
@@ -110,6 +115,7 @@ def evaluate_words(
         kept[language] = {word: row for row, (word, _) in enumerate(with_pieces)}
         vectors[language] = np.stack([item.vectors.mean(axis=0) for _, item in with_pieces])
     scores = []
+    items = []
     for a, b in combinations(lists, 2):
         if options.pivot not in (None, a, b):
             continue
@@ -126,12 +132,20 @@ def evaluate_words(
                 hits = {row: hit in right[row] for row, hit in zip(right, found, strict=True)}
                 spelled, targets = list(kept[one]), list(kept[other])
                 apart = [row for row in right if spelled[row] not in {targets[hit] for hit in right[row]}]
+                asked = digest_of_items([*(spelled[row] for row in right), *targets])
+                found_right = np.array(list(hits.values()))
+                items.append(Items(f"{one}-{other}", f"accuracy{suffix}", asked, found_right))
                 name, about = f"{one}-{other}", f"{len(right)} words"
                 scores.append(Score("words", name, f"accuracy{suffix}", sum(hits.values()) / len(hits), about=about))
                 if apart:
                     value, about = sum(hits[row] for row in apart) / len(apart), f"{len(apart)} words"
                     scores.append(Score("words", name, f"accuracy_respelled{suffix}", value, about=about))
-    return Outcome(with_means(scores, by_about=False), {})
+                    # The same words, of which those spelled alike count for nothing.
+                    counted = np.isin(list(hits), apart)
+                    items.append(
+                        Items(name, f"accuracy_respelled{suffix}", asked, found_right & counted, denominators=counted)
+                    )
+    return Outcome(with_means(scores, by_about=False), {}, items)
 
 
 def translations(
@@ -173,10 +187,11 @@ def evaluate_alignment(
     Args:
         encoder: an encoder, or the name or folder of one. Its pooling chooses the hidden states that are compared.
         data: the folder of the files, ``en-fr.txt`` with ``en-fr.gold`` and so on, see :func:`read_alignments`.
-        languages: pairs such as ``"en-fr"``; by default all in the folder.
+        languages: pairs such as ``"en-fr"``, the files' names; by default all in the folder.
 
     Returns:
-        Scores for each pair and their means; no predictions.
+        Scores for each pair and their means; predictions are the links, a line of ``i-j`` for each sentence pair,
+        counted from zero, as awesome-align writes them.
 
     Raises:
         DataError: a pair is missing, or a file is malformed.
@@ -186,17 +201,23 @@ def evaluate_alignment(
     folder = Path(data)
     there = [name.removesuffix(".gold") for name in text_files(folder, "*.gold")]
     scores: list[Score] = []
+    items: list[Items] = []
+    predictions: dict[str, list[str]] = {}
     for name in dict.fromkeys(there if languages is None else languages):
         if name not in there:
             raise no_such_file(folder / f"{name}.gold", f"the gold alignment of {name!r}", there)
-        pairs = read_alignments(folder / name)
+        pairs = read_alignments(folder / name, one_based=options.one_based)
         first, second = (_pieces(encoder, pairs, side, folder / f"{name}.txt") for side in ("first", "second"))
         links = [align(x, y, options) for x, y in zip(first, second, strict=True)]
         values = alignment_error(links, pairs)
         scores += [Score("alignment", name, metric, value) for metric, value in values.items()]
+        asked = digest_of_items((pair.first, pair.second, sorted(pair.sure), sorted(pair.possible)) for pair in pairs)
+        parts = alignment_parts(links, pairs)
+        items += [Items(name, metric, asked, above, below) for metric, (above, below) in parts.items()]
+        predictions[name] = [" ".join(f"{i}-{j}" for i, j in sorted(found)) for found in links]
     if not scores:
         raise DataError(f"{folder}: expected files such as en-fr.txt and en-fr.gold, got none")
-    return Outcome(with_means(scores), {})
+    return Outcome(with_means(scores), predictions, items)
 
 
 def _pieces(encoder: Encoder, pairs: Sequence[AlignedWords], side: str, path: Path) -> list[Pieces]:
@@ -233,15 +254,29 @@ def alignment_error(found: Sequence[set[Link]], gold: Sequence[AlignedWords]) ->
         >>> alignment_error([{(0, 0), (1, 1), (0, 1)}], [pair])
         {'aer': 0.25, 'precision': 0.6666666666666666, 'recall': 1.0}
     """
-    links, sure = sum(map(len, found)), sum(len(pair.sure) for pair in gold)
-    if not sure:
+    if not any(pair.sure for pair in gold):
         raise DataError("expected sure links (i-j) in the gold alignments, got none; mark the sure ones")
-    in_sure = sum(len(a & pair.sure) for a, pair in zip(found, gold, strict=True))
-    in_possible = sum(len(a & pair.possible) for a, pair in zip(found, gold, strict=True))
+    sums = {
+        metric: (int(above.sum()), int(below.sum())) for metric, (above, below) in alignment_parts(found, gold).items()
+    }
+    return {metric: above / below if below else 0.0 for metric, (above, below) in sums.items()}
+
+
+def alignment_parts(
+    found: Sequence[set[Link]], gold: Sequence[AlignedWords]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns what each sentence pair adds above and below the line of the AER, the precision and the recall."""
+    import numpy as np
+
+    counts = [
+        (len(a), len(pair.sure), len(a & pair.sure), len(a & pair.possible))
+        for a, pair in zip(found, gold, strict=True)
+    ]
+    links, sure, in_sure, in_possible = np.array(counts, dtype=np.int64).reshape(-1, 4).T
     return {
-        "aer": 1 - (in_sure + in_possible) / (links + sure),
-        "precision": in_possible / links if links else 0.0,
-        "recall": in_sure / sure,
+        "aer": (links + sure - in_sure - in_possible, links + sure),
+        "precision": (in_possible, links),
+        "recall": (in_sure, sure),
     }
 
 
