@@ -74,6 +74,11 @@ def parser() -> argparse.ArgumentParser:
         "--before", metavar="MODEL", help="a model to draw next to this one in the picture of words (task align)"
     )
     top.add_argument("--seeds", type=int, default=1, metavar="N", help="fine-tuning runs of each task (default: 1)")
+    top.add_argument(
+        "--as-mteb",
+        metavar="FOLDER",
+        help="also run mteb's tasks of tatoeba, bucc, flores and ntrex on these data, and write its JSON there",
+    )
     add_options(
         top,
         f"vectors ({', '.join(name for name in EVALUATIONS if name not in FINETUNED)})",
@@ -143,6 +148,7 @@ def evaluate(given: argparse.Namespace) -> Path | None:
     results = [read_results(home_path(folder)) for folder in given.beside]
     vectors = VectorOptions(**given_options(given, VectorOptions))
     resampling = ResamplingOptions(**given_options(given, ResamplingOptions))
+    as_mteb = given.as_mteb and mteb_integration(tasks)
     own = {task: OPTIONS[task](**given_options(given, OPTIONS[task])) for task in OPTIONS}
     for task, group in own.items():
         users = [name for name in OPTIONS if OPTIONS[name] is OPTIONS[task]]
@@ -178,6 +184,10 @@ def evaluate(given: argparse.Namespace) -> Path | None:
     write_atomically(output / REPORT, report(results, compared))
     print(table_of_means(results, compared))
     draw_languages(results, output / LANGUAGES)
+    if as_mteb:
+        encoder = as_mteb.MtebEncoder(given.model, name=given.name and f"local/{given.name}", **vars(vectors))
+        for path in as_mteb.write_results(encoder, data, home_path(given.as_mteb), languages):
+            print(f"mteb's result: {path}")
     if "align" in data:
         models = {"before": given.before} if given.before else {}
         models |= {"after" if given.before else results[-1].name: given.model}
@@ -190,6 +200,24 @@ def evaluate(given: argparse.Namespace) -> Path | None:
             one_based=getattr(own["align"], "one_based"),  # noqa: B009 (the groups differ)
         )
     return output
+
+
+def mteb_integration(tasks: Sequence[str]) -> Any:
+    """Returns the module that runs mteb, so that what it lacks is known before the first hour is spent.
+
+    Raises:
+        ValueError: mteb is not installed, or has none of the tasks.
+    """
+    try:
+        from ..integrations import mteb
+    except ModuleNotFoundError as error:
+        raise ValueError(f"expected mteb for --as-mteb, got an environment without it ({error})") from error
+    if not set(tasks) & mteb.TASKS.keys():
+        raise ValueError(
+            f"expected a task that mteb has too ({', '.join(mteb.TASKS)}) for --as-mteb, got "
+            f"{', '.join(tasks) or 'none'}; add one, or leave --as-mteb out"
+        )
+    return mteb
 
 
 def by_task(values: Sequence[str], tasks: Sequence[str]) -> dict[str, list[str]]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
+import ctloss.evaluate
 from ctloss.evaluate import (
     Items,
     ResamplingOptions,
     Results,
     Score,
     TaskResult,
-    compare,
     compare_results,
     read_results,
     report,
@@ -26,11 +27,14 @@ from ctloss.evaluate.results.significance import of_row
 
 pytestmark = pytest.mark.numeric
 
+# Where a test says that there is one, none is None.
+compare: Any = ctloss.evaluate.compare
+FEW = ResamplingOptions(resamples=2000)
 DRAW = np.random.default_rng(0)
 BASE = DRAW.random(400) < 0.6
 
 
-def hits(values: np.ndarray, language: str = "eng-deu", **also: object) -> Items:
+def hits(values: np.ndarray, language: str = "eng-deu", **also: Any) -> Items:
     return Items(language, "accuracy", "test", values, **also)
 
 
@@ -42,7 +46,7 @@ def test_intervals_are_scipys() -> None:
     def f1(one: np.ndarray, other: np.ndarray, axis: int) -> np.ndarray:
         return one.sum(axis=axis) / other.sum(axis=axis)
 
-    options = {"method": "percentile", "vectorized": True, "rng": np.random.default_rng(1)}
+    options: Any = {"method": "percentile", "vectorized": True, "rng": np.random.default_rng(1)}
     expected = stats.bootstrap((BASE,), np.mean, **options).confidence_interval
     assert (plain.value, plain.low, plain.high) == pytest.approx((BASE.mean(), *expected), abs=0.004)
     expected = stats.bootstrap((above, below), f1, paired=True, **options).confidence_interval
@@ -62,16 +66,16 @@ def test_pairs_tell_what_separate_intervals_do_not() -> None:
     """Twelve more of 400 right, none lost: the intervals overlap by most, the difference is not chance."""
     better = BASE.copy()
     better[np.flatnonzero(~BASE)[:12]] = True
-    [one, other], [nothing, difference] = compare([[hits(BASE)], [hits(better)]])
+    [one, other], [nothing, difference] = compare([[hits(BASE)], [hits(better)]], FEW)
     assert other.low < one.value < one.high
     assert nothing is None
     assert difference.value == pytest.approx(0.03)
     assert 0 < difference.low < difference.value < difference.high
     assert difference.p < 0.01
-    _, [_, same] = compare([[hits(BASE)], [hits(BASE)]])
+    _, [_, same] = compare([[hits(BASE)], [hits(BASE)]], FEW)
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
     # The signs change with the order, p does not.
-    _, [_, back] = compare([[hits(better)], [hits(BASE)]])
+    _, [_, back] = compare([[hits(better)], [hits(BASE)]], FEW)
     assert (back.value, back.low, back.high, back.p) == pytest.approx(
         (-difference.value, -difference.high, -difference.low, difference.p)
     )
@@ -81,7 +85,7 @@ def test_languages_with_the_same_items_are_drawn_together() -> None:
     """Their mean is as uncertain as one of them; of independent ones, less so by the square root of their number."""
     together = [hits(BASE, language, aligned="xnli") for language in ("de", "fr", "ru", "zh")]
     apart = [Items(language, "accuracy", language, BASE) for language in ("de", "fr", "ru", "zh")]
-    widths = [found.high - found.low for found in compare([together, apart, together[:1]])[0]]
+    widths = [found.high - found.low for found in compare([together, apart, together[:1]], FEW)[0]]
     assert widths[0] == pytest.approx(widths[2])
     assert widths[1] == pytest.approx(widths[0] / 2, rel=0.1)
 
@@ -89,21 +93,21 @@ def test_languages_with_the_same_items_are_drawn_together() -> None:
 def test_seeds_are_drawn_too() -> None:
     """Three runs with .2, .5 and .8 right: their mean is far less certain than one run of .5."""
     runs = [hits(np.arange(1000) < 1000 * share, seed=seed) for seed, share in enumerate((0.2, 0.5, 0.8))]
-    [three, one], [_, difference] = compare([runs, runs[1:2]])
+    [three, one], [_, difference] = compare([runs, runs[1:2]], FEW)
     assert three.value == one.value == 0.5
     # Of three draws among three, all are the lowest, or the highest, in one of 27.
     assert three.low < 0.24
     assert three.high > 0.76
     assert 0.45 < one.low < one.high < 0.55
     assert difference.p == 1
-    _, [_, alike] = compare([runs, [dataclasses.replace(run, seed=run.seed + 5) for run in runs]])
+    _, [_, alike] = compare([runs, [dataclasses.replace(run, seed=number) for number, run in enumerate(runs, 5)]], FEW)
     assert alike.low < -0.2
 
 
 def test_only_the_same_items_are_compared() -> None:
     other = dataclasses.replace(hits(BASE), asked="another text")
-    assert compare([[hits(BASE)], [other]])[1] == [None, None]
-    assert compare([[hits(BASE)], []]) == (compare([[hits(BASE)]])[0] + [None], [None, None])
+    assert compare([[hits(BASE)], [other]], FEW)[1] == [None, None]
+    assert compare([[hits(BASE)], []], FEW) == (compare([[hits(BASE)]], FEW)[0] + [None], [None, None])
 
 
 def test_rows_of_means_are_made_of_their_languages() -> None:
@@ -128,7 +132,7 @@ def test_a_report_beside_other_results(tmp_path: Path) -> None:
     same = BASE.copy()
     results = [kept(tmp_path / name, part) for name, part in (("base", BASE), ("good", better), ("bad", worse))]
     results.append(kept(tmp_path / "same", same))
-    compared = compare_results(results, ResamplingOptions(resamples=2000))
+    compared = compare_results(results, FEW)
     shown = report(results, compared)
     percent = [f"{100 * part.mean():.1f}" for part in (BASE, better, worse, same)]
     table = table_of_means(results, compared)

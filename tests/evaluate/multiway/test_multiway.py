@@ -156,7 +156,7 @@ def test_xsim_is_its_definition(seed: int, n: int, k: int) -> None:
         (side / np.linalg.norm(side, axis=1, keepdims=True)).astype(np.float32)
         for side in (x, x + draw.normal(size=x.shape))
     ]
-    found = search(*sides, k)
+    found = search(sides[0], sides[1], k)
     exact = [side.astype(np.float64) for side in sides]
     for (hits, margin_hits), (a, b) in zip(found, (exact, exact[::-1]), strict=True):
         assert int(hits.sum()) == int(((a @ b.T).argmax(axis=1) == np.arange(n)).sum())
