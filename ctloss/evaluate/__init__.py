@@ -24,15 +24,17 @@ require_extra(
 from ..shared.text import DataError
 from .data.parallel import AlignedWords, read_alignments, read_found_links
 from .models.encoder import Encoder, VectorOptions
-from .models.options import XTREME_OPTIONS, FinetuneOptions
+from .models.options import XTREME_OPTIONS, FinetuneOptions, QuestionOptions
 from .results.comparison import Comparison, compare_results
 from .results.items import Items
 from .results.report import draw_languages, draw_words, report, table_by_language, table_of_means
 from .results.scores import Outcome, Results, Score, Spread, TaskResult, over_seeds, read_results, write_submission
 from .results.significance import Difference, Interval, ResamplingOptions, compare
 from .suite import run
+from .tasks.answers import AnswerScore, answer_score
 from .tasks.classification import evaluate_pawsx, evaluate_xnli
 from .tasks.multiway import MultiwayOptions, evaluate_flores, evaluate_ntrex
+from .tasks.questions import evaluate_mlqa, evaluate_tydiqa, evaluate_xquad
 from .tasks.retrieval import MiningOptions, PairsOptions, evaluate_bucc, evaluate_pairs, evaluate_tatoeba
 from .tasks.tagging import evaluate_panx, evaluate_udpos
 from .tasks.words import (
@@ -48,6 +50,7 @@ __all__ = [
     "XTREME_OPTIONS",
     "AlignedWords",
     "AlignmentOptions",
+    "AnswerScore",
     "Comparison",
     "DataError",
     "Difference",
@@ -60,6 +63,7 @@ __all__ = [
     "MultiwayOptions",
     "Outcome",
     "PairsOptions",
+    "QuestionOptions",
     "ResamplingOptions",
     "Results",
     "Score",
@@ -67,6 +71,7 @@ __all__ = [
     "TaskResult",
     "VectorOptions",
     "alignment_error",
+    "answer_score",
     "compare",
     "compare_results",
     "draw_languages",
@@ -74,14 +79,17 @@ __all__ = [
     "evaluate_alignment",
     "evaluate_bucc",
     "evaluate_flores",
+    "evaluate_mlqa",
     "evaluate_ntrex",
     "evaluate_pairs",
     "evaluate_panx",
     "evaluate_pawsx",
     "evaluate_tatoeba",
+    "evaluate_tydiqa",
     "evaluate_udpos",
     "evaluate_words",
     "evaluate_xnli",
+    "evaluate_xquad",
     "held_out_lines",
     "over_seeds",
     "read_alignments",

@@ -17,7 +17,7 @@ from ..shared.options import Parser, add_options, command_line, given_options, r
 from ..shared.text import home_path
 from .data.sources import EVALUATIONS, find_data
 from .models.encoder import Encoder, VectorOptions
-from .models.options import XTREME_OPTIONS, FinetuneOptions
+from .models.options import XTREME_OPTIONS, FinetuneOptions, QuestionOptions
 from .results.comparison import compare_results
 from .results.report import draw_languages, draw_words, report, table_of_means
 from .results.scores import read_results
@@ -27,6 +27,7 @@ from .suite import OPTIONS, run
 REPORT, LANGUAGES, WORDS = "results.md", "languages.png", "words.png"
 # XTREME's settings of the evaluations that fine-tune.
 FINETUNED = {name: XTREME_OPTIONS[value.task.name] for name, value in EVALUATIONS.items() if value.task is not None}
+QUESTIONS = {name: value for name, value in FINETUNED.items() if isinstance(value, QuestionOptions)}
 EPILOG = """\
 examples:
   python -m ctloss.evaluate bert-base-multilingual-cased --tasks tatoeba bucc --data download
@@ -38,7 +39,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Returns the parser: its own options, and one for each field of VectorOptions and FinetuneOptions."""
+    """Returns the parser: its own options, and one for each field of the groups of options."""
     top = Parser(
         prog="python -m ctloss.evaluate",
         description="Evaluate a Hugging Face encoder on the tasks of Chen et al. 2022, zero-shot from English.\n"
@@ -93,6 +94,14 @@ def parser() -> argparse.ArgumentParser:
         FINETUNED,
         description="XTREME's settings for mBERT by default; TASK=VALUE sets one task only",
         lists=True,
+    )
+    add_options(
+        top,
+        f"questions ({', '.join(QUESTIONS)})",
+        QUESTIONS,
+        description="how long texts are read, and answers found",
+        lists=True,
+        leave_out=command_line(FinetuneOptions),
     )
     return top
 
@@ -160,7 +169,7 @@ def evaluate(given: argparse.Namespace) -> Path | None:
     languages = by_task(given.languages or (), tasks)
     data: dict[str, str] = {}
     if given.model is not None:
-        options = finetuning(given_options(given, FinetuneOptions), tasks, given.seeds)
+        options = finetuning(given_options(given, QuestionOptions), tasks, given.seeds)
         data = find_data(given.data, {task: options.get(task) for task in tasks})
         results.append(
             run(
@@ -248,7 +257,7 @@ def refuse_unused(flag: str, values: Sequence[str], tasks: Sequence[str]) -> Non
 
 
 def finetuning(given: Mapping[str, Sequence[str]], tasks: Sequence[str], seeds: int) -> dict[str, FinetuneOptions]:
-    """Returns the options of every fine-tuned task among ``tasks``, given texts by the field of FinetuneOptions.
+    """Returns the options of every fine-tuned task among ``tasks``, given texts by the field of QuestionOptions.
 
     Raises:
         ValueError: a value is not of its field's kind or out of range, there are several where one is expected, or no
@@ -257,14 +266,15 @@ def finetuning(given: Mapping[str, Sequence[str]], tasks: Sequence[str], seeds: 
     if seeds < 1:
         raise ValueError(f"expected --seeds at least 1, got {seeds}; raise it")
     tuned = [task for task in FINETUNED if task in tasks]
-    flags = command_line(FinetuneOptions)
+    flags, for_all = command_line(QuestionOptions), command_line(FinetuneOptions)
     changes: dict[str, dict[str, Any]] = {task: {"seeds": tuple(range(1, seeds + 1))} for task in tuned}
     for name, values in given.items():
-        refuse_unused(flags[name], values, tuned)
-        for task, texts in by_task(values, tuned).items():
+        users = [task for task in tuned if name in for_all or task in QUESTIONS]
+        refuse_unused(flags[name], values, users)
+        for task, texts in by_task(values, users).items():
             if name in ("train", "dev"):
                 texts = [str(home_path(text)) for text in texts]
-            changes[task][name] = read_values(FinetuneOptions, name, texts, of=task)
+            changes[task][name] = read_values(type(FINETUNED[task]), name, texts, of=task)
     return {task: dataclasses.replace(FINETUNED[task], **chosen) for task, chosen in changes.items()}
 
 

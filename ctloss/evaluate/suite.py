@@ -32,6 +32,7 @@ from .results.scores import (
 )
 from .tasks.classification import evaluate_pawsx, evaluate_xnli
 from .tasks.multiway import MultiwayOptions, evaluate_flores, evaluate_ntrex
+from .tasks.questions import evaluate_mlqa, evaluate_tydiqa, evaluate_xquad
 from .tasks.retrieval import evaluate_bucc, evaluate_pairs, evaluate_tatoeba
 from .tasks.tagging import evaluate_panx, evaluate_udpos
 from .tasks.words import AlignmentOptions, evaluate_alignment, evaluate_words
@@ -42,6 +43,9 @@ RUNS: dict[str, Callable[..., Outcome]] = {
     "pawsx": evaluate_pawsx,
     "pos": evaluate_udpos,
     "ner": evaluate_panx,
+    "xquad": evaluate_xquad,
+    "mlqa": evaluate_mlqa,
+    "tydiqa": evaluate_tydiqa,
     "bucc": evaluate_bucc,
     "tatoeba": evaluate_tatoeba,
     "pairs": evaluate_pairs,

@@ -37,6 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     for task in ("xnli", "pawsx", "udpos", "panx"):
         tiny_tasks.write_task(folder, task)
+    tiny_tasks.write_questions(folder)
     write(folder / "tatoeba", tatoeba__deu___eng__deu=SENTENCES, tatoeba__deu___eng__eng=SENTENCES)
     for code in ("zh", "en"):
         lines = [f"{code}-{number}\t{sentence}" for number, sentence in enumerate(SENTENCES)]
@@ -86,6 +87,8 @@ def test_all_evaluations_end_to_end(
     submitted = {path.relative_to(submission).as_posix() for path in submission.rglob("*.tsv")}
     tuned = {f"{task}/test-{code}.tsv" for task in ("panx", "pawsx", "udpos", "xnli") for code in ("en", "xx")}
     assert submitted == tuned | {"bucc2018/test-zh.tsv", "tatoeba/test-de.tsv"}
+    answered = {path.relative_to(submission).as_posix() for path in submission.rglob("*.json")}
+    assert answered == {f"{task}/test-{code}.json" for task in ("xquad", "mlqa", "tydiqa") for code in ("de", "en")}
     shown = (output / "results.md").read_text(encoding="utf-8")
     assert shown.startswith("# Evaluation, zero-shot from English\n\n| model | XNLI acc. | PAWS-X acc. | POS F1 | ")
     changed = "max_steps 2; batch_size 8; max_length 32; otherwise XTREME's settings"
@@ -230,6 +233,12 @@ def test_other_data_and_another_model_are_refused(tmp_path: Path, model: str, ru
             "MODEL --tasks xnli --data DATA --languages xnli=de pos=de",
             "expected --languages for a task that uses it, got 'pos=de' for xnli",
         ),
+        (
+            "MODEL --tasks xnli --data DATA --doc-stride 9",
+            "expected --doc-stride for a task that uses it, got '9' for none",
+        ),
+        ("MODEL --tasks mlqa --data DATA --n-best mlqa=0", "n_best: expected at least 1, got 0"),
+        ("MODEL --tasks mlqa --data DATA --train mlqa=DATA/no.json", "no.json: expected a readable"),
         ("MODEL --tasks xnli --data DATA --seeds 0", "expected --seeds at least 1, got 0"),
         ("MODEL --tasks xnli --data DATA --train DATA/no.tsv", "no.tsv: expected a readable file"),
         ("MODEL --tasks words --data DATA --device gpu", "expected a device of torch "),

@@ -17,6 +17,7 @@ from ctloss.evaluate import (
     DataError,
     FinetuneOptions,
     Outcome,
+    QuestionOptions,
     evaluate_panx,
     evaluate_pawsx,
     evaluate_udpos,
@@ -264,13 +265,14 @@ def test_refused_options(changes: dict[str, Any], message: str) -> None:
 
 def test_defaults_are_xtremes() -> None:
     """scripts/train_xnli.sh, train_pawsx.sh, train_udpos.sh and train_panx.sh for mBERT: steps of 8 times 4 items."""
-    assert {name: (options.epochs, options.evaluate_every) for name, options in XTREME_OPTIONS.items()} == {
+    own = {name: options for name, options in XTREME_OPTIONS.items() if not isinstance(options, QuestionOptions)}
+    assert {name: (options.epochs, options.evaluate_every) for name, options in own.items()} == {
         "xnli": (5, 100),
         "pawsx": (5, 200),
         "udpos": (10, 500),
         "panx": (10, 1000),
     }
-    for options in XTREME_OPTIONS.values():
+    for options in own.values():
         assert (options.learning_rate, options.batch_size, options.max_length) == (2e-5, 32, 128)
         assert (options.weight_decay, options.warmup_steps, options.clip, options.seeds) == (0.0, 0, 1.0, (1,))
         assert (options.batches, options.precision) == ("random", "fp32")

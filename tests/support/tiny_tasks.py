@@ -1,8 +1,10 @@
-"""Labelled data of four tasks that a tiny BERT learns in seconds, in English and in a language with the same words."""
+"""Labelled data that a tiny BERT learns in seconds, in English and in a language with the same words."""
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 NOUNS = ("cat", "dog", "horse", "queen", "house", "river")
@@ -18,14 +20,16 @@ VOCABULARY = (
 )
 
 
-def save_model(folder: Path, *, dropout: float = 0.1, positions: int = 64) -> str:
+def save_model(
+    folder: Path, *, dropout: float = 0.1, positions: int = 64, vocabulary: Sequence[str] = VOCABULARY
+) -> str:
     """Writes a BERT of two layers with random weights and its tokenizer; returns the folder."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
 
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(VOCABULARY),
+        vocab_size=len(vocabulary),
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -35,8 +39,8 @@ def save_model(folder: Path, *, dropout: float = 0.1, positions: int = 64) -> st
         attention_probs_dropout_prob=dropout,
     )
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    vocabulary = {piece: number for number, piece in enumerate(VOCABULARY)}
-    BertTokenizer(vocab=vocabulary, do_lower_case=False).save_pretrained(folder)
+    numbers = {piece: number for number, piece in enumerate(vocabulary)}
+    BertTokenizer(vocab=numbers, do_lower_case=False, strip_accents=False).save_pretrained(folder)
     return str(folder)
 
 
@@ -108,3 +112,38 @@ def write_task(data: Path, task: str) -> None:
             write_pairs(path, (nli_rows if task == "xnli" else paraphrase_rows)(count, seed))
         else:
             write_words(path, (pos_sentences if task == "udpos" else entity_sentences)(count, seed))
+
+
+def question_rows(count: int, seed: int) -> list[tuple[str, str, str]]:
+    """Questions, texts and answers: whether the question asks for a place or a person shows in one word."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        person, town = f"{draw.choice(NAMES)} {draw.choice(SURNAMES)}", draw.choice(TOWNS)
+        asked, answer = draw.choice([("in", town), ("same", person)])
+        rows.append((f"the {asked} .", f"{person} lives in {town} .", answer))
+    return rows
+
+
+def squad_text(rows: Iterable[tuple[str, str, str]], *, start: str = "q", answers: bool = True) -> str:
+    """The rows in SQuAD 1.1's JSON, each in a paragraph of its own; their ids begin with ``start``."""
+    paragraphs = []
+    for number, (question, context, answer) in enumerate(rows):
+        gold = {"text": answer, "answer_start": context.index(answer)} if answers else {"text": "", "answer_start": 0}
+        paragraphs.append(
+            {"context": context, "qas": [{"id": f"{start}{number}", "question": question, "answers": [gold]}]}
+        )
+    return json.dumps({"version": "1.1", "data": [{"title": "facts", "paragraphs": paragraphs}]}, ensure_ascii=False)
+
+
+def write_questions(data: Path) -> None:
+    """Writes XQuAD, MLQA and TyDiQA-GoldP in two languages and SQuAD in XTREME's layout."""
+    files = {"squad/train-v1.1.json": 1, "tydiqa/tydiqa-goldp-v1.1-train/tydiqa.goldp.en.train.json": 2}
+    for number, code in enumerate(("en", "de")):
+        files[f"xquad/xquad.{code}.json"] = 10 + number
+        files[f"mlqa/MLQA_V1/test/test-context-{code}-question-{code}.json"] = 20 + number
+        files[f"tydiqa/tydiqa-goldp-v1.1-dev/tydiqa.goldp.{code}.dev.json"] = 30 + number
+    for name, seed in files.items():
+        path = data / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(squad_text(question_rows(24 if seed > 2 else 192, seed)), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Labelled tasks (XNLI, PAWS-X, POS, NER), the files of their data, and the rows those files hold."""
+"""Labelled tasks, the files of their data, and the rows those files hold; questions are read by ``questions``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Literal
 
 from ...shared.languages import CODE
 from ...shared.text import DataError, decoded_lines, plain_name, stripped, text_files
+from .questions import Question, check_ids, expected_files, find_questions, read_squad
 
 UPOS = (
     *("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM"),
@@ -38,14 +39,14 @@ class Task:
 
     Args:
         name: XTREME's name for it, which is also the folder of its data and of its submission.
-        unit: what carries a label, a pair of sentences or a word.
+        unit: what carries a label, a pair of sentences or a word; or what is answered by a part of its text.
         labels: all labels; their order numbers them.
         parallel: whether item i is the same in every language, so that all files of a split have equal lengths.
         folders: names that the folder of its data may have.
     """
 
     name: str
-    unit: Literal["pair", "word"]
+    unit: Literal["pair", "word", "question"]
     labels: tuple[str, ...]
     parallel: bool
     folders: tuple[str, ...]
@@ -55,6 +56,8 @@ XNLI = Task("xnli", "pair", ("contradiction", "entailment", "neutral"), True, ("
 PAWSX = Task("pawsx", "pair", ("0", "1"), True, ("pawsx",))
 UDPOS = Task("udpos", "word", UPOS, False, ("udpos", "ud"))
 PANX = Task("panx", "word", ("B-LOC", "B-ORG", "B-PER", "I-LOC", "I-ORG", "I-PER", "O"), False, ("panx", "ner"))
+# The two labels are what a wordpiece may be of an answer.
+XQUAD, MLQA, TYDIQA = (Task(name, "question", ("start", "end"), False, (name,)) for name in ("xquad", "mlqa", "tydiqa"))
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class TaggedSentence:
     tags: tuple[str, ...] | None
 
 
-Row = LabelledPair | TaggedSentence
+Row = LabelledPair | TaggedSentence | Question
 
 
 def read_folder(data: Path, task: Task, split: str, languages: Sequence[str] | None = None) -> dict[str, list[Row]]:
@@ -88,6 +91,9 @@ def read_folder(data: Path, task: Task, split: str, languages: Sequence[str] | N
     }
     if not rows:
         raise _missing(data, task, split, None, found)
+    # XTREME's own training file of TyDiQA-GoldP has ids that repeat.
+    for items in rows.values() if split != "train" else ():
+        check_ids([item for item in items if isinstance(item, Question)])
     if task.parallel:
         check_equal_lengths(rows, {language: str(found[language][-1]) for language in rows})
     return rows
@@ -95,6 +101,8 @@ def read_folder(data: Path, task: Task, split: str, languages: Sequence[str] | N
 
 def find_files(data: Path, task: Task, split: str) -> dict[str, list[Path]]:
     """Returns a split's files by language, from the first folder with any: one named after the task, or ``data``."""
+    if task.unit == "question":
+        return find_questions(data, task.name, split, task.folders)
     for folder in (*(data / name for name in task.folders), data):
         files = text_files(folder, f"{escape(split)}-*.tsv")
         found = {name[len(split) + 1 : -len(".tsv")]: [path] for name, path in files.items()}
@@ -121,6 +129,8 @@ def _files_in(language: str, found: Mapping[str, list[Path]], data: Path, task: 
 
 def _missing(data: Path, task: Task, split: str, language: str | None, found: Mapping[str, list[Path]]) -> DataError:
     name = f"{split}-{language or 'LANGUAGE'}.tsv"
+    if task.unit == "question":
+        name = expected_files(task.name, split, language)
     names = f"{name} or {language or 'LANGUAGE'}_TREEBANK-ud-{split}.conllu" if task.name == "udpos" else name
     there = f"languages {', '.join(sorted(found))}" if found else f"no {split} file"
     return DataError(
@@ -130,16 +140,21 @@ def _missing(data: Path, task: Task, split: str, language: str | None, found: Ma
 
 
 def read_files(paths: Sequence[Path], task: Task, language: str = "en") -> list[Row]:
-    """Reads labelled files one after another; see :func:`read_pairs` and :func:`read_tagged`.
+    """Reads labelled files one after another; see :func:`read_pairs`, :func:`read_tagged` and
+    :func:`ctloss.evaluate.data.questions.read_squad`.
 
     Raises:
         DataError: as they do, and where some of the files have labels and others do not.
     """
     rows: list[Row] = []
     for path in paths:
-        more: Sequence[Row] = (
-            read_pairs(path, task.labels) if task.unit == "pair" else read_tagged(path, task.labels, language)
-        )
+        more: Sequence[Row]
+        if task.unit == "question":
+            more = read_squad(path)
+        elif task.unit == "pair":
+            more = read_pairs(path, task.labels)
+        else:
+            more = read_tagged(path, task.labels, language)
         if rows and is_labelled(more) != is_labelled(rows):
             raise DataError(f"{path}: expected labels as in {paths[0]}, got a file that differs; use one kind of file")
         rows += more
@@ -149,6 +164,8 @@ def read_files(paths: Sequence[Path], task: Task, language: str = "en") -> list[
 def is_labelled(rows: Sequence[Row]) -> bool:
     """Tells whether rows carry their labels; the readers make sure that all or none do."""
     first = rows[0]
+    if isinstance(first, Question):
+        return bool(first.answers)
     return (first.label if isinstance(first, LabelledPair) else first.tags) is not None
 
 

@@ -12,8 +12,9 @@ from ...shared.files import digest_of_files
 from ...shared.languages import is_language
 from ...shared.text import DataError, home_path, text_files
 from .hub import HUB, read_hub
-from .labelled import PANX, PAWSX, UDPOS, XNLI, Row, Task, find_files, read_folder
+from .labelled import MLQA, PANX, PAWSX, TYDIQA, UDPOS, XNLI, XQUAD, Row, Task, find_files, read_folder
 from .multiway import FLORES, NTREX, Layout, files_of_layout
+from .questions import expected_files
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ EVALUATIONS = {
     "pawsx": Evaluation("PAWS-X", PAWSX.folders, task=PAWSX, submission="pawsx"),
     "pos": Evaluation("POS", (*UDPOS.folders, "ud/pud"), task=UDPOS, submission="udpos"),
     "ner": Evaluation("NER", PANX.folders, task=PANX, submission="panx"),
+    "xquad": Evaluation("XQuAD", XQUAD.folders, task=XQUAD, submission="xquad"),
+    "mlqa": Evaluation("MLQA", MLQA.folders, task=MLQA, submission="mlqa"),
+    "tydiqa": Evaluation("TyDiQA-GoldP", TYDIQA.folders, task=TYDIQA, submission="tydiqa"),
     "bucc": Evaluation("BUCC", ("bucc2018", "bucc"), ("*-en.*",), submission="bucc2018"),
     "tatoeba": Evaluation("Tatoeba", ("tatoeba",), ("*-eng.*", "*-en.*", "test-*.tsv"), submission="tatoeba"),
     "pairs": Evaluation("line-aligned pairs", ("multi30k/test_2016_flickr",)),
@@ -91,8 +95,10 @@ def find_data(given: Sequence[str], splits: Mapping[str, Splits | None]) -> dict
     for task, chosen in splits.items():
         evaluation = EVALUATIONS[task]
         if task in named:
-            if named[task].startswith(HUB) and evaluation.task is None:
-                raise ValueError(f"expected files for {task}, got {named[task]!r}; only fine-tuned tasks read the hub")
+            if named[task].startswith(HUB) and (evaluation.task is None or evaluation.task.unit == "question"):
+                raise ValueError(
+                    f"expected files for {task}, got {named[task]!r}; only xnli, pawsx, pos and ner read the hub"
+                )
             candidates = [named[task]]
         else:
             candidates = [str(folder / place) for folder in folders for place in evaluation.places]
@@ -127,6 +133,8 @@ def read_split(
         DataError: no file for a language, a malformed line, an unknown label, labels on some lines only, or, where
             item i is the same in all languages, a file with fewer items than another.
     """
+    if str(data).startswith(HUB) and task.unit == "question":
+        raise DataError(f"{data}: expected a folder of {task.name}, got a data set of the hub; fetch its JSON files")
     if str(data).startswith(HUB):
         return read_hub(str(data).removeprefix(HUB), task, split, languages)
     return read_folder(Path(data), task, split, languages)
@@ -179,6 +187,8 @@ def _files_of(evaluation: Evaluation, data: str, splits: Splits | None, language
 
 
 def _wanted(evaluation: Evaluation, splits: Splits | None) -> str:
+    if evaluation.task is not None and evaluation.task.unit == "question" and splits is not None:
+        return f"files {expected_files(evaluation.task.name, splits.test_split)}"
     if evaluation.layout is not None:
         return f"{evaluation.layout.name} as it was unpacked, with files such as {evaluation.layout.example()}"
     if splits is not None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -36,6 +35,10 @@ SETTINGS = "settings.json"
 FINISHED = "finished.json"
 # Steps whose items are sorted together: with more there is less padding and less randomness.
 POOL = 50
+# More steps than any run has.
+NEVER = 10**9
+# What of the features is not shown to a model that predicts.
+GOLD = ("labels", "start_positions", "end_positions")
 
 Features = dict[str, Any]
 
@@ -47,15 +50,16 @@ class Encoded:
     Args:
         features: ids, mask, perhaps types, and labels where the rows have them; the longest first, so that a batch has
             items of similar length and too large a batch fails at once.
-        decode: turns the predicted label numbers, (features,) or (features, length), into one prediction per row.
+        decode: turns the predicted label numbers, (features,) or (features, length), into one prediction per row; or
+            the logits of starts and ends of answers, twice (features, length).
     """
 
     features: list[Features]
-    decode: Callable[[np.ndarray], list[Any]]
+    decode: Callable[[Any], list[Any]]
 
 
 class Head(Protocol):
-    """What differs between labelling pairs and tagging words.
+    """What differs between labelling pairs, tagging words and answering questions.
 
     ``model_class`` names the class of transformers that puts such a head on an encoder.
     """
@@ -162,17 +166,19 @@ class _Finetuner(Trainer):
 
     def labels_of(self, encoded: Encoded) -> list[Any]:
         """Returns one prediction per row."""
-        bare = [{name: value for name, value in row.items() if name != "labels"} for row in encoded.features]
+        bare = [{name: value for name, value in row.items() if name not in GOLD} for row in encoded.features]
         return encoded.decode(self.predict(bare).predictions)  # type: ignore[arg-type]
 
-    def _label_numbers(self, logits: Tensor) -> Tensor:
+    def _label_numbers(self, logits: Any) -> Any:
+        # Where answers start and where they end: two logits a wordpiece, of which the head makes answers.
+        spans = isinstance(logits, tuple)
         # Among NaN the first label would pass for the largest.
-        if not logits.isfinite().all():
+        if not all(part.isfinite().all() for part in (logits if spans else (logits,))):
             raise ValueError(
                 f"{self.args.output_dir}: expected finite logits from the fine-tuned model, got NaN or infinity; if "
                 "its training diverged, lower learning_rate and remove that folder, otherwise choose another model"
             )
-        return logits.argmax(dim=-1)
+        return logits[:2] if spans else logits.argmax(dim=-1)
 
 
 class _Keeper(TrainerCallback):
@@ -222,7 +228,7 @@ def finetune(
     """Fine-tunes a model, or resumes a killed run in the folder, and predicts with the best step's model.
 
     Args:
-        train, dev: labelled English rows.
+        train, dev: labelled English rows; without any of the latter the last step is the best.
         tests: rows by language.
         options: its seeds are not read.
         seed: of the head's initialisation, the order of the data and dropout.
@@ -236,7 +242,8 @@ def finetune(
         ValueError: the model is not an encoder with safetensors and its tokenizer, or takes fewer wordpieces than
             ``max_length``; the batch cannot be divided; the folder holds another run; or the training diverged.
     """
-    arguments = training_arguments(options, folder, seed)
+    # Without rows to choose by, the last step is kept: no other is scored.
+    arguments = training_arguments(options if dev else replace(options, evaluate_every=NEVER), folder, seed)
     if arguments.process_index == 0:
         claim(folder, settings)
     tokenizer = load_tokenizer(model, **head.tokenizer_options)
@@ -252,7 +259,7 @@ def finetune(
         train_dataset=encoded.features,
         eval_dataset=judged.features,
         callbacks=[_Keeper(folder, tokenizer)],
-        measure=lambda trainer: head.score(dev, trainer.labels_of(judged)),
+        measure=lambda trainer: head.score(dev, trainer.labels_of(judged)) if dev else float(trainer.state.global_step),
         sampler=ByLength(lengths, options.batch_size, seed) if options.batches == "by_length" else None,
     )
     if best(folder) is None or not (folder / FINISHED).exists():

@@ -86,9 +86,48 @@ give a share
         require(len(set(self.seeds)) == len(self.seeds), "seeds", "each once", self.seeds, "drop the repeated ones")
 
 
-XTREME_OPTIONS = {
+@dataclass(frozen=True)
+class QuestionOptions(FinetuneOptions):
+    """Settings of a fine-tuning on questions that a part of a text answers, with the defaults of XTREME's scripts.
+
+    A text that does not fit beside its question is read in several windows. Without ``dev`` files and without
+    ``hold_out`` no step is chosen: the last one is kept, as XTREME does.
+
+    Args:
+        doc_stride: windows never leave a gap: where less fits in one, the next starts at its end.
+        max_question_length: also at most half of what fits into a window.
+
+    Raises:
+        ValueError: a setting is out of its range.
+
+    Example:
+        >>> QuestionOptions(n_best=0)
+        Traceback (most recent call last):
+        ctloss.shared.options.OptionError: n_best: expected at least 1, got 0; raise it
+    """
+
+    learning_rate: float = option(3e-5, "after the warm-up, when the decay starts")
+    epochs: float = option(3.0, "passes over the English training data")
+    max_length: int = option(384, "most wordpieces of question and window", flag="--finetune-max-length")
+    weight_decay: float = option(1e-4, "of AdamW")
+    warmup_steps: int = option(500, "steps of linear warm-up")
+    evaluate_every: int = option(1000, "steps between two scores on English dev")
+    doc_stride: int = option(128, "wordpieces from the start of one window of a long text to that of the next")
+    max_question_length: int = option(64, "most wordpieces of a question; a longer one is cut")
+    max_answer_length: int = option(30, "most wordpieces of an answer")
+    n_best: int = option(20, "likeliest starts and ends of a window that are tried with each other")
+
+    def check(self) -> None:
+        super().check()
+        self.at_least(1, "doc_stride", "max_question_length", "max_answer_length", "n_best")
+
+
+XTREME_OPTIONS: dict[str, FinetuneOptions] = {
     "xnli": FinetuneOptions(epochs=5, evaluate_every=100),
     "pawsx": FinetuneOptions(epochs=5, evaluate_every=200),
     "udpos": FinetuneOptions(epochs=10, evaluate_every=500),
     "panx": FinetuneOptions(epochs=10, evaluate_every=1000),
+    "xquad": QuestionOptions(),
+    "mlqa": QuestionOptions(),
+    "tydiqa": QuestionOptions(),
 }

@@ -33,7 +33,8 @@ PUBLISHED: dict[str, tuple[float, ...]] = {
 
 
 # The metric drawn for each evaluation, and how the languages drawn begin.
-DRAWN = dict.fromkeys(EVALUATIONS, "accuracy") | {"pos": "f1", "ner": "f1", "bucc": "f1", "align": "aer"}
+DRAWN = dict.fromkeys(EVALUATIONS, "accuracy") | {"align": "aer"}
+DRAWN |= dict.fromkeys(("pos", "ner", "bucc", "xquad", "mlqa", "tydiqa"), "f1")
 STARTS = {"tatoeba": "eng-", "flores": "eng_Latn-", "ntrex": "eng-"}
 # Options of single evaluations that the notes name.
 OWN = ("language_pairs", "flores_split", "method", "threshold", "one_based")

@@ -21,7 +21,9 @@ FILE = "results.json"
 # Asking for more of these computes a result again; models that are already fine-tuned are reused.
 MAY_GROW = ("seeds", "languages")
 # XTREME names its files by two-letter codes, even where its data use three letters.
-XTREME_TASKS = ("xnli", "pawsx", "udpos", "panx", "bucc2018", "tatoeba")
+XTREME_TASKS = ("xnli", "pawsx", "udpos", "panx", "xquad", "mlqa", "tydiqa", "bucc2018", "tatoeba")
+# Their answers are JSON by the question's id; all other tasks have an item a line.
+QUESTION_TASKS = ("xquad", "mlqa", "tydiqa")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A task's scores; by language, the lines of XTREME's submission file test-LANGUAGE.tsv; and scores by item."""
+    """A task's scores; by language, the lines of XTREME's submission file; and scores by item.
+
+    The file is test-LANGUAGE.tsv, or .json for questions.
+    """
 
     scores: list[Score]
     predictions: dict[str, list[str]]
@@ -207,13 +212,16 @@ def _holds(asked: list[Any] | None, there: list[Any] | None) -> bool:
 def write_submission(folder: str | Path, task: str, predictions: Mapping[str, Sequence[str]]) -> list[Path]:
     """Writes a task's predictions as FOLDER/TASK/test-LANGUAGE.tsv, each file whole or not at all; returns the files.
 
+    Those of questions end in .json.
+
     Raises:
         ValueError: the task is not one of XTREME's that are predicted here, a language is not a two-letter code, or a
             line contains a line end.
     """
     if task not in XTREME_TASKS:
         raise ValueError(f"expected a task of {', '.join(XTREME_TASKS)}, got {task!r}")
-    paths = {language: Path(folder) / task / f"test-{language}.tsv" for language in predictions}
+    ending = "json" if task in QUESTION_TASKS else "tsv"
+    paths = {language: Path(folder) / task / f"test-{language}.{ending}" for language in predictions}
     for language, lines in predictions.items():
         if not (len(language) == 2 and language.isascii() and language.isalpha() and language.islower()):
             raise ValueError(f"expected the two-letter code of a language, as in XTREME's file names, got {language!r}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...shared.models import load_tokenizer
 from ...shared.text import DataError
-from ..data.labelled import PAWSX, XNLI, LabelledPair, Row, Task, is_labelled, read_files
+from ..data.labelled import PAWSX, XNLI, LabelledPair, Row, TaggedSentence, Task, is_labelled, read_files
 from ..data.sources import digest_of_model, read_split
 from ..models.encoder import EmptySentence
 from ..models.options import XTREME_OPTIONS, FinetuneOptions
@@ -95,8 +95,8 @@ def _digest(rows: Sequence[Row]) -> str:
 
 
 def _refuse_empty(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> None:
-    for number, row in enumerate(row for row in rows if isinstance(row, LabelledPair)):
-        for text in (row.first, row.second):
+    for number, row in enumerate(row for row in rows if not isinstance(row, TaggedSentence)):
+        for text in (row.first, row.second) if isinstance(row, LabelledPair) else (row.question, row.context):
             # Letters and digits always have a token: few texts need a closer look.
             if not any(map(str.isalnum, text)) and not tokenizer(text, add_special_tokens=False)["input_ids"]:
                 raise EmptySentence(text, number, row.place)
@@ -104,6 +104,8 @@ def _refuse_empty(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> No
 
 def english_rows(data: str | Path, task: Task, options: FinetuneOptions) -> tuple[list[Row], list[Row]]:
     """Returns the English rows to train on, and those that choose the best step.
+
+    For questions there are none of the latter unless asked for: XTREME takes the last step.
 
     Raises:
         DataError: they have no labels, or are too few to hold any out.
@@ -122,7 +124,7 @@ def english_rows(data: str | Path, task: Task, options: FinetuneOptions) -> tupl
 
     train = rows(options.train, "train")
     if not options.hold_out:
-        return train, rows(options.dev, "dev")
+        return train, rows(options.dev, "dev") if options.dev or task.unit != "question" else []
     trained, held_out = _split(train, options.hold_out)
     if not (trained and held_out):
         raise DataError(
@@ -136,7 +138,10 @@ def _split(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
     """Splits rows by their text only: equal texts stay together, and the order of the file does not matter."""
 
     def place(row: Row) -> str:
-        text = row.first if isinstance(row, LabelledPair) else " ".join(row.words)
+        if isinstance(row, TaggedSentence):
+            text = " ".join(row.words)
+        else:
+            text = row.first if isinstance(row, LabelledPair) else row.context
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     places = list(map(place, rows))
