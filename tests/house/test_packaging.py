@@ -198,7 +198,8 @@ def test_install(
 ) -> None:
     """Everything imports, from a foreign folder and from the repository root, whichever way it was installed.
 
-    The wheel and one editable install have compiled kernels; the others leave them out to save the time.
+    The wheel has compiled kernels, as has the editable install that runs the tests; the others leave them out to save
+    the time.
     """
     what: dict[str, tuple[str | Path, ...]] = {
         "wheel": tuple(archives.glob("*.whl")),
@@ -207,7 +208,7 @@ def test_install(
         "editable": ("-e", checkout),
         "editable strict": ("--config-settings", "editable_mode=strict", "-e", checkout),
     }
-    with_kernels = kind in ("wheel", "editable")
+    with_kernels = kind == "wheel"
     install(environment, *what[kind], cwd=tmp_path, **({} if with_kernels else NO_KERNELS))
 
     file, path = run(environment, "-c", IMPORT_ALL, cwd=tmp_path).splitlines()
@@ -218,6 +219,10 @@ def test_install(
     # python -c puts the current folder first: in the root it is the checkout's ctloss that is imported.
     inside = Path(run(environment, "-c", IMPORT_ALL, cwd=checkout).splitlines()[0])
     assert inside.is_relative_to(checkout)
+    if kind == "wheel":
+        assert "ctloss doctor" in run(environment.with_name("ctloss"), "--help", cwd=tmp_path)
+        told = run(environment, "-m", "ctloss", "explain", "4", "8", "--loss", "info_nce", cwd=tmp_path)
+        assert told.startswith(f"{path}: the embeddings are on the CPU")
 
 
 def test_type_checker_sees_everything_under_an_editable_install(
