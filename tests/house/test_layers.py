@@ -1,4 +1,4 @@
-"""Imports point one way, without circles: reference and kernels, ctloss, ctloss.shared, train and evaluate."""
+"""Imports point one way, without circles: reference and kernels, ctloss, ctloss.shared, train and evaluate, command."""
 
 from __future__ import annotations
 
@@ -63,10 +63,17 @@ LAYERS = (
     Layer("ctloss.shared", SHARED_LIBRARIES, ("ctloss.shared",)),
     Layer("ctloss.train", TRAINING_LIBRARIES, ("ctloss.train", "ctloss.shared"), public=True),
     Layer("ctloss.evaluate", EVALUATION_LIBRARIES, ("ctloss.evaluate", "ctloss.shared"), public=True),
+    Layer(
+        "ctloss.command",
+        frozenset({"torch"}),
+        ("ctloss.command", "ctloss.shared", "ctloss.train.__main__", "ctloss.evaluate.__main__"),
+        public=True,
+    ),
+    Layer("ctloss.__main__", frozenset(), ("ctloss.command",)),
     # typing_extensions comes with torch, and is imported for type checkers only.
     Layer("ctloss", frozenset({"torch", "typing_extensions"}), ("ctloss",)),
 )
-ABOVE_THE_CORE = ("ctloss.shared", "ctloss.train", "ctloss.evaluate")
+ABOVE_THE_CORE = ("ctloss.shared", "ctloss.train", "ctloss.evaluate", "ctloss.command")
 
 
 def below(module: str, package: str) -> bool:
@@ -185,6 +192,12 @@ def test_imports_point_down(path: Path) -> None:
         ("ctloss.train.model.objective", "from ctloss.core.plan import plan", ["ctloss.core.plan.plan"]),
         ("ctloss.train.model.objective", "from ...core import ops", ["ctloss.core.ops"]),
         ("ctloss.train.model.objective", "from ...shared.files import locked", []),
+        (
+            "ctloss.command.entry",
+            "from ..train.__main__ import main\nfrom ..train.run import x",
+            ["ctloss.train.run.x"],
+        ),
+        ("ctloss.command.bench", "from ctloss import cz_nce\nimport transformers", ["transformers"]),
         ("ctloss.evaluate.data.hub", "import datasets\nfrom .parallel import Corpora\nfrom ctloss import cz_nce", []),
         ("ctloss.evaluate.data.hub", "from ...train import Recipe", ["ctloss.train.Recipe"]),
         ("ctloss.evaluate.data.hub", "from ...shared.text import nfc", []),
@@ -274,9 +287,10 @@ def room_of(module: str) -> str:
 def drawing() -> str:
     """The house, a line a room: what it imports of other rooms. In each part, a room stands above those it imports.
 
-    A package's face hands names on for others; its arrows are left out.
+    The faces of packages hand names on for others; their arrows are left out, as is ``python -m ctloss``'s.
     """
-    files = read([path for path in [*PACKAGE, *sources("benchmarks")] if path.name != "__init__.py"])
+    faces = {path for path in PACKAGE if path.name == "__init__.py"} | {ROOT / "ctloss/__main__.py"}
+    files = read([path for path in [*PACKAGE, *sources("benchmarks")] if path not in faces])
     graph: dict[str, set[str]] = {}
     for module, (source, package) in files.items():
         room = room_of(module)
