@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from ctloss import __version__
+import ctloss
 
 from ..shared.command import as_process
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top = argparse.ArgumentParser(
         prog="ctloss", description=DESCRIPTION, usage="%(prog)s WORD ...", formatter_class=argparse.RawTextHelpFormatter
     )
-    top.add_argument("--version", action="version", version=__version__)
+    top.add_argument("--version", action="version", version=ctloss.__version__)
     top.add_argument("word", choices=list(PARTS), metavar="WORD", help=argparse.SUPPRESS)
     if not words:
         top.print_help()
