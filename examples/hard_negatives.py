@@ -11,14 +11,13 @@ import tempfile
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.models import Pooling, Transformer
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from ctloss.integrations.sentence_transformers import MultipleNegativesRankingLoss
 
 NOUNS, COLOURS = [f"noun{i}" for i in range(12)], [f"colour{i}" for i in range(8)]
 # Each word has a translation, in which documents are written.
-OTHER = {word: f"{word}'" for word in [*NOUNS, *COLOURS]}
+OTHER = {word: word[::-1] for word in [*NOUNS, *COLOURS]}
 
 
 def row(noun: str, colour: str) -> dict[str, str]:
@@ -35,10 +34,10 @@ def small_model(folder: str) -> SentenceTransformer:
     """A random BERT that knows the words."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *OTHER, *OTHER.values()]
     BertTokenizer(vocab={word: place for place, word in enumerate(words)}).save_pretrained(folder)
-    config = BertConfig(len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
-    BertModel(config).save_pretrained(folder)
-    transformer = Transformer(folder)
-    return SentenceTransformer(modules=[transformer, Pooling(32, pooling_mode="mean")], device="cpu")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
+    # Of a plain model sentence-transformers takes the mean of the last hidden states.
+    return SentenceTransformer(folder, device="cpu")
 
 
 def accuracy(model: SentenceTransformer, rows: list[dict[str, str]]) -> float:

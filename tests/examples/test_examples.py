@@ -1,4 +1,4 @@
-"""Every script of examples/ runs as it stands and shows that it learned; the one of two ranks in processes of its own."""
+"""Every script of examples/ runs as it stands and shows that it learned; that of two ranks in processes of its own."""
 
 from __future__ import annotations
 

@@ -289,8 +289,8 @@ def drawing() -> str:
 
     The faces of packages hand names on for others; their arrows are left out, as is ``python -m ctloss``'s.
     """
-    faces = {path for path in PACKAGE if path.name == "__init__.py"} | {ROOT / "ctloss/__main__.py"}
-    files = read([path for path in [*PACKAGE, *sources("benchmarks")] if path not in faces])
+    everything = [path for path in [*PACKAGE, *sources("benchmarks")] if path != ROOT / "ctloss/__main__.py"]
+    files = read([path for path in everything if path.name != "__init__.py"])
     graph: dict[str, set[str]] = {}
     for module, (source, package) in files.items():
         room = room_of(module)
