@@ -265,6 +265,22 @@ def test_import_needs_only_torch(modules: list[str]) -> None:
     assert {name for name in added if name not in sys.stdlib_module_names} == {"ctloss"}
 
 
+def test_import_loads_only_what_losses_need() -> None:
+    """What every start pays for: no command, no extra's part, none of the kernels that Triton must be loaded for."""
+    program = (
+        "import json, sys, torch\nbefore = set(sys.modules)\nimport ctloss\n"
+        "print(json.dumps(sorted({*sys.modules} - before)))"
+    )
+    added = json.loads(run(sys.executable, "-c", program, cwd=ROOT))
+    rooms = {".".join(name.split(".")[:2]) for name in added if name.startswith("ctloss.")}
+    of_losses = {"core", "gradient_cache", "kernels", "objectives", "ranks", "reference"}
+    assert rooms == {f"ctloss.{room}" for room in of_losses | {"contrast", "losses", "modules", "sig_lip", "sup_con"}}
+    assert "ctloss.kernels.triton_path.tiles" not in added
+    assert "ctloss.kernels.triton_path.plan.config" in added
+    # The definition of the sigmoid loss, in 60 digits.
+    assert {name for name in added if not name.startswith("ctloss")} <= {"decimal", "_decimal"}
+
+
 def test_import_works_where_nothing_else_is_installed() -> None:
     """The import and a first loss, with every optional library hidden from the process."""
     program = """
