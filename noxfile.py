@@ -1,4 +1,4 @@
-"""The oldest and newest supported libraries, tried by ``nox``; docs/reference/versions.md has what came of it.
+"""The oldest and newest supported libraries, tried by ``pipx run nox``; docs/reference/versions.md has what came of it.
 
     nox -s losses            # PyTorch 2.6 and the newest, the losses' tests
     nox -s encoders          # transformers 5.0 and the newest, training and evaluation
