@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+import ctloss
+
 ROOT = Path(__file__).resolve().parents[2]
 # Seconds after which a command hangs: many times what the longest takes, for machines that are busy with other work.
 HANGS = 1800
@@ -84,7 +86,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "README.md",
         "LICENSE",
         "CHANGELOG.md",
+        "CITATION.cff",
+        "CONTRIBUTING.md",
         "MANIFEST.in",
+        "SECURITY.md",
         "constraints.txt",
     ):
         shutil.copy(ROOT / name, copy)
@@ -141,10 +146,15 @@ def test_wheel_metadata(archives: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = archive.read(name).decode()
+        scripts = archive.read(name.replace("METADATA", "entry_points.txt")).decode()
+    assert scripts.split() == ["[console_scripts]", "ctloss", "=", "ctloss.command.entry:run"]
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
     assert required == ["Requires-Dist: torch>=2.6"]
     assert "License-Expression: Apache-2.0" in metadata
     assert "Requires-Python: >=3.10" in metadata
+    assert "Author: The ctloss authors" in metadata
+    assert metadata.count("Project-URL: ") == 4
+    assert f"Version: {ctloss.__version__}\n" in metadata
 
 
 def test_source_archive_holds_real_files(archives: Path) -> None:
@@ -155,6 +165,7 @@ def test_source_archive_holds_real_files(archives: Path) -> None:
     inside = {member.name.partition("/")[2] for member in members if member.isfile()}
     assert set(expected_modules() + DATA) <= inside
     assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.py", "constraints.txt"} <= inside
+    assert {"CITATION.cff", "CONTRIBUTING.md", "SECURITY.md"} <= inside
     of_kernels = {f"{NATIVE}/src/{path.name}" for path in (ROOT / "kernels/native/src").iterdir()}
     assert {f"{NATIVE}/src/{name}" for name in ("isa.cpp", "module.cpp", "simd.h")} <= of_kernels <= inside
     assert LIBRARY not in inside
