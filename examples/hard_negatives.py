@@ -34,8 +34,10 @@ def small_model(folder: str) -> SentenceTransformer:
     """A random BERT that knows the words."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *OTHER, *OTHER.values()]
     BertTokenizer(vocab={word: place for place, word in enumerate(words)}).save_pretrained(folder)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    BertModel(config).save_pretrained(folder)
     # Of a plain model sentence-transformers takes the mean of the last hidden states.
     return SentenceTransformer(folder, device="cpu")
 
