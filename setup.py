@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -48,16 +49,23 @@ class BuildKernels(build_ext):
         sets: dict[str, list[str]] = {"portable": []}
         if self.plat_name.endswith(("x86_64", "amd64")):
             sets |= {"avx2": AVX2, "avx512": AVX512, "avx512bf16": AVX512BF16}
+
+        def compiled(name: str) -> list[str]:
+            return self.compiler.compile(
+                [f"{SOURCES}/isa.cpp"],
+                output_dir=os.path.join(self.build_temp, name),
+                macros=[("CTLOSS_ISA", name)],
+                extra_postargs=[*flags, *sets[name]],
+            )
+
         objects: list[str] = []
         found: list[tuple[str, str | None]] = []
-        for name, options in sets.items():
+        # The compiler is a process, so threads suffice to run as many as there are processors.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            pending = {name: pool.submit(compiled, name) for name in sets}
+        for name, outcome in pending.items():
             try:
-                objects += self.compiler.compile(
-                    [f"{SOURCES}/isa.cpp"],
-                    output_dir=os.path.join(self.build_temp, name),
-                    macros=[("CTLOSS_ISA", name)],
-                    extra_postargs=[*flags, *options],
-                )
+                objects += outcome.result()
             except CompileError as error:
                 if name == "portable":
                     raise

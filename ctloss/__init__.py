@@ -29,4 +29,4 @@ __all__ = [
 ]
 # What Plan was called in 0.1.
 Explanation = Plan
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

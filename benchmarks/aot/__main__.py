@@ -194,7 +194,8 @@ def main() -> int:
     tabled = options.markdown or options.write is not None
     chosen = TABLED if tabled else SHIPPED
     if options.only:
-        chosen = [shipped for shipped in SHIPPED if any(text in str(shipped) for text in options.only)]
+        # Between spaces, so that a text can ask for a whole word.
+        chosen = [shipped for shipped in SHIPPED if any(text in f" {shipped} " for text in options.only)]
     print(f"triton {triton.__version__}", file=sys.stderr)
     known: dict[tuple[Launch, str], Compiled] = {}
     found: list[Compiled] = []

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+import ctloss
+
 ROOT = Path(__file__).resolve().parents[2]
 # Seconds after which a command hangs: many times what the longest takes, for machines that are busy with other work.
 HANGS = 1800
@@ -84,7 +86,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "README.md",
         "LICENSE",
         "CHANGELOG.md",
+        "CITATION.cff",
+        "CONTRIBUTING.md",
         "MANIFEST.in",
+        "SECURITY.md",
         "constraints.txt",
     ):
         shutil.copy(ROOT / name, copy)
@@ -141,10 +146,15 @@ def test_wheel_metadata(archives: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = archive.read(name).decode()
+        scripts = archive.read(name.replace("METADATA", "entry_points.txt")).decode()
+    assert scripts.split() == ["[console_scripts]", "ctloss", "=", "ctloss.command.entry:run"]
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
     assert required == ["Requires-Dist: torch>=2.6"]
     assert "License-Expression: Apache-2.0" in metadata
     assert "Requires-Python: >=3.10" in metadata
+    assert "Author: The ctloss authors" in metadata
+    assert metadata.count("Project-URL: ") == 4
+    assert f"Version: {ctloss.__version__}\n" in metadata
 
 
 def test_source_archive_holds_real_files(archives: Path) -> None:
@@ -155,6 +165,7 @@ def test_source_archive_holds_real_files(archives: Path) -> None:
     inside = {member.name.partition("/")[2] for member in members if member.isfile()}
     assert set(expected_modules() + DATA) <= inside
     assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.py", "constraints.txt"} <= inside
+    assert {"CITATION.cff", "CONTRIBUTING.md", "SECURITY.md"} <= inside
     of_kernels = {f"{NATIVE}/src/{path.name}" for path in (ROOT / "kernels/native/src").iterdir()}
     assert {f"{NATIVE}/src/{name}" for name in ("isa.cpp", "module.cpp", "simd.h")} <= of_kernels <= inside
     assert LIBRARY not in inside
@@ -198,7 +209,8 @@ def test_install(
 ) -> None:
     """Everything imports, from a foreign folder and from the repository root, whichever way it was installed.
 
-    The wheel and one editable install have compiled kernels; the others leave them out to save the time.
+    The wheel has compiled kernels, as has the editable install that runs the tests; the others leave them out to save
+    the time.
     """
     what: dict[str, tuple[str | Path, ...]] = {
         "wheel": tuple(archives.glob("*.whl")),
@@ -207,7 +219,7 @@ def test_install(
         "editable": ("-e", checkout),
         "editable strict": ("--config-settings", "editable_mode=strict", "-e", checkout),
     }
-    with_kernels = kind in ("wheel", "editable")
+    with_kernels = kind == "wheel"
     install(environment, *what[kind], cwd=tmp_path, **({} if with_kernels else NO_KERNELS))
 
     file, path = run(environment, "-c", IMPORT_ALL, cwd=tmp_path).splitlines()
@@ -218,6 +230,10 @@ def test_install(
     # python -c puts the current folder first: in the root it is the checkout's ctloss that is imported.
     inside = Path(run(environment, "-c", IMPORT_ALL, cwd=checkout).splitlines()[0])
     assert inside.is_relative_to(checkout)
+    if kind == "wheel":
+        assert "ctloss doctor" in run(environment.with_name("ctloss"), "--help", cwd=tmp_path)
+        told = run(environment, "-m", "ctloss", "explain", "4", "8", "--loss", "info_nce", cwd=tmp_path)
+        assert told.startswith(f"{path}: the embeddings are on the CPU")
 
 
 def test_type_checker_sees_everything_under_an_editable_install(
@@ -258,6 +274,22 @@ def test_import_needs_only_torch(modules: list[str]) -> None:
     """Nothing but ctloss and the standard library comes on top of what ``import torch`` brings by itself."""
     added = modules_after(f"import torch, {', '.join(modules)}", ROOT) - modules_after("import torch", ROOT)
     assert {name for name in added if name not in sys.stdlib_module_names} == {"ctloss"}
+
+
+def test_import_loads_only_what_losses_need() -> None:
+    """What every start pays for: no command, no extra's part, none of the kernels that Triton must be loaded for."""
+    program = (
+        "import json, sys, torch\nbefore = set(sys.modules)\nimport ctloss\n"
+        "print(json.dumps(sorted({*sys.modules} - before)))"
+    )
+    added = json.loads(run(sys.executable, "-c", program, cwd=ROOT))
+    rooms = {".".join(name.split(".")[:2]) for name in added if name.startswith("ctloss.")}
+    of_losses = {"core", "gradient_cache", "kernels", "objectives", "ranks", "reference"}
+    assert rooms == {f"ctloss.{room}" for room in of_losses | {"contrast", "losses", "modules", "sig_lip", "sup_con"}}
+    assert "ctloss.kernels.triton_path.tiles" not in added
+    assert "ctloss.kernels.triton_path.plan.config" in added
+    # The definition of the sigmoid loss, in 60 digits.
+    assert {name for name in added if not name.startswith("ctloss")} <= {"decimal", "_decimal"}
 
 
 def test_import_works_where_nothing_else_is_installed() -> None:

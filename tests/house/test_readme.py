@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")
+PAGES = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").rglob("*.md"))]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+HOME = PROJECT["urls"]["Homepage"]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -82,17 +85,76 @@ def test_readme_shows_the_losses_at_work() -> None:
     assert ".backward()" in shown
 
 
+def links(page: Path) -> list[str]:
+    """The targets of a page's links and pictures."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    return re.findall(r"\]\(([^)\s]+)\)", text)
+
+
+def place_of(target: str, page: Path) -> tuple[Path, str] | None:
+    """The file in the repository that a link of a page leads to, and its anchor; none if it leads elsewhere."""
+    address, _, anchor = target.partition("#")
+    for inside in (f"{HOME}/blob/main/", f"{HOME.replace('//github', '//raw.githubusercontent')}/main/"):
+        if address.startswith(inside):
+            return ROOT / address.removeprefix(inside), anchor
+    return (
+        None
+        if "://" in address or address.startswith("mailto:")
+        else (page.parent / address if address else page, anchor)
+    )
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are called in links."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
-    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
-    missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+    missing = []
+    for target in links(page):
+        place = place_of(target, page)
+        if place is not None:
+            file, anchor = place
+            found = file.exists() and (not anchor or file.suffix != ".md" or anchor in anchors(file))
+            missing += [] if found else [target]
     assert missing == []
 
 
+def test_the_package_page_has_links_that_work_there() -> None:
+    """A package index shows the README alone, so its links name the repository; all with the address of the project."""
+    targets = links(ROOT / "README.md")
+    assert [target for target in targets if "://" not in target] == []
+    ours = [target for target in targets if "/ctloss/" in target]
+    assert len(ours) > 20
+    assert [target for target in ours if place_of(target, ROOT / "README.md") is None] == []
+    assert all(address.startswith(HOME) for address in PROJECT["urls"].values())
+    assert HOME in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    for address in PROJECT["urls"].values():
+        place = place_of(address, ROOT / "README.md")
+        assert place is None or place[0].exists()
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 1500
+
+
+@pytest.mark.parametrize(
+    "line", re.findall(r"^[+](from ctloss.*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+)
+def test_the_one_import_that_changes_is_there(line: str) -> None:
+    try:
+        exec(line, {})
+    except ModuleNotFoundError as error:
+        if (error.name or "ctloss").startswith("ctloss"):
+            raise
+        pytest.skip(f"needs {error.name}")
+
+
 def test_pins_cover_every_direct_dependency() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    wanted = [*PROJECT["dependencies"], *chain.from_iterable(PROJECT["optional-dependencies"].values())]
     pinned = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line]
 
     def names(requirements: list[str]) -> set[str]:

@@ -35,10 +35,13 @@ from support.triton_calls import (
 
 HARD, QUEUE = Candidates(31), Candidates(70, need=False)
 # Sizes around whole tiles and runs of 128 rows, widths with every remainder, more columns than a tile is deep.
-LARGER = [
+PLAIN = [
     Case("random", 129, 160, negatives="both"),
     Case("trained", 200, 96, exponent=-12.0, directions="x"),
     Case("collapsed", 257, 33, negatives="cross", temperature=0.02),
+]
+# Their options lead into panels at any size.
+IN_PANELS = [
     Case("hard", 150, 70, dtype=torch.float16, candidates=(HARD, QUEUE)),
     Case("big", 131, 65, normalize=False, negatives="cross", strides="padded", ids=40),
     Case("scaled", 193, 47, strides="transposed", temperatures="rows"),
@@ -73,7 +76,15 @@ OPTIONS: list[dict[str, Any]] = [
     {"temperatures": "rows", "directions": "x", "normalize": False, "margin": 0.6, "candidates": (HARD,)},
 ]
 
-# For what other acceptance tests cover too.
+# Which panels' sums are held: of the plain call and of one with candidates and ids each way, of the others one of them.
+HELD: list[tuple[dict[str, Any], int | None]] = [
+    *((options, held) for options in (OPTIONS[0], OPTIONS[10]) for held in (0, 192, None)),
+    *zip(OPTIONS[2::2][:3], (0, 192, None), strict=True),
+    (OPTIONS[8], 192),
+    (OPTIONS[12], None),
+]
+
+# The interpreter is slow, and the tests of flash and kept panels draw as many cases again.
 FEWER = settings(max_examples=settings().max_examples // 2)
 
 
@@ -86,6 +97,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return str(request.param)
 
 
+@FEWER
 @given(cases(max_n=48, max_d=160, dtypes=DTYPES))
 def test_acceptance(case: Case) -> None:
     check(case)
@@ -106,8 +118,7 @@ def test_acceptance_of_every_option(options: dict[str, Any], path: str) -> None:
     check(Case("random", 37, 24, **options))
 
 
-@pytest.mark.parametrize("options", OPTIONS[::2], ids=str)
-@pytest.mark.parametrize("held", [0, 192, None])
+@pytest.mark.parametrize(("options", "held"), HELD, ids=str)
 def test_acceptance_in_small_panels(options: dict[str, Any], held: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The least memory that panels take, whether they serve both of their sides, one run of rows, or some held ones."""
     in_panels(monkeypatch)
@@ -118,11 +129,15 @@ def test_acceptance_in_small_panels(options: dict[str, Any], held: int | None, m
     check(Case("random", 130, 8, **options))
 
 
-@pytest.mark.parametrize("only", [in_panels, None], ids=["panels", "as they are"])
-@pytest.mark.parametrize("case", LARGER, ids=lambda case: f"{case.regime}-{case.n}x{case.d}")
-def test_acceptance_larger(case: Case, only: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    if only is not None:
-        in_panels(monkeypatch)
+@pytest.mark.parametrize("case", [*PLAIN, *IN_PANELS], ids=lambda case: f"{case.regime}-{case.n}x{case.d}")
+def test_acceptance_larger(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_panels(monkeypatch)
+    check(case, chain_of(case))
+
+
+@pytest.mark.parametrize("case", PLAIN, ids=lambda case: f"{case.regime}-{case.n}x{case.d}")
+def test_acceptance_larger_in_three_kernels(case: Case) -> None:
+    assert str(engine.describe(shape_of(case), case.problem())["kernels"]).startswith("three")
     check(case, chain_of(case))
 
 

@@ -51,8 +51,14 @@ def test_acceptance_larger(case: Case, flashing: None) -> None:
     check(case, chain_of(case))
 
 
-@pytest.mark.parametrize("options", [{}, {"negatives": "own", "candidates": (Candidates(70),)}, {"normalize": False}])
-@pytest.mark.parametrize(("d", "tau"), [(40, 0.07), (100, 0.01)])
+@pytest.mark.parametrize(
+    ("d", "tau", "options"),
+    [
+        (40, 0.07, {"negatives": "own", "candidates": (Candidates(70),)}),
+        (100, 0.01, {}),
+        (100, 0.07, {"normalize": False}),
+    ],
+)
 def test_acceptance_in_any_workspace(
     d: int, tau: float, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

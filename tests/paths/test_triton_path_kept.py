@@ -102,8 +102,14 @@ def test_acceptance_with_kept_cosines(case: Case, monkeypatch: pytest.MonkeyPatc
         check(half, chain_of(half))
 
 
-@pytest.mark.parametrize("options", BLOCKS, ids=str)
-@pytest.mark.parametrize(("normalize", "tau"), [(True, 0.07), (True, 0.005), (False, 0.07)])
+@pytest.mark.parametrize(
+    ("options", "normalize", "tau"),
+    [
+        *((options, True, 0.07) for options in BLOCKS),
+        *((BLOCKS[place], *about) for place in (0, 4) for about in ((True, 0.005), (False, 0.07))),
+    ],
+    ids=str,
+)
 @pytest.mark.usefixtures("poisoned")
 def test_kept_float32_logits_are_those_formed_again(
     options: dict[str, Any], normalize: bool, tau: float, monkeypatch: pytest.MonkeyPatch

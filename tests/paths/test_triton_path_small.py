@@ -220,10 +220,10 @@ def test_products_stay_where_exponentials_would_not_serve(options: dict[str, Any
 # Sides that do not fill tiles, every format of products, each way to read a row; the last ones in panels.
 ON_A_GPU = [
     (80, Case("scaled", 33, 70, negatives="cross", strides="transposed")),
-    (90, Case("hard", 70, 33, exponent=-5.0, negatives="cross", strides="every other")),
+    (90, Case("hard", 66, 33, exponent=-5.0, negatives="cross", strides="every other")),
     (90, Case("collapsed", 130, 40, dtype=torch.float16, directions="x")),
     (100, Case("zeros", 258, 20, dtype=torch.float16, negatives="cross", temperature=0.02)),
-    (CDNA3, Case("big", 100, 65, normalize=False, need=(False, True, True))),
+    (CDNA3, Case("big", 66, 65, normalize=False, need=(False, True, True))),
     (90, Case("hard", 20, 33, candidates=(Candidates(9), Candidates(30)), ids=9, margin=0.6)),
     (80, Case("collapsed", 70, 33, dtype=torch.float16, temperatures="rows", negatives="own")),
 ]

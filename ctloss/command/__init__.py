@@ -1,0 +1,1 @@
+"""The command ``ctloss``: training, evaluation, a benchmark, which path runs, and what an installation has."""
