@@ -34,6 +34,9 @@ PICTURE = re.compile(
     r'<img alt="(?P<alt>[^"]*)" src="(?P<light>[^"]+)">\s*</picture>'
 )
 
+# The list of a page's headings below its title: the theme has its own.
+CONTENTS = re.compile(r"\n(?:- \[[^\]]+\]\(#[^)]+\)\n){3,}")
+
 
 def repository() -> str:
     """Where the code lies, by ``[project.urls]`` of pyproject.toml; empty if it is not said."""
@@ -118,7 +121,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Make pictures follow the site's palette, and links lead where the site has their target."""
     here = page.file.src_uri
     source = OUTSIDE.get(here, DOCS + here)
-    parts = re.split(r"(^```.*?^```$)", markdown, flags=re.M | re.S)
+    parts = re.split(r"(^```.*?^```$)", CONTENTS.sub("\n", markdown), flags=re.M | re.S)
     return "".join(part if part.startswith("```") else _prose(part, here, source) for part in parts)
 
 
