@@ -41,7 +41,7 @@ CONTENTS = re.compile(r"\n(?:- \[[^\]]+\]\(#[^)]+\)\n){3,}")
 def repository() -> str:
     """Where the code lies, by ``[project.urls]`` of pyproject.toml; empty if it is not said."""
     found = re.search(
-        r'^"?(?:Repository|Source)"? = "([^"]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M
+        r'^"?(?:Repository|Source|Homepage)"? = "([^"]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M
     )
     return found[1].rstrip("/") if found else ""
 
