@@ -1,7 +1,8 @@
-"""Figures of the study: retrieval against batch size, and pull and push at the start and the end of its runs."""
+"""Figures of the table, and of the study: retrieval against batch size, pull and push at its runs' start and end."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
@@ -15,6 +16,38 @@ COLOURS = {"info-snt": "blue", "CZ-snt": "red"}
 FORCES = {"pull": "pull on the positive", "push": "push from the negatives"}
 # Line and marker of an arm of the study.
 VARIANTS = {USUAL: ("-", "o"), NOT_CLIPPED: ("none", "X"), SCALED: (":", "^")}
+
+# Of the table's rows, from the one that all others start from.
+ROWS = ("grey", "blue", "red", "green", "orange", "purple")
+
+
+def draw_scores(scores: Mapping[str, Mapping[str, tuple[float, float]]], path: Path) -> None:
+    """Draw the table: for each task a line of dots, one for each row of the table, with its spread over seeds.
+
+    Args:
+        scores: mean and standard deviation in per cent, by the table's row and by task.
+        path: of the picture.
+    """
+    tasks = list(dict.fromkeys(task for row in scores.values() for task in row))
+
+    def make(theme: Theme) -> Figure:
+        figure = Figure(figsize=(8.6, 0.5 * len(tasks) + 1.6), layout="constrained")
+        axes = figure.subplots()
+        for number, (name, found) in enumerate(scores.items()):
+            # Rows of one task stand a little below one another.
+            places = [tasks.index(task) + 0.11 * (number - (len(scores) - 1) / 2) for task in found]
+            means, spreads = ([value[part] for value in found.values()] for part in (0, 1))
+            colour = theme.colours[ROWS[number % len(ROWS)]]
+            axes.errorbar(means, places, xerr=spreads, fmt="o", markersize=6, color=colour, label=name)
+        axes.set_yticks(range(len(tasks)), tasks)
+        axes.invert_yaxis()
+        axes.set(xlim=(0, None), xlabel="per cent, mean over languages; whiskers: standard deviation over seeds")
+        axes.grid(axis="x", alpha=0.6, linewidth=0.6)
+        axes.tick_params(axis="y", length=0)
+        figure.legend(loc="outside upper center", ncols=3, fontsize=9)
+        return figure
+
+    draw(path, make)
 
 
 def draw_study(study: Study, path: Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from benchmarks.ablation.base import Base, make
 from benchmarks.ablation.corpus import prepare
-from benchmarks.ablation.figures import draw_forces, draw_study
+from benchmarks.ablation.figures import draw_forces, draw_scores, draw_study
 from benchmarks.ablation.logs import facts, validation
 from benchmarks.ablation.plan import METHODS, STARTS, Arm, Row, Scale, study_arms, study_row, table_rows
-from benchmarks.ablation.report import report, summary
+from benchmarks.ablation.report import report, scores, summary
 from benchmarks.ablation.run import (
     EVALUATION,
     evaluate,
@@ -26,7 +26,7 @@ from benchmarks.ablation.run import (
     train,
 )
 from benchmarks.ablation.statistics import joined
-from ctloss.evaluate import Encoder, Results, draw_languages, draw_words, read_results
+from ctloss.evaluate import Encoder, Results, draw_words, read_results
 from ctloss.shared.files import write_atomically
 
 
@@ -116,7 +116,7 @@ class Ablation:
             draw_forces(found, self.figures / "ablation-forces.png")
         shown = [results for results in rows if "random" not in results.name.split(", ")[-1]]
         if shown:
-            draw_languages(shown, self.figures / "ablation-languages.png")
+            draw_scores(scores(shown), self.figures / "ablation-tasks.png")
         return text
 
     def summary(self) -> str:
