@@ -93,6 +93,17 @@ def summary(rows: Sequence[Results]) -> str:
     return table(["", *(_title(column) for column in SHORT)], lines) + "\n"
 
 
+def scores(rows: Sequence[Results]) -> dict[str, dict[str, tuple[float, float]]]:
+    """The short table as numbers: mean and standard deviation over seeds in per cent, by row and column."""
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for row in rows:
+        for column in SHORT:
+            if measured := [100 * value for value in values(row, column).values()]:
+                spread = stdev(measured) if len(measured) > 1 else 0.0
+                found.setdefault(row.name, {})[_title(column)] = (fmean(measured), spread)
+    return found
+
+
 def start_line(starts: Mapping[str, Any]) -> str:
     """Which of base and random weights is the better start."""
     tagging, retrieval = starts["tagging"], starts["retrieval"]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from benchmarks.ablation.base import Base, make
 from benchmarks.ablation.corpus import prepare
-from benchmarks.ablation.figures import draw_forces, draw_study
-from benchmarks.ablation.logs import facts, read_log, validation
+from benchmarks.ablation.figures import draw_forces, draw_scores, draw_study
+from benchmarks.ablation.logs import facts, validation
 from benchmarks.ablation.plan import METHODS, STARTS, Arm, Row, Scale, study_arms, study_row, table_rows
-from benchmarks.ablation.report import report, summary
+from benchmarks.ablation.report import report, scores, summary
 from benchmarks.ablation.run import (
     EVALUATION,
     evaluate,
@@ -26,7 +26,7 @@ from benchmarks.ablation.run import (
     train,
 )
 from benchmarks.ablation.statistics import joined
-from ctloss.evaluate import Encoder, Results, draw_languages, draw_words, read_results
+from ctloss.evaluate import Encoder, Results, draw_words, read_results
 from ctloss.shared.files import write_atomically
 
 
@@ -99,16 +99,10 @@ class Ablation:
         """
         rows = self._rows()
         found: dict[Arm, dict[int, dict[str, float]]] = {}
-        logs = {}
         for arm in study_arms(self.scale):
             for row in (study_row(arm, seed, self.scale) for seed in self.scale.seeds):
-                folder = self._place(row)
-                if is_trained(folder):
+                if is_trained(self._place(row)):
                     found.setdefault(arm, {})[row.seed] = self._facts(row)
-                    if row.seed == self.scale.seeds[0] and arm.precision == "fp32":
-                        logs[", ".join(filter(None, (arm.name, f"batch {arm.batch_size}", arm.variant)))] = read_log(
-                            folder
-                        )
         starts = json.loads(self._checked.read_text(encoding="utf-8")) if self._checked.is_file() else None
         if not (rows or found or starts):
             raise FileNotFoundError(
@@ -119,10 +113,10 @@ class Ablation:
         write_atomically(self.output / "report.md", text)
         if found:
             draw_study(found, self.figures / "ablation-batch.png")
-            draw_forces(logs, self.figures / "ablation-forces.png")
+            draw_forces(found, self.figures / "ablation-forces.png")
         shown = [results for results in rows if "random" not in results.name.split(", ")[-1]]
         if shown:
-            draw_languages(shown, self.figures / "ablation-languages.png")
+            draw_scores(scores(shown), self.figures / "ablation-tasks.png")
         return text
 
     def summary(self) -> str:

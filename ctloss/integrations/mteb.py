@@ -23,9 +23,9 @@ from ..shared.extra import require_extra
 
 require_extra("mteb", ("mteb",))
 
-import mteb  # type: ignore[import-not-found]
-from mteb.models.abs_encoder import AbsEncoder  # type: ignore[import-not-found]
-from mteb.models.model_meta import ModelMeta, ScoringFunction  # type: ignore[import-not-found]
+import mteb
+from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.model_meta import ModelMeta, ScoringFunction
 
 from ..evaluate.data.multiway import FLORES, NTREX, read_multiway
 from ..evaluate.data.parallel import read_bucc, read_tatoeba

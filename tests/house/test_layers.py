@@ -287,10 +287,11 @@ def test_benchmarks_use_public_names() -> None:
     """Benchmarks time what users call and measure errors against the float64 definitions.
 
     Only the ahead-of-time compilation and the GPU run, which compile the kernels and race them against each other, look
-    inside; and the ranks, whose rows are sent on a way of the benchmark's choice, and whose blocks are timed alone.
+    inside; the ranks, whose rows are sent on a way of the benchmark's choice, and whose blocks are timed alone; and the
+    picture of the ring, which shows its schedule.
     """
     open_rooms = ("ctloss.reference", "ctloss.shared", "ctloss.train")
-    inside = {*sources("benchmarks/aot"), *sources("benchmarks/gpu"), *sources("benchmarks/ranks")}
+    inside = {path for name in ("aot", "diagrams", "gpu", "ranks") for path in sources(f"benchmarks/{name}")}
     for path in sorted(set(sources("benchmarks")) - inside):
         module, package = module_name(path)
         ours = [name for name in imported(path.read_text(encoding="utf-8"), module, package) if below(name, "ctloss")]
