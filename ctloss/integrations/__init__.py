@@ -1,1 +1,1 @@
-"""The losses and the evaluation as other libraries take them: one module a library, imported only by those who have it."""
+"""The losses and the evaluation as other libraries take them: a module a library, imported only where it is used."""
