@@ -279,6 +279,9 @@ def test_text_refusals(tmp_path: Path) -> None:
     write(tmp_path, t__en=ENGLISH)
     with pytest.raises(DataError, match="expected the pivot among the languages, got de, en"):
         evaluate_pairs(NUMBERS, tmp_path / "t", options=PairsOptions(pivot="fr"))
+    write(tmp_path, t__de=GERMAN[:1], t__en=ENGLISH[:1])
+    with pytest.raises(DataError, match="^t: de-en: expected at least two pairs, got 1"):
+        evaluate_pairs(NUMBERS, tmp_path / "t")
 
 
 def test_lines_end_only_at_line_feeds(tmp_path: Path) -> None:

@@ -147,17 +147,24 @@ def both_ways(
     """Scores the retrieval of row i of y (n, d) by row i of x (n, d) and the reverse, as they are and centred.
 
     Row i of either is item i of those that ``asked`` and ``aligned`` stand for, see :class:`Items`.
+
+    Raises:
+        DataError: there is only one pair.
     """
     import numpy as np
 
+    if len(x) < 2:
+        raise DataError(
+            f"{task}: {first}-{second}: expected at least two pairs, got {len(x)}: a single sentence always finds its "
+            "own translation; give more text"
+        )
     scores, items = [], []
     for suffix, a, b in (("", x, y), ("_centred", centred(x), centred(y))):
         for name, queries, candidates in ((f"{first}-{second}", a, b), (f"{second}-{first}", b, a)):
             hits = nearest(queries, candidates)[1][:, 0] == np.arange(len(queries))
             scores.append(Score(task, name, f"accuracy{suffix}", float(hits.mean())))
             items.append(Items(name, f"accuracy{suffix}", asked, hits, aligned=aligned))
-        if len(x) > 1:
-            scores.append(Score(task, f"{first}-{second}", f"random_pair_cosine{suffix}", random_pair_cosine(a, b)))
+        scores.append(Score(task, f"{first}-{second}", f"random_pair_cosine{suffix}", random_pair_cosine(a, b)))
     return scores, items
 
 
