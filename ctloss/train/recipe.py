@@ -143,7 +143,7 @@ class ObjectiveChoice(Group):
         "the same; at the sentence level there are none",
     )
     balance: bool = option(
-        False, "joined form: sentence and word vectors are brought to one length before they are joined"
+        True, "levels multi: sentence and word vectors are brought to one length before they are joined (ours)"
     )
     alpha: float = option(0.1, "weight of masked language modelling; 0 skips it and its cost")
     mlm_probability: float = option(0.15, "share of the wordpieces to predict (80 % of them masked, 10 % random)")
@@ -206,7 +206,6 @@ class Recipe:
             (given, self.encoder, sizes, "a given encoder has its own; leave it out, or choose the encoder 'small'"),
             (no_mlm, self.objective, ["mlm_probability"], "alpha is 0; leave it out, or raise alpha"),
             (needs_words, self.data, ["only_with_words"], f"levels {levels} does so anyway; drop it"),
-            (levels != "multi", self.objective, ["balance"], f"levels {levels} join nothing; drop it, or choose multi"),
         ):
             for name in names if ignored else ():
                 value, default = getattr(part, name), getattr(type(part), name)
@@ -286,6 +285,7 @@ def paper() -> Recipe:
         "paper",
         data=Data(stop_words="iso", held_out_words=0.0),
         encoder=EncoderChoice(encoder="bert-base-multilingual-cased"),
+        objective=ObjectiveChoice(balance=False),
         training=Training(
             # Without weight decay AdamW is Adam.
             weight_decay=0.0,

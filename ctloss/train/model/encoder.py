@@ -47,7 +47,8 @@ def make_encoders(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[C
 
 
 def _cce(backbone: PreTrainedModel, objective: ObjectiveChoice) -> CCEEncoder:
-    return CCEEncoder(backbone, levels=objective.levels, head=objective.head, balance=objective.balance)
+    joined = objective.levels == "multi"
+    return CCEEncoder(backbone, levels=objective.levels, head=objective.head, balance=joined and objective.balance)
 
 
 def freeze_word_embeddings(backbone: PreTrainedModel) -> None:
