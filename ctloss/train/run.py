@@ -36,7 +36,7 @@ from .output import (
     claim_samples,
 )
 from .prepared.build import FROM_PYTHON, prepare
-from .prepared.folder import Prepared, open_prepared
+from .prepared.folder import Counts, Prepared, open_prepared
 from .processes import from_main, on_main, shared_out
 from .recipe import Recipe, RecipeError
 from .reporting.card import model_card
@@ -340,7 +340,7 @@ class _Run:
         arguments, world = self.arguments, self.process.num_processes
         parts = arguments.gradient_accumulation_steps
         self.say(
-            f"training: {rows:,} rows, {batches:,} batches of {f'{world} × ' if shared else ''}"
+            f"training: {rows_used(self.prepared.counts['train'], rows)}, {batches:,} batches of {f'{world} × ' if shared else ''}"
             f"{arguments.per_device_train_batch_size} per epoch, {f'{parts} to a step, ' if parts > 1 else ''}"
             f"{_precision(arguments)}, {world} process{'es' if world > 1 else ''}"
         )
@@ -408,6 +408,23 @@ def _arguments(recipe: Recipe, folder: Path) -> PretrainingArguments:
     if arguments.push_to_hub and arguments.hub_model_id is None:
         arguments.hub_model_id = hub_name(folder, recipe.training)
     return arguments
+
+
+def rows_used(counts: Counts, rows: int) -> str:
+    """Returns how many rows a run trains on, and why it leaves out the others.
+
+    Example:
+        >>> rows_used(Counts(rows=2400, rows_with_words=1183), 1102)
+        '1,102 of 2,400 rows (1,217 without a word pair, 81 whose word pairs are all held out)'
+    """
+    if rows == counts.rows:
+        return f"{rows:,} rows"
+    left_out = {
+        "without a word pair": counts.rows - counts.rows_with_words,
+        "whose word pairs are all held out": counts.rows_with_words - rows,
+    }
+    why = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count)
+    return f"{rows:,} of {counts.rows:,} rows ({why})"
 
 
 def _precision(arguments: PretrainingArguments) -> str:
