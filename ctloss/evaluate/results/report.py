@@ -152,8 +152,8 @@ def table_of_intervals(results: Sequence[Results], compared: Comparison) -> str:
     if untested:
         told += (
             " Where a model was fine-tuned with one seed only, nothing tells how far its runs spread: the difference "
-            "has no p and no mark, and the intervals are of these runs, over items alone. Give both models --seeds 3 "
-            "or more to compare them."
+            "has no p and no mark, and the intervals are of these runs, over items alone. Give both models several "
+            "--seeds to compare them."
         )
     return "\n".join([_table(columns, lines), "", told])
 
