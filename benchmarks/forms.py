@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.exact import SIGMOID_BIAS
 from benchmarks.peers import PairLoss
+from ctloss.command import bench
 
 
 def _eye(n: int, like: Tensor) -> Tensor:
@@ -34,8 +35,7 @@ def eager(loss: str, negatives: str, temperature: float) -> PairLoss:
     """
 
     def info_both(x: Tensor, y: Tensor) -> Tensor:
-        logits = _all_logits(x, y, temperature).masked_fill_(_eye(2 * len(x), x), -torch.inf)
-        return F.cross_entropy(logits, torch.arange(2 * len(x), device=x.device).roll(len(x)))
+        return bench.nt_xent(x, y, temperature)
 
     def cz_both(x: Tensor, y: Tensor) -> Tensor:
         logits = _all_logits(x, y, temperature)
@@ -44,9 +44,7 @@ def eager(loss: str, negatives: str, temperature: float) -> PairLoss:
         return (torch.logsumexp(masked, 1) - positive).mean()
 
     def info_cross(x: Tensor, y: Tensor) -> Tensor:
-        logits = _cross_logits(x, y, temperature)
-        target = torch.arange(len(x), device=x.device)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        return bench.clip(x, y, temperature)
 
     def cz_cross(x: Tensor, y: Tensor) -> Tensor:
         logits = _cross_logits(x, y, temperature)
@@ -55,9 +53,7 @@ def eager(loss: str, negatives: str, temperature: float) -> PairLoss:
         return (both / 2 - logits.diagonal()).mean()
 
     def sigmoid(x: Tensor, y: Tensor) -> Tensor:
-        logits = _cross_logits(x, y, temperature) + SIGMOID_BIAS
-        sign = 2 * torch.eye(len(x), dtype=logits.dtype, device=x.device) - 1
-        return -F.logsigmoid(sign * logits).sum() / len(x)
+        return bench.sigmoid(x, y, temperature, SIGMOID_BIAS)
 
     forms = {
         ("info_nce", "both"): info_both,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from torch.utils.benchmark import Timer
 import ctloss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-TEMPERATURE = 0.07
+TEMPERATURE, BIAS = 0.07, -10.0
 # The definition forms several matrices of all rows in float64.
 MOST_CHECKED = 2048
 
@@ -43,7 +44,7 @@ class Row(NamedTuple):
     usual_error: float | None
 
 
-def clip(x: Tensor, y: Tensor) -> Tensor:
+def clip(x: Tensor, y: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """infoNCE as CLIP's users write it: ``cross_entropy`` in both directions.
 
     Example:
@@ -51,12 +52,12 @@ def clip(x: Tensor, y: Tensor) -> Tensor:
         >>> torch.allclose(clip(x, x), ctloss.info_nce(x, x, negatives="cross"))
         True
     """
-    logits = F.normalize(x, dim=1) @ F.normalize(y, dim=1).T / TEMPERATURE
+    logits = F.normalize(x, dim=1) @ F.normalize(y, dim=1).T / temperature
     target = torch.arange(len(x), device=x.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def nt_xent(x: Tensor, y: Tensor) -> Tensor:
+def nt_xent(x: Tensor, y: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """infoNCE as SimCLR's users write it: all rows of both sides, the diagonal masked.
 
     Example:
@@ -66,11 +67,11 @@ def nt_xent(x: Tensor, y: Tensor) -> Tensor:
     """
     rows = F.normalize(torch.cat((x, y)), dim=1)
     diagonal = torch.eye(len(rows), dtype=torch.bool, device=x.device)
-    logits = (rows @ rows.T / TEMPERATURE).masked_fill_(diagonal, -torch.inf)
+    logits = (rows @ rows.T / temperature).masked_fill_(diagonal, -torch.inf)
     return F.cross_entropy(logits, torch.arange(len(rows), device=x.device).roll(len(x)))
 
 
-def sigmoid(x: Tensor, y: Tensor) -> Tensor:
+def sigmoid(x: Tensor, y: Tensor, temperature: float = TEMPERATURE, bias: float = BIAS) -> Tensor:
     """SigLIP's loss as it is written: ``logsigmoid`` of every pair.
 
     Example:
@@ -78,7 +79,7 @@ def sigmoid(x: Tensor, y: Tensor) -> Tensor:
         >>> torch.allclose(sigmoid(x, x), ctloss.sig_lip(x, x, temperature=TEMPERATURE, bias=-10.0))
         True
     """
-    logits = F.normalize(x, dim=1) @ F.normalize(y, dim=1).T / TEMPERATURE - 10.0
+    logits = F.normalize(x, dim=1) @ F.normalize(y, dim=1).T / temperature + bias
     sign = 2 * torch.eye(len(x), dtype=logits.dtype, device=x.device) - 1
     return -F.logsigmoid(sign * logits).sum() / len(x)
 
@@ -86,7 +87,7 @@ def sigmoid(x: Tensor, y: Tensor) -> Tensor:
 CONTESTS = (
     Contest("CLIP", partial(ctloss.info_nce, negatives="cross", temperature=TEMPERATURE), clip),
     Contest("NT-Xent", partial(ctloss.info_nce, temperature=TEMPERATURE), nt_xent),
-    Contest("SigLIP", partial(ctloss.sig_lip, temperature=TEMPERATURE, bias=-10.0), sigmoid),
+    Contest("SigLIP", partial(ctloss.sig_lip, temperature=TEMPERATURE, bias=BIAS), sigmoid),
 )
 
 
@@ -114,18 +115,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Prints a line for every loss, dtype and size; returns the exit status."""
     options = parser().parse_args(arguments)
-    if min(options.sizes) < 1 or options.width < 1 or options.seconds <= 0:
-        print("ctloss bench: error: expected sizes and seconds above 0; raise them", file=sys.stderr)
-        return 2
-    try:
-        torch.zeros(1, device=options.device)
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        print(
-            f"ctloss bench: error: expected a device of this machine, got {options.device!r} ({reason}); "
-            "try --device cpu",
-            file=sys.stderr,
-        )
+    if reason := fault_of(options.sizes, options.width, options.seconds, options.device):
+        print(f"ctloss bench: error: {reason}", file=sys.stderr)
         return 2
     device = torch.device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
@@ -142,6 +133,32 @@ def main(arguments: Sequence[str]) -> int:
             flush=True,
         )
     return 0
+
+
+def fault_of(sizes: Sequence[int], width: int, seconds: float, device: str) -> str:
+    """Returns what cannot be measured, and what to do about it; an empty text if all can.
+
+    Example:
+        >>> fault_of([32, 1], 256, 0.2, "cpu")
+        'expected --sizes of at least 2 pairs, as one alone has no negatives, got 1; raise it'
+        >>> fault_of([32], 256, 0.2, "cpu")
+        ''
+    """
+    if min(sizes) < 2:
+        return f"expected --sizes of at least 2 pairs, as one alone has no negatives, got {min(sizes)}; raise it"
+    if width < 1:
+        return f"expected --width of at least 1, got {width}; raise it"
+    if not 0 < seconds < math.inf:
+        return f"expected --seconds above 0 and finite, got {seconds:g}; give such as 0.2"
+    try:
+        # A device may be there and hold no numbers (meta), or not those of the definition.
+        torch.ones(1, dtype=torch.float64, device=device).sum().item()
+    except (AssertionError, ImportError, RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        return (
+            f"expected a device of this machine that computes in float64, got {device!r} ({reason}); try --device cpu"
+        )
+    return ""
 
 
 def measured(

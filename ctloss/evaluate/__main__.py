@@ -155,6 +155,7 @@ def evaluate(given: argparse.Namespace) -> Path | None:
     vectors = VectorOptions(**given_options(given, VectorOptions))
     resampling = ResamplingOptions(**given_options(given, ResamplingOptions))
     as_mteb = given.as_mteb and mteb_integration(tasks)
+    mteb_name = given.name and name_in_mteb(given.name) if as_mteb else None
     own = {task: OPTIONS[task](**given_options(given, OPTIONS[task])) for task in OPTIONS}
     for task, group in own.items():
         users = [name for name in OPTIONS if OPTIONS[name] is OPTIONS[task]]
@@ -171,6 +172,8 @@ def evaluate(given: argparse.Namespace) -> Path | None:
     if given.model is not None:
         options = finetuning(given_options(given, QuestionOptions), tasks, given.seeds)
         data = find_data(given.data, {task: options.get(task) for task in tasks})
+        if as_mteb:
+            open_folder(home_path(given.as_mteb))
         results.append(
             run(
                 given.model,
@@ -191,7 +194,7 @@ def evaluate(given: argparse.Namespace) -> Path | None:
     print(table_of_means(results, compared))
     draw_languages(results, output / LANGUAGES)
     if as_mteb:
-        encoder = as_mteb.MtebEncoder(given.model, name=given.name and f"local/{given.name}", **vars(vectors))
+        encoder = as_mteb.MtebEncoder(given.model, name=mteb_name, **vars(vectors))
         for path in as_mteb.write_results(encoder, data, home_path(given.as_mteb), languages):
             print(f"mteb's result: {path}")
     if "align" in data:
@@ -224,6 +227,21 @@ def mteb_integration(tasks: Sequence[str]) -> Any:
             f"{', '.join(tasks) or 'none'}; add one, or leave --as-mteb out"
         )
     return mteb
+
+
+def name_in_mteb(name: str) -> str:
+    """Returns the name for mteb, ORGANISATION/MODEL: as it is, or with ``local`` as the organisation.
+
+    Raises:
+        ValueError: the name has more than one slash, or nothing before or after it.
+
+    Example:
+        >>> name_in_mteb("tiny"), name_in_mteb("us/tiny")
+        ('local/tiny', 'us/tiny')
+    """
+    if name.count("/") > 1 or not all(name.split("/")):
+        raise ValueError(f"expected --name as MODEL or ORGANISATION/MODEL for --as-mteb, got {name!r}; shorten it")
+    return name if "/" in name else f"local/{name}"
 
 
 def by_task(values: Sequence[str], tasks: Sequence[str]) -> dict[str, list[str]]:

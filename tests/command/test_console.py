@@ -49,15 +49,16 @@ def test_without_the_extra_it_says_what_to_install(
     assert main(["train"]) == 2
     assert capsys.readouterr().err.endswith("pip install 'ctloss[train]'\n")
     monkeypatch.setitem(entry.PARTS, "train", lambda words: (_ for _ in ()).throw(ModuleNotFoundError("No module x")))
-    with pytest.raises(ModuleNotFoundError):
+    with pytest.raises(ModuleNotFoundError, match="No module x"):
         main(["train"])
 
 
 def test_nothing_and_nonsense_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "ctloss doctor" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as end:
         main(["pretrain"])
+    assert end.value.code == 2
     assert "invalid choice: 'pretrain'" in capsys.readouterr().err
 
 
@@ -116,9 +117,23 @@ def test_bench_prints_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["bench", "--sizes", "4", "--width", "8", "--dtypes", "float32", "--seconds", "1e-4"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in lines[-3:]] == [[contest.name, "float32", "4"] for contest in bench.CONTESTS]
-    assert main(["bench", "--sizes", "0"]) == 2
-    assert main(["bench", "--device", "nowhere"]) == 2
-    assert "expected a device of this machine, got 'nowhere'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sizes", "8", "1"], "expected --sizes of at least 2 pairs, as one alone has no negatives, got 1"),
+        (["--width", "0"], "expected --width of at least 1, got 0"),
+        *[(["--seconds", text], f"expected --seconds above 0 and finite, got {text}") for text in ("0", "nan", "inf")],
+        *[(["--device", name], f"that computes in float64, got '{name}'") for name in ("meta", "nowhere", "hpu")],
+    ],
+)
+def test_bench_refuses_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *words]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("ctloss bench: error: ")
+    assert message in told
+    assert told.count("\n") == 1
 
 
 def test_doctor_tells_what_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,12 +11,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from safetensors.torch import load_file
 
 from ctloss.evaluate import Outcome, Results, Score, TaskResult, read_results
+from ctloss.evaluate import __main__ as entry
 from ctloss.evaluate.__main__ import main
 from ctloss.evaluate.data.sources import EVALUATIONS
 from ctloss.evaluate.results.scores import add_result, write_results
@@ -269,6 +272,35 @@ def test_an_output_that_cannot_be_written_to_is_refused(tmp_path: Path, model: s
         assert status == 2
         assert f"expected a folder to write to, got {output} " in error
         assert "tatoeba: " not in error
+
+
+@pytest.mark.parametrize(("name", "there"), [("us/tiny", "us/tiny"), ("tiny", "local/tiny"), (None, None)])
+def test_mteb_is_given_the_name(
+    tmp_path: Path,
+    model: str,
+    data: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str | None,
+    there: str | None,
+) -> None:
+    mteb = SimpleNamespace(MtebEncoder=Mock(), write_results=Mock(return_value=[]))
+    monkeypatch.setattr(entry, "mteb_integration", lambda tasks: mteb)
+    # run is replaced too: what is asked is what mteb is told afterwards.
+    monkeypatch.setattr(entry, "run", lambda *_, **__: made("tiny", 0.5))
+    arguments = [model, "--tasks", "tatoeba", "--data", data, "--output", tmp_path / "out", "--as-mteb", tmp_path / "m"]
+    status, _ = run(*arguments, *(["--name", name] if name else []))
+    assert status == 0
+    assert mteb.MtebEncoder.call_args.kwargs["name"] == there
+    monkeypatch.setattr(entry, "run", forbidden)
+    for wrong in ("a/b/c", "/b", "a/"):
+        status, error = run(*arguments, "--name", wrong)
+        assert status == 2
+        assert f"expected --name as MODEL or ORGANISATION/MODEL for --as-mteb, got '{wrong}'" in error
+    (tmp_path / "file").write_text("")
+    status, error = run(*arguments[:-1], tmp_path / "file")
+    assert status == 2
+    assert "expected a folder to write to" in error
 
 
 def test_a_model_without_its_tokenizer_is_refused(tmp_path: Path, model: str, data: Path, run: Run) -> None:

@@ -280,7 +280,7 @@ def test_text_refusals(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected the pivot among the languages, got de, en"):
         evaluate_pairs(NUMBERS, tmp_path / "t", options=PairsOptions(pivot="fr"))
     write(tmp_path, t__de=GERMAN[:1], t__en=ENGLISH[:1])
-    with pytest.raises(DataError, match="^t: de-en: expected at least two pairs, got 1"):
+    with pytest.raises(DataError, match=r"^t: de-en: expected at least two pairs, got 1"):
         evaluate_pairs(NUMBERS, tmp_path / "t")
 
 

@@ -43,8 +43,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
+        timeout=600,
     )
-    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    told = done.stdout + done.stderr
+    # --strict makes every warning of MkDocs and its plugins an error. Python's own are not among them: those of our
+    # files are faults, those of a dependency's are not.
+    assert done.returncode == 0, told
+    assert [line for line in told.splitlines() if str(DOCS) in line] == []
     return folder
 
 
@@ -129,6 +134,15 @@ def test_links_to_files_outside_lead_to_their_pages(site: Path) -> None:
 def test_pictures_follow_the_palette(site: Path) -> None:
     front = read(site / "index.html").fetched
     assert {"figures/front.png#only-light", "figures/front-dark.png#only-dark"} <= set(front)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda path: path.stem)
+def test_no_measured_table_is_missing(page: Path) -> None:
+    """What a command writes between its two marks is there, and each mark has its other."""
+    text = page.read_text(encoding="utf-8")
+    tables = re.findall(r"^<!-- (python -m [^>]+) -->\n(.*?)^<!-- end of \1 -->$", text, flags=re.M | re.S)
+    assert [command for command, table in tables if not table.strip()] == []
+    assert len(tables) * 2 == len(re.findall(r"<!-- (?:end of )?python -m ", text))
 
 
 @pytest.mark.parametrize("picture", sorted(path.name for path in (DOCS / "figures").glob("*.png")))

@@ -288,9 +288,9 @@ def test_benchmarks_use_public_names() -> None:
 
     Only the ahead-of-time compilation and the GPU run, which compile the kernels and race them against each other, look
     inside; the ranks, whose rows are sent on a way of the benchmark's choice, and whose blocks are timed alone; and the
-    picture of the ring, which shows its schedule.
+    picture of the ring, which shows its schedule. The usual forms that they race are those of ``ctloss bench``.
     """
-    open_rooms = ("ctloss.reference", "ctloss.shared", "ctloss.train")
+    open_rooms = ("ctloss.command", "ctloss.reference", "ctloss.shared", "ctloss.train")
     inside = {path for name in ("aot", "diagrams", "gpu", "ranks") for path in sources(f"benchmarks/{name}")}
     for path in sorted(set(sources("benchmarks")) - inside):
         module, package = module_name(path)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...shared.text import DataError, seekable, stripped, text_files
+from ...shared.text import DataError, is_unicode, seekable, stripped, text_files
 
 # Where XTREME's download has the files of a split: patterns of a path below the folder of a task's data; the star is
 # the language. A release's own folder, given by itself, is searched too.
@@ -150,6 +151,14 @@ def _parsed(path: Path) -> Any:
             f"{path}, line {error.lineno}: expected JSON in the form of SQuAD 1.1, got something else at column "
             f"{error.colno} ({error.msg}); fetch the file again"
         ) from error
+    except ValueError as error:
+        # Python reads no number of more than some thousand digits; the error does not say where it stands.
+        limit = sys.get_int_max_str_digits()
+        number = re.search(rb"\d{%d,}" % (limit + 1), raw)
+        line = raw.count(b"\n", 0, number.start()) + 1 if number else 1
+        raise DataError(
+            f"{path}, line {line}: expected numbers of at most {limit} digits, got a longer one; fetch the file again"
+        ) from error
     except RecursionError as error:
         raise DataError(
             f"{path}: expected JSON in the form of SQuAD 1.1, got lists within lists; fetch it again"
@@ -161,6 +170,7 @@ def _question(place: str, context: str, item: Any, paragraph: str) -> Question:
     identifier = _entry(place, item, dict, "an object with id, question and answers").get("id")
     if isinstance(identifier, bool) or not isinstance(identifier, (str, int)) or identifier == "":
         raise DataError(f"{place}: expected an id, got {identifier!r}; give the question one")
+    _check_unicode(f"{place}, id", str(identifier))
     question = _get(place, item, "question", str)
     place = f"{place} (id {str(identifier)[:60]!r})"
     for text, what, where in ((question, "a question", place), (context, "a context", paragraph)):
@@ -193,7 +203,18 @@ def _get(place: str, item: Any, name: str, kind: type) -> Any:
     if not isinstance(item, dict) or name not in item:
         got = f"an object without it ({', '.join(map(str, item))})" if isinstance(item, dict) else type(item).__name__
         raise DataError(f"{place}: expected an object with {name}, got {got}; the file must be SQuAD 1.1's JSON")
-    return _entry(f"{place}, {name}", item[name], kind, names[kind])
+    value = _entry(f"{place}, {name}", item[name], kind, names[kind])
+    if kind is str:
+        _check_unicode(f"{place}, {name}", value)
+    return value
+
+
+def _check_unicode(place: str, text: str) -> None:
+    if not is_unicode(text):
+        at = next(number for number, one in enumerate(text) if not is_unicode(one))
+        raise DataError(
+            f"{place}: expected Unicode text, got half of a surrogate pair ({text[at]!a}) at character {at}; correct it"
+        )
 
 
 def _entry(place: str, value: Any, kind: type, name: str) -> Any:

@@ -131,7 +131,7 @@ class _Files:
             return None
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: expected JSON, got something else ({error}); fetch the model again") from error
         parts = found if isinstance(found, list) else [found]
         wanted = isinstance(found, kind) and all(isinstance(part, dict) for part in parts)

@@ -65,11 +65,14 @@ class Comparison:
     rows: dict[Key, tuple[list[Interval | None], list[Difference | None]]] = field(default_factory=dict)
 
     def corrected(self, keys: Iterable[Key]) -> dict[tuple[Key, int], float]:
-        """Returns the p-values of one table's differences by score and model, by Holm's correction for their number."""
+        """Returns the p-values of one table's differences by score and model, by Holm's correction for their number.
+
+        A difference without a p-value, which one run cannot give, has none here either.
+        """
         places, values = [], []
         for key in keys:
             for number, difference in enumerate(self.rows[key][1] if key in self.rows else []):
-                if difference is not None:
+                if difference is not None and difference.p is not None:
                     places.append((key, number))
                     values.append(difference.p)
         return dict(zip(places, holm(values), strict=True))

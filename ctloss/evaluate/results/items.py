@@ -102,21 +102,15 @@ def read_items(folder: str | Path, task: str, values: Iterable[tuple[str, str, i
         values: language, metric, seed and value of the task's scores. Items that do not sum to one of them are another
             run's.
     """
-    import numpy as np
-
     path = Path(folder) / FOLDER / f"{task}.npz"
     if not path.exists():
         return []
-    found = []
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            for number, rows in enumerate(json.loads(kept["index"].tobytes())):
-                above = kept[f"numerators{number}"]
-                below = kept[f"denominators{number}"] if f"denominators{number}" in kept else [None] * len(above)
-                for (language, metric, asked, seed, aligned), one, other in zip(rows, above, below, strict=True):
-                    found.append(Items(language, metric, asked, one, other, seed, aligned))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        warnings.warn(f"{path}: left out of comparisons: damaged ({str(error)[:80]}); evaluate again", stacklevel=2)
+        found = _read(path)
+    # Of damaged bytes numpy, zipfile, zlib, ast and json raise a dozen kinds of errors; none of them lists its own.
+    except Exception as error:
+        reason = str(error)[:80] or type(error).__name__
+        warnings.warn(f"{path}: left out of comparisons: damaged ({reason}); evaluate again", stacklevel=2)
         return []
     by_name: dict[tuple[str, str, int | None], list[float]] = {}
     for language, metric, seed, value in values:
@@ -130,4 +124,21 @@ def read_items(folder: str | Path, task: str, values: Iterable[tuple[str, str, i
                 stacklevel=2,
             )
             return []
+    return found
+
+
+def _read(path: Path) -> list[Items]:
+    import numpy as np
+
+    found = []
+    with zipfile.ZipFile(path) as archive:
+        # numpy stops reading a member before zipfile compares its checksum.
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} has another checksum")
+    with np.load(path, allow_pickle=False) as kept:
+        for number, rows in enumerate(json.loads(kept["index"].tobytes())):
+            above = kept[f"numerators{number}"]
+            below = kept[f"denominators{number}"] if f"denominators{number}" in kept else [None] * len(above)
+            for (language, metric, asked, seed, aligned), one, other in zip(rows, above, below, strict=True):
+                found.append(Items(language, metric, asked, one, other, seed, aligned))
     return found

@@ -126,6 +126,7 @@ def table_of_intervals(results: Sequence[Results], compared: Comparison) -> str:
     corrected = compared.corrected(column.key for column in COLUMNS)
     first = results[0].name
     lines = []
+    untested = False
     for column in COLUMNS:
         intervals, differences = compared.rows.get(column.key, ([], []))
         for number, (interval, difference) in enumerate(zip(intervals, differences, strict=True)):
@@ -133,9 +134,11 @@ def table_of_intervals(results: Sequence[Results], compared: Comparison) -> str:
                 continue
             cells = [results[number].name, column.title, f"{100 * interval.value:.1f}", _between(interval, "")]
             if difference is not None:
-                p, mark = corrected[column.key, number], MARK if corrected[column.key, number] < ALPHA else ""
-                cells += [f"{100 * difference.value:+.1f}{mark and f' {mark}'}", _between(difference, "+")]
-                cells += [f"{difference.p:.4f}", f"{p:.4f}"]
+                p = corrected.get((column.key, number))
+                mark = f" {MARK}" if p is not None and p < ALPHA else ""
+                cells += [f"{100 * difference.value:+.1f}{mark}", _between(difference, "+")]
+                cells += [NOTHING if value is None else f"{value:.4f}" for value in (difference.p, p)]
+                untested = untested or p is None
             lines.append([*cells, *[NOTHING] * (8 - len(cells))])
     level = f"{100 * LEVEL:.0f} %"
     columns = ["model", "score", "per cent", f"{level} interval", f"less {first}", f"{level} interval", "p", "p (Holm)"]
@@ -146,6 +149,12 @@ def table_of_intervals(results: Sequence[Results], compared: Comparison) -> str:
         f"table, and in each of the others for those in it. Differences are from {first}, and only between scores of "
         "the same items."
     )
+    if untested:
+        told += (
+            " Where a model was fine-tuned with one seed only, nothing tells how far its runs spread: the difference "
+            "has no p and no mark, and the intervals are of these runs, over items alone. Give both models several "
+            "--seeds to compare them."
+        )
     return "\n".join([_table(columns, lines), "", told])
 
 

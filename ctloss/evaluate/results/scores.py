@@ -150,6 +150,8 @@ def read_results(folder: str | Path) -> Results:
     path = Path(folder) / FILE
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
+        # JSON may hold half of a surrogate pair, of which no report can be written.
+        json.dumps(read, ensure_ascii=False).encode()
         tasks = {
             task: TaskResult(kept["settings"], [Score(**score) for score in kept["scores"]], kept["seconds"])
             for task, kept in read["tasks"].items()
@@ -159,7 +161,7 @@ def read_results(folder: str | Path) -> Results:
         raise ValueError(
             f"{path}: expected results of python -m ctloss.evaluate, got {error.strerror}; give its output folder"
         ) from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected results as python -m ctloss.evaluate writes them, got another file ({error!r}); "
             "give another folder"

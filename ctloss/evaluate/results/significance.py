@@ -49,9 +49,12 @@ class Difference(Interval):
     """The same of a difference, and its two-sided p-value before any correction.
 
     With d the difference and d* those of the R resamples, p = (1 + #{ |d* - d| ≥ |d| }) / (R + 1).
+
+    p is None where a fine-tuned score of either model has one seed only. Another run of the same model would score
+    otherwise, by how much one run cannot tell; the interval is then that of these runs, over items alone.
     """
 
-    p: float
+    p: float | None
 
 
 def compare(
@@ -104,13 +107,28 @@ def compare_all(
             difference = None
             if same:
                 observed, others = values[place] - values[first], samples[place] - samples[first]
-                # Rounding, of sums in float32, must not tell equal differences apart.
-                further = np.abs(others - observed) >= abs(observed) - 1e-6
-                p = (1 + int(further.sum())) / (len(others) + 1)
+                p = None
+                if not (one_run(items) or one_run(models[0])):
+                    # Rounding, of sums in float32, must not tell equal differences apart.
+                    further = np.abs(others - observed) >= abs(observed) - 1e-6
+                    p = (1 + int(further.sum())) / (len(others) + 1)
                 difference = Difference(observed, *_between(others), p)
             differences.append(difference)
         found[row] = (intervals, differences)
     return found
+
+
+def one_run(items: Sequence[Items]) -> bool:
+    """Tells whether a score is that of a single fine-tuned model, so that nothing shows how far its runs spread.
+
+    Example:
+        >>> import numpy as np
+        >>> runs = [Items("de", "accuracy", "test", np.ones(9), seed=seed) for seed in (1, 2)]
+        >>> one_run(runs[:1]), one_run(runs), one_run([Items("de", "accuracy", "test", np.ones(9))])
+        (True, False, False)
+    """
+    seeds = {item.seed for item in items}
+    return len(seeds) == 1 and None not in seeds
 
 
 def _between(samples: np.ndarray) -> tuple[float, float]:

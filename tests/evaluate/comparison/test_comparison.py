@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,40 @@ def test_seeds_are_drawn_too() -> None:
     assert three.low < 0.24
     assert three.high > 0.76
     assert 0.45 < one.low < one.high < 0.55
-    assert difference.p == 1
+    assert (difference.value, difference.p) == (0, None)
     _, [_, alike] = compare([runs, [dataclasses.replace(run, seed=number) for number, run in enumerate(runs, 5)]], FEW)
     assert alike.low < -0.2
+    assert alike.p == 1
+
+
+def test_one_run_of_a_fine_tuned_model_is_no_evidence(tmp_path: Path) -> None:
+    """A hundred more of 400 right tell two runs apart, not two models: no p and no mark, unless both have more runs."""
+    better = BASE | (np.arange(400) < 200)
+    runs = {share: [hits(values, seed=seed) for seed in (1, 2, 3)] for share, values in (("a", BASE), ("b", better))}
+    for base, other, tested in ((1, 1, False), (3, 1, False), (1, 3, False), (3, 3, True)):
+        _, [_, difference] = compare([runs["a"][:base], runs["b"][:other]], FEW)
+        assert (difference.p is not None) == tested
+        assert 0 < difference.low < difference.value < difference.high
+    shown = {}
+    for seeds in (1, 3):
+        results = []
+        for name, values in (("base", BASE), ("good", better)):
+            items = [hits(values, language="de", seed=seed) for seed in range(seeds)]
+            scores = [Score("xnli", language, "accuracy", float(values.mean()), item.seed, about)
+                      for item in items for language, about in (("de", ""), ("mean", "mean of 1"))]  # fmt: skip
+            results.append(Results(name, name, folder=tmp_path / f"{name}{seeds}"))
+            settings = {"seeds": list(range(seeds))}
+            add_result(results[-1].folder, results[-1], "xnli", TaskResult(settings, scores, 1.0), items)
+        results = [read_results(one.folder) for one in results]
+        shown[seeds] = report(results, compare_results(results, FEW))
+    value = f"{100 * (better.mean() - BASE.mean()):+.1f}"
+    [one, three] = [next(line for line in text.splitlines() if line.startswith("| good | XNLI")).split(" | ")
+                    for text in shown.values()]  # fmt: skip
+    assert (one[4], one[6:]) == (value, ["–", "– |"])
+    assert (three[4], three[6:]) == (f"{value} †", ["0.0005", "0.0005 |"])
+    assert shown[1].count("†") == 1
+    assert "Holm's correction for the 0 differences" in shown[1]
+    assert ["fine-tuned with one seed only" in text for text in shown.values()] == [True, False]
 
 
 def test_only_the_same_items_are_compared() -> None:
@@ -178,3 +210,24 @@ def test_items_of_other_scores_and_damaged_ones_are_left_out(tmp_path: Path) -> 
         assert results.items("tatoeba") == []
     path.unlink()
     assert results.items("tatoeba") == []
+
+
+def test_a_flipped_byte_anywhere_never_ends_in_a_traceback(tmp_path: Path) -> None:
+    """Items with a byte of their file changed are none, with a warning, or, where nothing depends on it, the same."""
+    results = kept(tmp_path, BASE)
+    path = tmp_path / "items" / "tatoeba.npz"
+    whole, places, damaged = path.read_bytes(), 0, 0
+    for place in range(0, len(whole), 7):
+        places += 1
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (0xFF, 0x01, 0x40)[place % 3]]) + whole[place + 1 :])
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            found = results.items("tatoeba")
+        if found:
+            [item] = found
+            np.testing.assert_array_equal(item.numerators, BASE)
+            assert (item.language, item.metric, item.asked, item.denominators) == ("eng-deu", "accuracy", "test", None)
+        else:
+            assert any("tatoeba.npz: left out of comparisons: damaged" in str(one.message) for one in told), place
+            damaged += 1
+    assert damaged > places / 2

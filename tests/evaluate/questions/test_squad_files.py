@@ -138,6 +138,15 @@ def test_questions_of_squad_2_that_are_impossible_have_no_answer(tmp_path: Path)
         ),
         (squad(item("river", 99)), ", data[0].paragraphs[0].qas[0] (id 'a'), answers[0]", "got ''; it stands nowhere"),
         (squad(item(start=-3)), ", data[0].paragraphs[0].qas[0] (id 'a'), answers[0]", "at character -3"),
+        # JSON may hold half of a surrogate pair; tokenizers take no such text.
+        (squad(item(), context="ab\ud800"), ", data[0].paragraphs[0], context", r"'\\ud800'\) at character 2"),
+        (squad(item(question="\udc00?")), ", data[0].paragraphs[0].qas[0], question", r"'\\udc00'\) at character 0"),
+        (
+            squad(item("x\ud800")),
+            ", data[0].paragraphs[0].qas[0] (id 'a'), answers[0], text",
+            "half of a surrogate pair",
+        ),
+        (squad(item(id="\ud800")), ", data[0].paragraphs[0].qas[0], id", "expected Unicode text, got half of"),
     ],
 )
 def test_what_is_not_squads_form_is_refused(tmp_path: Path, content: object, place: str, message: str) -> None:
@@ -152,6 +161,7 @@ def test_what_is_not_squads_form_is_refused(tmp_path: Path, content: object, pla
         (b'{"data": [\n{"paragraphs": \n', 3, r"expected JSON .* got something else at column 1 \(Expecting value"),
         (b'{"data": [\n"\xff"]}', 2, "expected UTF-8, got byte 0xff"),
         (b"", 1, "expected JSON"),
+        (b'{"data": [1,\n' + b"9" * 5000 + b"]}", 2, "expected numbers of at most 4300 digits, got a longer one"),
     ],
 )
 def test_what_is_not_json_is_refused(tmp_path: Path, content: bytes, line: int, message: str) -> None:
