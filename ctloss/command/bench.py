@@ -48,7 +48,7 @@ def clip(x: Tensor, y: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """infoNCE as CLIP's users write it: ``cross_entropy`` in both directions.
 
     Example:
-        >>> x = torch.eye(4)
+        >>> x = torch.eye(4, dtype=torch.float64)
         >>> torch.allclose(clip(x, x), ctloss.info_nce(x, x, negatives="cross"))
         True
     """
@@ -61,7 +61,7 @@ def nt_xent(x: Tensor, y: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """infoNCE as SimCLR's users write it: all rows of both sides, the diagonal masked.
 
     Example:
-        >>> x = torch.eye(4)
+        >>> x = torch.eye(4, dtype=torch.float64)
         >>> torch.allclose(nt_xent(x, x), ctloss.info_nce(x, x))
         True
     """
@@ -75,7 +75,7 @@ def sigmoid(x: Tensor, y: Tensor, temperature: float = TEMPERATURE, bias: float 
     """SigLIP's loss as it is written: ``logsigmoid`` of every pair.
 
     Example:
-        >>> x = torch.eye(4)
+        >>> x = torch.eye(4, dtype=torch.float64)
         >>> torch.allclose(sigmoid(x, x), ctloss.sig_lip(x, x, temperature=TEMPERATURE, bias=-10.0))
         True
     """
