@@ -99,7 +99,7 @@ class NTXentLoss(nn.Module):
         self.memory_bank = MemoryBank(memory_bank_size)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        """The loss of two views, ``(n, d)`` each; a mean over the rows of this rank."""
+        """The loss of two views, ``(n, d)`` each: over this rank's rows, the mean if all ranks have as many."""
         if not self.memory_bank.bank.numel():
             return info_nce(out0, out1, temperature=self.temperature, group=group_of(self.gather_distributed))
         bank = self.memory_bank.bank.to(out0.device)
@@ -141,7 +141,7 @@ class DCLLoss(nn.Module):
         self.gather_distributed = gather_distributed
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        """The loss of two views, ``(n, d)`` each; a mean over the rows of this rank."""
+        """The loss of two views, ``(n, d)`` each: over this rank's rows, the mean if all ranks have as many."""
         group = group_of(self.gather_distributed)
         if self.weight_fn is None:
             return cz_nce(out0, out1, temperature=self.temperature, group=group)
@@ -172,7 +172,7 @@ class DCLWLoss(DCLLoss):
         self.sigma = sigma
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        """The loss of two views, ``(n, d)`` each; a mean over the rows of this rank."""
+        """The loss of two views, ``(n, d)`` each: over this rank's rows, the mean if all ranks have as many."""
         c = contrast(out0, out1, temperature=self.temperature, group=group_of(self.gather_distributed))
         return objectives.dclw(c, self.temperature, self.sigma).mean()
 

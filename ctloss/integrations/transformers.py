@@ -7,7 +7,7 @@ sides: :class:`ContrastiveTrainer` with a :class:`PairCollator`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -230,7 +230,7 @@ class PairCollator:
                 texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
             )
             batch.update({f"{side}_{name}": value for name, value in tokens.items()})
-        for name in ("label", "labels"):
+        for name in ("labels", "label"):
             if any(name in row for row in rows):
                 batch["labels"] = torch.tensor([_label(row, name, number) for number, row in enumerate(rows)])
         return batch
@@ -251,7 +251,7 @@ def _texts(row: Mapping[str, Any], side: str, number: int) -> list[str]:
     if side not in row:
         raise KeyError(f"expected a column {side!r} in each row, got {', '.join(row)} in row {number}; pass sides=")
     found = row[side]
-    texts = list(found) if isinstance(found, list | tuple) else [found]
+    texts = list(found) if isinstance(found, Iterable) and not isinstance(found, str | Mapping) else [found]
     for text in texts:
         if not isinstance(text, str):
             raise TypeError(
