@@ -54,7 +54,7 @@ class Given(nn.Module):
 
 
 def pairs() -> list[Pair]:
-    """All of them, also of libraries that are not installed: making those raises :class:`benchmarks.peers.PeerMissing`."""
+    """All of them; making one of a library that is not installed raises :class:`benchmarks.peers.PeerMissing`."""
     return [*_lightly(), *_open_clip(), *_metric_learning(), *_sentence_transformers()]
 
 

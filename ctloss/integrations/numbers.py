@@ -24,9 +24,10 @@ def positive(name: str, value: object, advice: str, *, or_zero: bool = False) ->
     wanted = "a finite number of at least 0" if or_zero else "a positive number"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__}; {advice}")
-    if not (0 < value < math.inf or (or_zero and value == 0)):
+    number = float(value)
+    if not (0 < number < math.inf or (or_zero and number == 0)):
         raise ValueError(f"{name}: expected {wanted}, got {value!r}; {advice}")
-    return float(value)
+    return number
 
 
 def widened(rows: Tensor) -> Tensor:
