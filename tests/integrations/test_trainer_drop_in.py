@@ -109,7 +109,9 @@ def test_given_steps_win_over_a_count_of_shifted_labels(accumulation: int, tmp_p
 
     torch.testing.assert_close(end(accumulation), by_hand(accumulation, True))
     if accumulation == 1:
-        with pytest.raises(ValueError, match=r"num_items_in_batch: expected at least the 4 rows .* accumulation_steps="):
+        with pytest.raises(
+            ValueError, match=r"num_items_in_batch: expected at least the 4 rows .* accumulation_steps="
+        ):
             end(None)
 
 
