@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,16 +54,21 @@ class Given(nn.Module):
 
 
 def pairs() -> list[Pair]:
-    """All that are there: those of libraries that are not installed, and of modules not written, are left out."""
-    found = [*_lightly(), *_open_clip(), *_metric_learning()]
-    if importlib.util.find_spec(f"{OURS}.sentence_transformers") is not None:
-        found += _sentence_transformers()
-    return found
+    """All of them; making one of a library that is not installed raises :class:`benchmarks.peers.PeerMissing`."""
+    return [*_lightly(), *_open_clip(), *_metric_learning(), *_sentence_transformers()]
 
 
 def ours(library: str, name: str) -> Callable[..., Any]:
     """One of our classes."""
-    made: Callable[..., Any] = getattr(importlib.import_module(f"{OURS}.{library}"), name)
+    return _imported(f"{OURS}.{library}", name)
+
+
+def _imported(module: str, name: str) -> Callable[..., Any]:
+    """A class of a module that needs its library as a whole."""
+    try:
+        made: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except ImportError as missing:
+        raise peers.PeerMissing(str(missing)) from missing
     return made
 
 
@@ -137,7 +141,7 @@ def _metric_learning() -> list[Pair]:
             return lambda x, y: loss(torch.cat((x, y)), labels)
 
         def theirs(n: int, dtype: torch.dtype) -> Call:
-            return of(getattr(importlib.import_module("pytorch_metric_learning.losses"), name), n)
+            return of(_imported("pytorch_metric_learning.losses", name), n)
 
         words = f", {rows_a_label} rows a label"
         return Pair(
@@ -148,8 +152,6 @@ def _metric_learning() -> list[Pair]:
             their_bytes=their_bytes,
         )
 
-    if importlib.util.find_spec("pytorch_metric_learning") is None:
-        return []
     # A matrix of positive pairs by negative pairs, several times.
     cubic = [lambda n, k=k: 5 * 4.0 * 2 * n * (k - 1) * (2 * n) ** 2 for k in (2, 4)]
     return [
@@ -173,7 +175,7 @@ def _sentence_transformers() -> list[Pair]:
             return call
 
         def theirs(n: int, dtype: torch.dtype) -> Call:
-            return of(getattr(importlib.import_module("sentence_transformers.losses"), name))
+            return of(_imported("sentence_transformers.losses", name))
 
         return Pair(
             "sentence_transformers",

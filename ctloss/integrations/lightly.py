@@ -5,7 +5,6 @@ Names, arguments, values and gradients are theirs; lightly itself is not needed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -15,9 +14,13 @@ from torch import Tensor, nn
 from .. import objectives
 from ..losses import contrast, cz_nce, info_nce
 from ..objectives.formula import row_losses
-from .processes import gathered, world
+from .numbers import positive
+from .processes import gathered, group_of
 
 WeightFunction = Callable[[Tensor, Tensor], Tensor]
+LEARNT = (
+    "0.1 to 0.5 are usual; to learn one, use ctloss.InfoNCELoss or ctloss.CZNCELoss with learnable_temperature=True"
+)
 
 
 class MemoryBank(nn.Module):
@@ -91,21 +94,21 @@ class NTXentLoss(nn.Module):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
-        self.temperature = checked(temperature)
+        self.temperature = positive("temperature", temperature, LEARNT)
         self.gather_distributed = gather_distributed
         self.memory_bank = MemoryBank(memory_bank_size)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        """The loss of two views, ``(n, d)`` each; a mean over the rows of this rank."""
+        """The loss of two views, ``(n, d)`` each: over this rank's rows, the mean if all ranks have as many."""
         if not self.memory_bank.bank.numel():
-            return info_nce(out0, out1, temperature=self.temperature, group=across(self.gather_distributed))
+            return info_nce(out0, out1, temperature=self.temperature, group=group_of(self.gather_distributed))
         bank = self.memory_bank.bank.to(out0.device)
         if not out0.requires_grad:
             return self._of_bank(out0, out1, bank)
         # The backward reads the rows that the forward saw.
         loss = self._of_bank(out0, out1, bank.clone())
         rows = nn.functional.normalize(out1.detach(), dim=1)
-        self.memory_bank.enqueue(gathered(rows) if across(self.gather_distributed) else rows)
+        self.memory_bank.enqueue(gathered(rows) if group_of(self.gather_distributed) else rows)
         return loss
 
     def _of_bank(self, out0: Tensor, out1: Tensor, bank: Tensor) -> Tensor:
@@ -133,13 +136,13 @@ class DCLLoss(nn.Module):
         self, temperature: float = 0.1, weight_fn: WeightFunction | None = None, gather_distributed: bool = False
     ) -> None:
         super().__init__()
-        self.temperature = checked(temperature)
+        self.temperature = positive("temperature", temperature, LEARNT)
         self.weight_fn = weight_fn
         self.gather_distributed = gather_distributed
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        """The loss of two views, ``(n, d)`` each; a mean over the rows of this rank."""
-        group = across(self.gather_distributed)
+        """The loss of two views, ``(n, d)`` each: over this rank's rows, the mean if all ranks have as many."""
+        group = group_of(self.gather_distributed)
         if self.weight_fn is None:
             return cz_nce(out0, out1, temperature=self.temperature, group=group)
         c = contrast(out0, out1, temperature=self.temperature, group=group)
@@ -169,8 +172,8 @@ class DCLWLoss(DCLLoss):
         self.sigma = sigma
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        """The loss of two views, ``(n, d)`` each; a mean over the rows of this rank."""
-        c = contrast(out0, out1, temperature=self.temperature, group=across(self.gather_distributed))
+        """The loss of two views, ``(n, d)`` each: over this rank's rows, the mean if all ranks have as many."""
+        c = contrast(out0, out1, temperature=self.temperature, group=group_of(self.gather_distributed))
         return objectives.dclw(c, self.temperature, self.sigma).mean()
 
 
@@ -178,20 +181,3 @@ def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5
     """DCLW's weights of the pairs of normalised views, ``(n,)``: 2 − n softmax(cos / σ), without a gradient."""
     similarity = (out0.detach() * out1.detach()).sum(1)
     return 2 - len(out0) * torch.softmax(similarity / sigma, 0)
-
-
-def checked(temperature: float) -> float:
-    """Refuse what is not a positive number when the loss is made."""
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
-        raise TypeError(
-            f"temperature: expected a float, got {type(temperature).__name__}; to learn one, use ctloss.InfoNCELoss or "
-            "ctloss.CZNCELoss with learnable_temperature=True"
-        )
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: expected a positive number, got {temperature}; 0.1 to 0.5 are usual")
-    return float(temperature)
-
-
-def across(wanted: bool) -> str | None:
-    """The group of a loss that is to gather, where there are several ranks."""
-    return "world" if wanted and world() > 1 else None

@@ -99,8 +99,9 @@ def _revision(encoder: Encoder) -> str:
     total = hashlib.blake2b(repr(settings).encode(), digest_size=20)
     total.update(encoder.tokenizer.backend_tokenizer.to_str().encode())
     for name, weights in sorted(encoder.model.state_dict().items()):
-        total.update(name.encode())
-        total.update(weights.detach().cpu().contiguous().view(torch.uint8).numpy())
+        total.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
+        # A number without dimensions has no bytes to be viewed as.
+        total.update(weights.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return total.hexdigest()
 
 
@@ -208,7 +209,10 @@ def _bucc(place: Path, languages: Sequence[str] | None) -> dict[str, tuple[list[
         if not corpora.gold:
             raise DataError(f"{place / name}.dev.gold: expected the gold pairs, got no such file; add it")
         sides = tuple(map(dict, (corpora.first, corpora.second)))
-        gold = [(a, b) for a, _ in corpora.first for b in [other for one, other in corpora.gold if one == a]]
+        partners: dict[str, list[str]] = {}
+        for one, other in sorted(corpora.gold):
+            partners.setdefault(one, []).append(other)
+        gold = [(a, b) for a, _ in corpora.first for b in partners.get(a, ())]
         found[name] = ([sides[0][a] for a, _ in gold], [sides[1][b] for _, b in gold])
     return found
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..losses import info_nce
 from ..sig_lip import sig_lip
+from .numbers import positive, widened
 from .processes import mean_over_ranks, world
 
 Outputs = Tensor | dict[str, Tensor]
@@ -180,7 +181,7 @@ class _BeyondPositives(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, teacher_x: Tensor, teacher_y: Tensor, scale: float | Tensor) -> Tensor:
-        own, other = (side.float() if side.dtype.itemsize < 4 else side for side in (x, y))
+        own, other = map(widened, (x, y))
         teacher_x, teacher_y = teacher_x.to(own.dtype), teacher_y.to(own.dtype)
         panels = [slice(start, start + _ROWS_OF_TEACHER) for start in range(0, len(x), _ROWS_OF_TEACHER)]
         if len(panels) > 1:
@@ -265,7 +266,5 @@ class SigLipLoss(_AcrossRanks):
 def _temperature(scale: float | Tensor) -> Any:
     """τ, differentiable where the scale is."""
     if isinstance(scale, Tensor):
-        return scale.float().reciprocal() if scale.dtype.itemsize < 4 else scale.reciprocal()
-    if not scale > 0:
-        raise ValueError(f"logit_scale: expected a positive number, got {scale}; models pass logit_scale.exp()")
-    return 1 / scale
+        return widened(scale).reciprocal()
+    return 1 / positive("logit_scale", scale, "models pass logit_scale.exp()")

@@ -12,6 +12,11 @@ def world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def group_of(wanted: bool) -> str | None:
+    """``group=`` for a loss that is to gather, where there are several ranks."""
+    return "world" if wanted and world() > 1 else None
+
+
 def gathered(rows: Tensor) -> Tensor:
     """The rows of all ranks, as many of each, in the order of the ranks; without a gradient."""
     rows = rows.detach().contiguous()

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..losses import contrast, info_nce
 from ..objectives.formula import softplus
 from ..sup_con import sup_con
+from .numbers import positive, widened
 
 try:
     from pytorch_metric_learning import losses as theirs
@@ -52,8 +53,8 @@ class _Cosines:
                 "distance: expected CosineSimilarity() or DotProductSimilarity(), with p=2 and power=1, got "
                 f"{self.distance}; take pytorch_metric_learning.losses for another"
             )
-        if not self.temperature > 0:
-            raise ValueError(f"temperature: expected a positive number, got {self.temperature}; 0.07 is usual")
+        tau: Any = self.temperature
+        positive("temperature", tau.item() if isinstance(tau, Tensor) else tau, "0.07 is usual")
 
     @property
     def cosines(self) -> bool:
@@ -62,7 +63,7 @@ class _Cosines:
 
     def logits(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
         """The matrix of logits, in float32 or better."""
-        sides = [side.float() if side.dtype.itemsize < 4 else side for side in (embeddings, ref_emb)]
+        sides = [widened(side) for side in (embeddings, ref_emb)]
         with torch.autocast(embeddings.device.type, enabled=False):
             if self.cosines:
                 sides = [torch.nn.functional.normalize(side, dim=1) for side in sides]

@@ -7,13 +7,15 @@ sides: :class:`ContrastiveTrainer` with a :class:`PairCollator`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..losses import info_nce
+from .processes import world
 
 try:
     from transformers import Trainer
@@ -26,22 +28,28 @@ except ImportError as missing:
 Loss = Callable[..., Tensor]
 Pooling = str | Callable[[Any, Mapping[str, Tensor]], Tensor]
 POOLINGS = ("mean", "cls", "pooler")
+STEPS = "pass accumulation_steps=arguments.gradient_accumulation_steps"
+IGNORED = -100
+"""The label that Trainer does not count."""
 
 
 class PairLoss:
     r"""A loss of the two embeddings that a model returns, as Trainer's ``compute_loss_func``.
 
     Trainer divides no loss of such a function by the steps of gradient accumulation. With ``labels`` in the batches it
-    says how many rows the whole accumulated batch has, and this divides by them: losses are those of a mean over all
+    says how many labels the whole accumulated batch has, and this divides by them: losses are those of a mean over all
     its rows, each compared with its own micro-batch. Without labels it does not say, so ``accumulation_steps`` must.
     (Trainer drops a column ``labels`` that the model does not take, unless ``label_names=["labels"]``.)
-    Over several ranks with ``group=``, batches have equally many rows.
+    For a model whose ``loss_type`` is that of causal language models, Trainer leaves the first label of every
+    micro-batch out of its count: give ``accumulation_steps``.
+    Over several ranks batches have equally many rows, and ``average_tokens_across_devices`` is as by default.
 
     Args:
         x: the anchors' name in the model's outputs, or their number in a tuple.
         y: the positives'.
         loss: :func:`ctloss.info_nce`, :func:`ctloss.cz_nce`, or another function of x, y and ``options``, a mean.
-        accumulation_steps: Trainer's ``gradient_accumulation_steps``; needed where batches have no labels.
+        accumulation_steps: Trainer's ``gradient_accumulation_steps``; needed where batches have no labels. If given, it
+            is what losses are divided by, whatever Trainer counts.
         options: the loss's. Integer ``labels`` of the batches are passed to it as ``ids``: rows of one label are no
             negatives.
 
@@ -73,18 +81,27 @@ class PairLoss:
 
         Raises:
             KeyError, TypeError: if the outputs lack an embedding, or labels are no integers, one a row.
-            ValueError: in training, if there are neither labels nor ``accumulation_steps``.
+            ValueError: for labels of -100; or without ``accumulation_steps``, if in training there are no labels
+                either, or Trainer counts fewer than there are.
         """
         x, y = (_picked(outputs, which) for which in (self.x, self.y))
         loss = self.loss(x, y, **self.options, **_ids(labels, len(x)))
-        if num_items_in_batch is not None:
+        if self.accumulation_steps is None and num_items_in_batch is not None:
+            if bool((torch.as_tensor(num_items_in_batch) < len(x)).any()):
+                raise ValueError(
+                    f"num_items_in_batch: expected at least the {len(x)} rows of a batch, got {num_items_in_batch}, as "
+                    f"Trainer counts for causal language models; {STEPS}"
+                )
             return loss * (len(x) / num_items_in_batch)
+        if num_items_in_batch is not None:
+            # Trainer multiplies by them what it takes for divided by a count over all ranks.
+            loss = loss / world()
         if not torch.is_grad_enabled():
             return loss
         if self.accumulation_steps is None:
             raise ValueError(
                 "accumulation_steps: expected a number, because batches without labels do not tell how many are "
-                "accumulated, got None; pass accumulation_steps=arguments.gradient_accumulation_steps"
+                f"accumulated, got None; {STEPS}"
             )
         return loss / self.accumulation_steps
 
@@ -193,7 +210,8 @@ class PairCollator:
         max_length: what longer texts are cut to; ``None``: the tokenizer's own limit.
 
     Raises:
-        KeyError, TypeError: for a row without a column, or one that is not text.
+        KeyError, TypeError, ValueError: for a row without a column, texts that are none, labels that are no integers or
+            that only some rows have, or a batch without texts.
     """
 
     def __init__(
@@ -205,20 +223,16 @@ class PairCollator:
         """A batch of rows; integers under ``labels`` or ``label`` become its ``labels``."""
         batch = {}
         for side in self.sides:
-            texts: list[str] = []
-            for row in rows:
-                if side not in row:
-                    raise KeyError(f"expected a column {side!r} in each row, got {', '.join(row)}; pass sides=")
-                texts += [row[side]] if isinstance(row[side], str) else row[side]
-            if not all(isinstance(text, str) for text in texts):
-                raise TypeError(f"{side}: expected texts, got {type(texts[0]).__name__}; pass sides= of text")
+            texts = [text for number, row in enumerate(rows) for text in _texts(row, side, number)]
+            if not texts:
+                raise ValueError(f"{side}: expected texts, got {len(rows)} rows without one; leave the side out")
             tokens = self.tokenizer(
                 texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
             )
             batch.update({f"{side}_{name}": value for name, value in tokens.items()})
         for name in ("labels", "label"):
-            if name in rows[0]:
-                batch["labels"] = torch.tensor([row[name] for row in rows])
+            if any(name in row for row in rows):
+                batch["labels"] = torch.tensor([_label(row, name, number) for number, row in enumerate(rows)])
         return batch
 
 
@@ -230,6 +244,34 @@ def without_parameters(loss: Loss) -> Loss:
             "let the model keep them and return its own loss"
         )
     return loss
+
+
+def _texts(row: Mapping[str, Any], side: str, number: int) -> list[str]:
+    """The texts of a row's column."""
+    if side not in row:
+        raise KeyError(f"expected a column {side!r} in each row, got {', '.join(row)} in row {number}; pass sides=")
+    found = row[side]
+    texts = list(found) if isinstance(found, Iterable) and not isinstance(found, str | Mapping) else [found]
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(
+                f"{side}: expected texts, got {text!r} in row {number} of the batch; leave the row out, or pass sides= "
+                "of text"
+            )
+    return texts
+
+
+def _label(row: Mapping[str, Any], name: str, number: int) -> int:
+    """A row's label."""
+    if name not in row:
+        raise KeyError(f"expected a {name!r} in each row, got none in row {number} of the batch; add it, or drop all")
+    found = row[name].item() if isinstance(row[name], Tensor) and row[name].numel() == 1 else row[name]
+    if isinstance(found, bool) or not isinstance(found, Integral):
+        raise TypeError(
+            f"{name}: expected an integer, got {found!r} in row {number} of the batch; number the labels, as "
+            "dataset.class_encode_column does"
+        )
+    return int(found)
 
 
 def _of_side(inputs: Mapping[str, Any], side: str) -> dict[str, Any]:
@@ -260,4 +302,9 @@ def _ids(labels: Any, count: int) -> dict[str, Tensor]:
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != (count,):
         got = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"labels: expected one integer for each of {count} rows, got {got}; leave the column out")
+    if bool((labels == IGNORED).any()):
+        raise ValueError(
+            f"labels: expected ids other than {IGNORED}, which transformers takes for no label, got it for row "
+            f"{int((labels == IGNORED).nonzero()[0])}; give such rows an id of their own"
+        )
     return {"ids": labels}

@@ -91,6 +91,37 @@ def test_same_weights_as_by_hand(way: str, labels: bool, accumulation: int, tmp_
     torch.testing.assert_close([one.detach() for one in model.parameters()], by_hand(accumulation, labels))
 
 
+class Shifted(Towers):
+    """Trainer counts the labels of such a model without the first of each micro-batch."""
+
+    loss_type = "ForCausalLM"
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_given_steps_win_over_a_count_of_shifted_labels(accumulation: int, tmp_path: Path) -> None:
+    settings = arguments(tmp_path, accumulation, label_names=["labels"], remove_unused_columns=False)
+
+    def end(steps: int | None) -> list[Tensor]:
+        model = Shifted()
+        loss = PairLoss("image_embeds", "text_embeds", temperature=TAU, accumulation_steps=steps)
+        Trainer(model, settings, train_dataset=pairs(accumulation, True), compute_loss_func=loss).train()
+        return [one.detach() for one in model.parameters()]
+
+    torch.testing.assert_close(end(accumulation), by_hand(accumulation, True))
+    if accumulation == 1:
+        with pytest.raises(
+            ValueError, match=r"num_items_in_batch: expected at least the 4 rows .* accumulation_steps="
+        ):
+            end(None)
+
+
+def test_evaluation_is_the_mean_whatever_the_steps() -> None:
+    sides = {"a": torch.eye(2), "b": torch.eye(2)}
+    with torch.no_grad():
+        found = [PairLoss("a", "b", accumulation_steps=steps)(sides, torch.arange(2), 2) for steps in (None, 1, 3)]
+    torch.testing.assert_close(found, [ctloss.info_nce(torch.eye(2), torch.eye(2))] * 3)
+
+
 SIDES = ("query", "document", "hard")
 TEXTS = [
     {"query": "a b", "document": "c d e", "hard": ["f", "g h"]},
@@ -158,6 +189,10 @@ def made(tmp_path: Path, **options: Any) -> Any:
     return ContrastiveTrainer(Towers(), arguments(tmp_path, 1, **settings), **options)
 
 
+def collated(*batch: dict[str, Any]) -> object:
+    return PairCollator(encoder()[1], ("query",))(batch)
+
+
 @pytest.mark.parametrize(
     ("wrong", "error", "said"),
     [
@@ -188,12 +223,31 @@ def made(tmp_path: Path, **options: Any) -> Any:
             "labels: expected one integer for each of 2 rows",
         ),
         (
+            lambda path: PairLoss()((torch.eye(2), torch.eye(2)), torch.tensor([3, -100]), 1),
+            ValueError,
+            "labels: expected ids other than -100, .* got it for row 1",
+        ),
+        (
             lambda path: made(path).compute_loss(Towers(), {"image": torch.eye(2)}),
             KeyError,
             "expected inputs such as query_input_ids, got image",
         ),
         (lambda path: PairCollator(encoder()[1])([{"query": "a"}]), KeyError, "expected a column 'document'"),
-        (lambda path: PairCollator(encoder()[1], ("query",))([{"query": [1]}]), TypeError, "query: expected texts"),
+        (lambda path: collated({"query": "a"}, {"query": [1]}), TypeError, "query: expected texts, got 1 in row 1"),
+        (lambda path: collated({"query": "a"}, {"query": None}), TypeError, "query: expected texts, got None in row 1"),
+        (lambda path: collated({"query": ["a", 3.5]}), TypeError, r"query: expected texts, got 3\.5 in row 0"),
+        (lambda path: collated({"query": {"a": "b"}}), TypeError, "query: expected texts, got {'a': 'b'} in row 0"),
+        (lambda path: collated({"query": []}), ValueError, "query: expected texts, got 1 rows without one"),
+        (
+            lambda path: collated({"query": "a", "label": 1}, {"query": "b", "label": "x"}),
+            TypeError,
+            "label: expected an integer, got 'x' in row 1",
+        ),
+        (
+            lambda path: collated({"query": "a"}, {"query": "b", "label": 1}),
+            KeyError,
+            "expected a 'label' in each row, got none in row 0",
+        ),
     ],
 )
 def test_mistakes_are_told(wrong: Callable[[Path], object], error: type[Exception], said: str, tmp_path: Path) -> None:

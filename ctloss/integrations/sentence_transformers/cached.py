@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...gradient_cache import GradientCache
+from ..numbers import widened
 from . import citations
 from .ranking import REPLACEMENT, MultipleNegativesRankingLoss
 from .settings import SYMMETRIC, Direction, HardnessMode, PartitionMode, Similarity
@@ -95,7 +96,7 @@ class CachedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         if not torch.is_grad_enabled() or not any(one.requires_grad for one in embeddings):
             return self.calculate_loss([[one] for one in embeddings], labels)
         # MatryoshkaLoss has calculate_loss leave gradients in leaves, at every width.
-        leaves = [one.detach().to(torch.promote_types(one.dtype, torch.float32)) for one in embeddings]
+        leaves = [widened(one.detach()) for one in embeddings]
         for leaf in leaves:
             leaf.requires_grad_()
         value = self.calculate_loss([[leaf] for leaf in leaves], labels, with_backward=True)

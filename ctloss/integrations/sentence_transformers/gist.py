@@ -14,8 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from ...contrast import Contrast
 from ...core.units import unit_rows
 from ...objectives import epsilon_nce
+from ..numbers import positive, widened
+from ..processes import group_of
 from . import citations
-from .ranking import embedded, group_of
+from .ranking import embedded
 
 LOGITS_AT_ONCE = 1 << 22
 """Logits of a panel of rows: 16 MiB of each of the matrices that a panel needs."""
@@ -76,8 +78,7 @@ class GISTEmbedLoss(nn.Module):
                 )
         if margin_strategy not in STRATEGIES:
             raise ValueError(f"margin_strategy: expected 'absolute' or 'relative', got {margin_strategy!r}; choose one")
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a number above 0, got {temperature!r}; 0.01 is usual")
+        positive("temperature", temperature, "0.01 is usual")
         self.model = model
         self.guide = guide
         self.temperature = temperature
@@ -207,4 +208,4 @@ class _Sides(NamedTuple):
 
 
 def _units(rows: Tensor) -> Tensor:
-    return unit_rows(rows).to(torch.promote_types(rows.dtype, torch.float32))
+    return widened(unit_rows(rows))

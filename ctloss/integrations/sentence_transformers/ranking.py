@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import cos_sim
 from torch import Tensor, nn
 
+from ..processes import group_of
 from . import citations
 from .embeddings import Columns, ranking_loss
 from .settings import SYMMETRIC, Direction, HardnessMode, Objective, PartitionMode, Settings, Similarity, is_cosine
@@ -33,11 +33,6 @@ def embedded(model: nn.Module, sentence_features: Iterable[dict[str, Any]]) -> l
     if embed_columns is not None:
         return embed_columns(model, sentence_features)
     return [model(features)["sentence_embedding"] for features in sentence_features]
-
-
-def group_of(gather_across_devices: bool) -> str | None:
-    """``group=`` for a loss of ctloss; without a process group, as in a single process, nothing is gathered."""
-    return "world" if gather_across_devices and dist.is_available() and dist.is_initialized() else None
 
 
 class MultipleNegativesRankingLoss(nn.Module):

@@ -22,7 +22,8 @@ class DistinctTextsBatchSampler(DefaultBatchSampler):
     Pass the class: ``SentenceTransformerTrainingArguments(batch_sampler=DistinctTextsBatchSampler)``. A row whose text
     is already in the batch waits for a later batch that can take it. Labels may repeat. An epoch's batches are a
     function of the seed and the epoch alone, and there are exactly ``len(sampler)`` of them, as many as in epoch 0: an
-    epoch with fewer repeats its first ones, one with more leaves out its last ones, which are the smallest.
+    epoch with fewer repeats its first ones, one with none takes those of epoch 0, and one with more leaves out its last
+    ones, which are the smallest.
 
     Args:
         dataset: a ``datasets.Dataset`` with columns of texts.
@@ -79,7 +80,8 @@ class DistinctTextsBatchSampler(DefaultBatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         if self._drawn[0] != self.epoch:
-            self._drawn = (self.epoch, self._fill(self.epoch))
+            # Rows that fill a batch in one order may fill none in another.
+            self._drawn = (self.epoch, self._fill(self.epoch) or self._fill(0))
         batches = self._drawn[1]
         yield from (batches[number % len(batches)] for number in range(self._number))
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal, get_args
 
 from sentence_transformers.util import cos_sim, dot_score
 from torch import Tensor
 
 from ...contrast import Contrast
+from ..numbers import positive
 
 Direction = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
 PartitionMode = Literal["joint", "per_direction"]
@@ -51,13 +50,6 @@ def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
         raise ValueError(f"{name}: expected one of {words}, got {value!r}; choose one of them")
 
 
-def _number(name: str, value: object, least: str, holds: Callable[[Any], bool]) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, got {value!r}; pass a float")
-    if not (math.isfinite(value) and holds(value)):
-        raise ValueError(f"{name}: expected a finite number {least}, got {value!r}; change it")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a ranking loss is, apart from its tensors.
@@ -91,8 +83,8 @@ class Settings:
     dim_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        _number("scale", self.scale, "above 0", lambda scale: scale > 0)
-        _number("hardness_strength", self.hardness_strength, "of at least 0", lambda strength: strength >= 0)
+        positive("scale", self.scale, "20 is usual for cosines")
+        positive("hardness_strength", self.hardness_strength, "0 changes nothing", or_zero=True)
         for direction in self.directions:
             _one_of("directions", direction, get_args(Direction))
         if "query_to_doc" not in self.directions:

@@ -11,8 +11,10 @@ from sentence_transformers.util import cos_sim
 from torch import Tensor, nn
 
 from ...sup_con import sup_con
+from ..numbers import positive
+from ..processes import group_of
 from . import citations
-from .ranking import embedded, group_of, integer_labels
+from .ranking import embedded, integer_labels
 from .settings import Similarity, is_cosine
 
 
@@ -41,8 +43,7 @@ class SupConLoss(nn.Module):
         gather_across_devices: bool = False,
     ) -> None:
         super().__init__()
-        if not scale > 0:
-            raise ValueError(f"scale: expected a number above 0, got {scale!r}; 20 is usual for cosines")
+        positive("scale", scale, "20 is usual for cosines")
         is_cosine(similarity_fct)
         self.model = model
         self.scale = scale

@@ -87,6 +87,34 @@ def test_kept_results_are_those_of_the_same_vectors(
     assert write_results(MtebEncoder(changed), here, tmp_path) != [first]
 
 
+def revision(model: str, **buffers: torch.Tensor) -> str | None:
+    encoder = Encoder(model, pooling="mean")
+    for name, numbers in buffers.items():
+        encoder.model.register_buffer(name, numbers)
+    return MtebEncoder(encoder).mteb_model_meta.revision
+
+
+def test_a_revision_is_of_numbers_shapes_and_dtypes(model: str) -> None:
+    """A buffer without dimensions, or without numbers, too."""
+    zeros = [torch.zeros(()), torch.zeros(1), torch.zeros(2, 0), torch.zeros(0), torch.zeros((), dtype=torch.int32)]
+    found = [revision(model), *(revision(model, more=numbers) for numbers in (*zeros, torch.ones(())))]
+    assert len(set(found)) == len(found)
+    assert revision(model, more=torch.zeros(())) == found[1]
+
+
+def test_bucc_gives_each_gold_pair_in_the_order_of_the_sentences(tmp_path: Path, model: str) -> None:
+    lines = {code: [f"{code}{n}\t{code} {n}" for n in range(4)] for code in ("zh", "en")}
+    write(tmp_path, **{f"zh___en__dev__{code}": each for code, each in lines.items()})
+    write(tmp_path, zh___en__dev__gold=["zh2\ten3", "zh0\ten1", "zh2\ten0"])
+    task = local_task("bucc", tmp_path)
+    found = task.dataset["zh-en"]["test"]
+    assert list(zip(found["sentence1"], found["sentence2"], strict=True)) == [
+        ("zh 0", "en 1"),
+        ("zh 2", "en 0"),
+        ("zh 2", "en 3"),
+    ]
+
+
 def test_any_task_of_mteb_takes_it(model: str) -> None:
     """A task of sentence pairs, by its own evaluator: equal sentences have cosine 1, others less."""
     from datasets import Dataset, DatasetDict

@@ -118,7 +118,7 @@ def test_sup_con() -> None:
     assert ours.SupConLoss(Given(), similarity_fct=dot_score)(batch, labels).item() > 0
     with pytest.raises(ValueError, match="classes of the texts, in a column named label, got none"):
         ours.SupConLoss(Given())(batch, None)
-    with pytest.raises(ValueError, match="scale: expected a number above 0, got 0"):
+    with pytest.raises(ValueError, match="scale: expected a positive number, got 0"):
         ours.SupConLoss(Given(), scale=0)
 
 
@@ -127,8 +127,8 @@ def test_sup_con() -> None:
     [
         ({"similarity_fct": euclidean_sim}, "similarity_fct: expected cos_sim or dot_score .* got euclidean_sim"),
         ({"similarity_fct": torch.nn.CosineSimilarity()}, "similarity_fct: expected cos_sim or dot_score"),
-        ({"scale": 0.0}, "scale: expected a finite number above 0, got 0.0"),
-        ({"scale": float("nan")}, "scale: expected a finite number"),
+        ({"scale": 0.0}, "scale: expected a positive number, got 0.0"),
+        ({"scale": float("nan")}, "scale: expected a positive number, got nan"),
         ({"directions": ()}, "directions: expected 'query_to_doc' among them"),
         ({"directions": ("query_to_doc", "up")}, "directions: expected one of .* got 'up'"),
         ({"partition_mode": "none"}, "partition_mode: expected one of 'joint', 'per_direction', got 'none'"),
@@ -151,7 +151,7 @@ def test_refused_calls() -> None:
         value(columns[:1])
     with pytest.raises(ValueError, match="hardness_mode: expected None or 'all_negatives' with hard negatives and ids"):
         value(columns, margin=0.1, hardness_mode="hard_negatives", hardness_strength=1.0)
-    with pytest.raises(TypeError, match="scale: expected a number, got '20'"):
+    with pytest.raises(TypeError, match="scale: expected a positive number, got str"):
         value(columns, scale="20")
     with pytest.raises(TypeError, match="objective: expected none for CZNCELoss"):
         ours.CZNCELoss(Given(), objective="info_nce")

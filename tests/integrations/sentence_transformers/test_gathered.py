@@ -17,13 +17,15 @@ import two_ranks
 from tiny_sentence_model import gradients, tokens
 from two_ranks import CASES, ROWS, WORLD, loss_of, model
 
+from support.integrations import two_towers
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
-def of_ranks(folder: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], Any]]:
+def written(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ranks")
     done = subprocess.run(
         [sys.executable, two_ranks.__file__, folder, str(out)],
@@ -31,10 +33,18 @@ def of_ranks(folder: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict
         text=True,
         timeout=300,
         check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
+        },
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return [torch.load(out / f"rank{rank}.pt") for rank in range(WORLD)]
+    return out
+
+
+@pytest.fixture(scope="module")
+def of_ranks(written: Path) -> list[dict[tuple[str, str], Any]]:
+    return [torch.load(written / f"rank{rank}.pt") for rank in range(WORLD)]
 
 
 def assert_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -62,6 +72,15 @@ def test_same_as_one_process(of_ranks: list[dict[tuple[str, str], Any]], folder:
     torch.testing.assert_close(values.mean(), value.detach(), rtol=1e-5, atol=1e-6)
     for found in of_ranks:
         assert_gradients(found[case, "ours"][1], gradients(encoder))
+
+
+def test_transformers_trainer_ends_with_the_weights_of_one_process(written: Path) -> None:
+    expected = two_towers.by_hand(WORLD)
+    for rank in range(WORLD):
+        found = torch.load(written / f"trainer{rank}.pt")
+        assert found.keys() == {"counted", "given", "contrastive"}
+        for weights in found.values():
+            torch.testing.assert_close(weights, expected)
 
 
 def test_a_single_process_gathers_nothing(folder: str) -> None:

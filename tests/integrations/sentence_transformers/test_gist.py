@@ -106,7 +106,7 @@ def test_refusals(tiny: Made) -> None:
         ours.GISTEmbedLoss(model, Given())
     with pytest.raises(ValueError, match="margin_strategy: expected 'absolute' or 'relative', got 'both'"):
         ours.GISTEmbedLoss(model, model, margin_strategy="both")
-    with pytest.raises(ValueError, match="temperature: expected a number above 0, got 0"):
+    with pytest.raises(ValueError, match="temperature: expected a positive number, got 0"):
         ours.GISTEmbedLoss(model, model, temperature=0)
     with pytest.raises(ValueError, match=r"columns: expected .* got 1"):
         ours.GISTEmbedLoss(model, model)(tokens(model, 3)[:1], None)

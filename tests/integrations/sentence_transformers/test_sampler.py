@@ -51,6 +51,24 @@ def test_full_batches_only() -> None:
     assert len(list(sampler)) == len(sampler) >= 5
 
 
+@pytest.mark.parametrize("window", [1, 2])
+def test_an_epoch_that_fills_no_batch_takes_those_of_the_first(window: int) -> None:
+    """The last row meets the first and the second, so that only the first three fill a batch, if taken in time."""
+    rows = made([("a1", "a2"), ("b1", "b2"), ("c1", "c2"), ("a1", "b1")])
+    fell_back = 0
+    for seed in (0, 1, 2, 4, 6, 9, 10, 11):
+        sampler = DistinctTextsBatchSampler(rows, 3, True, seed=seed, window=window)
+        first = list(sampler)
+        for epoch in range(1, 5):
+            sampler.set_epoch(epoch)
+            (batch,) = list(sampler)
+            assert sorted(batch) == [0, 1, 2]
+            fell_back += not sampler._fill(epoch)
+            assert sampler._fill(epoch) or [batch] == first
+        assert len(sampler) == 1
+    assert fell_back
+
+
 def test_another_epoch_and_another_seed_draw_otherwise() -> None:
     rows = dataset(40)
     first, second = (DistinctTextsBatchSampler(rows, 8, True, seed=seed) for seed in (0, 1))

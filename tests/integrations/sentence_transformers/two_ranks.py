@@ -1,5 +1,7 @@
 """Two gloo ranks under DistributedDataParallel, each with half a batch: value and averaged gradient of every case.
 
+And what transformers' Trainer ends with, whose import is the same.
+
 Run as a program, so that both are forked from one process that has imported everything.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import ctloss.integrations.sentence_transformers as ours
+from support.integrations import two_towers
 
 WORLD, ROWS = 2, 8
+PATIENCE = timedelta(seconds=60)
 LIBRARIES = {"ours": ours, "theirs": theirs}
 GTE = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 # The class, columns, and arguments.
@@ -87,14 +92,15 @@ def results(folder: str, rank: int) -> dict[tuple[str, str], tuple[Tensor, dict[
 def serve(rank: int, folder: str, out: Path) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(out / "store"), WORLD)  # type: ignore[attr-defined]
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=PATIENCE)
     torch.save(results(folder, rank), out / f"rank{rank}.pt")
+    torch.save(two_towers.by_trainer(rank, WORLD, str(out / "runs")), out / f"trainer{rank}.pt")
     dist.destroy_process_group()
 
 
 def main(folder: str, out: str) -> int:
     context: Any = multiprocessing.get_context("fork")
-    processes = [context.Process(target=serve, args=(rank, folder, Path(out))) for rank in range(WORLD)]
+    processes = [context.Process(target=serve, args=(rank, folder, Path(out)), daemon=True) for rank in range(WORLD)]
     for process in processes:
         process.start()
     for process in processes:

@@ -1,0 +1,35 @@
+"""Scalars and rows as the integrations take them."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+
+def positive(name: str, value: object, advice: str, *, or_zero: bool = False) -> float:
+    """A scale or a temperature, refused when the loss is made rather than when it is called.
+
+    Args:
+        name: the argument's.
+        value: what was given for it.
+        advice: what to do about another.
+        or_zero: whether 0 is one too.
+
+    Raises:
+        TypeError, ValueError: for what is not a finite number above 0.
+    """
+    wanted = "a finite number of at least 0" if or_zero else "a positive number"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__}; {advice}")
+    number = float(value)
+    if not (0 < number < math.inf or (or_zero and number == 0)):
+        raise ValueError(f"{name}: expected {wanted}, got {value!r}; {advice}")
+    return number
+
+
+def widened(rows: Tensor) -> Tensor:
+    """Rows in float32, or in their own dtype if that is wider."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
