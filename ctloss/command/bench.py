@@ -121,7 +121,7 @@ def main(arguments: Sequence[str]) -> int:
     device = torch.device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     print(
-        f"ctloss {ctloss.__version__}, torch {torch.__version__}, {device} ({name}), {torch.get_num_threads()} threads"
+        f"ctloss {ctloss.__version__}, torch {torch.__version__}, {device} ({name}), threads: {torch.get_num_threads()}"
     )
     print(f"Forward and backward, width {options.width}, medians; error of the gradient against float64.\n")
     print(f"{'loss':8} {'dtype':9} {'pairs':>6} {'ctloss':>10} {'usual':>10} {'times':>6}  usual's error → ours")

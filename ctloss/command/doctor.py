@@ -54,7 +54,7 @@ def _software(advice: list[str]) -> None:
     print("Software")
     _line("ctloss", f"{ctloss.__version__}, in {os.path.dirname(ctloss.__file__)}")
     _line("Python", f"{platform.python_version()}, {platform.platform()}")
-    _line("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    _line("torch", f"{torch.__version__}, threads: {torch.get_num_threads()}")
     _line("triton", _version("triton") or "not installed")
     for name in ("transformers", "sentence-transformers"):
         _line(name, _version(name) or "not installed")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -10,6 +12,7 @@ from typing import NoReturn
 import ctloss
 
 from ..shared.command import as_process
+from ..shared.options import Parser
 
 DESCRIPTION = """\
 Contrastive losses for PyTorch, and pretraining and evaluation with them.
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="ctloss", description=DESCRIPTION, usage="%(prog)s WORD ...", formatter_class=argparse.RawTextHelpFormatter
     )
     top.add_argument("--version", action="version", version=ctloss.__version__)
@@ -58,7 +61,14 @@ def run() -> NoReturn:
     """Runs the command as the whole of its process."""
     if sys.argv[1:2] and sys.argv[1] in WORKING:
         as_process(main)
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has seen enough, as head has; what is still buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    sys.exit(status)
 
 
 def _train(words: Sequence[str]) -> int:

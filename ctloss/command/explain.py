@@ -32,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("pairs", type=int, help="pairs in the batch")
     top.add_argument("width", type=int, help="columns of an embedding")
     top.add_argument("--dtype", choices=DTYPES, default="float32", help="of the embeddings (default: float32)")
-    top.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 and so on (default: cpu)")
+    top.add_argument(
+        "--device", default="cpu", help="cpu, or a GPU of this machine: cuda, cuda:1 and so on (default: cpu)"
+    )
     top.add_argument("--candidates", type=int, default=0, metavar="ROWS", help="further rows, such as a queue's")
     top.add_argument("--loss", choices=("cz_nce", "info_nce", "contrast"), help="(default: cz_nce)")
     top.add_argument("--negatives", help="both, cross, own or none (default: both)")

@@ -56,6 +56,18 @@ class _Cosines:
         tau: Any = self.temperature
         positive("temperature", tau.item() if isinstance(tau, Tensor) else tau, "0.07 is usual")
 
+    @staticmethod
+    def check_labels(labels: Tensor | None, indices_tuple: Any) -> None:
+        """Refuse a call without labels or pairs, and labels that are no integers.
+
+        Raises:
+            TypeError, ValueError: for those.
+        """
+        if labels is None and indices_tuple is None:
+            raise ValueError("labels: expected one for each row, or an indices_tuple, got neither; pass one of them")
+        if labels is not None and labels.is_floating_point():
+            raise TypeError(f"labels: expected integers, got {labels.dtype}; pass labels.long()")
+
     @property
     def cosines(self) -> bool:
         """Whether rows are normalised."""
@@ -99,6 +111,7 @@ class NTXentLoss(_Cosines, theirs.NTXentLoss):
         self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
     ) -> dict[str, Any]:
         """What the library's reducers take; see its documentation."""
+        self.check_labels(labels, indices_tuple)
         if indices_tuple is None and labels is not None and ref_labels is not None:
             if ref_emb is embeddings:
                 sides = _two_a_label(labels)
@@ -172,6 +185,7 @@ class SupConLoss(_Cosines, theirs.SupConLoss):
         self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
     ) -> dict[str, Any]:
         """What the library's reducers take; see its documentation."""
+        self.check_labels(labels, indices_tuple)
         if indices_tuple is None and ref_emb is embeddings and labels is not None:
             if not bool((labels != labels[:1]).any()):
                 return self.zero_losses()

@@ -153,6 +153,7 @@ class ContrastiveMixin:
     ) -> Any:
         """The mean loss of a batch; with ``return_outputs`` also the embeddings, by their columns."""
         if self.outputs is None:
+            self._check_sides(inputs)
             rows = [self.embed(model, _of_side(inputs, side)) for side in self.sides]
         else:
             found = model(**{name: value for name, value in inputs.items() if name != "labels"})
@@ -161,6 +162,16 @@ class ContrastiveMixin:
         more: dict[str, Any] = {"candidates": hard} if hard else {}
         loss = self.pair_loss(x, y, **self.loss_options, **more, **_ids(inputs.get("labels"), len(x)))
         return (loss, {f"embeddings_{number}": one for number, one in enumerate(rows)}) if return_outputs else loss
+
+    def _check_sides(self, inputs: Mapping[str, Any]) -> None:
+        """Refuse a column that no side names, such as hard negatives that would take no part."""
+        ending = "_input_ids"
+        found = [name.removesuffix(ending) for name in inputs if name.endswith(ending)]
+        if not set(found) <= set(self.sides):
+            raise ValueError(
+                f"sides: expected the columns of the batch, {', '.join(found)}, got {', '.join(self.sides)}; pass the "
+                "same sides= to the trainer and to its PairCollator"
+            )
 
     def embed(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """The embeddings of one column, ``(n, d)``."""

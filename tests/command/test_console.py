@@ -59,7 +59,7 @@ def test_nothing_and_nonsense_are_refused(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as end:
         main(["pretrain"])
     assert end.value.code == 2
-    assert "invalid choice: 'pretrain'" in capsys.readouterr().err
+    assert "got 'pretrain'; did you mean train?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -189,3 +189,16 @@ def test_what_an_extra_lacks() -> None:
     ]
     assert found[0].found is not None
     assert found[1].found is None
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    program = f"{sys.executable} -m ctloss explain 8 8 | true; exit ${{PIPESTATUS[0]}}"
+    child = subprocess.run(["bash", "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (child.returncode, child.stderr) == (141, "")
+
+
+def test_a_misspelt_word_is_told_its_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["dcotor"])
+    assert end.value.code == 2
+    assert "did you mean doctor?" in capsys.readouterr().err

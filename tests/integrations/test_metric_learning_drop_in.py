@@ -167,3 +167,12 @@ def test_mistakes_are_told() -> None:
     both = tuple(torch.tensor([one]).repeat(2) for one in (0, 1, 0, 1))
     with pytest.raises(ValueError, match="expected each pair to be positive or negative"):
         ours.SupConLoss()(rows(4, 9), torch.tensor([0, 0, 1, 1]), both)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_labels_that_are_missing_or_no_integers_are_refused(name: str) -> None:
+    loss = getattr(ours, name)()
+    with pytest.raises(ValueError, match=r"labels: expected one for each row, or an indices_tuple, got neither"):
+        loss(rows(4, 8, dtype=torch.float32, seed=0))
+    with pytest.raises(TypeError, match=r"labels: expected integers, got torch.float32; pass labels.long\(\)"):
+        loss(rows(4, 8, dtype=torch.float32, seed=0), torch.tensor([0.0, 0.0, 1.0, 1.0]))

@@ -262,3 +262,13 @@ def test_smoothed_labels_are_refused(tmp_path: Path) -> None:
     settings = arguments(tmp_path, 1, label_smoothing_factor=0.1, remove_unused_columns=False)
     with pytest.raises(ValueError, match=r"label_smoothing_factor: expected 0, got 0\.1"):
         ContrastiveTrainer(Configured(), settings)
+
+
+def test_a_column_of_the_batch_that_no_side_names_is_refused(tmp_path: Path) -> None:
+    model, tokenizer = encoder()
+    batch = PairCollator(tokenizer, SIDES)(TEXTS)
+    trainer = made(tmp_path)
+    with pytest.raises(
+        ValueError, match="sides: expected the columns of the batch, query, document, hard, got"
+    ):
+        trainer.compute_loss(model, batch)
