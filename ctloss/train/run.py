@@ -340,8 +340,8 @@ class _Run:
         arguments, world = self.arguments, self.process.num_processes
         parts = arguments.gradient_accumulation_steps
         self.say(
-            f"training: {rows_used(self.prepared.counts['train'], rows)}, "
-            f"{batches:,} batches of {f'{world} × ' if shared else ''}{arguments.per_device_train_batch_size} per epoch, "
+            f"training: {rows_used(self.prepared.counts['train'], rows)}, {batches:,} batches of "
+            f"{f'{world} × ' if shared else ''}{arguments.per_device_train_batch_size} per epoch, "
             f"{f'{parts} to a step, ' if parts > 1 else ''}"
             f"{_precision(arguments)}, {world} process{'es' if world > 1 else ''}"
         )
