@@ -13,8 +13,8 @@ from benchmarks.ablation.base import Base
 METHODS: dict[str, dict[str, Any]] = {
     "info-snt": {"loss": "info_nce", "levels": "sentence", "head": True},
     "CZ-snt": {"loss": "cz_nce", "levels": "sentence", "head": True},
-    "ML-CTL-CZ": {"loss": "cz_nce", "levels": "multi", "head": True, "balance": False},
-    "ML-CTL-CZ without head": {"loss": "cz_nce", "levels": "multi", "head": False, "balance": False},
+    "ML-CTL-CZ": {"loss": "cz_nce", "levels": "multi", "head": True},
+    "ML-CTL-CZ without head": {"loss": "cz_nce", "levels": "multi", "head": False},
     "sentences and words apart": {"loss": "cz_nce", "levels": "apart", "head": False},
 }
 PAPER_ORDER = ("base", "info-snt", "CZ-snt", "ML-CTL-CZ")

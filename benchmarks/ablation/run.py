@@ -27,6 +27,8 @@ def recipe_of(row: Row, start: Path, corpus: Path, learning_rate: float) -> Reci
             "max_length": MAX_LENGTH,
             # The lexicon lacks the words that retrieval is tested with.
             "held_out_words": 0.0,
+            # The paper joins both vectors as they are.
+            "balance": False,
             "only_with_words": row.changes["levels"] == "sentence",
             "learning_rate": learning_rate,
             "seed": row.seed,
