@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import sys
 import types
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import field, fields
@@ -141,8 +142,9 @@ def check_type(name: str, value: object, hint: Any) -> None:
     require(_fits(value, hint), name, _kind(hint), value, "give a value of that kind")
     if isinstance(value, float):
         require(math.isfinite(value), name, "a finite number", value, "give one")
-    if isinstance(value, int) and not _fits(0.5, hint):
-        require(abs(value) < 1 << 63, name, "a number of at most 64 bits", value, "give a smaller one")
+    if isinstance(value, int):
+        largest = sys.float_info.max if _fits(0.5, hint) else (1 << 63) - 1
+        require(abs(value) <= largest, name, "a number of at most 64 bits", value, "give a smaller one")
     for text in value if isinstance(value, tuple) else (value,):
         # Bytes of a file's name that are not UTF-8 come as surrogates.
         if isinstance(text, str | Path):
