@@ -268,7 +268,5 @@ def test_a_column_of_the_batch_that_no_side_names_is_refused(tmp_path: Path) -> 
     model, tokenizer = encoder()
     batch = PairCollator(tokenizer, SIDES)(TEXTS)
     trainer = made(tmp_path)
-    with pytest.raises(
-        ValueError, match="sides: expected the columns of the batch, query, document, hard, got"
-    ):
+    with pytest.raises(ValueError, match="sides: expected the columns of the batch, query, document, hard, got"):
         trainer.compute_loss(model, batch)
