@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,20 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ctloss.command.versions import installed_version, release
+
 PairLoss = Callable[[Tensor, Tensor], Tensor]
 """A loss of raw rows x and y, both (n, d), mean over the 2n rows."""
 
 
 class PeerMissing(ImportError):
     """Another library is absent, too old, or not laid out as expected."""
-
-
-def installed_version(distribution: str) -> str | None:
-    """The version of an installed distribution, or None."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _module(name: str, contents: Mapping[str, object]) -> ModuleType:
@@ -85,7 +78,7 @@ def load(
     found = installed_version(distribution)
     if found is None:
         raise PeerMissing(f"expected {distribution}, found no such installed package; {advice}")
-    if _release(found) < _release(oldest):
+    if release(found) < release(oldest):
         raise PeerMissing(f"expected {distribution} >= {oldest}, found {found}; {advice}")
     root = Path(str(importlib.metadata.distribution(distribution).locate_file("")))
     with _apart(module.partition(".")[0]):
@@ -99,10 +92,6 @@ def load(
             raise PeerMissing(
                 f"expected {name} in {module} of {distribution} {found}, got {error!r}; {advice}"
             ) from error
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def _cosines(a: Tensor, b: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.peers import installed_version
+from ctloss.command.versions import installed_version
 from ctloss.shared.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent

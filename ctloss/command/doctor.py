@@ -15,6 +15,8 @@ import torch
 
 import ctloss
 
+from .versions import installed_version, release
+
 # Calls that people make; on a GPU they are larger.
 TYPICAL = {
     "cpu": (("float32", 512, 256), ("bfloat16", 2048, 768), ("float64", 128, 64)),
@@ -55,9 +57,9 @@ def _software(advice: list[str]) -> None:
     _line("ctloss", f"{ctloss.__version__}, in {os.path.dirname(ctloss.__file__)}")
     _line("Python", f"{platform.python_version()}, {platform.platform()}")
     _line("torch", f"{torch.__version__}, threads: {torch.get_num_threads()}")
-    _line("triton", _version("triton") or "not installed")
+    _line("triton", installed_version("triton") or "not installed")
     for name in ("transformers", "sentence-transformers"):
-        _line(name, _version(name) or "not installed")
+        _line(name, installed_version(name) or "not installed")
     count = torch.cuda.device_count()
     for index in range(count):
         major, minor = torch.cuda.get_device_capability(index)
@@ -173,20 +175,9 @@ def missing(requirements: Sequence[str]) -> Iterator[Missing]:
         name = name.partition("[")[0]
         if extra is None or elsewhere or name == "ctloss":
             continue
-        found = _version(name)
-        if found is None or _release(found) < _release(oldest):
+        found = installed_version(name)
+        if found is None or release(found) < release(oldest):
             yield Missing(extra[1], wanted.strip(), found)
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _line(name: str, text: str) -> None:

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.exact import SIGMOID_BIAS
-from benchmarks.peers import PairLoss, installed_version
+from benchmarks.peers import PairLoss
 from benchmarks.providers import Build, Case, NotOffered, Provider, only
+from ctloss.command.versions import installed_version
 
 
 def _module(distribution: str, name: str, case: Case, loss: str) -> ModuleType:

@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from ..processes import group_of
 from . import citations
 from .embeddings import Columns, ranking_loss
-from .settings import SYMMETRIC, Direction, HardnessMode, Objective, PartitionMode, Settings, Similarity, is_cosine
+from .settings import (
+    SYMMETRIC,
+    Direction,
+    HardnessMode,
+    Objective,
+    PartitionMode,
+    Settings,
+    Similarity,
+    is_cosine,
+    name_of,
+)
 
 try:
     from sentence_transformers.base.losses.merged_forward import embed_columns
@@ -179,7 +189,7 @@ class MultipleNegativesRankingLoss(nn.Module):
         }
         return {
             "scale": self.scale,
-            "similarity_fct": "cos_sim" if is_cosine(self.similarity_fct) else "dot_score",
+            "similarity_fct": name_of(self.similarity_fct),
             "gather_across_devices": self.gather_across_devices,
             "directions": self.directions,
             "partition_mode": self.partition_mode,

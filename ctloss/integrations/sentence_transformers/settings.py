@@ -44,6 +44,11 @@ def is_cosine(similarity_fct: object) -> bool:
     )
 
 
+def name_of(similarity_fct: object) -> str:
+    """How a model card calls a similarity."""
+    return "cos_sim" if is_cosine(similarity_fct) else "dot_score"
+
+
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         words = ", ".join(map(repr, allowed))

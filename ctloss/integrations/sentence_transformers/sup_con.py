@@ -15,7 +15,7 @@ from ..numbers import positive
 from ..processes import group_of
 from . import citations
 from .ranking import embedded, integer_labels
-from .settings import Similarity, is_cosine
+from .settings import Similarity, is_cosine, name_of
 
 
 class SupConLoss(nn.Module):
@@ -74,7 +74,7 @@ class SupConLoss(nn.Module):
         """The arguments, for model cards."""
         return {
             "scale": self.scale,
-            "similarity_fct": "cos_sim" if is_cosine(self.similarity_fct) else "dot_score",
+            "similarity_fct": name_of(self.similarity_fct),
             "gather_across_devices": self.gather_across_devices,
         }
 
