@@ -13,6 +13,7 @@ from .installed import require_sentence_transformers
 require_sentence_transformers()
 
 from .cached import CachedMultipleNegativesRankingLoss, CachedMultipleNegativesSymmetricRankingLoss
+from .cached_gist import CachedGISTEmbedLoss
 from .gist import GISTEmbedLoss
 from .ranking import CZNCELoss, MultipleNegativesRankingLoss, MultipleNegativesSymmetricRankingLoss
 from .sampler import DistinctTextsBatchSampler
@@ -20,6 +21,7 @@ from .sup_con import SupConLoss
 
 __all__ = [
     "CZNCELoss",
+    "CachedGISTEmbedLoss",
     "CachedMultipleNegativesRankingLoss",
     "CachedMultipleNegativesSymmetricRankingLoss",
     "DistinctTextsBatchSampler",

@@ -9,18 +9,21 @@ from typing import Any, Literal, NamedTuple
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ...contrast import Contrast
 from ...core.units import unit_rows
 from ...objectives import epsilon_nce
 from ..numbers import positive, widened
-from ..processes import group_of
+from ..processes import gathered, group_of
 from . import citations
 from .ranking import embedded
 
 LOGITS_AT_ONCE = 1 << 22
-"""Logits of a panel of rows: 16 MiB of each of the matrices that a panel needs."""
+"""Logits of a panel of rows: 32 MiB of each of the matrices that a panel needs."""
+ROUNDING = 1e-12
+"""More than two cosines in float64 differ by if they are of equal rows."""
 STRATEGIES = ("absolute", "relative")
 
 
@@ -36,8 +39,9 @@ class GISTEmbedLoss(nn.Module):
     Source: arXiv 2402.16829.
 
     Which pairs are left out differs from row to row, which the kernels of ctloss do not take: neither ids nor a margin
-    can say it. So this loss is plain PyTorch: panels of rows, formed again in the backward pass, in float32. Value and
-    gradient are those of the class of this name in sentence-transformers; no n × n matrix is kept.
+    can say it. So this loss is plain PyTorch: panels of rows, formed again in the backward pass, in float64. Value and
+    gradient are those of the class of this name in sentence-transformers; no n × n matrix is kept. A text that equals
+    the positive is as similar and no more, so that it stays in whatever the rounding.
     ``MultipleNegativesRankingLoss(margin=...)`` takes the model itself as the guide, in the kernels.
 
     Columns are (anchor, positive), or (anchor, positive, negative, …) with any number of negatives.
@@ -94,11 +98,6 @@ class GISTEmbedLoss(nn.Module):
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
         """The loss of a batch, ``()``; labels are ignored."""
         features = list(sentence_features)
-        if len(features) < 2:
-            raise ValueError(
-                f"columns: expected (anchor, positive) or (anchor, positive, negative, ...), got {len(features)}; add "
-                "the positives' column"
-            )
         # The model writes into what it is given.
         for_guide = [dict(column) for column in features]
         embeddings = embedded(self.model, features)
@@ -107,7 +106,21 @@ class GISTEmbedLoss(nn.Module):
         return self.compute_loss_from_embeddings(embeddings, guided)
 
     def compute_loss_from_embeddings(self, embeddings: Sequence[Tensor], guided: Sequence[Tensor]) -> Tensor:
-        """The loss of the model's and the guide's embeddings, ``(n, d)`` for each column."""
+        """The loss of the model's and the guide's embeddings, ``(n, d)`` for each column.
+
+        Raises:
+            ValueError: for fewer than two columns, or another number of them from the guide.
+        """
+        if len(embeddings) < 2:
+            raise ValueError(
+                f"columns: expected (anchor, positive) or (anchor, positive, negative, ...), got {len(embeddings)}; "
+                "add the positives' column"
+            )
+        if len(guided) != len(embeddings):
+            raise ValueError(
+                f"guided: expected the guide's embeddings of {len(embeddings)} columns, got {len(guided)}; embed the "
+                "same columns with both"
+            )
         wide = [_units(one) for one in embeddings]
         guides = [_units(one.detach()) for one in guided]
         sides, first = self._gathered(wide), 0
@@ -119,9 +132,8 @@ class GISTEmbedLoss(nn.Module):
     def _gathered(self, columns: list[Tensor]) -> list[Tensor]:
         if group_of(self.gather_across_devices) is None:
             return columns
-        from sentence_transformers.util import all_gather_with_grad
-
-        return [columns[0], *(all_gather_with_grad(column) for column in columns[1:])]
+        found: list[Tensor] = [_Gathered.apply(column) for column in columns[1:]]
+        return [columns[0], *found]
 
     def _for_guide(self, features: dict[str, Any]) -> dict[str, Any]:
         """The same texts for the guide: as they are if it reads the model's wordpieces, else tokenized again."""
@@ -151,7 +163,7 @@ class GISTEmbedLoss(nn.Module):
             for (rows, others, pair), (of_guide, other_guides, _) in zip(
                 self._blocks(sides, start, stop), self._blocks(guides, start, stop), strict=True
             ):
-                out = of_guide @ other_guides.T > thresholds[start:stop, None]
+                out = of_guide @ other_guides.T > thresholds[start:stop, None] + ROUNDING
                 if pair:
                     # The positive is in the 1 of log(1 + …).
                     own = torch.arange(stop - start, device=out.device)
@@ -205,6 +217,22 @@ class _Sides(NamedTuple):
     def of_pairs(self) -> Tensor:
         """``(n,)``: the similarity of each pair."""
         return (self.own[0] * self.own[1]).sum(1)
+
+
+class _Gathered(torch.autograd.Function):
+    """The rows of all ranks; the gradient of a rank's own is the sum of what all ranks make of them."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.rows = len(rows)
+        return gathered(rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total.narrow(0, torch.distributed.get_rank() * ctx.rows, ctx.rows)
 
 
 def _units(rows: Tensor) -> Tensor:

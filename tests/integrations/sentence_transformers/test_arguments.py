@@ -34,6 +34,7 @@ GTE = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
         "CachedMultipleNegativesRankingLoss",
         "CachedMultipleNegativesSymmetricRankingLoss",
         "GISTEmbedLoss",
+        "CachedGISTEmbedLoss",
     ],
 )
 def test_arguments_of_theirs_come_first_in_their_order(name: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses as theirs
 from test_same_numbers import Given
-from tiny_sentence_model import gradients, save, tokens
+from tiny_sentence_model import gradients, perturbed, save, tokens
 from torch import Tensor, nn
 
 import ctloss.integrations.sentence_transformers as ours
@@ -31,13 +30,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def alike(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = Path(save(tmp_path_factory.mktemp("alike")))
-    guide = SentenceTransformer(str(folder), device="cpu")
-    with torch.no_grad():
-        for one in guide.parameters():
-            one.add_(0.05 * torch.randn(one.shape, generator=torch.Generator().manual_seed(one.numel())))
-    guide.save_pretrained(str(folder))
-    return str(folder)
+    return perturbed(tmp_path_factory.mktemp("alike"))
 
 
 def result(library: Any, model: SentenceTransformer, guide: str, columns: int, **options: Any) -> tuple[Tensor, Any]:
@@ -88,6 +81,24 @@ def test_inside_matryoshka(tiny: Made, alike: str) -> None:
         value.backward()
         results.append((value.detach(), gradients(model)))
     assert_alike(*results)
+
+
+def test_a_text_that_equals_the_positive_stays_in(tiny: Made) -> None:
+    """Whichever way the rounding of the guide's cosines goes."""
+    generator = torch.Generator().manual_seed(0)
+    anchors, documents, of_anchors, of_documents = (torch.randn(40, 32, generator=generator) for _ in range(4))
+    twice = torch.arange(40) // 2
+    columns, guided = [anchors, documents[twice]], [of_anchors, of_documents[twice]]
+    similarities, by_guide = (
+        torch.nn.functional.cosine_similarity(rows.double()[:, None], others.double()[None], dim=2)
+        for rows, others in (columns, guided)
+    )
+    out = (by_guide > by_guide.diagonal()[:, None]) & (twice[:, None] != twice)
+    logits = (similarities / 0.5).masked_fill(out, -torch.inf)
+    expected = torch.nn.functional.cross_entropy(logits, torch.arange(40)).float()
+    model = tiny()
+    loss = ours.GISTEmbedLoss(model, model, 0.5, contrast_anchors=False, contrast_positives=False)
+    torch.testing.assert_close(loss.compute_loss_from_embeddings(columns, guided), expected)
 
 
 def test_all_negatives_left_out(tiny: Made, alike: str) -> None:

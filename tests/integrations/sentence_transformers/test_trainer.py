@@ -65,6 +65,7 @@ def train(
             },
         ),
         ("CachedMultipleNegativesRankingLoss", 3, {"mini_batch_size": 3}),
+        ("CachedGISTEmbedLoss", 3, {"mini_batch_size": 3, "temperature": 0.2}),
     ],
 )
 def test_same_weights(tiny: Made, tmp_path: Path, name: str, columns: int, options: dict[str, Any]) -> None:
@@ -72,7 +73,8 @@ def test_same_weights(tiny: Made, tmp_path: Path, name: str, columns: int, optio
     rows, weights, curves = dataset(STEPS * 8, columns), [], []
     for library in (ours, theirs):
         model = tiny()
-        trainer = train(model, getattr(library, name)(model, **options), rows, tmp_path)
+        guide = {"guide": tiny()} if "GIST" in name else {}
+        trainer = train(model, getattr(library, name)(model, **guide, **options), rows, tmp_path)
         curves.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
         curves[-1].append(trainer.evaluate()["eval_loss"])
         weights.append({name: one.detach().clone() for name, one in model.named_parameters()})

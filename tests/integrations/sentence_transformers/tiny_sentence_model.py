@@ -38,6 +38,17 @@ def save(folder: Path, *, dropout: float = 0.1, reverse: bool = False) -> str:
     return str(folder)
 
 
+def perturbed(folder: Path) -> str:
+    """The folder of a model of the same vocabulary whose weights are a little other."""
+    save(folder)
+    model = SentenceTransformer(str(folder), device="cpu")
+    with torch.no_grad():
+        for one in model.parameters():
+            one.add_(0.05 * torch.randn(one.shape, generator=torch.Generator().manual_seed(one.numel())))
+    model.save_pretrained(str(folder))
+    return str(folder)
+
+
 def texts(rows: int, columns: int = 2, seed: int = 0) -> dict[str, list[str]]:
     """Columns of texts of 2 to 9 words, none of which occurs twice."""
     draw = random.Random(seed)

@@ -41,8 +41,10 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "batch": ("MultipleNegativesRankingLoss", 4, {"hardness_mode": "in_batch_negatives", "hardness_strength": 4.0}),
     "cached": ("CachedMultipleNegativesRankingLoss", 3, {"mini_batch_size": 3}),
     "guide": ("GISTEmbedLoss", 3, {"temperature": 0.2}),
+    "cached guide": ("CachedGISTEmbedLoss", 3, {"temperature": 0.2, "mini_batch_size": 3}),
     "nested": ("MultipleNegativesRankingLoss", 3, {}),
 }
+GUIDED = [case for case, (name, _, _) in CASES.items() if "GIST" in name]
 
 
 def model(folder: str) -> SentenceTransformer:
@@ -55,7 +57,7 @@ def model(folder: str) -> SentenceTransformer:
 
 def loss_of(case: str, library: str, encoder: SentenceTransformer, folder: str, gather: bool) -> nn.Module:
     name, _, options = CASES[case]
-    if name == "GISTEmbedLoss":
+    if case in GUIDED:
         options = options | {"guide": SentenceTransformer(folder, device="cpu").eval()}
     if case == "nested" and library == "ours":
         options = options | {"dims": (32, 8)}
