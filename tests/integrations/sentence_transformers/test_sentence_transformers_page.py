@@ -26,6 +26,7 @@ def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "NoneType",
         "MultipleNegativesRankingLoss",
         "CachedMultipleNegativesRankingLoss",
+        "CachedMultipleNegativesRankingLoss",
         "CachedGISTEmbedLoss",
         "CZNCELoss",
     ]
