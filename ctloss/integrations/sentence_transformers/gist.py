@@ -18,6 +18,7 @@ from ...objectives import epsilon_nce
 from ..numbers import positive, widened
 from ..processes import gathered, group_of
 from . import citations
+from .mini_batches import own_copy
 from .ranking import embedded
 
 LOGITS_AT_ONCE = 1 << 22
@@ -98,8 +99,8 @@ class GISTEmbedLoss(nn.Module):
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
         """The loss of a batch, ``()``; labels are ignored."""
         features = list(sentence_features)
-        # The model writes into what it is given.
-        for_guide = [dict(column) for column in features]
+        # The model writes into what it is given: its embeddings and, to leave prompts out, the mask.
+        for_guide = [own_copy(column) for column in features]
         embeddings = embedded(self.model, features)
         with torch.no_grad():
             guided = embedded(self.guide, [self._for_guide(column) for column in for_guide])

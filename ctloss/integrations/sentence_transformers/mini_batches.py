@@ -63,7 +63,7 @@ class MiniBatches:
         running = [True]
 
         def encode_part(part: dict[str, Tensor]) -> Tensor:
-            embedding = encode(_own_copy({**rest, **part}))
+            embedding = encode(own_copy({**rest, **part}))
             if running:
                 bar.update(len(embedding))
             return embedding
@@ -152,6 +152,22 @@ def backward_if(wanted: bool, loss: Tensor) -> Tensor:
     return loss
 
 
+def own_copy(features: dict[str, Any]) -> dict[str, Any]:
+    """Features that the model may change, without the columns that are padding in all of these rows."""
+    mask = features.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        return {name: value.clone() if isinstance(value, Tensor) else value for name, value in features.items()}
+    used = mask.bool().any(0).nonzero()
+    # Leading padding stays, because positions may be counted from it.
+    width = int(used[-1]) + 1 if len(used) else mask.shape[1]
+    found = dict(features)
+    for name, value in features.items():
+        if isinstance(value, Tensor):
+            of_tokens = value.ndim > 1 and value.shape[1] == mask.shape[1] and len(value) == len(mask)
+            found[name] = (value[:, :width] if of_tokens else value).clone()
+    return found
+
+
 def refuse_changed_encoder(model: Any, advice: str) -> None:
     """Refuse wrappers that change the encoder for the forward pass only, whose second run would be another.
 
@@ -178,22 +194,6 @@ class _WithGradients(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (upstream * one for one in ctx.gradients)
         return None, None, *(one.to(dtype) for one, dtype in zip(scaled, ctx.dtypes, strict=True))
-
-
-def _own_copy(features: dict[str, Any]) -> dict[str, Any]:
-    """Features that the model may change, without the columns that are padding in all of these rows."""
-    mask = features.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.ndim != 2:
-        return {name: value.clone() if isinstance(value, Tensor) else value for name, value in features.items()}
-    used = mask.bool().any(0).nonzero()
-    # Leading padding stays, because positions may be counted from it.
-    width = int(used[-1]) + 1 if len(used) else mask.shape[1]
-    found = dict(features)
-    for name, value in features.items():
-        if isinstance(value, Tensor):
-            of_tokens = value.ndim > 1 and value.shape[1] == mask.shape[1] and len(value) == len(mask)
-            found[name] = (value[:, :width] if of_tokens else value).clone()
-    return found
 
 
 def _packed(lengths: list[int], most: int) -> list[int]:

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("sentence_transformers")
 
 import torch
-from sentence_transformers.sentence_transformer import losses as theirs
+from replaced import lacking, losses, skip_if
 from sentence_transformers.util import cos_sim, dot_score, euclidean_sim
 from test_same_numbers import WIDTH, Given, embeddings, value_and_gradient
 from torch import Tensor
@@ -38,9 +38,11 @@ GTE = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
     ],
 )
 def test_arguments_of_theirs_come_first_in_their_order(name: str) -> None:
+    # Before this argument came, those after it had another place.
+    skip_if(lacking(name, ["mini_batch_num_tokens"] if "Cached" in name else []))
     found, expected = (
         [(one.name, one.default) for one in inspect.signature(getattr(library, name).__init__).parameters.values()]
-        for library in (ours, theirs)
+        for library in (ours, losses)
     )
     # Deprecated classes hide their own signature behind a wrapper.
     expected = expected if len(expected) > 3 else found

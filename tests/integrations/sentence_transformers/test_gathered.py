@@ -14,6 +14,7 @@ pytest.importorskip("sentence_transformers")
 
 import torch
 import two_ranks
+from replaced import lacking, skip_if
 from tiny_sentence_model import gradients, tokens
 from two_ranks import CASES, GUIDED, ROWS, WORLD, loss_of, model
 
@@ -56,6 +57,8 @@ def assert_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.T
 
 @pytest.mark.parametrize("case", CASES)
 def test_same_as_theirs(of_ranks: list[dict[tuple[str, str], Any]], case: str) -> None:
+    name, _, options = CASES[case]
+    skip_if(lacking(name, [*options, "gather_across_devices"]))
     for found in of_ranks:
         (value, gradient), (expected, expected_gradient) = found[case, "ours"], found[case, "theirs"]
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
@@ -65,6 +68,8 @@ def test_same_as_theirs(of_ranks: list[dict[tuple[str, str], Any]], case: str) -
 @pytest.mark.parametrize("case", [case for case in CASES if case not in GUIDED])
 def test_same_as_one_process(of_ranks: list[dict[tuple[str, str], Any]], folder: str, case: str) -> None:
     """A guide compares anchors with those of their own process only."""
+    name, _, options = CASES[case]
+    skip_if(lacking(name, options))
     encoder = model(folder)
     value = loss_of(case, "theirs", encoder, folder, gather=False)(tokens(encoder, ROWS, CASES[case][1]), None)
     value.backward()

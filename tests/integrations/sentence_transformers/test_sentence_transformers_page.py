@@ -11,10 +11,13 @@ import pytest
 pytest.importorskip("sentence_transformers")
 pytest.importorskip("datasets")
 
+from replaced import trains
+
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "guide" / "integrations" / "sentence-transformers.md"
 EXAMPLES = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
+@trains
 def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "example"}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from transformers import BertConfig, BertModel, BertTokenizer
+from transformers import BertConfig, BertModel
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [f"w{number}" for number in range(120)]
@@ -20,11 +20,13 @@ COLUMNS = ("anchor", "positive", "negative_1", "negative_2")
 def save(folder: Path, *, dropout: float = 0.1, reverse: bool = False) -> str:
     """A model's folder; ``reverse`` gives its words other numbers."""
     words = WORDS[::-1] if reverse else WORDS
-    tokenizer = BertTokenizer(vocab={piece: number for number, piece in enumerate([*SPECIAL, *words])})
-    tokenizer.save_pretrained(folder)
+    pieces = [*SPECIAL, *words]
+    # Tokenizers of transformers 4 and 5 are made of different arguments, and of the same files.
+    (folder / "vocab.txt").write_text("\n".join(pieces), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}', encoding="utf-8")
     torch.manual_seed(len(words) + reverse)
     config = BertConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(pieces),
         hidden_size=WIDTH,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -64,7 +66,9 @@ def dataset(rows: int, columns: int = 2, **more: list[Any]) -> Dataset:
 
 
 def tokens(model: SentenceTransformer, rows: int, columns: int = 2) -> list[dict[str, Any]]:
-    return [model.preprocess(column) for column in texts(rows, columns).values()]
+    # Before version 5.4 the method has the other name.
+    tokenize = getattr(model, "preprocess", None) or model.tokenize
+    return [tokenize(column) for column in texts(rows, columns).values()]
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from replaced import lacking, losses
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer import losses as theirs
-from tiny_sentence_model import tokens
+from tiny_sentence_model import WIDTH, tokens
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,7 +26,7 @@ from support.integrations import two_towers
 
 WORLD, ROWS = 2, 8
 PATIENCE = timedelta(seconds=60)
-LIBRARIES = {"ours": ours, "theirs": theirs}
+LIBRARIES: dict[str, Any] = {"ours": ours, "theirs": losses}
 GTE = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 # The class, columns, and arguments.
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
@@ -61,9 +61,11 @@ def loss_of(case: str, library: str, encoder: SentenceTransformer, folder: str, 
         options = options | {"guide": SentenceTransformer(folder, device="cpu").eval()}
     if case == "nested" and library == "ours":
         options = options | {"dims": (32, 8)}
-    loss: nn.Module = getattr(LIBRARIES[library], name)(encoder, gather_across_devices=gather, **options)
+    if gather:
+        options = options | {"gather_across_devices": True}
+    loss: nn.Module = getattr(LIBRARIES[library], name)(encoder, **options)
     if case == "nested" and library == "theirs":
-        loss = theirs.MatryoshkaLoss(encoder, loss, [32, 8])
+        loss = losses.MatryoshkaLoss(encoder, loss, [32, 8])
     return loss
 
 
@@ -74,13 +76,13 @@ def part(columns: list[dict[str, Any]], rank: int) -> list[dict[str, Any]]:
 
 def results(folder: str, rank: int) -> dict[tuple[str, str], tuple[Tensor, dict[str, Tensor]]]:
     found = {}
-    for case, (_, columns, _) in CASES.items():
-        for library in LIBRARIES:
+    for case, (name, columns, chosen) in CASES.items():
+        for library in ["ours"] if lacking(name, [*chosen, "gather_across_devices"]) else LIBRARIES:
             encoder = model(folder)
             loss = loss_of(case, library, encoder, folder, gather=True)
             wrapped = DistributedDataParallel(encoder)
             # As the trainer does it.
-            wrapped.get_embedding_dimension = encoder.get_embedding_dimension  # type: ignore[assignment]
+            wrapped.get_embedding_dimension = lambda: WIDTH  # type: ignore[assignment]
             for one in (loss, getattr(loss, "loss", None)):
                 if isinstance(one, nn.Module):
                     one.model = wrapped
