@@ -14,7 +14,7 @@ try:
     from sentence_transformers.sentence_transformer import losses
 except ImportError:
     # Versions 5.
-    from sentence_transformers import losses
+    from sentence_transformers import losses  # type: ignore[no-redef, attr-defined]
 
 VERSION = version("sentence-transformers")
 INSTALLED = f"sentence-transformers {VERSION}"

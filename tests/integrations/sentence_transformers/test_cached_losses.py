@@ -87,7 +87,7 @@ def test_an_encoder_that_is_changed_for_the_forward_pass_only_is_refused(tiny: M
     """As versions 5 of MatryoshkaLoss do it."""
     module: Any = sys.modules[losses.MatryoshkaLoss.__module__]
     model = tiny()
-    model.forward = module.ForwardDecorator(model.forward)
+    model.forward = module.ForwardDecorator(model.forward)  # type: ignore[method-assign]
     for loss in (ours.CachedMultipleNegativesRankingLoss(model), ours.CachedGISTEmbedLoss(model, tiny())):
         with pytest.raises(ValueError, match="MatryoshkaLoss: expected a version of sentence-transformers that asks"):
             loss(tokens(model, 3), None)

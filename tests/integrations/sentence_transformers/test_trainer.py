@@ -14,13 +14,13 @@ pytest.importorskip("datasets")
 
 import torch
 from datasets import Dataset
-from replaced import lacking, skip_if, theirs, trains
+from replaced import IS_OLD, lacking, skip_if, theirs, trains
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
-from tiny_sentence_model import dataset
+from tiny_sentence_model import dataset, save
 from torch import nn
 
 import ctloss.integrations.sentence_transformers as ours
@@ -69,18 +69,21 @@ def train(
         ("CachedGISTEmbedLoss", 3, {"mini_batch_size": 3, "temperature": 0.2}),
     ],
 )
-def test_same_weights(tiny: Made, tmp_path: Path, name: str, columns: int, options: dict[str, Any]) -> None:
+def test_same_weights(tmp_path: Path, name: str, columns: int, options: dict[str, Any]) -> None:
     """With dropout, whose draws agree because the encoder runs as often and over the same rows."""
+    # Cached losses of versions 5 draw for padding too.
+    start = save(tmp_path / "start", dropout=0.0 if IS_OLD and "Cached" in name else 0.1)
+    made = partial(SentenceTransformer, start, device="cpu")
     rows, weights, curves = dataset(STEPS * 8, columns), [], []
     for library in (ours, theirs):
-        model = tiny()
-        guide = {"guide": tiny()} if "GIST" in name else {}
+        model = made()
+        guide = {"guide": made()} if "GIST" in name else {}
         trainer = train(model, getattr(library, name)(model, **guide, **options), rows, tmp_path)
         curves.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
         curves[-1].append(trainer.evaluate()["eval_loss"])
         weights.append({name: one.detach().clone() for name, one in model.named_parameters()})
-    start = dict(tiny().named_parameters())
-    moved = max((weights[1][name] - one).abs().max().item() for name, one in start.items())
+    before = dict(made().named_parameters())
+    moved = max((weights[1][name] - one).abs().max().item() for name, one in before.items())
     # Float32 losses and gradients of some 1e-6 relative error, over a few steps.
     torch.testing.assert_close(curves[0], curves[1], rtol=1e-4, atol=1e-5)
     for name, one in weights[1].items():

@@ -21,6 +21,7 @@ def save(folder: Path, *, dropout: float = 0.1, reverse: bool = False) -> str:
     """A model's folder; ``reverse`` gives its words other numbers."""
     words = WORDS[::-1] if reverse else WORDS
     pieces = [*SPECIAL, *words]
+    folder.mkdir(exist_ok=True)
     # Tokenizers of transformers 4 and 5 are made of different arguments, and of the same files.
     (folder / "vocab.txt").write_text("\n".join(pieces), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}', encoding="utf-8")
