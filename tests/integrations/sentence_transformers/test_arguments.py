@@ -12,7 +12,6 @@ import pytest
 pytest.importorskip("sentence_transformers")
 
 import torch
-from replaced import lacking, losses, skip_if
 from sentence_transformers.util import cos_sim, dot_score, euclidean_sim
 from test_same_numbers import WIDTH, Given, embeddings, value_and_gradient
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch import Tensor
 import ctloss
 import ctloss.integrations.sentence_transformers as ours
 from ctloss.integrations.sentence_transformers import installed
+from support.integrations.installed_losses import lacking, losses, skip_if
 
 pytestmark = pytest.mark.numeric
 

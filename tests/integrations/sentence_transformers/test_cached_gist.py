@@ -12,7 +12,6 @@ pytest.importorskip("sentence_transformers")
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from replaced import IS_OLD, lacking, not_in_old, skip_if, theirs
 from sentence_transformers import SentenceTransformer
 from test_cached_losses import assert_alike, trained
 from test_same_numbers import Given
@@ -20,6 +19,7 @@ from tiny_sentence_model import gradients, perturbed, save, tokens
 from torch import Tensor, nn
 
 import ctloss.integrations.sentence_transformers as ours
+from support.integrations.installed_losses import IS_OLD, lacking, not_in_old, skip_if, theirs
 
 pytestmark = pytest.mark.numeric
 

@@ -11,12 +11,12 @@ import pytest
 pytest.importorskip("sentence_transformers")
 
 import torch
-from replaced import losses, not_in_old, theirs
 from sentence_transformers import SentenceTransformer
 from tiny_sentence_model import gradients, tokens
 from torch import Tensor, nn
 
 import ctloss.integrations.sentence_transformers as ours
+from support.integrations.installed_losses import losses, not_in_old, theirs
 
 pytestmark = pytest.mark.numeric
 

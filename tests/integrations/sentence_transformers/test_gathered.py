@@ -14,11 +14,11 @@ pytest.importorskip("sentence_transformers")
 
 import torch
 import two_ranks
-from replaced import lacking, skip_if
 from tiny_sentence_model import gradients, tokens
 from two_ranks import CASES, GUIDED, ROWS, WORLD, loss_of, model
 
 from support.integrations import two_towers
+from support.integrations.installed_losses import lacking, skip_if
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip("sentence_transformers")
 
 import torch
-from replaced import lacking, not_in_old, skip_if, theirs
 from sentence_transformers import SentenceTransformer
 from test_same_numbers import Given
 from tiny_sentence_model import gradients, perturbed, save, tokens
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 import ctloss.integrations.sentence_transformers as ours
 from ctloss.integrations.sentence_transformers import gist
+from support.integrations.installed_losses import lacking, not_in_old, skip_if, theirs
 
 Made = Callable[[], SentenceTransformer]
 

@@ -10,12 +10,12 @@ import pytest
 pytest.importorskip("sentence_transformers")
 
 import torch
-from replaced import theirs
 from sentence_transformers.util import cos_sim, dot_score
 from torch import Tensor, nn
 
 import ctloss.integrations.sentence_transformers as ours
 from ctloss.integrations.sentence_transformers.settings import SYMMETRIC
+from support.integrations.installed_losses import theirs
 
 pytestmark = pytest.mark.numeric
 

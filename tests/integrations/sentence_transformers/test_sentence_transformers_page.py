@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("sentence_transformers")
 pytest.importorskip("datasets")
 
-from replaced import trains
+from support.integrations.installed_losses import trains
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "guide" / "integrations" / "sentence-transformers.md"
 EXAMPLES = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), flags=re.M | re.S)

@@ -14,7 +14,6 @@ pytest.importorskip("datasets")
 
 import torch
 from datasets import Dataset
-from replaced import IS_OLD, lacking, skip_if, theirs, trains
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -24,6 +23,7 @@ from tiny_sentence_model import dataset, save
 from torch import nn
 
 import ctloss.integrations.sentence_transformers as ours
+from support.integrations.installed_losses import IS_OLD, lacking, skip_if, theirs, trains
 
 Made = Callable[[], SentenceTransformer]
 STEPS, RATE = 3, 0.1

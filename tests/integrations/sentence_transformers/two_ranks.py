@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from replaced import lacking, losses
 from sentence_transformers import SentenceTransformer
 from tiny_sentence_model import WIDTH, tokens
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import ctloss.integrations.sentence_transformers as ours
 from support.integrations import two_towers
+from support.integrations.installed_losses import lacking, losses
 
 WORLD, ROWS = 2, 8
 PATIENCE = timedelta(seconds=60)
