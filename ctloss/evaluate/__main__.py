@@ -19,7 +19,8 @@ from .data.sources import EVALUATIONS, find_data
 from .models.encoder import Encoder, VectorOptions
 from .models.options import XTREME_OPTIONS, FinetuneOptions, QuestionOptions
 from .results.comparison import compare_results
-from .results.report import draw_languages, draw_words, report, table_of_means
+from .results.languages import draw_languages
+from .results.report import draw_words, report, table_of_means
 from .results.scores import read_results
 from .results.significance import ResamplingOptions
 from .suite import OPTIONS, run

@@ -19,12 +19,13 @@ MOST_DIRECTIONS = 250
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table of means: one metric of an evaluation, averaged over languages."""
+    """A column of the table of means: one metric of an evaluation, averaged over languages; ``lower`` is better."""
 
     title: str
     task: str
     metric: str
     language: str = ALL
+    lower: bool = False
 
     @property
     def key(self) -> Key:
@@ -49,11 +50,11 @@ COLUMNS = (
     Column("TyDiQA EM", "tydiqa", "exact_match"),
     Column("pairs acc.", "pairs", "accuracy"),
     Column("FLORES-200 acc.", "flores", "accuracy"),
-    Column("FLORES-200 xsim", "flores", "xsim"),
+    Column("FLORES-200 xsim", "flores", "xsim", lower=True),
     Column("NTREX-128 acc.", "ntrex", "accuracy"),
-    Column("NTREX-128 xsim", "ntrex", "xsim"),
+    Column("NTREX-128 xsim", "ntrex", "xsim", lower=True),
     Column("words acc.", "words", "accuracy"),
-    Column("alignment error rate", "align", "aer"),
+    Column("alignment error rate", "align", "aer", lower=True),
 )
 
 
