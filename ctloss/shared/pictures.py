@@ -125,6 +125,21 @@ def write_figure(figure: Figure, path: Path, paper: str = "") -> None:
         figure.savefig(partial, dpi=160, format="png", facecolor=paper or "none")
 
 
+def shown(name: str, about: str) -> str:
+    """Returns the HTML by which a Markdown page shows :func:`draw`'s pictures, the one for the reader's kind of page.
+
+    Example:
+        >>> print(shown("words.png", "Words by meaning"))
+        <picture>
+          <source media="(prefers-color-scheme: dark)" srcset="words-dark.png">
+          <img alt="Words by meaning" src="words.png">
+        </picture>
+    """
+    stem, dot, suffix = name.rpartition(".")
+    dark = f'<source media="(prefers-color-scheme: dark)" srcset="{stem}{DARK.suffix}{dot}{suffix}">'
+    return f'<picture>\n  {dark}\n  <img alt="{about}" src="{name}">\n</picture>'
+
+
 def add_legend(figure: Figure, handles: Sequence[tuple[str, Artist]], **place: Any) -> None:
     """Adds a legend of names as they are.
 
@@ -138,7 +153,7 @@ def add_legend(figure: Figure, handles: Sequence[tuple[str, Artist]], **place: A
 def draw_words(panels: Mapping[str, Sequence[Point]], path: Path, *, title: str, seed: int) -> bool:
     """Draws t-SNE pictures of word vectors side by side: colours are meanings, markers are languages.
 
-    In the last panel each meaning stands written amid its points. After Chen et al. 2022, poster, figure 3. ``panels``
+    In the last panel each meaning stands written at its points. After Chen et al. 2022, poster, figure 3. ``panels``
     holds the points of each panel by its title; ``title`` is that of the whole picture, ``seed`` that of t-SNE. See
     :func:`draw` for the files. Returns whether every panel had enough points (10) for a picture.
     """
@@ -173,7 +188,9 @@ def draw_words(panels: Mapping[str, Sequence[Point]], path: Path, *, title: str,
         for meaning in dict.fromkeys(point.meaning for point in panel):
             amid = np.median([spot for spot, p in zip(spots, panel, strict=True) if p.meaning == meaning], axis=0)
             halo = [withStroke(linewidth=3, foreground=theme.halo)]
-            name = axis.text(*amid, meaning, color=colours[meaning], ha="center", fontsize=9, weight="bold")
+            # Above the middle, where it hides fewer points.
+            place: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
+            name = axis.annotate(meaning, amid, color=colours[meaning], fontsize=9, weight="bold", **place)
             name.set(path_effects=halo, parse_math=False)
         look: dict[str, Any] = {"loc": "upper left", "fontsize": 8, "handletextpad": 0.2, "labelspacing": 0.35}
         right, middle = 1 - 1.3 / figure.get_figwidth(), 0.92 - 0.165 * len(colours) / figure.get_figheight() - 0.04

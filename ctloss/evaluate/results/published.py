@@ -61,4 +61,6 @@ def published_values(results: Sequence[Results], columns: Sequence[Column]) -> d
     ]
     if not any(shown):
         return {}
-    return {name: [values and values[place] for values in shown] for place, name in enumerate(PUBLISHED)}
+    return {
+        name: [None if values is None else values[place] for values in shown] for place, name in enumerate(PUBLISHED)
+    }

@@ -31,15 +31,18 @@ POINTS = 8
 Place = tuple[tuple[str, ...], int]
 
 
-def report(results: Sequence[Results], compared: Comparison | None = None) -> str:
+def report(results: Sequence[Results], compared: Comparison | None = None, *, picture: str | None = None) -> str:
     """Returns the whole report: the table of means, notes on what they average, and a table by language per task.
 
     Args:
         compared: intervals and differences, see :func:`ctloss.evaluate.results.comparison.compare_results`.
+        picture: name of the scores by language, drawn beside the report (:func:`ctloss.evaluate.draw_languages`).
     """
     tuned = any(EVALUATIONS[task].task is not None for model in results for task in model.tasks)
     parts = [f"# Evaluation{', zero-shot from English' if tuned else ''}", ""]
     parts += [table_of_means(results, compared), "", notes(results), ""]
+    if picture is not None:
+        parts += [pictures.shown(picture, "Scores by language"), ""]
     means = [] if compared is None else [compared.rows[column.key] for column in COLUMNS if column.key in compared.rows]
     if compared is not None and any(interval for intervals, _ in means for interval in intervals):
         differ = any(difference for _, differences in means for difference in differences)
@@ -137,8 +140,8 @@ def table_of_intervals(results: Sequence[Results], compared: Comparison) -> str:
     ]
     if any(difference and difference.p is not None for _, found in compared.rows.values() for difference in found):
         told.append(
-            f"p is two-sided. {MARK} marks p < {ALPHA:g} after Holm's correction for the {len(corrected)} differences "
-            "of this table, and in each of the others for those in it."
+            f"p is two-sided. {MARK} marks p < {ALPHA:g} after Holm's correction for the number of differences in "
+            f"each table, in this one {len(corrected)}."
         )
     if len(results) > 1:
         told.append(f"Differences are from {first}, and only between scores of the same items.")
