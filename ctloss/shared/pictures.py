@@ -27,8 +27,9 @@ class Theme:
     """Colours on one kind of page. ``suffix`` ends the names of the files; an empty paper lets the page shine through.
 
     ``halo`` parts letters from what is below them. The eight named colours are those of Okabe and Ito (2008); on dark
-    pages the darker ones are lightened. ``series`` has twelve for what has no colour of its own, Okabe and Ito's
-    first, then of Tol's muted scheme: all of them differ for the colour-blind too, as far as twelve can.
+    pages the darker ones are lightened. ``series`` has twelve for what has no colour of its own, on light pages six of
+    Okabe and Ito's first: every two of them differ by more than 11 in CIELAB, for the colour-blind too (Machado, Oliveira
+    and Fernandes 2009).
     """
 
     suffix: str
@@ -58,7 +59,7 @@ LIGHT = Theme(
     },
     series=(
         *("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9"),
-        *("#332288", "#882255", "#999933", "#44aa99", "#aa4499", "#7f7f7f"),
+        *("#332288", "#117733", "#999933", "#8c510a", "#882255", "#fc26c9"),
     ),
 )
 DARK = Theme(
@@ -69,8 +70,8 @@ DARK = Theme(
     halo="#15181e",
     colours={**LIGHT.colours, "green": "#1fc39a", "blue": "#4ba3e3", "red": "#f0803c", "grey": "#9aa3ad"},
     series=(
-        *("#3d8fe0", "#e8692e", "#12a57f", "#f2b73a", "#e79ac6", "#8fd6ff"),
-        *("#7a6be0", "#c2476f", "#a8a83c", "#7fe0c8", "#c060d0", "#a4a9b0"),
+        *("#808cf5", "#dd4907", "#45f59d", "#e3b317", "#fa79a7", "#bbb2f2"),
+        *("#954cff", "#007e5f", "#a69258", "#ffff75", "#d5199f", "#a5fad8"),
     ),
 )
 THEMES = (LIGHT, DARK)
@@ -177,7 +178,7 @@ def draw_words(panels: Mapping[str, Sequence[Point]], path: Path, *, title: str,
 
     def make(theme: Theme) -> Figure:
         colours = {meaning: theme.series[i % len(theme.series)] for meaning, i in number.items()}
-        figure = Figure(figsize=(4.6 * len(panels) + 1.4, max(4.6, 0.16 * (len(colours) + len(markers)) + 1)))
+        figure = Figure(figsize=(4.6 * len(panels) + 1.4, max(4.6, 0.165 * (len(colours) + len(markers) + 1) + 0.7)))
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axis, (name, panel), spots in zip(axes, panels.items(), flat, strict=True):
             for spot, (meaning, language, _) in zip(spots, panel, strict=True):
@@ -193,11 +194,12 @@ def draw_words(panels: Mapping[str, Sequence[Point]], path: Path, *, title: str,
             name = axis.annotate(meaning, amid, color=colours[meaning], fontsize=9, weight="bold", **place)
             name.set(path_effects=halo, parse_math=False)
         look: dict[str, Any] = {"loc": "upper left", "fontsize": 8, "handletextpad": 0.2, "labelspacing": 0.35}
-        right, middle = 1 - 1.3 / figure.get_figwidth(), 0.92 - 0.165 * len(colours) / figure.get_figheight() - 0.04
-        handles = [(m, Line2D([], [], color=colour, marker="o", markersize=5, ls="")) for m, colour in colours.items()]
-        add_legend(figure, handles, bbox_to_anchor=(right, 0.92), **look)
-        handles = [(c, Line2D([], [], color=theme.ink, marker=m, markersize=5, ls="")) for c, m in markers.items()]
-        add_legend(figure, handles, bbox_to_anchor=(right, middle), **look)
+        right = 1 - 1.3 / figure.get_figwidth()
+        dot: dict[str, Any] = {"ls": "", "markersize": 5}
+        handles = [(meaning, Line2D([], [], color=colour, marker="o", **dot)) for meaning, colour in colours.items()]
+        handles.append(("", Line2D([], [], ls="")))
+        handles += [(code, Line2D([], [], color=theme.ink, marker=marker, **dot)) for code, marker in markers.items()]
+        add_legend(figure, handles, bbox_to_anchor=(right, 1 - 0.4 / figure.get_figheight()), **look)
         figure.suptitle(title, fontsize=11)
         figure.tight_layout(rect=(0, 0, right, 1))
         return figure

@@ -103,7 +103,7 @@ def test_all_evaluations_end_to_end(
     assert "| tiny | alignment error rate | 0.0 | 0.0 to 0.0 | – | – | – | – |" in shown
     links = (output / "alignments" / "en-de.out").read_text(encoding="utf-8").splitlines()
     assert links == [" ".join(f"{place}-{place}" for place in range(6))] * len(SENTENCES)
-    for picture in ("languages.png", "words.png"):
+    for picture in ("languages.png", "languages-dark.png", "words.png", "words-dark.png"):
         assert (output / picture).read_bytes().startswith(PNG)
     for task in RUNS:
         monkeypatch.setitem(RUNS, task, forbidden)

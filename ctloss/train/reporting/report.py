@@ -27,6 +27,7 @@ WORDS = {
     True: "A word looks for translations that were held out of training; its other translations are not candidates.",
     False: "No word translation was held out of training (`held_out_words` 0): any translation of a word counts.",
 }
+UNMEASURED = "Nothing was measured: no language pair has two test sentences."
 # t-SNE separates classes of a few dozen points; more only cost time.
 POINTS = 12
 
@@ -34,10 +35,18 @@ POINTS = 12
 def table(stages: Mapping[str, Measured], languages: str = "mean", *, held_out: bool = True) -> str:
     """Returns a Markdown table of the measures at each stage (``"before"``, ``"after"``), as they are and centred.
 
-    It shows one language pair or the ``"mean"`` of all. ``held_out`` tells whether word translations were held out of
-    training.
+    It shows one language pair or the ``"mean"`` of all, and only rows and columns with a value; without any, a sentence
+    says so. ``held_out`` tells whether word translations were held out of training.
     """
-    header = ["", *stages, *(f"{stage}, centred" for stage in stages)]
+    columns = [
+        (f"{stage}{', centred' if suffix else ''}", measured[languages], suffix)
+        for suffix in ("", "_centred")
+        for stage, measured in stages.items()
+        if any(name + suffix in measured[languages] for name in LABELS)
+    ]
+    if not columns:
+        return UNMEASURED
+    header = ["", *(title for title, *_ in columns)]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     queries = max((stage[languages].get("word_queries", 0.0) for stage in stages.values()), default=0.0)
     kind = "held-out" if held_out else "all, including trained ones"
@@ -45,11 +54,10 @@ def table(stages: Mapping[str, Measured], languages: str = "mean", *, held_out: 
         if name.startswith("word") and queries:
             label += f", {kind} ({queries:.0f} queries in both directions)"
         cells = [
-            f"{stages[stage][languages][name + suffix]:.3f}" if name + suffix in stages[stage][languages] else "–"
-            for suffix in ("", "_centred")
-            for stage in stages
+            f"{measured[name + suffix]:.3f}" if name + suffix in measured else "–" for _, measured, suffix in columns
         ]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        if set(cells) != {"–"}:
+            lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
