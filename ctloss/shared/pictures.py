@@ -28,7 +28,7 @@ class Theme:
 
     ``halo`` parts letters from what is below them. The eight named colours are those of Okabe and Ito (2008); on dark
     pages the darker ones are lightened. ``series`` has twelve for what has no colour of its own, on light pages six of
-    Okabe and Ito's first: every two of them differ by more than 11 in CIELAB, for the colour-blind too (Machado, Oliveira
+    Okabe and Ito's first: they and ink differ by more than 11 in CIELAB, for the colour-blind too (Machado, Oliveira
     and Fernandes 2009).
     """
 
@@ -71,7 +71,7 @@ DARK = Theme(
     colours={**LIGHT.colours, "green": "#1fc39a", "blue": "#4ba3e3", "red": "#f0803c", "grey": "#9aa3ad"},
     series=(
         *("#808cf5", "#dd4907", "#45f59d", "#e3b317", "#fa79a7", "#bbb2f2"),
-        *("#954cff", "#007e5f", "#a69258", "#ffff75", "#d5199f", "#a5fad8"),
+        *("#954cff", "#007e5f", "#a69258", "#ffff75", "#d5199f", "#80de6a"),
     ),
 )
 THEMES = (LIGHT, DARK)
