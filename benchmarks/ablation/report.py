@@ -12,7 +12,7 @@ from benchmarks.ablation.plan import METHODS, PAPER_ORDER
 from benchmarks.ablation.statistics import Column, Difference, difference, values
 from benchmarks.results import table
 from ctloss.evaluate import Results, table_of_means
-from ctloss.evaluate.results.tables import NOTHING, with_values
+from ctloss.shared.pictures import NOTHING, with_values
 
 TRAINED = ("ara", "cmn", "fra", "rus", "spa")
 COLUMNS = (

@@ -1,4 +1,4 @@
-"""How figures look and are written, on light and on dark pages, and the t-SNE picture of words in several languages."""
+"""What a report shows: tables without empty columns, figures for light and dark pages, the t-SNE picture of words."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MARKERS = "os^DvP*X<>p"
 # With fewer points t-SNE shows nothing.
 FEWEST = 10
+# What a table's cell without a value shows.
+NOTHING = "–"
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,29 @@ DARK = Theme(
     ),
 )
 THEMES = (LIGHT, DARK)
+
+
+def with_values(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1
+) -> tuple[list[str], list[list[str]]]:
+    """Returns the columns of a table, and the cells in them, without those in which no row has a value.
+
+    Args:
+        names: the first columns say what a row is, and stay.
+
+    Example:
+        >>> with_values(["model", "F1", "EM"], [["ours", "–", "3.0"], ["base", "–", "–"]])
+        (['model', 'EM'], [['ours', '3.0'], ['base', '–']])
+    """
+    kept = [place for place in range(len(columns)) if place < names or any(row[place] != NOTHING for row in rows)]
+    return [columns[place] for place in kept], [[row[place] for place in kept] for row in rows]
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:
+    """Returns a Markdown table without empty columns, see :func:`with_values`."""
+    columns, rows = with_values(columns, rows, names)
+    lines = ["| " + " | ".join(row) + " |" for row in (columns, *rows)]
+    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])
 
 
 class Point(NamedTuple):

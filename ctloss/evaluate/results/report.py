@@ -8,17 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...shared import pictures
-from ...shared.pictures import Point
+from ...shared.pictures import NOTHING, Point, markdown
 from ...shared.text import text_files
 from ..data.parallel import read_alignments
 from ..data.sources import EVALUATIONS
 from ..models.encoder import Encoder
 from ..models.options import XTREME_OPTIONS
-from .comparison import ALPHA, COLUMNS, MARK, Column, Comparison, rows_of
-from .published import published_values
+from .comparison import ALPHA, COLUMNS, MARK, Column, Comparison, published_values, rows_of
 from .scores import MAJORITY, Results, Spread, TaskResult, is_mean, over_seeds
 from .significance import LEVEL, Interval
-from .tables import NOTHING, markdown
 
 # Options of single evaluations that the notes name.
 OWN = ("language_pairs", "flores_split", "method", "threshold", "one_based")
@@ -61,7 +59,7 @@ def table_of_means(results: Sequence[Results], compared: Comparison | None = Non
     """Returns a table with one row per model, in per cent; ± is the spread over seeds.
 
     It has the columns in which a model has a score. The paper's rows come first, where they can be compared
-    (:func:`ctloss.evaluate.results.published.published_values`). A mark follows scores that differ from the first
+    (:func:`ctloss.evaluate.results.comparison.published_values`). A mark follows scores that differ from the first
     model's beyond chance.
     """
     marks = {} if compared is None else compared.marks(column.key for column in COLUMNS)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...shared import pictures
-from ...shared.pictures import Point
+from ...shared.pictures import NOTHING, Point, markdown
 from ..model.encoder import CCEEncoder
 from .probe import Row, Span, embed
 
@@ -38,27 +38,21 @@ def table(stages: Mapping[str, Measured], languages: str = "mean", *, held_out: 
     It shows one language pair or the ``"mean"`` of all, and only rows and columns with a value; without any, a sentence
     says so. ``held_out`` tells whether word translations were held out of training.
     """
-    columns = [
-        (f"{stage}{', centred' if suffix else ''}", measured[languages], suffix)
-        for suffix in ("", "_centred")
-        for stage, measured in stages.items()
-        if any(name + suffix in measured[languages] for name in LABELS)
-    ]
-    if not columns:
-        return UNMEASURED
-    header = ["", *(title for title, *_ in columns)]
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    header = ["", *stages, *(f"{stage}, centred" for stage in stages)]
+    rows = []
     queries = max((stage[languages].get("word_queries", 0.0) for stage in stages.values()), default=0.0)
     kind = "held-out" if held_out else "all, including trained ones"
     for name, label in LABELS.items():
         if name.startswith("word") and queries:
             label += f", {kind} ({queries:.0f} queries in both directions)"
         cells = [
-            f"{measured[name + suffix]:.3f}" if name + suffix in measured else "–" for _, measured, suffix in columns
+            f"{stages[stage][languages][name + suffix]:.3f}" if name + suffix in stages[stage][languages] else NOTHING
+            for suffix in ("", "_centred")
+            for stage in stages
         ]
-        if set(cells) != {"–"}:
-            lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        if set(cells) != {NOTHING}:
+            rows.append([label, *cells])
+    return markdown(header, rows) if rows else UNMEASURED
 
 
 def choose_words(rows: Sequence[Row], meanings: int) -> dict[str, dict[str, list[tuple[tuple[int, ...], Span]]]]:

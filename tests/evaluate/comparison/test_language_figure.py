@@ -6,6 +6,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from string import ascii_lowercase
 
+import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -63,7 +64,7 @@ def test_one_scale_and_only_what_was_measured(drawn: list[Figure]) -> None:
     assert len({axis.get_ylim() for axis in axes}) == 1
     assert axes[0].get_ylim()[0] == 0
     assert 90 < axes[0].get_ylim()[1] < 100
-    drawn_at = [[point for line in axis.lines for point in line.get_ydata()] for axis in axes]
+    drawn_at = [[point for line in axis.lines for point in np.asarray(line.get_ydata()).tolist()] for axis in axes]
     assert [sorted(points) for points in drawn_at] == [[20], [70, 80, 90], [30]]
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["base", "other"]
 

@@ -19,7 +19,7 @@ from ctloss.evaluate import (
     report,
     table_of_means,
 )
-from ctloss.evaluate.results.published import LANGUAGES, PUBLISHED, on_xtreme
+from ctloss.evaluate.results.comparison import PUBLISHED, XTREME_LANGUAGES, on_xtreme
 from ctloss.evaluate.results.scores import add_result
 from ctloss.shared.languages import XTREME_CODES
 from support.tiny_results import made
@@ -79,8 +79,8 @@ def test_the_papers_rows_stand_beside_xtremes_data_only(results: Results, beside
 def test_languages_are_xtremes() -> None:
     """As many as Hu et al. 2020, table 1, count, English apart; Tatoeba's codes lead to them."""
     counts = {"xnli": 14, "pawsx": 6, "pos": 32, "ner": 39, "bucc": 4, "tatoeba": 36}
-    assert {task: len(set(codes.split())) for task, codes in LANGUAGES.items()} == counts
-    assert set(LANGUAGES["tatoeba"].split()) <= set(XTREME_CODES.values())
+    assert {task: len(set(codes.split())) for task, codes in XTREME_LANGUAGES.items()} == counts
+    assert set(XTREME_LANGUAGES["tatoeba"].split()) <= set(XTREME_CODES.values())
 
 
 def test_one_model_is_compared_with_nothing(tmp_path: Path) -> None:
