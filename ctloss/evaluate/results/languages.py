@@ -66,7 +66,7 @@ def draw_languages(results: Sequence[Results], path: Path) -> bool:
     if any(spread.deviation is not None for panel in panels for own in panel.models for spread in own.values()):
         told.append("Whiskers: standard deviation over seeds")
     names = [model.name for model in results]
-    draw(path, lambda theme: _figure(_rows(panels, slot), names, told, theme))
+    draw(path, lambda theme: _figure(_rows(panels, slot), names, told, slot, theme))
     return True
 
 
@@ -123,6 +123,7 @@ def _figure(
     rows: Sequence[Sequence[tuple[float, float, Panel]]],
     names: Sequence[str],
     told: Sequence[str],
+    slot: float,
     theme: Theme,
 ) -> Figure:
     from matplotlib.figure import Figure
@@ -162,7 +163,8 @@ def _figure(
             bottom = down - place - TITLE - tall
             axis = figure.add_axes(((LEFT + start) / across, bottom / down, width / across, tall / down))
             axis.set(xlim=(-0.5, len(panel.languages) - 0.5), ylim=limits)
-            _draw_panel(axis, panel, looks, size, theme)
+            # However wide the panel, a language's points stand together.
+            _draw_panel(axis, panel, looks, size, min(0.75, 1.5 * slot * len(panel.languages) / width), theme)
             if _label_height(panel, width) > ACROSS:
                 axis.tick_params(axis="x", rotation=90)
             if start:
@@ -181,15 +183,18 @@ def _label_height(panel: Panel, width: float) -> float:
     return ACROSS if longest <= 0.8 * width / len(panel.languages) else longest + 0.12
 
 
-def _draw_panel(axis: Axes, panel: Panel, looks: Sequence[tuple[str, str]], size: float, theme: Theme) -> None:
-    for number, (found, (colour, marker)) in enumerate(zip(panel.models, looks, strict=True)):
-        aside = 0.75 * (number - (len(looks) - 1) / 2) / len(looks)
-        there = [(place + aside, found[code]) for place, code in enumerate(panel.languages) if code in found]
+def _draw_panel(
+    axis: Axes, panel: Panel, looks: Sequence[tuple[str, str]], size: float, spread: float, theme: Theme
+) -> None:
+    """Draws a panel's points; those of a language take the share ``spread`` of the room that it has."""
+    for number, (scores, (colour, marker)) in enumerate(zip(panel.models, looks, strict=True)):
+        aside = spread * (number - (len(looks) - 1) / 2) / len(looks)
+        there = [(place + aside, scores[code]) for place, code in enumerate(panel.languages) if code in scores]
         if there:
-            axis.errorbar(
+            points, *_ = axis.errorbar(
                 [place for place, _ in there],
-                [100 * spread.mean for _, spread in there],
-                yerr=[100 * (spread.deviation or 0.0) for _, spread in there],
+                [100 * found.mean for _, found in there],
+                yerr=[100 * (found.deviation or 0.0) for _, found in there],
                 color=colour,
                 fmt=marker,
                 markersize=size,
@@ -197,6 +202,8 @@ def _draw_panel(axis: Axes, panel: Panel, looks: Sequence[tuple[str, str]], size
                 elinewidth=1,
                 zorder=3,
             )
+            # A marker on the edge, at 0, shows whole.
+            points.set_clip_on(False)
     for level in panel.majority:
         axis.axhline(100 * level, color=theme.ink, linestyle="--", linewidth=0.8)
     axis.set_title(panel.title, fontsize=10, loc="left")
