@@ -1,95 +1,17 @@
-"""How the documents' figures look: twice, on light and on dark pages, in colours that everybody can tell apart."""
+"""How the documents' figures look: as all figures of the package, and with names at the ends of lines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from ctloss.shared.files import writing_file
+from ctloss.shared.pictures import Theme, draw
 
+__all__ = ["Theme", "draw", "label_ends", "spread"]
 matplotlib.use("Agg")
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours on one kind of page. ``suffix`` ends the names of the files; an empty paper lets the page shine through.
-
-    The eight colours are those of Okabe and Ito (2008); on dark pages the darker ones are lightened.
-    """
-
-    suffix: str
-    ink: str
-    faint: str
-    paper: str
-    colours: Mapping[str, str]
-
-
-LIGHT = Theme(
-    "",
-    ink="#1f2328",
-    faint="#c8ccd1",
-    paper="#ffffff",
-    colours={
-        "orange": "#e69f00",
-        "sky": "#56b4e9",
-        "green": "#009e73",
-        "yellow": "#f0e442",
-        "blue": "#0072b2",
-        "red": "#d55e00",
-        "purple": "#cc79a7",
-        "grey": "#6e7781",
-    },
-)
-DARK = Theme(
-    "-dark",
-    ink="#e6e8eb",
-    faint="#4a4f57",
-    paper="",
-    colours={**LIGHT.colours, "green": "#1fc39a", "blue": "#4ba3e3", "red": "#f0803c", "grey": "#9aa3ad"},
-)
-THEMES = (LIGHT, DARK)
-
-
-def draw(path: Path, make: Callable[[Theme], Figure]) -> list[Path]:
-    """Write ``make``'s figure for light pages to ``path`` and for dark ones beside it; returns both paths."""
-    written = []
-    for theme in THEMES:
-        target = path.with_name(f"{path.stem}{theme.suffix}{path.suffix}")
-        with _colours(theme):
-            figure = make(theme)
-            save(figure, target, theme.paper)
-        written.append(target)
-    return written
-
-
-@contextmanager
-def _colours(theme: Theme) -> Iterator[None]:
-    inks = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
-    look: dict[Any, Any] = {
-        **dict.fromkeys(inks, theme.ink),
-        "axes.facecolor": "none",
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "font.size": 10,
-        "grid.color": theme.faint,
-        "legend.frameon": False,
-    }
-    with matplotlib.rc_context(look):
-        yield
-
-
-def save(figure: Figure, path: Path, paper: str = "") -> None:
-    """Write a picture in the format of its name, whole or not at all; without paper its ground is transparent."""
-    with writing_file(path) as partial:
-        figure.savefig(partial, dpi=160, format=path.suffix[1:], facecolor=paper or "none")
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]], *, gap: float = 12) -> None:

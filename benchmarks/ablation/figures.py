@@ -92,6 +92,8 @@ def draw_study(study: Study, path: Path) -> None:
 def draw_forces(study: Study, path: Path) -> None:
     """Draw the norms of pull and push from the start to the end of the usual float32 runs, means over seeds."""
     arms = sorted(arm for arm in study if (arm.precision, arm.variant) == ("fp32", USUAL))
+    if not arms:
+        return
 
     def make(theme: Theme) -> Figure:
         figure = Figure(figsize=(9.8, 3.8), layout="constrained")

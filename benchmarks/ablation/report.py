@@ -12,6 +12,7 @@ from benchmarks.ablation.plan import METHODS, PAPER_ORDER
 from benchmarks.ablation.statistics import Column, Difference, difference, values
 from benchmarks.results import table
 from ctloss.evaluate import Results, table_of_means
+from ctloss.shared.pictures import NOTHING, with_values
 
 TRAINED = ("ara", "cmn", "fra", "rus", "spa")
 COLUMNS = (
@@ -39,7 +40,6 @@ DETAILS = (
 )
 # For docs/lab/README.md; XNLI, PAWS-X and BUCC are near chance here.
 SHORT = (*COLUMNS[2:4], COLUMNS[5], DETAILS[0], *COLUMNS[6:])
-NOTHING = "–"
 SPREADS = "Per cent, cosines as they are, means over languages' test sets; ± is the standard deviation over seeds."
 NOISE = (
     "In points, paired by seed; ± is half the width of Student's 95 % interval. Bold: the interval leaves out 0, as "
@@ -90,7 +90,7 @@ def report(
 def summary(rows: Sequence[Results]) -> str:
     """The table in short, in per cent: means over languages, with their standard deviation over seeds."""
     lines = [[row.name, *(_per_cent(values(row, column).values()) for column in SHORT)] for row in rows]
-    return table(["", *(_title(column) for column in SHORT)], lines) + "\n"
+    return table(*with_values(["", *(_title(column) for column in SHORT)], lines)) + "\n"
 
 
 def scores(rows: Sequence[Results]) -> dict[str, dict[str, tuple[float, float]]]:
@@ -123,7 +123,7 @@ def details(rows: Sequence[Results]) -> str:
         return _spread(list(found), 2) if "cosine" in column.metric else _per_cent(found)
 
     lines = [[row.name, *(cell(row, column) for column in DETAILS)] for row in rows]
-    return table(["", *(column.title for column in DETAILS)], lines)
+    return table(*with_values(["", *(column.title for column in DETAILS)], lines))
 
 
 def differences(rows: Sequence[Results]) -> str:
@@ -143,7 +143,7 @@ def differences(rows: Sequence[Results]) -> str:
     for first, second in pairs:
         if first in by_name and second in by_name:
             lines.append([f"{second} − {first}", *(_difference(by_name[first], by_name[second], c) for c in COLUMNS)])
-    return table(["", *(_title(column) for column in COLUMNS)], lines)
+    return table(*with_values(["", *(_title(column) for column in COLUMNS)], lines))
 
 
 def order(rows: Sequence[Results]) -> str:
@@ -166,15 +166,17 @@ def order(rows: Sequence[Results]) -> str:
 
 def rows_table(trained: Mapping[str, Facts]) -> str:
     """A line for each row of the table: means over seeds with their standard deviation, the least z of all seeds."""
-    return table(["", "seeds", *LOGGED.values()], [[name, len(runs), *_logged(runs)] for name, runs in trained.items()])
+    lines = [[name, str(len(runs)), *_logged(runs)] for name, runs in trained.items()]
+    return table(*with_values(["", "seeds", *LOGGED.values()], lines, names=2))
 
 
 def study_table(study: Study) -> str:
     """A line for each arm: means over seeds with their standard deviation, the least z of all seeds."""
     lines = [
-        [arm.batch_size, arm.precision, arm.variant, arm.name, len(runs), *_logged(runs)] for arm, runs in study.items()
+        [str(arm.batch_size), arm.precision, arm.variant, arm.name, str(len(runs)), *_logged(runs)]
+        for arm, runs in study.items()
     ]
-    return table(["batch", "precision", "", "loss", "seeds", *LOGGED.values()], lines)
+    return table(*with_values(["batch", "precision", "", "loss", "seeds", *LOGGED.values()], lines, names=5))
 
 
 def study_differences(study: Study) -> str:

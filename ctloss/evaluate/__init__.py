@@ -27,7 +27,8 @@ from .models.encoder import Encoder, VectorOptions
 from .models.options import XTREME_OPTIONS, FinetuneOptions, QuestionOptions
 from .results.comparison import Comparison, compare_results
 from .results.items import Items
-from .results.report import draw_languages, draw_words, report, table_by_language, table_of_means
+from .results.languages import draw_languages
+from .results.report import draw_words, report, table_by_language, table_of_means
 from .results.scores import Outcome, Results, Score, Spread, TaskResult, over_seeds, read_results, write_submission
 from .results.significance import Difference, Interval, ResamplingOptions, compare
 from .suite import run

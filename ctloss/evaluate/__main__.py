@@ -19,7 +19,8 @@ from .data.sources import EVALUATIONS, find_data
 from .models.encoder import Encoder, VectorOptions
 from .models.options import XTREME_OPTIONS, FinetuneOptions, QuestionOptions
 from .results.comparison import compare_results
-from .results.report import draw_languages, draw_words, report, table_of_means
+from .results.languages import draw_languages
+from .results.report import draw_words, report, table_of_means
 from .results.scores import read_results
 from .results.significance import ResamplingOptions
 from .suite import OPTIONS, run
@@ -190,9 +191,9 @@ def evaluate(given: argparse.Namespace) -> Path | None:
         return None
     open_folder(output)
     compared = compare_results(results, resampling)
-    write_atomically(output / REPORT, report(results, compared))
+    drawn = draw_languages(results, output / LANGUAGES)
+    write_atomically(output / REPORT, report(results, compared, picture=LANGUAGES if drawn else None))
     print(table_of_means(results, compared))
-    draw_languages(results, output / LANGUAGES)
     if as_mteb:
         encoder = as_mteb.MtebEncoder(given.model, name=mteb_name, **vars(vectors))
         for path in as_mteb.write_results(encoder, data, home_path(given.as_mteb), languages):

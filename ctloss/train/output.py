@@ -13,7 +13,7 @@ from .resumption import another_run, goes_on, is_former, read_document, read_run
 
 RUN_FILE, RESULTS_FILE, CARD_FILE, PICTURE_FILE = "run.json", "results.json", "README.md", "words.png"
 LOG_FILE, SAMPLES_FILE, UPLOAD_FILE = "metrics.jsonl", "samples.json", "uploaded.json"
-WRITTEN = (RUN_FILE, RESULTS_FILE, CARD_FILE, PICTURE_FILE, LOG_FILE, SAMPLES_FILE, UPLOAD_FILE)
+WRITTEN = (RUN_FILE, RESULTS_FILE, CARD_FILE, PICTURE_FILE, "words-dark.png", LOG_FILE, SAMPLES_FILE, UPLOAD_FILE)
 CHECKPOINTS, CHECKPOINT = "checkpoints", "checkpoint"
 
 

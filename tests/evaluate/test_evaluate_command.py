@@ -100,10 +100,11 @@ def test_all_evaluations_end_to_end(
     # What each item adds is kept of every evaluation, and sums to its score, else it would be left out.
     assert all(results.items(task) for task in RUNS)
     assert "| tiny | XNLI acc. | " in shown
-    assert "| tiny | alignment error rate | 0.0 | 0.0 to 0.0 | – | – | – | – |" in shown
+    assert "| tiny | alignment error rate | 0.0 | 0.0 to 0.0 |\n" in shown
+    assert '<img alt="Scores by language" src="languages.png">' in shown
     links = (output / "alignments" / "en-de.out").read_text(encoding="utf-8").splitlines()
     assert links == [" ".join(f"{place}-{place}" for place in range(6))] * len(SENTENCES)
-    for picture in ("languages.png", "words.png"):
+    for picture in ("languages.png", "languages-dark.png", "words.png", "words-dark.png"):
         assert (output / picture).read_bytes().startswith(PNG)
     for task in RUNS:
         monkeypatch.setitem(RUNS, task, forbidden)

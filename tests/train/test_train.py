@@ -84,7 +84,8 @@ def test_run_leaves_what_it_promises(uninterrupted: Run) -> None:
     card = (output / "README.md").read_text(encoding="utf-8")
     assert "before" in card
     assert "`cz_nce`" in card
-    assert (output / "words.png").read_bytes().startswith(b"\x89PNG")
+    for page in ("", "-dark"):
+        assert (output / f"words{page}.png").read_bytes().startswith(b"\x89PNG")
     saved = json.loads((output / "results.json").read_text(encoding="utf-8"))
     assert saved["stages"] == results.stages
     assert list((output / "tensorboard").iterdir())

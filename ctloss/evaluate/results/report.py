@@ -1,41 +1,23 @@
-"""The report: Markdown tables like the paper's Table 1 and by language, bars by language, and the picture of words."""
+"""The report: Markdown tables like the paper's Table 1 and by language, and the picture of words."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...shared import pictures
-from ...shared.pictures import Point, write_figure
+from ...shared.pictures import NOTHING, Point, markdown
 from ...shared.text import text_files
 from ..data.parallel import read_alignments
 from ..data.sources import EVALUATIONS
 from ..models.encoder import Encoder
 from ..models.options import XTREME_OPTIONS
-from .comparison import ALPHA, COLUMNS, MARK, Column, Comparison, rows_of
-from .scores import ALL, MAJORITY, Results, Spread, TaskResult, over_seeds
+from .comparison import ALPHA, COLUMNS, MARK, Column, Comparison, published_values, rows_of
+from .scores import MAJORITY, Results, Spread, TaskResult, is_mean, over_seeds
 from .significance import LEVEL, Interval
 
-NOTHING = "–"
-# Table 1 of Chen et al. 2022 (arXiv 2202.13083), in per cent, for the first columns below: means over all of XTREME's
-# languages. mBERT, XLM and MMTE come from Hu et al. 2020 (arXiv 2003.11080).
-PUBLISHED: dict[str, tuple[float, ...]] = {
-    "mBERT": (65.4, 81.9, 70.3, 62.2, 56.7, 38.7),
-    "XLM": (69.1, 80.9, 70.1, 61.2, 56.8, 32.6),
-    "MMTE": (67.4, 81.3, 72.3, 58.3, 59.8, 37.9),
-    "info-snt": (66.255, 84.092, 71.544, 62.157, 76.426, 41.148),
-    "CZ-snt": (66.862, 84.485, 71.733, 62.337, 77.403, 41.751),
-    "ML-CTL-CZ": (67.750, 85.321, 72.289, 62.865, 78.440, 43.389),
-}
-
-
-# The metric drawn for each evaluation, and how the languages drawn begin.
-DRAWN = dict.fromkeys(EVALUATIONS, "accuracy") | {"align": "aer"}
-DRAWN |= dict.fromkeys(("pos", "ner", "bucc", "xquad", "mlqa", "tydiqa"), "f1")
-STARTS = {"tatoeba": "eng-", "flores": "eng_Latn-", "ntrex": "eng-"}
 # Options of single evaluations that the notes name.
 OWN = ("language_pairs", "flores_split", "method", "threshold", "one_based")
 # More languages than these are counted in the notes, not named.
@@ -47,19 +29,26 @@ POINTS = 8
 Place = tuple[tuple[str, ...], int]
 
 
-def report(results: Sequence[Results], compared: Comparison | None = None) -> str:
+def report(results: Sequence[Results], compared: Comparison | None = None, *, picture: str | None = None) -> str:
     """Returns the whole report: the table of means, notes on what they average, and a table by language per task.
 
     Args:
         compared: intervals and differences, see :func:`ctloss.evaluate.results.comparison.compare_results`.
+        picture: name of the scores by language, drawn beside the report (:func:`ctloss.evaluate.draw_languages`).
     """
-    parts = ["# Evaluation, zero-shot from English", "", table_of_means(results, compared), "", notes(results), ""]
-    if compared is not None and compared.rows:
-        parts += ["## Intervals and differences", "", table_of_intervals(results, compared), ""]
+    tuned = any(EVALUATIONS[task].task is not None for model in results for task in model.tasks)
+    parts = [f"# Evaluation{', zero-shot from English' if tuned else ''}", ""]
+    parts += [table_of_means(results, compared), "", notes(results), ""]
+    if picture is not None:
+        parts += [pictures.shown(picture, "Scores by language"), ""]
+    means = [] if compared is None else [compared.rows[column.key] for column in COLUMNS if column.key in compared.rows]
+    if compared is not None and any(interval for intervals, _ in means for interval in intervals):
+        differ = any(difference for _, differences in means for difference in differences)
+        parts += [f"## Intervals{' and differences' if differ else ''}", "", table_of_intervals(results, compared), ""]
     for task, evaluation in EVALUATIONS.items():
-        if any(task in model.tasks for model in results):
+        shown = {language for *_, language in rows_of(results, task)}
+        if shown:
             parts += [f"## {evaluation.title} by language", "", table_by_language(results, task, compared), ""]
-            shown = {language for *_, language in rows_of(results, task)}
             there = {score.language for model in results if task in model.tasks for score in model.tasks[task].scores}
             if there - shown:
                 parts += [f"{len(there - shown)} directions without English are in results.json only.", ""]
@@ -67,27 +56,28 @@ def report(results: Sequence[Results], compared: Comparison | None = None) -> st
 
 
 def table_of_means(results: Sequence[Results], compared: Comparison | None = None) -> str:
-    """Returns a table with one row per model, in per cent, the paper's rows first; ± is the spread over seeds.
+    """Returns a table with one row per model, in per cent; ± is the spread over seeds.
 
-    A mark follows scores that differ from the first model's beyond chance.
+    It has the columns in which a model has a score. The paper's rows come first, where they can be compared
+    (:func:`ctloss.evaluate.results.comparison.published_values`). A mark follows scores that differ from the first
+    model's beyond chance.
     """
     marks = {} if compared is None else compared.marks(column.key for column in COLUMNS)
-    published = len(next(iter(PUBLISHED.values())))
-    shown = [
-        column
-        for place, column in enumerate(COLUMNS)
-        if place < published or any(column.task in model.tasks for model in results)
-    ]
-    others = [NOTHING] * (len(shown) - published)
 
     def cells(model: Results, *, majority: bool, number: int = -1) -> list[str]:
         return [
             _cell(_headline(model, column, majority=majority), 100, 1, marks.get((column.key, number), ""))
-            for column in shown
+            for column in columns
         ]
 
-    rows = [[f"{name} (paper's)", *(f"{value:.1f}" for value in row), *others] for name, row in PUBLISHED.items()]
-    seen = [[NOTHING] * len(shown)]
+    columns = _columns(results)
+    if not columns:
+        return "No scores."
+    rows = [
+        [f"{name} (paper's)", *(NOTHING if value is None else f"{value:.1f}" for value in values)]
+        for name, values in published_values(results, columns).items()
+    ]
+    seen = [[NOTHING] * len(columns)]
     for model in results:
         if (row := cells(model, majority=True)) not in seen:
             seen.append(row)
@@ -95,11 +85,11 @@ def table_of_means(results: Sequence[Results], compared: Comparison | None = Non
     rows += [
         [f"**{model.name}**", *cells(model, majority=False, number=number)] for number, model in enumerate(results)
     ]
-    return _table(["model", *(column.title for column in shown)], rows)
+    return markdown(["model", *(column.title for column in columns)], rows)
 
 
 def table_by_language(results: Sequence[Results], task: str, compared: Comparison | None = None) -> str:
-    """Returns a table of an evaluation's scores: one row per metric and language, one column per model.
+    """Returns a table of an evaluation's scores: one row per metric and language, one column per model that has any.
 
     A mark follows scores that differ from the first model's beyond chance.
     """
@@ -118,7 +108,7 @@ def table_by_language(results: Sequence[Results], task: str, compared: Compariso
             for number in range(len(results))
         ]
         lines.append([f"{metric} ({about})" if about else metric, language, *cells])
-    return _table(["metric", "language", *(model.name for model in results)], lines)
+    return markdown(["metric", "language", *(model.name for model in results)], lines, names=2)
 
 
 def table_of_intervals(results: Sequence[Results], compared: Comparison) -> str:
@@ -142,39 +132,46 @@ def table_of_intervals(results: Sequence[Results], compared: Comparison) -> str:
             lines.append([*cells, *[NOTHING] * (8 - len(cells))])
     level = f"{100 * LEVEL:.0f} %"
     columns = ["model", "score", "per cent", f"{level} interval", f"less {first}", f"{level} interval", "p", "p (Holm)"]
-    told = (
+    told = [
         "Paired bootstrap over the items of each test set, and over a model's seeds where it has several: "
-        f"{compared.options.resamples} resamples, seed {compared.options.resampling_seed}, percentiles. p is "
-        f"two-sided. {MARK} marks p < {ALPHA:g} after Holm's correction for the {len(corrected)} differences of this "
-        f"table, and in each of the others for those in it. Differences are from {first}, and only between scores of "
-        "the same items."
-    )
+        f"{compared.options.resamples} resamples, seed {compared.options.resampling_seed}, percentiles."
+    ]
+    if any(difference and difference.p is not None for _, found in compared.rows.values() for difference in found):
+        told.append(
+            f"p is two-sided. {MARK} marks p < {ALPHA:g} after Holm's correction for the number of differences in "
+            f"each table, in this one {len(corrected)}."
+        )
+    if len(results) > 1:
+        told.append(f"Differences are from {first}, and only between scores of the same items.")
     if untested:
-        told += (
-            " Where a model was fine-tuned with one seed only, nothing tells how far its runs spread: the difference "
+        told.append(
+            "Where a model was fine-tuned with one seed only, nothing tells how far its runs spread: the difference "
             "has no p and no mark, and the intervals are of these runs, over items alone. Give both models several "
             "--seeds to compare them."
         )
-    return "\n".join([_table(columns, lines), "", told])
+    return "\n".join([markdown(columns, lines, names=2), "", " ".join(told)])
 
 
 def _between(interval: Interval, sign: str) -> str:
     return f"{100 * interval.low:{sign}.1f} to {100 * interval.high:{sign}.1f}"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in (columns, *rows)]
-    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])
-
-
 def notes(results: Sequence[Results]) -> str:
     """Returns what the means average, and where a model was evaluated differently from XTREME."""
-    lines = [
-        "Per cent. Rows marked as the paper's are Table 1 of Chen et al. 2022: means over all of XTREME's languages, "
-        "zero-shot from English. The others are means over the languages below, with the standard deviation over seeds "
-        "after ±. Higher is better, except for xsim and the alignment error rate.",
-        "",
-    ]
+    columns = _columns(results)
+    told = ["Means over the languages below, in per cent."]
+    if published_values(results, columns):
+        told.append(
+            "Rows marked as the paper's are Table 1 of Chen et al. 2022: means over all of XTREME's languages, "
+            "zero-shot from English. They have values where the split and the languages below are XTREME's, and can be "
+            "compared if the texts are."
+        )
+    found = [_headline(model, column, majority=False) for model in results for column in columns]
+    if any(spread is not None and spread.deviation is not None for spread in found):
+        told.append("The standard deviation over seeds is after ±.")
+    lower = [column.title for column in columns if column.lower]
+    told.append(f"Higher is better{', except for ' + ' and '.join(lower) if lower else ''}.")
+    lines = [" ".join(told), ""] if columns else []
     for model in results:
         for task, result in model.tasks.items():
             lines.append(f"- {model.name}, {EVALUATIONS[task].title}: {'; '.join(_facts(task, result))}")
@@ -182,7 +179,7 @@ def notes(results: Sequence[Results]) -> str:
 
 
 def _facts(task: str, result: TaskResult) -> list[str]:
-    languages = list(dict.fromkeys(score.language for score in result.scores if not _is_mean(score.language)))
+    languages = list(dict.fromkeys(score.language for score in result.scores if not is_mean(score.language)))
     named = ", ".join(languages) if len(languages) <= NAMED else f"{len(languages)} directions"
     facts = [named or "no labels, so no scores"]
     finetuned = EVALUATIONS[task].task
@@ -199,8 +196,11 @@ def _facts(task: str, result: TaskResult) -> list[str]:
     return [*facts, "otherwise XTREME's settings" if changed else "XTREME's settings"]
 
 
-def _is_mean(language: str) -> bool:
-    return language == ALL or language.startswith("X-") or language.endswith("-X")
+def _columns(results: Sequence[Results]) -> list[Column]:
+    """Returns the columns of the table of means: those in which a model has a score."""
+    return [
+        column for column in COLUMNS if any(_headline(model, column, majority=False) is not None for model in results)
+    ]
 
 
 def _spreads(model: Results, task: str) -> list[Spread]:
@@ -222,74 +222,6 @@ def _cell(spread: Spread | None, scale: int, digits: int, mark: str = "") -> str
         return NOTHING
     deviation = "" if spread.deviation is None else f" ± {scale * spread.deviation:.{digits}f}"
     return f"{scale * spread.mean:.{digits}f}{deviation}{mark and f' {mark}'}"
-
-
-def draw_languages(results: Sequence[Results], path: Path) -> bool:
-    """Draws bars by language, one panel per evaluation and one colour per model; whiskers are spreads over seeds.
-
-    The dashed line for XNLI and PAWS-X is the accuracy of always answering the most frequent label. The picture is a
-    PNG file.
-
-    Returns:
-        Whether there was anything to draw.
-    """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    panels = {task: [_by_language(model, task) for model in results] for task in DRAWN}
-    panels = {task: models for task, models in panels.items() if any(models)}
-    if not panels:
-        return False
-    # Inches.
-    legend = 0.2 + 0.2 * math.ceil(len(results) / 4)
-    figure = Figure(figsize=(11, 2.6 * len(panels) + legend))
-    axes = figure.subplots(len(panels), 1, squeeze=False)
-    colours = colormaps["tab10" if len(results) <= 10 else "tab20"]
-    for axis, (task, models) in zip(axes[:, 0], panels.items(), strict=True):
-        languages = sorted({language for found in models for language in found})
-        width = 0.8 / len(results)
-        for number, found in enumerate(models):
-            there = [place for place, language in enumerate(languages) if language in found]
-            spreads = [found[languages[place]] for place in there]
-            axis.bar(
-                [place + (number - (len(results) - 1) / 2) * width for place in there],
-                [spread.mean for spread in spreads],
-                width,
-                yerr=[spread.deviation or 0.0 for spread in spreads],
-                color=colours(number % colours.N),
-            )
-        majority = {
-            spread.mean
-            for model in results
-            for spread in _spreads(model, task)
-            if MAJORITY in spread.about and spread.language == ALL
-        }
-        for level in sorted(majority):
-            axis.axhline(level, color="black", linestyle="--", linewidth=0.8)
-        metric, start = DRAWN[task], STARTS.get(task, "")
-        better = ", lower is better" if metric == "aer" else ""
-        axis.set(title=f"{EVALUATIONS[task].title}: {metric}{f', {start}X' if start else ''}{better}")
-        axis.set_xticks(range(len(languages)), languages, rotation=90 if len(languages) > 12 else 0)
-        axis.set_ylim(bottom=0)
-        axis.spines[["top", "right"]].set_visible(False)
-    handles = [Patch(color=colours(number % colours.N), label=model.name) for number, model in enumerate(results)]
-    figure.legend(handles=handles, loc="upper center", ncols=4, frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 1 - legend / figure.get_figheight()))
-    write_figure(figure, path)
-    return True
-
-
-def _by_language(model: Results, task: str) -> dict[str, Spread]:
-    metric, start = DRAWN[task], STARTS.get(task, "")
-    return {
-        spread.language.removeprefix(start): spread
-        for spread in _spreads(model, task)
-        if spread.metric == metric
-        and MAJORITY not in spread.about
-        and not _is_mean(spread.language)
-        and spread.language.startswith(start)
-    }
 
 
 def draw_words(

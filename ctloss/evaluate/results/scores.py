@@ -125,6 +125,16 @@ def with_means(scores: Iterable[Score], *, pivot: str | None = None, by_about: b
     ]
 
 
+def is_mean(language: str) -> bool:
+    """Tells whether a score's language stands for several, as :func:`with_means` names them.
+
+    Example:
+        >>> [is_mean(language) for language in ("mean", "eng-X", "X-eng", "eng-deu")]
+        [True, True, True, False]
+    """
+    return language == ALL or language.startswith("X-") or language.endswith("-X")
+
+
 def over_seeds(scores: Iterable[Score]) -> list[Spread]:
     """Returns the mean and spread of every score over seeds.
 

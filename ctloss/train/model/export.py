@@ -22,7 +22,7 @@ MODEL = (
     "sentencepiece*.model",
 )
 # What goes to the hub: no samples, checkpoints or logs.
-PUBLIC = ("README.md", "results.json", "words.png", *MODEL)
+PUBLIC = ("README.md", "results.json", "words.png", "words-dark.png", *MODEL)
 
 
 def export(folder: Path) -> None:

@@ -86,16 +86,15 @@ def model_card(
     ]
     if recipe.objective.head:
         parts += [HEAD.format(name=name), ""]
-    parts += [
-        "## Results",
-        "",
-        f"Held-out sentences, mean over {', '.join(pairs)}. Retrieval is accuracy by cosine; the random-pair "
-        "cosine is that of sentences that do not translate each other. Centred: each side's mean is subtracted. "
-        + WORDS[held_out],
-        "",
-        table(stages, held_out=held_out),
-        "",
-    ]
+    parts += ["## Results", ""]
+    if pairs:
+        parts += [
+            f"Held-out sentences, mean over {', '.join(pairs)}. Retrieval is accuracy by cosine; the random-pair "
+            "cosine is that of sentences that do not translate each other. Centred: each side's mean is subtracted. "
+            + WORDS[held_out],
+            "",
+        ]
+    parts += [table(stages, held_out=held_out), ""]
     for pair in pairs if len(pairs) > 1 else []:
         parts += [f"### {pair}", "", table(stages, pair, held_out=held_out), ""]
     parts += ["## Data", "", "```", counts, "```", "", "## Recipe", ""]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...shared import pictures
-from ...shared.pictures import Point
+from ...shared.pictures import NOTHING, Point, markdown
 from ..model.encoder import CCEEncoder
 from .probe import Row, Span, embed
 
@@ -27,6 +27,7 @@ WORDS = {
     True: "A word looks for translations that were held out of training; its other translations are not candidates.",
     False: "No word translation was held out of training (`held_out_words` 0): any translation of a word counts.",
 }
+UNMEASURED = "Nothing was measured: no language pair has two test sentences."
 # t-SNE separates classes of a few dozen points; more only cost time.
 POINTS = 12
 
@@ -34,23 +35,24 @@ POINTS = 12
 def table(stages: Mapping[str, Measured], languages: str = "mean", *, held_out: bool = True) -> str:
     """Returns a Markdown table of the measures at each stage (``"before"``, ``"after"``), as they are and centred.
 
-    It shows one language pair or the ``"mean"`` of all. ``held_out`` tells whether word translations were held out of
-    training.
+    It shows one language pair or the ``"mean"`` of all, and only rows and columns with a value; without any, a sentence
+    says so. ``held_out`` tells whether word translations were held out of training.
     """
     header = ["", *stages, *(f"{stage}, centred" for stage in stages)]
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    rows = []
     queries = max((stage[languages].get("word_queries", 0.0) for stage in stages.values()), default=0.0)
     kind = "held-out" if held_out else "all, including trained ones"
     for name, label in LABELS.items():
         if name.startswith("word") and queries:
             label += f", {kind} ({queries:.0f} queries in both directions)"
         cells = [
-            f"{stages[stage][languages][name + suffix]:.3f}" if name + suffix in stages[stage][languages] else "–"
+            f"{stages[stage][languages][name + suffix]:.3f}" if name + suffix in stages[stage][languages] else NOTHING
             for suffix in ("", "_centred")
             for stage in stages
         ]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        if set(cells) != {NOTHING}:
+            rows.append([label, *cells])
+    return markdown(header, rows) if rows else UNMEASURED
 
 
 def choose_words(rows: Sequence[Row], meanings: int) -> dict[str, dict[str, list[tuple[tuple[int, ...], Span]]]]:
