@@ -13,12 +13,13 @@ from torch import Tensor
 
 from .contrast import Contrast
 from .core import checks, rows
+from .core.graphs import in_graphs, outside_graphs
 from .core.ops import Refused, forward_mode, fused, output_dtype, transformed, unwatched
 from .core.plan import OPTIONS, Plan, cached_plan, plan, problem_for
 from .kernels.problem import Batch, CZOptions, LossOptions, PairOptions, Problem, narrowed
 from .ranks import group as across_ranks
 from .ranks import losses as of_ranks
-from .ranks.group import Across, Ranks, outside_graphs
+from .ranks.group import Across, Ranks
 from .reference import contrast as reference_contrast
 
 if TYPE_CHECKING:
@@ -289,6 +290,7 @@ def _sum_of_widths(problem: Problem, losses: list[Tensor]) -> Tensor:
     return total
 
 
+@in_graphs
 @takes("cz_nce")
 def cz_nce(
     x: Tensor,
@@ -370,6 +372,7 @@ def cz_nce(
     return _loss("cz_nce", x, y, weights, options, temperature, candidates, ids, candidate_ids)
 
 
+@in_graphs
 @takes("info_nce")
 def info_nce(
     x: Tensor,
@@ -434,6 +437,7 @@ def info_nce(
     return _loss("info_nce", x, y, weights, options, temperature, candidates, ids, candidate_ids)
 
 
+@in_graphs
 @takes("contrast")
 def contrast(
     x: Tensor,

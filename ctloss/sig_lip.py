@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .core import checks, flops, ops, rows, sigmoid
+from .core.graphs import in_graphs, outside_graphs
 from .core.keywords import only, unknown_to
 from .core.ops import output_dtype, unwatched
 from .core.plan import Plan, cached_plan, problem_for
@@ -25,7 +26,7 @@ from .kernels.torch_path import engine as torch_engine
 from .kernels.torch_path.engine import Held
 from .losses import choose
 from .ranks import sig_lip as of_ranks
-from .ranks.group import Across, Average, Group, Ranks, is_sharded, local_rows, outside_graphs
+from .ranks.group import Across, Average, Group, Ranks, is_sharded, local_rows
 from .reference.sig_lip import row_losses
 
 ONLY_FIRST_DERIVATIVES = (
@@ -34,6 +35,7 @@ ONLY_FIRST_DERIVATIVES = (
 )
 
 
+@in_graphs
 @only
 def sig_lip(
     x: Tensor,

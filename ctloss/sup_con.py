@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
 from .core import checks
+from .core.graphs import in_graphs, outside_graphs
 from .core.keywords import only, unknown_to
 from .core.ops import forward_mode, once, output_dtype, unwatched
 from .core.plan import cached_plan, problem_for
@@ -23,7 +24,7 @@ from .kernels.problem import Impl, Precision, Problem, Reduction, Shape
 from .kernels.sigmoid import SCALE_BITS, softplus
 from .kernels.torch_path.engine import Held
 from .losses import contrast
-from .ranks.group import Across, Average, Group, Ranks, is_sharded, local_rows, outside_graphs
+from .ranks.group import Across, Average, Group, Ranks, is_sharded, local_rows
 from .ranks.sup_con import sup_con as of_ranks
 
 ONLY_FIRST_DERIVATIVES = (
@@ -35,6 +36,7 @@ SMALL_CLASS = 32
 """Classes up to this size are compared with themselves in one small float64 product, larger ones in the core."""
 
 
+@in_graphs
 @only
 def sup_con(
     x: Tensor,

@@ -112,11 +112,14 @@ class Problem:
             raise ValueError(f"form: expected 'log' for {self.loss}, got 'ratio'; the ratio form belongs to cz_nce")
         _check_margin(self.margin)
         _check_dims(self.dims, self.dim_weights)
-        # Computed once, because it is looked up at every call.
-        object.__setattr__(self, "_hash", hash(tuple(getattr(self, field.name) for field in fields(self))))
 
     def __hash__(self) -> int:
-        found: int = self._hash  # type: ignore[attr-defined]
+        # Computed once, because it is looked up at every call; but only then, because torch.compile before PyTorch 2.13
+        # cannot record it.
+        found: int | None = self.__dict__.get("_hash")
+        if found is None:
+            found = hash(tuple(getattr(self, field.name) for field in fields(self)))
+            object.__setattr__(self, "_hash", found)
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ modes and tensor subclasses get the operators instead, which take their options 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -302,14 +302,11 @@ def is_plain(tensor: Tensor) -> bool:
         >>> is_plain(torch.zeros(2))
         True
     """
-    return type(tensor) in PLAIN and _is_dense(torch._C._dispatch_keys(tensor).raw_repr())
-
-
-@cache
-def _is_dense(keys: int) -> bool:
+    if type(tensor) not in PLAIN:
+        return False
     # A batched tensor has the type and the device of the tensors in the batch, but not their dispatch key.
-    found = torch._C.DispatchKeySet.from_raw_repr(keys)
-    return any(found.has(key) for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA))
+    keys, dense = torch._C._dispatch_keys(tensor), torch._C.DispatchKey
+    return keys.has(dense.CPU) or keys.has(dense.CUDA)
 
 
 def fused(batch: Batch, weights: Tensor | None, chosen: Plan) -> Any:

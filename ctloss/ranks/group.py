@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, Literal, TypedDict, TypeVar, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 Average = Literal["mean", "sum"]
 Group = Any
 """A ``ProcessGroup``, a one-dimensional ``DeviceMesh``, ``"world"``, or ``None``; not every build of torch has them."""
@@ -75,22 +71,6 @@ def taken(options: dict[str, Any]) -> tuple[Across, dict[str, Any]]:
     """
     own = {name: value for name, value in options.items() if name in OPTIONS}
     return Across(**own), {name: value for name, value in options.items() if name not in OPTIONS}
-
-
-def outside_graphs(function: Function) -> Function:
-    """Have compilers break their graph at a function: what goes on between ranks is not theirs to record.
-
-    ``torch.compiler.disable`` itself would import all of a compiler with this package.
-    """
-
-    @wraps(function)
-    def run(*arguments: Any) -> Any:
-        if "torch._dynamo" not in sys.modules:
-            return function(*arguments)
-        return torch.compiler.disable(function)(*arguments)
-
-    run._torchdynamo_disable = True  # type: ignore[attr-defined]
-    return run  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def _add_training(top: _Parser, *, whole_help: bool) -> None:
     theirs = top.add_argument_group("Trainer", others + ("." if whole_help else f"; {HELP_ALL} lists them."))
     usual = {item.name: item.metadata.get("help") for item in fields(TrainingArguments)}
     known = {item.name: item for item in fields(PretrainingArguments)}
-    former = {new: old for old, new in FORMER.items() if old not in known}
+    former = {name: [old for old, new in FORMER.items() if new == name and old not in known] for name in known}
     training = {name: make().training for name, make in RECIPES.items()}
     for name in [*ours(), *(name for name in known if name not in (*ours(), "output_dir"))]:
         help, hint = known[name].metadata.get("help") or usual[name], hints()[name]
@@ -205,12 +205,12 @@ def _add_training(top: _Parser, *, whole_help: bool) -> None:
         elif name in IDLE:
             text = f"no effect: {IDLE[name]}"
         else:
-            also = f"; also --{former[name].replace('_', '-')}" if name in former else ""
-            text = f"{help} ({default_text(values)}{also})"
+            also = ", ".join(f"--{old.replace('_', '-')}" for old in former[name])
+            text = f"{help} ({default_text(values)}{'; also ' if also else ''}{also})"
         group, hidden = (mine, False) if name in ours() else (theirs, not whole_help)
         top.add_field(group, known[name], name, hint, argparse.SUPPRESS if hidden else text)
-        if name in former:
-            top.add_field(group, known[name], former[name], hint, argparse.SUPPRESS)
+        for old in former[name]:
+            top.add_field(group, known[name], old, hint, argparse.SUPPRESS)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ FORMER = {
     "epochs": "num_train_epochs",
     "clip": "max_grad_norm",
     "warmup": "warmup_steps",
+    "warmup_ratio": "warmup_steps",
     "optimizer": "optim",
     "schedule": "lr_scheduler_type",
     "log_every": "logging_steps",
@@ -327,8 +328,11 @@ def _plain(name: str, value: Any) -> Any:
         return value[0] if value else "none"
     if isinstance(value, list) and name == "debug":
         return " ".join(item if isinstance(item, str) else item.value for item in value)
-    if name == "activation_checkpointing":
+    if name in ("activation_checkpointing", "fsdp"):
         return value or None
+    if name == "fsdp_config" and isinstance(value, dict) and not any(value.values()):
+        # Earlier versions fill one in, in which everything is off.
+        return None
     if name == "accelerator_config" and hasattr(value, "to_dict"):
         usual = type(value)().to_dict()
         return {key: given for key, given in value.to_dict().items() if given != usual.get(key)} or None

@@ -1,7 +1,7 @@
 """What each of Trainer's arguments does to a pretraining run, and which of them a run that goes on may change.
 
-Every field of ``PretrainingArguments`` is in one of seven tables. Fields of a later transformers that are in none of
-them pass, and :func:`notes` says so.
+Every field of ``PretrainingArguments`` is in one of seven tables, which also hold those that only some versions of
+transformers have. Fields of a later version that are in none of them pass, and :func:`notes` says so.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from ..shared.options import require
 NUMBERS = frozenset(
     {
         *("adam_beta1", "adam_beta2", "adam_epsilon", "learning_rate", "lr_scheduler_kwargs", "lr_scheduler_type"),
-        *("max_grad_norm", "optim", "optim_args", "optim_target_modules", "warmup_steps", "weight_decay"),
+        *("max_grad_norm", "optim", "optim_args", "optim_target_modules"),
+        *("warmup_ratio", "warmup_steps", "weight_decay"),
         *("bf16", "fp16", "precision", "tf32", "use_cpu", "full_determinism", "seed"),
         *("gradient_accumulation_steps", "freeze_word_embeddings"),
         *("torch_compile", "torch_compile_backend", "torch_compile_mode"),
@@ -44,7 +45,8 @@ BOOKKEEPING = MEASURING | {
     *("dataloader_pin_memory", "dataloader_prefetch_factor", "ddp_backend", "ddp_timeout", "debug", "disable_tqdm"),
     *("hub_always_push", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_token"),
     *("load_best_model_at_end", "log_level", "log_level_replica", "log_on_each_node"),
-    *("logging_first_step", "logging_steps", "logging_strategy", "output_dir", "pictured_words", "project"),
+    *("logging_dir", "logging_first_step", "logging_steps", "logging_strategy"),
+    *("output_dir", "pictured_words", "project"),
     *("push_to_hub", "report_to", "restore_callback_states_from_checkpoint", "run_name"),
     *("save_steps", "save_strategy", "save_total_limit", "skip_memory_metrics"),
     *("torch_empty_cache_steps", "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id"),

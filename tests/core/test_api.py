@@ -13,7 +13,7 @@ from torch import Tensor
 
 import ctloss
 from ctloss.kernels.problem import Problem
-from support.calls import on_this_machine
+from support.calls import WHOLE_GRAPHS, on_this_machine
 
 pytestmark = pytest.mark.numeric
 
@@ -93,6 +93,7 @@ def test_autocast_changes_nothing(impl: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(gradients(plain, x, y), inside_gradients, rtol=0, atol=0)
 
 
+@WHOLE_GRAPHS
 @pytest.mark.parametrize("impl", PATHS)
 def test_compiles_without_a_graph_break(impl: str) -> None:
     x, y = batch()
@@ -107,6 +108,7 @@ def test_compiles_without_a_graph_break(impl: str) -> None:
     torch.testing.assert_close(gradients(compiled(x, y, tau), x, y, tau), expected)
 
 
+@WHOLE_GRAPHS
 @pytest.mark.parametrize("impl", ["reference", "torch", *on_this_machine(DEVICE)])
 def test_compiled_once_for_changing_sizes_and_temperatures(impl: str) -> None:
     torch.compiler.reset()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import ctloss
-from support.calls import on_this_machine
+from support.calls import WHOLE_GRAPHS, on_this_machine, since
 
 LOSSES = (ctloss.cz_nce, ctloss.info_nce)
 PATHS = ("reference", *on_this_machine(), "torch")
@@ -287,6 +287,7 @@ def test_a_fused_path_refuses_transforms_by_name() -> None:
     assert torch.func.hessian(lambda a: ctloss.cz_nce(a, y))(x).abs().max() > 0
 
 
+@WHOLE_GRAPHS
 def test_sizes_known_at_run_time_only() -> None:
     x, y, chosen = rows(12), rows(12, seed=1), torch.arange(12) % 3 != 0
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
@@ -294,6 +295,7 @@ def test_sizes_known_at_run_time_only() -> None:
         torch.testing.assert_close(compiled(x, y, chosen), ctloss.cz_nce(x[chosen], y[chosen]))
 
 
+@WHOLE_GRAPHS
 def test_new_options_compile_whole() -> None:
     x, y = pair()
     hard, ids, weights = rows(4, seed=5).requires_grad_(), torch.tensor([0, 1, 1, 2, 3, 4]), torch.rand(6)
@@ -312,6 +314,7 @@ def test_new_options_compile_whole() -> None:
     torch.testing.assert_close(torch.autograd.grad(compiled(*given), leaves), expected)
 
 
+@WHOLE_GRAPHS
 @pytest.mark.slow
 def test_exported_and_compiled_ahead_of_time() -> None:
     class Loss(torch.nn.Module):
@@ -424,7 +427,7 @@ def test_weights_of_any_dtype_are_summed_in_double_precision() -> None:
     assert (torch.autograd.grad(nothing, x)[0] == 0).all()
 
 
-@pytest.mark.parametrize("impl", [*PATHS[1:], "triton"])
+@pytest.mark.parametrize("impl", [*PATHS[1:], pytest.param("triton", marks=since("2.11"))])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_every_reduction_has_a_gradient_on_every_path(loss: Any, reduction: Any, impl: str) -> None:

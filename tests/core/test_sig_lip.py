@@ -18,7 +18,7 @@ from ctloss.core.plan import plan
 from ctloss.kernels.problem import Batch, Problem, Shape
 from ctloss.kernels.torch_path import sig_lip as torch_path
 from ctloss.reference.sig_lip import loop, row_losses
-from support.calls import Largest, autocast, present, value_and_gradients
+from support.calls import WHOLE_GRAPHS, Largest, autocast, present, value_and_gradients
 from support.regimes import Case
 from support.sig_lip import Question, check, pairs, questions
 
@@ -187,6 +187,7 @@ def test_backward_may_run_twice(reduction: str) -> None:
     torch.testing.assert_close(first, torch.autograd.grad(loss, (x, y)), rtol=0, atol=0)
 
 
+@WHOLE_GRAPHS
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("learnt", [True, False])
 def test_compiles_whole(reduction: str, learnt: bool) -> None:

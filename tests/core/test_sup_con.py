@@ -19,7 +19,7 @@ from benchmarks import batches, peers
 from ctloss.kernels.native import sup_con as native
 from ctloss.kernels.problem import Problem
 from ctloss.reference.eager import unit_rows
-from support.calls import Largest, on_this_machine, present
+from support.calls import Largest, on_this_machine, present, since
 
 F = torch.nn.functional
 
@@ -232,6 +232,7 @@ def test_fused_path_refuses_second_derivatives(labels: list[int], small: int, im
         torch.autograd.grad(gradient.square().sum(), x)
 
 
+@since("2.10")
 def test_transforms_over_rows() -> None:
     """Rows may be transformed; all share one vector of labels."""
     x, labels = rows(6, 3).detach(), torch.tensor([0, 1, 0, 2, 0, 1])

@@ -27,7 +27,7 @@ from support.acceptance import (
     random_factors,
     within,
 )
-from support.calls import peak_bytes
+from support.calls import WHOLE_GRAPHS, peak_bytes
 from support.regimes import REGIMES, Candidates, Case, cases, usual_calls
 from support.truth import Truth, plain, truth
 
@@ -331,6 +331,7 @@ def test_memory_stays_within_the_workspace(tau: float, reduction: Any, limit: in
     assert layout(batch.shape, problem).keep == (limit == 128 << 20)
 
 
+@WHOLE_GRAPHS
 def test_operators_take_one_call_per_width(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[int] = []
     forward = nested.forward

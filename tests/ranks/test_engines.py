@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import ctloss
+from support.calls import WHOLE_GRAPHS
 from support.ranks.pool import shared
 
 WIDTH, N = 6, 13
@@ -242,6 +243,7 @@ def test_compiled_functions_on_either_side() -> None:
     agree(shared().run(2, compiled_around), of_one_process(1, ctloss.info_nce))
 
 
+@WHOLE_GRAPHS
 def test_no_group_is_no_reason_to_break_a_graph() -> None:
     x, y = batch()
     compiled = torch.compile(lambda x, y: ctloss.info_nce(x, y, group=None), fullgraph=True, backend="aot_eager")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.peers import PairLoss, PeerMissing
@@ -19,6 +20,15 @@ from ctloss.kernels.native import library
 from ctloss.kernels.problem import Batch, Problem
 
 from .regimes import Case
+
+
+def since(version: str) -> pytest.MarkDecorator:
+    """Skip a test where PyTorch is older than the one that can do what it asks for."""
+    return pytest.mark.skipif(TorchVersion(torch.__version__) < version, reason=f"needs PyTorch {version}")
+
+
+WHOLE_GRAPHS = since("2.13")
+"""For tests that compile a loss without a break: docs/reference/versions.md."""
 
 
 def present(make: Callable[..., Callable[..., Tensor]], *arguments: float) -> Callable[..., Tensor]:

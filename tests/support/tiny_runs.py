@@ -12,6 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from ctloss.train import Recipe, tiny
+from ctloss.train.arguments import defaults
+
+CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in defaults() else "gradient_checkpointing"
+"""The name by which the installed transformers knows the field."""
 
 SUBJECTS = {"cat": "chat", "dog": "chien", "horse": "cheval", "bird": "oiseau", "girl": "fille", "queen": "reine"}
 VERBS = {"sees": "voit", "eats": "mange", "finds": "trouve", "likes": "aime", "hears": "entend"}

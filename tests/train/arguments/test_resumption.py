@@ -12,9 +12,11 @@ import pytest
 
 from ctloss.shared.files import writing_folder
 from ctloss.train import Recipe, RecipeError, paper, tiny
+from ctloss.train.arguments import defaults
 from ctloss.train.finished import check_model, read_results, write_results
 from ctloss.train.output import checkpoints, claim_folder, claim_samples
 from ctloss.train.resumption import RunState, precision_of, read_run_state, write_run_state
+from support.tiny_runs import CHECKPOINTING
 
 STATE = RunState(4, 2, 8, "fp32", 2)
 BEGUN = tiny().override(batch_size=8, max_steps=18, precision="fp32")
@@ -72,7 +74,7 @@ def test_bookkeeping_may_change_and_is_told(tmp_path: Path, changes: dict[str, A
     ("changes", "said"),
     [
         ({"gradient_cache": 4}, "gradient_cache None there, 4 here"),
-        ({"gradient_checkpointing": True}, "activation_checkpointing None there, True here"),
+        ({"gradient_checkpointing": True}, f"{CHECKPOINTING} {defaults()[CHECKPOINTING]} there, True here"),
     ],
 )
 @pytest.mark.parametrize(("processes", "size"), [(2, 8), (1, 16)])

@@ -14,6 +14,7 @@ from ctloss.train import Recipe, tiny
 from ctloss.train.__main__ import READING, main, parser, prepare_parser, recipe_of
 from ctloss.train.arguments import FORMER, defaults, ours
 from ctloss.train.recipe import Data, EncoderChoice
+from support.tiny_runs import CHECKPOINTING
 
 
 def recipe(*words: str) -> Recipe:
@@ -44,10 +45,11 @@ def test_the_short_help_lists_what_is_ours() -> None:
         ("--batch-size 32 --epochs 3", {"per_device_train_batch_size": 32, "num_train_epochs": 3}),
         ("--per_device_train_batch_size 32 --num-train-epochs 0.5", {"batch_size": 32, "epochs": 0.5}),
         ("--learning_rate 1e-3 --warmup 100", {"learning_rate": 1e-3, "warmup_steps": 100}),
+        ("--warmup-ratio 0.1", {"warmup_steps": 0.1}),
         ("--schedule constant --optimizer adam", {"lr_scheduler_type": "constant_with_warmup", "weight_decay": 0.0}),
         ("--lr-scheduler-type cosine --lr_scheduler_kwargs {\"num_cycles\":2}",
          {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 2}}),
-        ("--gradient-checkpointing --bf16", {"activation_checkpointing": True, "precision": "bf16"}),
+        ("--gradient-checkpointing --bf16", {CHECKPOINTING: True, "precision": "bf16"}),
         ("--gradient_checkpointing false --torch_compile", {"torch_compile": True}),
         ("--report_to wandb tensorboard", {"report_to": ["wandb", "tensorboard"]}),
         ("--no-dataloader-pin-memory --dataloader-num-workers 2",
