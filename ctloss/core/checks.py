@@ -288,13 +288,15 @@ def temperature(value: object, x: Tensor, num_directions: int, *, read: bool) ->
                 f"temperature: expected a tensor on {' or '.join(map(str, wanted))}, got one on {value.device}; "
                 "move it with .to(x.device)"
             )
-        value = value.reshape(())
-    else:
-        value = vector("temperature", value, x, num_directions)
+        if value.ndim:
+            value = value.reshape(())
+        if read and value.device.type == "cpu":
+            positive(value.item())
+        return value
+    value = vector("temperature", value, x, num_directions)
     if read and value.device.type == "cpu" and value.numel():
         positive(value.detach().amin().item())
-        if value.ndim:
-            positive(value.detach().amax().item())
+        positive(value.detach().amax().item())
     return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..kernels.native.sig_lip import solve as native_solve
@@ -67,4 +68,8 @@ def slope_of_scalar(scalar: float | Tensor, slope: Tensor | None, factor: float 
     """The gradient of the temperature or the bias, as its tensor is, from a solved one and what it is multiplied by."""
     assert isinstance(scalar, Tensor)
     assert slope is not None
+    if isinstance(factor, float) and slope.device.type == "cpu":
+        # Operations on single numbers cost a small batch more than its pairs do.
+        found = torch.tensor(slope.item() * (factor / SCALE), dtype=scalar.dtype, device=scalar.device)
+        return found.reshape(scalar.shape) if scalar.ndim else found
     return (slope * (factor / SCALE)).to(scalar.device, scalar.dtype).reshape(scalar.shape)
