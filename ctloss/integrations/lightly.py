@@ -65,7 +65,7 @@ class MemoryBank(nn.Module):
     def snapshot(self, device: torch.device) -> Tensor:
         """The rows as they are now, for a backward that comes after the next ones.
 
-        A compiler would copy them in the backward instead, where they have changed.
+        Outside compiled graphs: in one that does not change the bank, inductor leaves the copy out.
         """
         return self.bank.to(device, copy=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -78,13 +79,22 @@ def test_an_override_without_effect_is_refused(get: Callable[[], Any], method: s
 
 @pytest.mark.numeric
 def test_a_compiled_step_with_a_memory_bank() -> None:
-    """The backward of a compiled loss reads the rows of its forward, not those that came into the bank since."""
+    """The backward reads the rows of its forward, also by a compiler that leaves out copies, as inductor does."""
+
+    def without_copies(graph: Any, _: object) -> Any:
+        for node in list(graph.graph.nodes):
+            if node.target == "clone" or node.kwargs.get("copy"):
+                node.replace_all_uses_with(node.args[0])
+                graph.graph.erase_node(node)
+        graph.recompile()
+        return graph.forward
+
     found = []
-    for wrap in (lambda step: step, lambda step: torch.compile(step, backend="aot_eager_decomp_partition")):
+    for wrap in (lambda step: step, partial(torch.compile, backend=without_copies)):
         torch.manual_seed(0)
         loss = of_lightly.NTXentLoss(temperature=0.2, memory_bank_size=(12, 6))
         step, gradients = wrap(lambda x, y, loss=loss: loss(x, y)), []
-        for number in range(3):
+        for number in range(2):
             x, y = (rows(5, 6, dtype=torch.float32, seed=2 * number + side) for side in (0, 1))
             x.requires_grad_()
             step(x, y).backward()
