@@ -128,6 +128,7 @@ def _checked(
     return x, ids, tau, problem
 
 
+@outside_graphs
 def _sup_con(x: Tensor, ids: Tensor, tau: float | Tensor, problem: Problem) -> Tensor:
     if unwatched(x, ids, tau):
         loss = _native(x, ids, tau, problem)

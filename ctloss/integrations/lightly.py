@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import objectives
+from ..core.graphs import outside_graphs
 from ..losses import contrast, cz_nce, info_nce
 from ..objectives.formula import row_losses
 from .numbers import positive
+from .overrides import Uncalled
 from .processes import gathered, group_of
 
 WeightFunction = Callable[[Tensor, Tensor], Tensor]
@@ -57,6 +59,15 @@ class MemoryBank(nn.Module):
         full = nn.functional.normalize(torch.randn(self.size), dim=-1) if len(self.size) > 1 else torch.empty(0)
         self.register_buffer("bank", full, persistent=False)
         self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.long), persistent=False)
+
+    @outside_graphs
+    @torch.no_grad()
+    def snapshot(self, device: torch.device) -> Tensor:
+        """The rows as they are now, for a backward that comes after the next ones.
+
+        Outside compiled graphs: in one that does not change the bank, inductor leaves the copy out.
+        """
+        return self.bank.to(device, copy=True)
 
     @torch.no_grad()
     def enqueue(self, rows: Tensor) -> None:
@@ -102,11 +113,9 @@ class NTXentLoss(nn.Module):
         """The loss of two views, ``(n, d)`` each: over this rank's rows, the mean if all ranks have as many."""
         if not self.memory_bank.bank.numel():
             return info_nce(out0, out1, temperature=self.temperature, group=group_of(self.gather_distributed))
-        bank = self.memory_bank.bank.to(out0.device)
         if not out0.requires_grad:
-            return self._of_bank(out0, out1, bank)
-        # The backward reads the rows that the forward saw.
-        loss = self._of_bank(out0, out1, bank.clone())
+            return self._of_bank(out0, out1, self.memory_bank.bank.to(out0.device))
+        loss = self._of_bank(out0, out1, self.memory_bank.snapshot(out0.device))
         rows = nn.functional.normalize(out1.detach(), dim=1)
         self.memory_bank.enqueue(gathered(rows) if group_of(self.gather_distributed) else rows)
         return loss
@@ -115,7 +124,7 @@ class NTXentLoss(nn.Module):
         return info_nce(out0, out1, temperature=self.temperature, negatives="none", directions="x", candidates=bank)
 
 
-class DCLLoss(nn.Module):
+class DCLLoss(Uncalled, nn.Module):
     r"""Decoupled contrastive loss (arXiv 2110.06848): :func:`ctloss.cz_nce` of both sides.
 
     Args:
@@ -131,6 +140,9 @@ class DCLLoss(nn.Module):
         >>> DCLLoss(temperature=0.5)(torch.eye(2), torch.eye(2))
         tensor(-1.3069)
     """
+
+    uncalled = ("_loss",)
+    library = "lightly.loss"
 
     def __init__(
         self, temperature: float = 0.1, weight_fn: WeightFunction | None = None, gather_distributed: bool = False

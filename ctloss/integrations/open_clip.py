@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..losses import info_nce
 from ..sig_lip import sig_lip
 from .numbers import positive, widened
+from .overrides import Uncalled
 from .processes import mean_over_ranks, world
 
 Outputs = Tensor | dict[str, Tensor]
@@ -22,8 +23,11 @@ IMPLEMENTATIONS = (None, "bidir", "shift", "reduce", "gather")
 _ROWS_OF_TEACHER = 256
 
 
-class _AcrossRanks(nn.Module):
+class _AcrossRanks(Uncalled, nn.Module):
     """Which ranks take part."""
+
+    uncalled = ("get_logits", "get_ground_truth", "dist_loss", "_loss")
+    library = "open_clip"
 
     def __init__(self, cache_labels: bool, rank: int, world_size: int) -> None:
         super().__init__()
@@ -122,6 +126,73 @@ class ClipLoss(_AcrossRanks):
         return {"contrastive_loss": loss} if output_dict else loss
 
 
+class CoCaLoss(ClipLoss):
+    r"""CoCa's two losses (arXiv 2205.01917): :class:`ClipLoss`, and the cross-entropy of the captions, as PyTorch's.
+
+    Args:
+        caption_loss_weight: what the captions' loss is multiplied by.
+        clip_loss_weight: what CLIP's loss is multiplied by; 0 leaves it out.
+        pad_id: the label of the captions that is not counted.
+        local_loss: as for :class:`ClipLoss`; so are all that follow.
+        gather_with_grad: accepted.
+        cache_labels: accepted.
+        rank: this process' place among the ranks.
+        world_size: how many ranks there are; captions are each rank's own.
+        use_horovod: refused.
+
+    Raises:
+        ValueError: as :class:`ClipLoss`.
+
+    Example:
+        >>> rows, words = torch.eye(2), torch.zeros(2, 3, 5)
+        >>> CoCaLoss(2.0, 1.0)(rows, rows, words, torch.ones(2, 3, dtype=torch.long), torch.tensor(2.0))
+        (tensor(0.1269), tensor(3.2189))
+    """
+
+    def __init__(
+        self,
+        caption_loss_weight: float,
+        clip_loss_weight: float,
+        pad_id: int = 0,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+    ) -> None:
+        super().__init__(local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod)
+        self.clip_loss_weight, self.caption_loss_weight = clip_loss_weight, caption_loss_weight
+        self.caption_loss = nn.CrossEntropyLoss(ignore_index=pad_id)
+
+    def forward(  # type: ignore[override]
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        logit_scale: float | Tensor,
+        output_dict: bool = False,
+    ) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
+        """Both losses of images and texts, ``(n, d)`` each.
+
+        Args:
+            image_features: normalised rows.
+            text_features: normalised rows.
+            logits: the captions', ``(n, words, vocabulary)``.
+            labels: their words, ``(n, words)``.
+            logit_scale: as for :class:`ClipLoss`.
+            output_dict: return ``{"contrastive_loss": loss, "caption_loss": loss}``.
+        """
+        contrastive = torch.zeros((), device=logits.device)
+        if self.clip_loss_weight:
+            found = super().forward(image_features, text_features, logit_scale)
+            assert isinstance(found, Tensor)
+            contrastive = self.clip_loss_weight * found
+        caption = self.caption_loss_weight * self.caption_loss(logits.permute(0, 2, 1), labels)
+        return {"contrastive_loss": contrastive, "caption_loss": caption} if output_dict else (contrastive, caption)
+
+
 class DistillClipLoss(ClipLoss):
     r"""CLIP's loss, and the cross-entropy of the student's probabilities with those of a teacher.
 
@@ -139,8 +210,16 @@ class DistillClipLoss(ClipLoss):
         (tensor(0.1269), tensor(0.3653))
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+    ) -> None:
+        super().__init__(local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod)
         if self.world_size > 1:
             raise ValueError(
                 f"world_size: expected 1 for DistillClipLoss, got {self.world_size}; the teacher's part is not formed "

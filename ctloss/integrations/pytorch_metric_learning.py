@@ -19,6 +19,7 @@ from ..losses import contrast, info_nce
 from ..objectives.formula import softplus
 from ..sup_con import sup_con
 from .numbers import positive, widened
+from .overrides import Uncalled
 
 try:
     from pytorch_metric_learning import losses as theirs
@@ -36,7 +37,7 @@ PAIRS_PER_ROW = 8
 """Positives of a row, on average, up to which their logits are formed one by one."""
 
 
-class _Cosines:
+class _Cosines(Uncalled):
     """Checks what both losses are made with."""
 
     temperature: float
@@ -102,6 +103,9 @@ class NTXentLoss(_Cosines, theirs.NTXentLoss):
         >>> NTXentLoss(temperature=0.5)(torch.eye(2).repeat(2, 1), torch.tensor([0, 1, 0, 1]))
         tensor(0.2395)
     """
+
+    uncalled = ("_compute_loss", "mat_based_loss", "pair_based_loss")
+    library = "pytorch_metric_learning.losses"
 
     def __init__(self, temperature: float = 0.07, **options: Any) -> None:
         super().__init__(temperature=temperature, **options)
@@ -176,6 +180,9 @@ class SupConLoss(_Cosines, theirs.SupConLoss):
         >>> SupConLoss(temperature=0.5)(rows, torch.tensor([0, 0, 1, 1]))
         tensor(0.4302)
     """
+
+    uncalled = ("_compute_loss", "mat_based_loss", "pair_based_loss")
+    library = "pytorch_metric_learning.losses"
 
     def __init__(self, temperature: float = 0.1, **options: Any) -> None:
         super().__init__(temperature=temperature, **options)

@@ -12,13 +12,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import cos_sim
 from torch import Tensor
 
+from ..overrides import Uncalled
 from . import citations
-from .mini_batches import MiniBatches, backward_if, loss_of, refuse_changed_encoder
+from .mini_batches import OF_MINI_BATCHES, MiniBatches, backward_if, loss_of, refuse_changed_encoder
 from .ranking import REPLACEMENT, MultipleNegativesRankingLoss
 from .settings import SYMMETRIC, Direction, HardnessMode, PartitionMode, Similarity
 
 
-class CachedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
+class CachedMultipleNegativesRankingLoss(Uncalled, MultipleNegativesRankingLoss):
     """:class:`MultipleNegativesRankingLoss` with the encoder run over ``mini_batch_size`` rows at a time, twice.
 
     The loss sees the whole batch, and its gradient is that of the whole batch (GradCache, arXiv 2101.06983); dropout
@@ -43,6 +44,8 @@ class CachedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
             inputs that have no rows to split: a static embedding, flattened texts, images without one row a text.
     """
 
+    uncalled = OF_MINI_BATCHES
+    library = "sentence_transformers.losses"
     uses_gradient_cache = True
     """MatryoshkaLoss reads this, and then changes :meth:`calculate_loss` instead of the encoder."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import citations
 from .gist import GISTEmbedLoss
-from .mini_batches import MiniBatches, backward_if, loss_of, refuse_changed_encoder
+from .mini_batches import OF_MINI_BATCHES, MiniBatches, backward_if, loss_of, refuse_changed_encoder
 
 
 class CachedGISTEmbedLoss(GISTEmbedLoss):
@@ -41,6 +41,7 @@ class CachedGISTEmbedLoss(GISTEmbedLoss):
             no rows to split: a static embedding, flattened texts, images without one row a text.
     """
 
+    uncalled = (*GISTEmbedLoss.uncalled, *OF_MINI_BATCHES)
     uses_gradient_cache = True
     """MatryoshkaLoss reads this, and then changes :meth:`calculate_loss` instead of the encoder."""
 

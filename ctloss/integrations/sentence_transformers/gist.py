@@ -16,6 +16,7 @@ from ...contrast import Contrast
 from ...core.units import unit_rows
 from ...objectives import epsilon_nce
 from ..numbers import positive, widened
+from ..overrides import Uncalled
 from ..processes import gathered, group_of
 from . import citations
 from .mini_batches import own_copy
@@ -28,7 +29,7 @@ ROUNDING = 1e-12
 STRATEGIES = ("absolute", "relative")
 
 
-class GISTEmbedLoss(nn.Module):
+class GISTEmbedLoss(Uncalled, nn.Module):
     r"""sentence-transformers' loss of the same name: a guide model leaves out what it takes for false negatives.
 
     With g the guide's cosines and s the model's cosines over τ,
@@ -62,6 +63,9 @@ class GISTEmbedLoss(nn.Module):
         TypeError: for a model or a guide without a tokenizer.
         ValueError: for an option without meaning, or fewer than two columns.
     """
+
+    uncalled: tuple[str, ...] = ("sim_matrix",)
+    library = "sentence_transformers.losses"
 
     def __init__(
         self,

@@ -17,6 +17,8 @@ from ..numbers import widened
 BATCH_KEYS = ("input_ids", "attention_mask")
 WHOLE_KEYS = ("prompt_length",)
 """What belongs to a batch and not to its rows."""
+OF_MINI_BATCHES = ("embed_minibatch", "embed_minibatch_iter", "forward_cached", "calculate_loss_and_cache_gradients")
+"""Methods of sentence-transformers' cached losses that ours do without."""
 
 
 @dataclass(frozen=True, kw_only=True)
