@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -21,11 +21,14 @@ def outside_graphs(function: Function) -> Function:
     ``torch.compiler.disable`` itself would import all of a compiler with this package.
     """
 
+    # Made once, not at every call.
+    left_out = cache(lambda: torch.compiler.disable(function))
+
     @wraps(function)
     def run(*arguments: Any, **options: Any) -> Any:
         if "torch._dynamo" not in sys.modules:
             return function(*arguments, **options)
-        return torch.compiler.disable(function)(*arguments, **options)
+        return left_out()(*arguments, **options)
 
     run._torchdynamo_disable = True  # type: ignore[attr-defined]
     return run  # type: ignore[return-value]
