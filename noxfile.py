@@ -1,7 +1,7 @@
 """The oldest and newest supported libraries, tried by ``pipx run nox``; docs/reference/versions.md has what came of it.
 
     nox -s losses            # PyTorch 2.6 and the newest, the losses' tests
-    nox -s encoders          # transformers 5.6 and the newest, training and evaluation
+    nox -s encoders          # transformers 5.6.2 and the newest, training and evaluation
     nox -s integrations      # sentence-transformers 5.0 and the newest
     nox -s pythons           # the losses' tests on every Python that is found
     nox -s archives          # source archive and wheel, checked for the package index

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import wraps
 from typing import Any, TypeVar
 
 import torch
@@ -21,14 +21,16 @@ def outside_graphs(function: Function) -> Function:
     ``torch.compiler.disable`` itself would import all of a compiler with this package.
     """
 
-    # Made once, not at every call.
-    left_out = cache(lambda: torch.compiler.disable(function))
+    # Made once, not at every call. Compilers warn of functools.cache.
+    left_out: list[Callable[..., Any]] = []
 
     @wraps(function)
     def run(*arguments: Any, **options: Any) -> Any:
         if "torch._dynamo" not in sys.modules:
             return function(*arguments, **options)
-        return left_out()(*arguments, **options)
+        if not left_out:
+            left_out.append(torch.compiler.disable(function))
+        return left_out[0](*arguments, **options)
 
     run._torchdynamo_disable = True  # type: ignore[attr-defined]
     return run  # type: ignore[return-value]

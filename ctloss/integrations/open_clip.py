@@ -26,7 +26,7 @@ _ROWS_OF_TEACHER = 256
 class _AcrossRanks(Uncalled, nn.Module):
     """Which ranks take part."""
 
-    uncalled = ("get_logits", "get_ground_truth", "dist_loss", "_loss")
+    uncalled: tuple[str, ...] = ("get_logits", "get_ground_truth")
     library = "open_clip"
 
     def __init__(self, cache_labels: bool, rank: int, world_size: int) -> None:
@@ -210,6 +210,8 @@ class DistillClipLoss(ClipLoss):
         (tensor(0.1269), tensor(0.3653))
     """
 
+    uncalled = (*_AcrossRanks.uncalled, "dist_loss")
+
     def __init__(
         self,
         local_loss: bool = False,
@@ -304,6 +306,8 @@ class SigLipLoss(_AcrossRanks):
         >>> SigLipLoss()(rows, rows, 1.0, -1.0)
         tensor(1.0064)
     """
+
+    uncalled = (*_AcrossRanks.uncalled, "_loss")
 
     def __init__(
         self, cache_labels: bool = False, rank: int = 0, world_size: int = 1, dist_impl: str | None = None

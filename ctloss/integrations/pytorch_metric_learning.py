@@ -40,6 +40,7 @@ PAIRS_PER_ROW = 8
 class _Cosines(Uncalled):
     """Checks what both losses are made with."""
 
+    entry = "compute_loss"
     temperature: float
     distance: Any
 

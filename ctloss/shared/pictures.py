@@ -96,9 +96,16 @@ def with_values(
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:
-    """Returns a Markdown table without empty columns, see :func:`with_values`."""
+    """Returns a Markdown table without empty columns, see :func:`with_values`.
+
+    Example:
+        >>> print(markdown(["model", "F1"], [["a|b", "3.0"]]))
+        | model | F1 |
+        |---|---|
+        | a\\|b | 3.0 |
+    """
     columns, rows = with_values(columns, rows, names)
-    lines = ["| " + " | ".join(row) + " |" for row in (columns, *rows)]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (columns, *rows)]
     return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])
 
 
@@ -114,14 +121,28 @@ def draw(path: Path, make: Callable[[Theme], Figure]) -> list[Path]:
     """Writes ``make``'s figure for light pages to ``path`` and for dark ones beside it; returns both paths.
 
     Make the figure as ``matplotlib.figure.Figure()``, not with pyplot, which would change the user's backend.
+
+    Raises:
+        ValueError: for another name than one that ends in ``.png``.
     """
-    written = []
-    for theme in THEMES:
-        target = path.with_name(f"{path.stem}{theme.suffix}{path.suffix}")
+    if path.suffix != ".png":
+        raise ValueError(f"expected a picture's name that ends in .png, got {path.name!r}; pictures are written as PNG")
+    written = [path.with_name(name) for name in both(path.name)]
+    for theme, target in zip(THEMES, written, strict=True):
         with _colours(theme):
             write_figure(make(theme), target, theme.paper)
-        written.append(target)
     return written
+
+
+def both(name: str) -> list[str]:
+    """Returns the names of a picture for light and for dark pages.
+
+    Example:
+        >>> both("words.png")
+        ['words.png', 'words-dark.png']
+    """
+    stem, dot, ending = name.rpartition(".")
+    return [f"{stem}{theme.suffix}{dot}{ending}" for theme in THEMES]
 
 
 @contextmanager
@@ -161,8 +182,7 @@ def shown(name: str, about: str) -> str:
           <img alt="Words by meaning" src="words.png">
         </picture>
     """
-    stem, dot, suffix = name.rpartition(".")
-    dark = f'<source media="(prefers-color-scheme: dark)" srcset="{stem}{DARK.suffix}{dot}{suffix}">'
+    dark = f'<source media="(prefers-color-scheme: dark)" srcset="{both(name)[1]}">'
     return f'<picture>\n  {dark}\n  <img alt="{about}" src="{name}">\n</picture>'
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..shared.files import PARTIAL, complete, incomplete, name_complete, numbered, remove_folder, write_atomically
+from ..shared.pictures import both
 from .recipe import Recipe, RecipeError
 from .resumption import another_run, goes_on, is_former, read_document, read_run_state
 
 RUN_FILE, RESULTS_FILE, CARD_FILE, PICTURE_FILE = "run.json", "results.json", "README.md", "words.png"
 LOG_FILE, SAMPLES_FILE, UPLOAD_FILE = "metrics.jsonl", "samples.json", "uploaded.json"
-WRITTEN = (RUN_FILE, RESULTS_FILE, CARD_FILE, PICTURE_FILE, "words-dark.png", LOG_FILE, SAMPLES_FILE, UPLOAD_FILE)
+WRITTEN = (RUN_FILE, RESULTS_FILE, CARD_FILE, *both(PICTURE_FILE), LOG_FILE, SAMPLES_FILE, UPLOAD_FILE)
 CHECKPOINTS, CHECKPOINT = "checkpoints", "checkpoint"
 
 

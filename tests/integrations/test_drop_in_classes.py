@@ -68,16 +68,19 @@ def of_metric_learning(name: str) -> Any:
     ],
 )
 def test_an_override_without_effect_is_refused(get: Callable[[], Any], method: str) -> None:
-    """Also where it comes from another parent; a subclass that changes the call is welcome."""
+    """Also where it comes from another parent; a subclass that changes the call is welcome, with what else it has."""
     loss = get()
-    type("Own", (loss,), {"forward": lambda self: None})
+    type("Own", (loss,), {loss.entry: lambda self: None})
+    type("Own", (loss,), {loss.entry: lambda self: None, method: lambda self: None})
     other = type("Other", (), {method: lambda self: None})
+    message = rf"Own: expected a subclass without {method}, .*; override {loss.entry}, or"
     for parents, members in (((loss,), {method: lambda self: None}), ((other, loss), {})):
-        with pytest.raises(TypeError, match=rf"Own: expected a subclass without {method}, .*; override forward, or"):
+        with pytest.raises(TypeError, match=message):
             type("Own", parents, members)
 
 
 @pytest.mark.numeric
+@pytest.mark.filterwarnings("error:Dynamo detected")
 def test_a_compiled_step_with_a_memory_bank() -> None:
     """The backward reads the rows of its forward, also by a compiler that leaves out copies, as inductor does."""
 
@@ -103,7 +106,12 @@ def test_a_compiled_step_with_a_memory_bank() -> None:
     torch.testing.assert_close(found[1], found[0])
 
 
+def test_only_what_a_class_has_is_refused() -> None:
+    type("Own", (of_open_clip.ClipLoss,), {"_loss": lambda self: None, "dist_loss": lambda self: None})
+
+
 @pytest.mark.numeric
+@pytest.mark.filterwarnings("error:Dynamo detected")
 def test_a_compiled_step_with_labels() -> None:
     """Nothing of SupCon is recorded that inductor would write C++ for which does not compile: ``frexp``."""
     loss, labels = of_metric_learning("SupConLoss")(), torch.tensor([0, 1, 0, 2, 0, 1])

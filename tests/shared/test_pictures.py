@@ -134,3 +134,8 @@ def test_figure_that_cannot_be_drawn_leaves_the_one_before(tmp_path: Path) -> No
         write_figure(figure, path)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_picture_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a picture's name that ends in \.png, got 'words\.svg'"):
+        draw_words({"": points(12)}, tmp_path / "words.svg", title="", seed=0)

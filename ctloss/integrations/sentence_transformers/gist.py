@@ -25,7 +25,7 @@ from .ranking import embedded
 LOGITS_AT_ONCE = 1 << 22
 """Logits of a panel of rows: 32 MiB of each of the matrices that a panel needs."""
 ROUNDING = 1e-12
-"""More than two cosines in float64 differ by if they are of equal rows."""
+"""Cosines of equal rows differ by less than this in float64."""
 STRATEGIES = ("absolute", "relative")
 
 

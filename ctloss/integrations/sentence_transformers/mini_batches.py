@@ -165,7 +165,7 @@ def own_copy(features: dict[str, Any]) -> dict[str, Any]:
     found = dict(features)
     for name, value in features.items():
         if isinstance(value, Tensor):
-            of_tokens = value.ndim > 1 and value.shape[1] == mask.shape[1] and len(value) == len(mask)
+            of_tokens = value.shape == mask.shape
             found[name] = (value[:, :width] if of_tokens else value).clone()
     return found
 

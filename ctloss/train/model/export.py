@@ -10,6 +10,7 @@ import torch
 
 from ...shared.files import write_atomically, writing_file
 from ...shared.models import read_config, share_as_umask, usual_length
+from ...shared.pictures import both
 
 # Names that every version of sentence-transformers since 2 knows, and reads without a warning.
 TYPES = "sentence_transformers.models."
@@ -22,7 +23,7 @@ MODEL = (
     "sentencepiece*.model",
 )
 # What goes to the hub: no samples, checkpoints or logs.
-PUBLIC = ("README.md", "results.json", "words.png", "words-dark.png", *MODEL)
+PUBLIC = ("README.md", "results.json", *both("words.png"), *MODEL)
 
 
 def export(folder: Path) -> None:

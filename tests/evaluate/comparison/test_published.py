@@ -56,6 +56,8 @@ def test_two_models_share_the_columns_of_either() -> None:
         (scored("xnli", "de", "zh", test_split="dev"), False),
         (scored("xnli", "de", "it"), False),
         (scored("xnli"), False),
+        (scored("xnli", "en"), False),
+        (scored("xnli", "en", "de"), True),
         (scored("tatoeba", "deu-eng", "eng-cmn", "swh-eng"), True),
         (scored("tatoeba", "deu-eng", "eng-gle"), False),
         (scored("bucc", "zh-en", metric="f1_same_set"), True),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import ctloss.integrations.sentence_transformers as ours
 from ctloss.integrations.sentence_transformers import gist
+from ctloss.integrations.sentence_transformers.mini_batches import own_copy
 from support.integrations.installed_losses import lacking, not_in_old, skip_if, theirs
 
 Made = Callable[[], SentenceTransformer]
@@ -129,3 +130,10 @@ def test_card(tiny: Made) -> None:
     found = ours.GISTEmbedLoss(model, model).get_config_dict()
     skip_if(lacking("GISTEmbedLoss", found))
     assert list(found.items()) == list(theirs.GISTEmbedLoss(model, model).get_config_dict().items())
+
+
+def test_only_tokens_are_cut_where_all_rows_are_padded() -> None:
+    """What merely has as many channels as there are tokens is no row of tokens."""
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    found = own_copy({"attention_mask": mask, "input_ids": mask + 4, "pixel_values": torch.zeros(2, 3, 2, 2)})
+    assert [tuple(one.shape) for one in found.values()] == [(2, 2), (2, 2), (2, 3, 2, 2)]
