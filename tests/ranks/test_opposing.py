@@ -23,7 +23,7 @@ from support.calls import noisy
 from support.ranks import sig_lip as on_ranks
 from support.ranks.pool import Ended, shared
 from support.regimes import Case
-from support.sig_lip import Question, check_answer, questions
+from support.sig_lip import FLOOR, Question, check_answer, questions
 from support.truth import FINENESS, norms
 
 pytestmark = pytest.mark.numeric
@@ -50,6 +50,7 @@ def test_the_definition_is_what_partners_leave() -> None:
 )
 @example(Question(Case("scaled", 2, 36, torch.float16, 1.0, need=(True, True, True), seed=7108), 0.0), 0.0, 1)
 @example(Question(Case("random", 600, 9), ids=tuple(range(600))), 0.5, 1 << 28)
+@example(Question(Case("zeros", 66, 1, temperature=0.01, normalize=False, need=(False, False, True)), -100.0), 0.5, 1)
 @example(Question(Case("random", 600, 9, need=(True, True, True))), 0.0, 1)
 def test_a_rectangle_is_within_the_derived_bounds(question: Question, share: float, workspace: int) -> None:
     case, at = question.case, 1 + round(share * (question.case.n - 2))
@@ -86,7 +87,7 @@ def check_rectangle(
     of_pairs *= weights[:, None]
     largest = similar.abs().max().item() + abs(question.bias)
     per_logit = (5e-7 + 1e-7 * largest) * FINENESS.get(case.dtype, 1.0)
-    floor = len(y) * 2.0**-149 if case.precise != torch.float64 else 0.0
+    floor = len(y) * FLOOR if case.precise != torch.float64 else 0.0
     assert solved.rows.dtype == torch.float64
     assert ((solved.rows - exact).abs() <= exact * per_logit + floor).all()
     exponents = None if solved.exponents is None else list(solved.exponents.split([len(x), len(y)]))

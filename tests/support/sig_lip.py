@@ -22,6 +22,10 @@ from .acceptance import check_rows, side_rows
 from .regimes import REGIMES, Case
 from .truth import FINENESS, norms
 
+# Of one pair's loss in float32: below the smallest normal number all have units of 2^-149, of which the exponential
+# rounds by half a one, and the logarithm by one.
+FLOOR = 1.5 * 2.0**-149
+
 
 @dataclass(frozen=True)
 class Question:
@@ -107,8 +111,7 @@ def check_answer(question: Question, loss: Tensor, gradients: list[Tensor | None
 
 
 def _compare_value(case: Case, loss: Tensor, rows: Tensor, per_logit: float) -> None:
-    # Below its smallest normal number a float32 exponential has fewer digits.
-    floor = case.n * 2.0**-149 if case.dtype != torch.float64 else 0.0
+    floor = case.n * FLOOR if case.dtype != torch.float64 else 0.0
     wanted = {"mean": rows.mean(), "sum": rows.sum(), "none": rows}[case.reduction]
     excess = (loss.double() - wanted).abs() - (wanted * per_logit + floor * (case.n if case.reduction == "sum" else 1))
     assert torch.isfinite(loss).all()
