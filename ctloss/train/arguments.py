@@ -359,9 +359,9 @@ def translated(values: Mapping[str, Any]) -> dict[str, Any]:
     for given, value in values.items():
         if given not in defaults() and given not in FORMER:
             raise OptionError(f"recipe: expected a field, got {given}; {near(given, every_name(), LISTED)}")
-        # An earlier transformers has not renamed it yet.
         if given == "warmup_ratio" and isinstance(value, (int, float)):
             require(0 <= value < 1, given, "a share of the run's steps below 1", value, "give warmup_steps")
+        # An earlier transformers has not renamed it yet.
         present = FORMER.get(given, given)
         meant = {present if present in defaults() else given: value}
         known = FORMER_VALUES.get(given, {})

@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 
 from ...shared.languages import XTREME_CODES
 from ..data.sources import EVALUATIONS
-from .scores import ALL, Results, is_mean, over_seeds
+from .scores import ALL, MOST_DIRECTIONS, Results, is_mean, over_seeds
 from .significance import Difference, Interval, ResamplingOptions, compare_all, holm, of_row
 
 # A score: evaluation, metric, language.
 Key = tuple[str, str, str]
 MARK = "†"
 ALPHA = 0.05
-# With more directions than this, tables show those with English only.
-MOST_DIRECTIONS = 250
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ...shared.pictures import MARKERS, Theme, add_legend, draw
 from ..data.sources import EVALUATIONS
-from .scores import ALL, MAJORITY, Results, Spread, is_mean, over_seeds
+from .scores import ALL, MAJORITY, MOST_DIRECTIONS, Results, Spread, is_mean, over_seeds
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# More directions than these are not drawn.
-MOST = 250
 # The metric drawn for each evaluation, and how the languages drawn begin.
 DRAWN = dict.fromkeys(EVALUATIONS, "accuracy") | {"align": "aer"}
 DRAWN |= dict.fromkeys(("pos", "ner", "bucc", "xquad", "mlqa", "tydiqa"), "f1")
@@ -55,13 +53,13 @@ def draw_languages(results: Sequence[Results], path: Path) -> bool:
     # A model's points in a language stand side by side.
     slot = max(0.24, 0.04 * len(results) + 0.1)
     found = [panel for task in DRAWN if (panel := _panel(results, task)) is not None]
-    panels = [piece for panel in found if len(panel.languages) <= MOST for piece in _pieces(panel, slot)]
+    panels = [piece for panel in found if len(panel.languages) <= MOST_DIRECTIONS for piece in _pieces(panel, slot)]
     if not panels:
         return False
     told = [
         f"Not drawn: {panel.title}, {len(panel.languages)} directions (see results.json)"
         for panel in found
-        if len(panel.languages) > MOST
+        if len(panel.languages) > MOST_DIRECTIONS
     ]
     if any(spread.deviation is not None for panel in panels for own in panel.models for spread in own.values()):
         told.append("Whiskers: standard deviation over seeds")

@@ -15,6 +15,8 @@ from ...shared.files import locked, write_atomically
 from .items import Items, read_items, write_items
 
 ALL = "mean"
+# With more directions than this, tables show those with English only, and the figure shows none.
+MOST_DIRECTIONS = 250
 # What scores of always answering the most frequent label say of themselves.
 MAJORITY = "majority class"
 FILE = "results.json"
