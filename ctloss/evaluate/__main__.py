@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top = parser()
     given = top.parse_args(arguments)
     try:
-        with Signals("what is scored is kept: give the command again to go on"):
+        with Signals(top.prog, "what is scored is kept: give the command again to go on"):
             output = evaluate(given)
     except Stopped as end:
         # Of several processes, all of which hear it, the first says so.

@@ -7,13 +7,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
 import torch
 
 HEARD = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+# Whether the process is nothing but a command; :func:`as_process` tells.
+_whole_process = False
 
 
 def as_process(main: Callable[[], int]) -> NoReturn:
@@ -22,11 +24,13 @@ def as_process(main: Callable[[], int]) -> NoReturn:
     Threads that spin hold one another up as soon as the machine has other work: a training step of .08 s took 6 s.
     OpenMP reads ``OMP_WAIT_POLICY`` when torch is loaded, and ``python -m`` loads torch with the package before the
     command's first line. So if the variable is unset, the process sets it and starts over, once. The command returns
-    its exit status.
+    its exit status. A signal ends the process as :class:`Signals` says.
     """
+    global _whole_process
     if os.name == "posix" and "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "passive"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    _whole_process = True
     status = main()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # Gloo's threads may still hold Python objects, and abort if they release them while the interpreter exits.
@@ -59,16 +63,22 @@ class Signals:
     finished and saved; a second SIGINT ends even that at once. A signal that was ignored before stays so. Handlers are
     restored at the end.
 
+    A process that is nothing but a command says the same and ends without unwinding: what is raised in the middle of
+    another library's work may be dropped there, or come out as another error, and what is finished is kept even by a
+    process that is killed.
+
     Args:
-        todo: what the line about a signal says that one can do.
+        command: what the line about a signal begins with in such a process.
+        todo: what it says that one can do.
         when: what it says of the moment.
     """
 
-    def __init__(self, todo: str = "give the command again to go on", *, when: str = "before the end") -> None:
+    def __init__(self, command: str, todo: str, *, when: str = "before the end") -> None:
         self.received = 0
+        self._command = command
         self._todo = todo
         self._when = when
-        self._deferred = False
+        self._deferred = self._ending = False
         self._process = os.getpid()
         self._former: dict[int, Any] = {}
 
@@ -98,10 +108,31 @@ class Signals:
         if os.getpid() != self._process:
             # Worker processes inherit the handler, and their parent hears the signal too.
             os._exit(128 + number)
-        again = self.received == signal.SIGINT == number
+        again = self._deferred and self.received == signal.SIGINT == number
         # Kept in any case: Python drops what is raised while it removes an object, and the next step must know.
         self.received = number
         if self._deferred and not again:
             return
         done = "(twice), so nothing more was saved" if again else self._when
-        raise Stopped(number, f"{done}; {self._todo}")
+        stopped = Stopped(number, f"{done}; {self._todo}")
+        if _whole_process:
+            if self._ending:
+                return
+            self._ending = True
+            with suppress(RuntimeError):  # The signal came while it was written to.
+                sys.stdout.flush()
+            # Below a bar, if there is one.
+            if os.environ.get("RANK", "0") == "0":
+                os.write(2, f"\n{self._command}: {stopped}\n".encode())
+            os._exit(stopped.status)
+        raise stopped
+
+
+def ignore_signals(worker: int = 0) -> None:
+    """Makes a worker process outlive signals that all processes get: its parent hears them, and decides.
+
+    SIGTERM stays as it is: it is how parents end workers that do not end by themselves.
+    """
+    for number in HEARD:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)

@@ -21,14 +21,15 @@ _HELD: set[int] = set()
 
 
 @contextmanager
-def writing_file(path: Path) -> Iterator[Path]:
+def writing_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Yields a path to write to, which becomes ``path`` when the block ends without an error.
 
     The folder is made if missing. A reader, or a restart after a kill, sees the whole file or the one before it. The
-    yielded path ends in .partial, so tell the library that writes to it which format to write.
+    yielded path ends in .partial, so tell the library that writes to it which format to write. With ``shared``, several
+    processes may write the same file at once, each by a path of its own; what one leaves that is killed stays there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}" if shared else path.name + PARTIAL)
     try:
         yield partial
         flush(partial)

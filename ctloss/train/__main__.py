@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = top.parse_args(words[preparing:])
     try:
         if preparing:
-            _prepare(parsed)
+            _prepare(parsed, top.prog)
         else:
             _pretrain(parsed)
     except (RecipeError, DataError) as error:
@@ -178,13 +178,13 @@ def _pretrain(parsed: argparse.Namespace) -> None:
     pretrain(recipe, parsed.output, resume=parsed.resume)
 
 
-def _prepare(parsed: argparse.Namespace) -> None:
+def _prepare(parsed: argparse.Namespace, command: str) -> None:
     data, encoder = Data(**given_options(parsed, Data)), EncoderChoice(**given_options(parsed, EncoderChoice))
     from .prepared.build import prepare
     from .prepared.folder import describe
 
     # Heard, a signal ends the processes that prepare too.
-    with Signals("what is finished is kept: give the command again to go on"):
+    with Signals(command, "what is finished is kept: give the command again to go on"):
         print(describe(prepare(data, encoder, parsed.output, workers=parsed.workers)))
 
 

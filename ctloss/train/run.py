@@ -101,7 +101,8 @@ def pretrain(recipe: Recipe, output: Path | str | None = None, *, pairs: Any = N
         recipe = recipe.override(corpus=(FROM_PYTHON,))
     if recipe.data.prepared is not None:
         recipe = recipe.prepared_with(open_prepared(recipe.data.prepared).settings)
-    with Signals("go on with --resume", when="while no step was under way") as signals, ExitStack() as held:
+    signals = Signals("python -m ctloss.train", "go on with --resume", when="while no step was under way")
+    with signals, ExitStack() as held:
         process = PartialState(cpu=recipe.training.use_cpu or not torch.cuda.is_available())
 
         def claim() -> bool:

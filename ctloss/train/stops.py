@@ -7,7 +7,6 @@ status of the command.
 from __future__ import annotations
 
 import errno
-import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, distributed
 from transformers import TrainerCallback
 
-from ..shared.command import HEARD, Signals, Stopped
+from ..shared.command import Signals, Stopped
 
 # What to do about a disk that takes no more.
 MAKE_ROOM = "make room there, then go on with --resume; checkpoints are as they were"
@@ -64,16 +63,6 @@ def is_about_disk(error: OSError) -> bool:
     """Tells whether an error says that a disk is full, broken or not to be written to."""
     told = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
     return error.errno in told
-
-
-def ignore_signals(worker: int = 0) -> None:
-    """Makes a worker process of a DataLoader outlive signals that all processes get: the last step needs it.
-
-    SIGTERM stays torch's: it is how the loader ends workers that do not end by themselves.
-    """
-    for number in HEARD:
-        if number != signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)
 
 
 class Agreement:

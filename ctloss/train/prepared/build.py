@@ -218,7 +218,6 @@ class _Build:
                 hash_texts,
                 HASHES,
                 workers=self.workers,
-                fingerprint=self.key,
                 move=move,
             )
         return read_keys(raw.files, hashes, self.origins, [split for split, _ in self.inputs])
@@ -330,7 +329,7 @@ class _Build:
         self, files: Sequence[Path], split: Split, make: MakeSamples, here: bool, move: Callable[[int], None]
     ) -> list[Path]:
         workers = 1 if here else self.workers
-        return map_rows(files, self.folder / split, make, make.schema, workers=workers, fingerprint=self.key, move=move)
+        return map_rows(files, self.folder / split, make, make.schema, workers=workers, move=move)
 
     def _with_keys(self, raw: Raw, keys: Keys, fates: np.ndarray, split: Split) -> Iterator[pa.RecordBatch]:
         rows = np.flatnonzero(fates == Fate[split])

@@ -1,19 +1,24 @@
-"""Rows to rows by `datasets`, in several processes and many small files, which a killed build keeps; and its bars."""
+"""Rows to rows, in several processes and many small files, which a killed build keeps; and the bars of all passes."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from .folder import batches_of
+from ...shared.command import ignore_signals
+from ...shared.files import writing_file
+from .folder import batches_of, read_arrow
 
 # Rows that the function gets at a time: enough for a tokenizer to gain from batches, few enough to stay in cache.
 BATCH = 1024
@@ -23,6 +28,9 @@ FILES, FEWEST, MOST = 128, 4096, 16_384
 NAME = "rows"
 # Seconds between two drawings where standard error is a file, in which every drawing stays.
 RARELY = 60.0
+
+# Makes rows out of rows, the first of which has this number.
+RowFunction = Callable[[pa.Table, int], pa.Table]
 
 
 @contextmanager
@@ -47,11 +55,10 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
 def map_rows(
     files: Sequence[Path],
     folder: Path,
-    function: Callable[[pa.Table, list[int]], pa.Table],
+    function: RowFunction,
     schema: pa.Schema,
     *,
     workers: int,
-    fingerprint: str,
     move: Callable[[int], None],
 ) -> list[Path]:
     """Applies a function to all rows, or to those whose results are missing, and returns the files of the results.
@@ -61,80 +68,108 @@ def map_rows(
     Args:
         files: Arrow streams with the rows.
         folder: gets the results; nothing but this function may write there.
-        function: gets rows and their numbers; small to pickle, as every file of results starts with a copy.
+        function: gets rows and the number of the first; is pickled where processes are not forked.
         schema: of the function's results.
         workers: processes.
-        fingerprint: differs whenever the results may; written into the files.
         move: is told of rows that are done.
     """
-    from datasets import Dataset, Features, concatenate_datasets
-
     folder.mkdir(exist_ok=True)
-    rows = concatenate_datasets([Dataset.from_file(str(path)) for path in files]).with_format("arrow")
-    count = -(-len(rows) // min(max(len(rows) // FILES, FEWEST), MOST))
-    suffix = f"_00000_of_{count:05d}"
-    options: dict[str, Any] = {
-        "with_indices": True,
-        "batched": True,
-        "batch_size": BATCH,
-        "features": Features.from_arrow_schema(schema),
-        "load_from_cache_file": True,
-    }
-    _remove_damaged(folder)
-    with _quiet(), _ending_together(), _watched(folder, len(rows) / count, move):
-        # `datasets` makes a file for each process, unless it finds some of another number: then it makes the others.
-        first = folder / f"{NAME}{suffix}.arrow"
-        rows.shard(count, 0, contiguous=True).map(
-            function, cache_file_name=str(first), new_fingerprint=fingerprint + suffix, **options
-        )
-        if count > 1:
-            rows.map(
-                function,
-                cache_file_name=str(folder / f"{NAME}.arrow"),
-                new_fingerprint=fingerprint,
-                num_proc=workers if workers > 1 else None,
-                **options,
-            )
-    made = [folder / f"{NAME}_{number:05d}_of_{count:05d}.arrow" for number in range(count)]
+    work = _Work(files, folder, function, schema)
+    made = [work.place(number) for number in range(work.count)]
     for path in set(folder.iterdir()) - set(made):
-        path.unlink()  # Left by a killed process.
+        path.unlink(missing_ok=True)  # Left by a killed process.
+    missing = [number for number, path in enumerate(made) if not _is_sound(path)]
+    move(sum(len(work.stretch(number)) for number in set(range(work.count)) - set(missing)))
+
+    def done(number: int) -> None:
+        move(len(work.stretch(number)))
+
+    with _one_thread():
+        if workers > 1 and len(missing) > 1:
+            _make_in_processes(work, missing, min(workers, len(missing)), done)
+        else:
+            for number in missing:
+                work.make(number)
+                done(number)
     return made
 
 
-def _remove_damaged(folder: Path) -> None:
-    for path in folder.glob("*.arrow"):
-        try:
-            for _ in batches_of(path):
-                pass
-        except (OSError, ValueError):
-            path.unlink()
+@dataclass
+class _Work:
+    """All the rows, and what makes a file of each stretch of them."""
+
+    files: Sequence[Path]
+    folder: Path
+    function: RowFunction
+    schema: pa.Schema
+
+    def __post_init__(self) -> None:
+        self.rows = pa.concat_tables([read_arrow(path) for path in self.files])
+        self.count = -(-len(self.rows) // min(max(len(self.rows) // FILES, FEWEST), MOST))
+
+    def __reduce__(self) -> Any:
+        # The rows stay on the disk.
+        return _Work, (self.files, self.folder, self.function, self.schema)
+
+    def place(self, number: int) -> Path:
+        """Returns the path of a file, by its number."""
+        return self.folder / f"{NAME}_{number:05d}_of_{self.count:05d}.arrow"
+
+    def stretch(self, number: int) -> range:
+        """Returns the numbers of its rows; the longest stretch has one more than the shortest."""
+        least, more = divmod(len(self.rows), self.count)
+        start = least * number + min(number, more)
+        return range(start, start + least + (number < more))
+
+    def make(self, number: int, stopping: Callable[[], bool] = lambda: False) -> None:
+        """Writes the file, unless it is told to stop before a batch."""
+        numbers = self.stretch(number)
+        rows = self.rows.slice(numbers.start, len(numbers))
+        # Shared: for a moment, a worker of a process that was killed may still write the same file.
+        with writing_file(self.place(number), shared=True) as path, pa.ipc.new_stream(str(path), self.schema) as writer:
+            for start in range(0, len(rows), BATCH):
+                if stopping():
+                    raise InterruptedError
+                batch = rows.slice(start, BATCH).combine_chunks()
+                writer.write_table(self.function(batch, numbers.start + start))
 
 
-@contextmanager
-def _ending_together() -> Iterator[None]:
-    """Lets the processes that are forked during the block end with this one, however it ends.
-
-    Killed, it cannot tell its workers, nor the process that holds their queue; they would wait for ever.
-    """
-    _PARENTS.append(os.getpid())
+def _is_sound(path: Path) -> bool:
     try:
-        yield
-    finally:
-        # Not in a forked process, which has taken it out already.
-        if _PARENTS:
-            _PARENTS.pop()
+        for _ in batches_of(path):
+            pass
+    except (OSError, ValueError):
+        return False
+    return True
 
 
-# The process that runs such a block.
-_PARENTS: list[int] = []
+def _make_in_processes(work: _Work, numbers: Sequence[int], workers: int, done: Callable[[int], None]) -> None:
+    """Makes files in worker processes, and tells of each.
+
+    Pools that end their workers, as those of multiprocessing and `datasets` do, may wait for ever after a Ctrl+C, which
+    all processes get: a worker ended with the lock of its queue. These workers end by themselves.
+    """
+    # Forked, workers share what is loaded; elsewhere than on Linux, libraries do not survive it.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    stopped = context.RawValue("b", 0)
+    with ProcessPoolExecutor(workers, context, _begin, (work, stopped, os.getpid())) as pool:
+        try:
+            for future in as_completed([pool.submit(_make, number) for number in numbers]):
+                done(future.result())
+        except BaseException:
+            stopped.value = 1
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def _watch_parent() -> None:
-    """Ends this process, which was just forked, when the one that forked it is no more."""
-    if not _PARENTS:
-        return
-    parent = _PARENTS[-1]
-    _PARENTS.clear()
+# In a worker, what it works on, and whether it is to stop.
+_WORK: list[tuple[_Work, Any]] = []
+
+
+def _begin(work: _Work, stopped: Any, parent: int) -> None:
+    """Begins a worker: it leaves signals to its parent, and ends with it, however that ends."""
+    ignore_signals()
+    _WORK.append((work, stopped))
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -144,48 +179,20 @@ def _watch_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_watch_parent)
+def _make(number: int) -> int:
+    work, stopped = _WORK[-1]
+    work.make(number, lambda: bool(stopped.value))
+    return number
 
 
 @contextmanager
-def _watched(folder: Path, size: float, move: Callable[[int], None]) -> Iterator[None]:
-    """Moves a bar by ``size`` rows for each file that appears while the block runs."""
-    ended, moved = threading.Event(), 0
-
-    def look() -> None:
-        nonlocal moved
-        done = round(size * len(list(folder.glob(f"{NAME}_*.arrow"))))
-        move(done - moved)
-        moved = done
-
-    def watch() -> None:
-        while not ended.wait(1):
-            look()
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
-        look()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leaves progress to our own bar, and processors to our own processes."""
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    hidden, threads = are_progress_bars_disabled(), os.environ.get("TOKENIZERS_PARALLELISM")
-    disable_progress_bars()
+def _one_thread() -> Iterator[None]:
+    """Leaves processors to our own processes, which tokenizers' threads do not survive."""
+    threads = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
         yield
     finally:
-        if not hidden:
-            enable_progress_bars()
         os.environ.pop("TOKENIZERS_PARALLELISM")
         if threads is not None:
             os.environ["TOKENIZERS_PARALLELISM"] = threads

@@ -50,7 +50,7 @@ class Keys:
     given_for: np.ndarray
 
 
-def hash_texts(table: pa.Table, indices: list[int]) -> pa.Table:
+def hash_texts(table: pa.Table, first: int) -> pa.Table:
     """Returns the keys of rows of the first pass."""
     columns = [
         pa.array([stable_hash(text_key(text)) for text in table.column(name).to_pylist()], pa.uint64())

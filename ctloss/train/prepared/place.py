@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -63,22 +64,14 @@ def refusals(place: Path) -> Iterator[None]:
     except DataError:
         raise
     except OSError as error:
-        interrupt: BaseException | None = error
-        while interrupt is not None and not isinstance(interrupt, KeyboardInterrupt):
-            interrupt = interrupt.__context__
-        if interrupt is not None:
-            # Libraries clean up when a signal ends them, and miss files of the processes that it ended as well.
-            raise interrupt from None
         raise DataError(
             f"{place}: expected a disk to write the prepared corpus to, got {error.strerror or error}; make room, or "
             f"choose another folder (--output, or HF_DATASETS_CACHE for the cache); {kept}"
         ) from error
     except ValueError as error:
         raise DataError(str(error)) from error
-    except RuntimeError as error:
-        if "subprocess" not in str(error):
-            raise
+    except BrokenProcessPool as error:
         raise DataError(
-            f"{place}: expected workers that end their work, got one that died ({error}); take fewer workers if memory "
+            f"{place}: expected workers that end their work, got one that died; take fewer workers if memory "
             f"is short; {kept}"
         ) from error

@@ -1,4 +1,4 @@
-"""The fourth pass: sentence pairs as wordpieces, with the spans of word pairs; by `datasets`, in several processes."""
+"""The fourth pass: sentence pairs as wordpieces, with the spans of word pairs; in several processes."""
 
 from __future__ import annotations
 
@@ -115,21 +115,21 @@ class MakeSamples:
         """The columns made: those of training, or with the words' texts those of the held-out parts."""
         return WRITTEN_HELD_OUT if self.fate is None else WRITTEN
 
-    def __call__(self, table: pa.Table, indices: list[int]) -> pa.Table:
+    def __call__(self, table: pa.Table, first: int) -> pa.Table:
         # To look for garbage among millions of small objects, none of them in circles, would cost a fifth of the time.
         collecting = gc.isenabled()
         gc.disable()
         try:
-            return self._made(table, indices)
+            return self._made(table, first)
         finally:
             if collecting:
                 gc.enable()
 
-    def _made(self, table: pa.Table, indices: list[int]) -> pa.Table:
+    def _made(self, table: pa.Table, first: int) -> pa.Table:
         tools = load_tools(self.tools)
-        rows = np.arange(indices[0], indices[0] + len(table))
+        rows = np.arange(first, first + len(table))
         if self.fate is not None:
-            these = slice(indices[0], indices[0] + len(table))
+            these = slice(first, first + len(table))
             rows = rows[tools.fates[these] == self.fate]
             for name, keys in zip(KEYS, tools.keys, strict=True):
                 table = table.append_column(name, pa.array(keys[these]))

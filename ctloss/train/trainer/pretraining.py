@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, TrainerState
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
-from ...shared.command import Signals, Stopped
+from ...shared.command import Signals, Stopped, ignore_signals
 from ...shared.options import OptionError
 from .. import saving, stops
 from ..arguments import PretrainingArguments
@@ -137,7 +137,7 @@ class PretrainingTrainer(CheckpointedTrainer):
             persistent_workers=workers > 0 and arguments.dataloader_persistent_workers,
             prefetch_factor=arguments.dataloader_prefetch_factor if workers else None,
             multiprocessing_context=getattr(arguments, "dataloader_multiprocessing_context", None) if workers else None,
-            worker_init_fn=stops.ignore_signals if workers else None,
+            worker_init_fn=ignore_signals if workers else None,
         )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:

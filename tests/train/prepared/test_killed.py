@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
@@ -20,8 +21,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("fcntl")
 
 import pyarrow as pa
-from multiprocess import parent_process
 
+from ctloss.shared import command
+from ctloss.shared.text import DataError
 from ctloss.train.__main__ import main
 from ctloss.train.prepared import build, mapping, reading
 from ctloss.train.prepared.build import prepare
@@ -138,11 +140,11 @@ def test_damaged_files_of_an_unfinished_build_are_made_again(tmp_path: Path, cor
 BUILDER: list[int] = []
 
 
-def hash_and_kill(table: Any, indices: list[int]) -> Any:
+def hash_and_kill(table: Any, first: int) -> Any:
     """Kills the process that builds, as soon as its workers work; they live on."""
     if os.getpid() not in BUILDER:
         os.kill(os.getppid(), signal.SIGKILL)
-    return hash_texts(table, indices)
+    return hash_texts(table, first)
 
 
 def prepare_in_a_group(data: Data, folder: Path) -> None:
@@ -170,25 +172,98 @@ def test_workers_of_a_killed_process_keep_no_lock_and_end(tmp_path: Path, corpus
     assert content(tmp_path / "made") == content(tmp_path / "whole")
 
 
-def stopping_hashes(table: pa.Table, indices: list[int]) -> pa.Table:
-    """In a worker sends its parent a signal and waits for its own end."""
+def stopping_hashes(table: pa.Table, first: int) -> pa.Table:
+    """In a worker sends a signal to its parent, or to all processes, and waits for its own end."""
     if parent_process() is not None:
-        os.kill(os.getppid(), signal.SIGTERM)
-        time.sleep(60)
-    return hash_texts(table, indices)
+        number, send = STOPPING
+        send(os.getppid(), number)
+        time.sleep(2)
+    return hash_texts(table, first)
 
 
-def prepare_as_a_command(corpus: Data, folder: Path) -> None:
+STOPPING: tuple[int, Callable[[int, int], None]] = (signal.SIGTERM, os.kill)
+
+
+def prepare_as_a_command(corpus: Data, folder: Path, whole: bool, *stopping: Any) -> None:
+    global STOPPING
+    STOPPING = (stopping[0], stopping[1])
+    os.setsid()
+    command._whole_process = whole
     given = ["prepare", "--corpus", *corpus.corpus, "--evaluation-pairs", "12", "--vocabulary", "300"]
-    stopping = patch.object(build, "hash_texts", stopping_hashes)
-    with stopping, (folder / "said").open("w", encoding="utf-8") as sys.stderr:
+    said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT)
+    os.dup2(said, 2)
+    stopped = patch.object(build, "hash_texts", stopping_hashes)
+    with stopped, os.fdopen(said, "w", encoding="utf-8") as sys.stderr:
         status = main([*given, "--workers", "2", "--output", str(folder / "made")])
     os._exit(status)
 
 
-def test_a_signal_ends_a_preparation_in_one_line_with_its_workers(tmp_path: Path, corpus: Data) -> None:
-    assert end_of(forked(prepare_as_a_command, corpus, tmp_path)) == 128 + signal.SIGTERM
-    *_, said = (tmp_path / "said").read_text(encoding="utf-8").strip().splitlines()
-    assert said.startswith("python -m ctloss.train prepare: stopped by SIGTERM ")
-    assert said.endswith("what is finished is kept: give the command again to go on")
+@pytest.mark.parametrize("whole", [True, False], ids=["a process of its own", "within another"])
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to it", "to all"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_ends_a_preparation_in_one_line_with_its_workers(
+    tmp_path: Path, corpus: Data, number: int, send: Callable[[int, int], None], whole: bool
+) -> None:
+    # Every process of it has the end to write to.
+    reading, writing = os.pipe()
+    stopped = forked(prepare_as_a_command, corpus, tmp_path, whole, number, send)
+    os.close(writing)
+    assert end_of(stopped) == 128 + number
+    text = (tmp_path / "said").read_text(encoding="utf-8")
+    # Each worker sends one: the second may come while a bar is closed.
+    assert text.count("stopped by") == 1
+    assert text.endswith(
+        f"python -m ctloss.train prepare: stopped by {signal.Signals(number).name} before the end; what is finished is "
+        "kept: give the command again to go on\n"
+    )
+    assert "Traceback" not in text
+    assert select.select([reading], [], [], 30)[0]
+    assert os.read(reading, 1) == b""
+    os.close(reading)
     prepare(corpus, SMALL, tmp_path / "made", workers=1, say=Mock())
+
+
+def interrupted_hashes(table: pa.Table, first: int) -> pa.Table:
+    """In the second worker's first rows interrupts all processes, as Ctrl+C does."""
+    if parent_process() is not None and first:
+        os.killpg(0, signal.SIGINT)
+    return hash_texts(table, first)
+
+
+def prepare_and_be_interrupted(corpus: Data, folder: Path) -> None:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with patch.object(build, "hash_texts", interrupted_hashes), pytest.raises(KeyboardInterrupt):
+        prepare(corpus, SMALL, folder, workers=2, say=Mock())
+
+
+def test_an_interrupted_preparation_raises_what_python_raises(tmp_path: Path, corpus: Data) -> None:
+    assert end_of(forked(prepare_and_be_interrupted, corpus, tmp_path / "made")) == 0
+    prepare(corpus, SMALL, tmp_path / "made", workers=2, say=Mock())
+
+
+def dying_hashes(table: pa.Table, first: int) -> pa.Table:
+    """In a worker dies, as for want of memory."""
+    if parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return hash_texts(table, first)
+
+
+def refusing_hashes(table: pa.Table, first: int) -> pa.Table:
+    raise DataError(f"row {first}: expected another")
+
+
+@pytest.mark.parametrize(
+    ("hashes", "said"),
+    [
+        (dying_hashes, r"made: expected workers that end their work, got one that died; take fewer workers if memory"),
+        (refusing_hashes, "^row [0-9]+: expected another$"),
+    ],
+    ids=["dies", "refuses"],
+)
+def test_what_ends_a_worker_is_told(
+    tmp_path: Path, corpus: Data, hashes: Callable[[pa.Table, int], pa.Table], said: str
+) -> None:
+    with patch.object(build, "hash_texts", hashes), pytest.raises(DataError, match=said):
+        prepare(corpus, SMALL, tmp_path / "made", workers=2, say=Mock())
+    prepare(corpus, SMALL, tmp_path / "made", workers=2, say=Mock())

@@ -127,7 +127,7 @@ def test_a_signal_in_the_last_step_is_no_finished_run(
 
 def test_other_threads_leave_handlers_alone_and_ignored_signals_stay_ignored() -> None:
     def hearing() -> list[Callable[..., Any] | int | None]:
-        with Signals():
+        with Signals("", ""):
             return [signal.getsignal(number) for number in HEARD]
 
     before = [signal.getsignal(number) for number in HEARD]
@@ -156,7 +156,7 @@ def test_a_signal_that_comes_while_an_object_is_removed_is_kept() -> None:
         def __del__(self) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with Signals() as signals:
+    with Signals("", "") as signals:
         one = Last()
         del one
         assert signals.received == signal.SIGTERM
