@@ -247,10 +247,12 @@ class Sigmoid(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         x, y, temperature, bias = tensors
         inputs = Inputs(x, y, temperature, bias, ids)
-        loss, ctx.solved = _loss(inputs, Call(chosen.problem, ctx.needs), chosen)
+        loss, solved = _loss(inputs, Call(chosen.problem, ctx.needs), chosen)
+        # Without the losses: they lead to this node, and would keep it and themselves alive.
+        ctx.held = None if solved is None else solved[1:]
         ctx.rest = chosen, [None if isinstance(one, Tensor) else one for one in tensors]
         # So that a change of what is read again is noticed, and a second derivative reaches the inputs.
-        read_again = ids if ctx.solved is None else None
+        read_again = ids if solved is None else None
         ctx.save_for_backward(read_again, *[one for one in tensors if isinstance(one, Tensor)])
         return loss
 
@@ -264,9 +266,10 @@ class Sigmoid(torch.autograd.Function):
         x, y, temperature, bias = [next(saved) if one is None else one for one in numbers]
         inputs = Inputs(x, y, temperature, bias, ids)
         # Freed like saved tensors: a loss that is kept for its value keeps nothing else.
-        solved, last = ctx.solved, not torch._C._autograd._get_current_graph_task_keep_graph()
+        solved = None if ctx.held is None else Solved(upstream, *ctx.held)
+        last = not torch._C._autograd._get_current_graph_task_keep_graph()
         if last:
-            ctx.solved = None
+            ctx.held = None
         if last and unwatched(upstream) and not torch.is_grad_enabled():
             # The usual call, in few steps.
             found = _direct_gradients(solved, inputs, Call(chosen.problem, ctx.needs), chosen, True, upstream)

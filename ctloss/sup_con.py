@@ -174,7 +174,8 @@ class Solved(torch.autograd.Function):
     ) -> Tensor:
         ctx.needs = ctx.needs_input_grad[4:]
         ctx.set_materialize_grads(False)
-        ctx.solved, ctx.rest = solved, (problem, number)
+        # Without the loss: it leads to this node, and would keep it and itself alive.
+        ctx.held, ctx.rest = solved[1:], (problem, number)
         # So that a change of what is read again is noticed, and a second derivative reaches the inputs.
         read_again = labels if problem.reduction == "none" else None
         ctx.save_for_backward(read_again, x, *((tau,) if isinstance(tau, Tensor) else ()))
@@ -184,12 +185,12 @@ class Solved(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 6
-        # Freed like saved tensors: a loss that is kept for its value keeps nothing else.
-        solved, last = ctx.solved, not torch._C._autograd._get_current_graph_task_keep_graph()
-        if last:
-            ctx.solved = None
-        last = last and unwatched(upstream) and not torch.is_grad_enabled()
         (labels, *inputs), (problem, number) = ctx.saved_tensors, ctx.rest
+        # Freed like saved tensors: a loss that is kept for its value keeps nothing else.
+        solved, last = native.Solved(upstream, *ctx.held), not torch._C._autograd._get_current_graph_task_keep_graph()
+        if last:
+            ctx.held = None
+        last = last and unwatched(upstream) and not torch.is_grad_enabled()
         run = partial(_gradients, solved, labels, problem, number, inputs, ctx.needs, last)
         if last:
             return None, None, None, None, *run(upstream, None)

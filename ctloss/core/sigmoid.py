@@ -70,6 +70,5 @@ def slope_of_scalar(scalar: float | Tensor, slope: Tensor | None, factor: float 
     assert slope is not None
     if isinstance(factor, float) and slope.device.type == "cpu":
         # Operations on single numbers cost a small batch more than its pairs do.
-        found = torch.tensor(slope.item() * (factor / SCALE), dtype=scalar.dtype, device=scalar.device)
-        return found.reshape(scalar.shape) if scalar.ndim else found
+        return torch.full(scalar.shape, slope.item() * (factor / SCALE), dtype=scalar.dtype, device=scalar.device)
     return (slope * (factor / SCALE)).to(scalar.device, scalar.dtype).reshape(scalar.shape)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -220,6 +222,29 @@ def test_the_operator_and_the_direct_call_are_one(impl: str, reduction: str, mon
         assert all(map(torch.equal, *answers))
     # The operator's backward forms the logits again, possibly in another order.
     torch.testing.assert_close(*answers)
+
+
+@pytest.mark.parametrize("impl", PATHS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("loss", ["cz_nce", "info_nce", "sig_lip", "sup_con"])
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_a_loss_that_is_dropped_is_freed_at_once(impl: str, reduction: str, loss: str, differentiated: bool) -> None:
+    x, y = batch()
+    second = y if loss != "sup_con" else torch.arange(6, device=DEVICE) // 2
+    tau = torch.tensor(0.1, requires_grad=True)
+    found = getattr(ctloss, loss)(x, second, temperature=tau, reduction=reduction, impl=impl)
+    if differentiated:
+        found.sum().backward(retain_graph=True)
+    freed = weakref.ref(found)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        del found
+        # In no circle, which only a search for garbage would find.
+        assert freed() is None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @pytest.mark.parametrize("impl", PATHS)
