@@ -43,6 +43,7 @@ EXACT: list[tuple[str, str, dict[str, Any]]] = [
     ("lightly", "DCLWLoss", {"temperature": 0.3}),
     ("open_clip", "ClipLoss", {"gather_with_grad": True}),
     ("open_clip", "ClipLoss", {"gather_with_grad": True, "local_loss": True}),
+    ("open_clip", "CoCaLoss", {"caption_loss_weight": 2.0, "clip_loss_weight": 0.5, "gather_with_grad": True}),
     ("open_clip", "SigLipLoss", {"dist_impl": "bidir"}),
     ("open_clip", "SigLipLoss", {"dist_impl": "gather"}),
 ]

@@ -39,11 +39,23 @@ def criterion(library: str, name: str, ours: bool, options: dict[str, Any], grou
     if library == "open_clip":
         options = options | {"rank": dist.get_rank(group), "world_size": dist.get_world_size(group)}
         made = getattr(open_clip, name) if ours else peers.loss_class("open_clip_torch", "open_clip.loss", name)
-        return made(**options)
+        loss = made(**options)
+        return captioned(loss) if name == "CoCaLoss" else loss
     torch.manual_seed(dist.get_rank(group))
     made = getattr(lightly, name) if ours else peers.loss_class("lightly", f"lightly.loss.{LIGHTLY[name]}", name)
     loss = made(gather_distributed=True, **options)
     return lambda image, text, scale, bias: loss(image, text) + 0.0 * (scale + bias)
+
+
+def captioned(loss: Any) -> Any:
+    """The sum of CoCa's losses, with captions of two words, of which the second does not count."""
+
+    def call(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        labels = torch.stack([1 + torch.arange(len(image)), torch.zeros(len(image), dtype=torch.long)], dim=1)
+        contrastive, caption = loss(image, text, torch.stack([3.0 * image, text], dim=1), labels, scale)
+        return contrastive + caption + 0.0 * bias
+
+    return call
 
 
 def trained(
