@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from ..losses import info_nce
 from ..sig_lip import sig_lip
+from .distillation import beyond_positives
 from .numbers import positive, widened
 from .overrides import Uncalled
 from .processes import mean_over_ranks, world
 
 Outputs = Tensor | dict[str, Tensor]
 IMPLEMENTATIONS = (None, "bidir", "shift", "reduce", "gather")
-_ROWS_OF_TEACHER = 256
 
 
 class _AcrossRanks(Uncalled, nn.Module):
@@ -198,10 +198,8 @@ class DistillClipLoss(ClipLoss):
 
     With P the teacher's softmax, the second loss of a row is lse_i − Σ_j P_ij s_ij, and the first lse_i − s_ii. They
     differ by what is linear in the logits: a product of each row with a mean of the others, which P makes, formed a
-    panel of rows at a time. No matrix is kept. Arguments are those of :class:`ClipLoss`; several ranks are refused.
-
-    Raises:
-        ValueError: with a ``world_size`` above 1, or as :class:`ClipLoss`.
+    panel of rows at a time. No matrix is kept. Arguments are those of :class:`ClipLoss`. Several ranks must bring as
+    many rows each; these and the teacher's are gathered.
 
     Example:
         >>> rows, scale = torch.eye(2), torch.tensor(2.0)
@@ -211,22 +209,6 @@ class DistillClipLoss(ClipLoss):
     """
 
     uncalled = (*_AcrossRanks.uncalled, "dist_loss")
-
-    def __init__(
-        self,
-        local_loss: bool = False,
-        gather_with_grad: bool = False,
-        cache_labels: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-        use_horovod: bool = False,
-    ) -> None:
-        super().__init__(local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod)
-        if self.world_size > 1:
-            raise ValueError(
-                f"world_size: expected 1 for DistillClipLoss, got {self.world_size}; the teacher's part is not formed "
-                "across ranks: take open_clip's class for it, or this one with each rank's own negatives"
-            )
 
     def forward(  # type: ignore[override]
         self,
@@ -245,46 +227,16 @@ class DistillClipLoss(ClipLoss):
                     f"{name}: expected a teacher's rows without a gradient, got rows that require one; run the teacher "
                     "under torch.no_grad()"
                 )
-        tau = _temperature(logit_scale)
-        contrastive = info_nce(image_features, text_features, temperature=tau, normalize=False, negatives="cross")
+        tau, group = _temperature(logit_scale), self.group()
+        contrastive = info_nce(
+            image_features, text_features, temperature=tau, normalize=False, negatives="cross", group=group
+        )
         teacher = dist_image_features, dist_text_features, dist_logit_scale
-        if torch.is_autocast_enabled(image_features.device.type):
-            with torch.autocast(image_features.device.type, enabled=False):
-                beyond = _BeyondPositives.apply(image_features, text_features, *teacher)
-        else:
-            beyond = _BeyondPositives.apply(image_features, text_features, *teacher)
+        beyond = beyond_positives(image_features, text_features, *teacher, across=group is not None)
         distill = contrastive - beyond / tau
+        if group is not None and not self.local_loss:
+            contrastive, distill = mean_over_ranks(contrastive), mean_over_ranks(distill)
         return {"contrastive_loss": contrastive, "distill_loss": distill} if output_dict else (contrastive, distill)
-
-
-class _BeyondPositives(torch.autograd.Function):
-    """Σ_ij (P_ij + Q_ij − 2 [i = j]) ⟨x_i, y_j⟩ / 2n, P the teacher's softmax over texts, Q that over images."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, teacher_x: Tensor, teacher_y: Tensor, scale: float | Tensor) -> Tensor:
-        own, other = map(widened, (x, y))
-        teacher_x, teacher_y = teacher_x.to(own.dtype), teacher_y.to(own.dtype)
-        panels = [slice(start, start + _ROWS_OF_TEACHER) for start in range(0, len(x), _ROWS_OF_TEACHER)]
-        if len(panels) > 1:
-            lse = torch.stack([(teacher_x[panel] @ teacher_y.T * scale).logsumexp(0) for panel in panels]).logsumexp(0)
-        of_x, of_y = torch.empty_like(own), own * -2.0
-        for panel in panels:
-            logits = (teacher_x[panel] @ teacher_y.T).mul_(scale)
-            weights = logits.softmax(1)
-            weights += logits.softmax(0) if len(panels) == 1 else (logits - lse).exp_()
-            torch.addmm(other[panel], weights, other, beta=-2.0, out=of_x[panel])
-            of_y.addmm_(weights.T, own[panel])
-        share = 1 / (2 * len(x))
-        ctx.save_for_backward(of_x, of_y)
-        ctx.share, ctx.dtypes = share, (x.dtype, y.dtype)
-        return torch.dot(own.flatten(), of_x.flatten()) * share
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        factor = upstream * ctx.share
-        found = [(of_side * factor).to(dtype) for of_side, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-        return *found, None, None, None
 
 
 class SigLipLoss(_AcrossRanks):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def world() -> int:
@@ -18,11 +21,42 @@ def group_of(wanted: bool) -> str | None:
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """The rows of all ranks, as many of each, in the order of the ranks; without a gradient."""
+    """The rows of all ranks, as many of each, in the order of the ranks; without a gradient.
+
+    Raises:
+        ValueError: on every rank, where ranks have different numbers of rows.
+    """
     rows = rows.detach().contiguous()
+    sizes = [torch.empty(1, dtype=torch.int64, device=rows.device) for _ in range(world())]
+    dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
+    if len(set(counts := [int(size) for size in sizes])) > 1:
+        raise ValueError(
+            f"rows: expected as many on every rank, got {', '.join(map(str, counts))}; drop the last batch, as "
+            "drop_last=True of a DataLoader does"
+        )
     every = [torch.empty_like(rows) for _ in range(world())]
     dist.all_gather(every, rows)
     return torch.cat(every)
+
+
+def gathered_with_gradient(rows: Tensor) -> Tensor:
+    """The same; the gradient of a rank's own rows is the sum of what all ranks make of them."""
+    found: Tensor = _Gathered.apply(rows)
+    return found
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.rows = len(rows)
+        return gathered(rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.narrow(0, dist.get_rank() * ctx.rows, ctx.rows)
 
 
 def mean_over_ranks(loss: Tensor) -> Tensor:

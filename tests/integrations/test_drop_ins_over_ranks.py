@@ -12,7 +12,7 @@ from benchmarks import peers
 from ctloss.integrations import lightly, open_clip
 from support.calls import present
 from support.integrations.drop_ins import rows
-from support.integrations.ranks import ROWS, Encoder, banks, trained
+from support.integrations.ranks import ROWS, Encoder, banks, trained, unequal
 from support.ranks.pool import LARGEST, Pool, shared
 
 pytestmark = pytest.mark.numeric
@@ -44,6 +44,8 @@ EXACT: list[tuple[str, str, dict[str, Any]]] = [
     ("open_clip", "ClipLoss", {"gather_with_grad": True}),
     ("open_clip", "ClipLoss", {"gather_with_grad": True, "local_loss": True}),
     ("open_clip", "CoCaLoss", {"caption_loss_weight": 2.0, "clip_loss_weight": 0.5, "gather_with_grad": True}),
+    ("open_clip", "DistillClipLoss", {"gather_with_grad": True}),
+    ("open_clip", "DistillClipLoss", {"gather_with_grad": True, "local_loss": True}),
     ("open_clip", "SigLipLoss", {"dist_impl": "bidir"}),
     ("open_clip", "SigLipLoss", {"dist_impl": "gather"}),
 ]
@@ -73,6 +75,12 @@ def test_clip_without_gather_with_grad_has_the_gradient_of_one_process(pool: Poo
                 torch.testing.assert_close(WORLD * of_encoder, wanted, rtol=1e-9, atol=1e-11)
     if not options:
         torch.testing.assert_close(mine[0][0][0], value)
+
+
+def test_ranks_with_different_numbers_of_rows_are_told(pool: Pool) -> None:
+    sizes = ", ".join(str(ROWS + rank) for rank in range(WORLD))
+    for said in pool.run(WORLD, unequal):
+        assert said.startswith(f"rows: expected as many on every rank, got {sizes}; drop the last batch")
 
 
 def test_every_rank_s_bank_takes_the_rows_of_all(pool: Pool) -> None:

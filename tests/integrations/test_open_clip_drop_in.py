@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import peers
+from ctloss.integrations import distillation
 from ctloss.integrations import open_clip as ours
 from support.calls import present
 from support.integrations.drop_ins import rows, same_numbers, same_training, value_and_gradients
@@ -57,7 +58,7 @@ def test_a_bias_cancels_in_a_softmax_and_keeps_its_place_in_the_graph() -> None:
 @pytest.mark.parametrize("which", ["contrastive_loss", "distill_loss"])
 def test_distillation(which: str, dtype: torch.dtype, panel: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both losses, the teacher narrower than the student, its matrix in one panel or in several."""
-    monkeypatch.setattr(ours, "_ROWS_OF_TEACHER", panel)
+    monkeypatch.setattr(distillation, "ROWS", panel)
     teacher = [rows(19, 5, dtype=dtype, seed=seed, unit=True) for seed in (2, 3)]
     numbers = torch.tensor(14.0, dtype=dtype), torch.tensor(9.0, dtype=dtype)
 
@@ -112,7 +113,6 @@ def test_same_training_with_a_teacher() -> None:
         (lambda: ours.ClipLoss(use_horovod=True), "use_horovod: expected False, got True; start.*torchrun"),
         (lambda: ours.ClipLoss(rank=2, world_size=2), "rank: expected 0 to world_size - 1, got 2 of 2"),
         (lambda: ours.SigLipLoss(dist_impl="ring"), "dist_impl: expected one of None, 'bidir'.*got 'ring'"),
-        (lambda: ours.DistillClipLoss(world_size=2), "world_size: expected 1 for DistillClipLoss, got 2"),
         (lambda: ours.ClipLoss()(torch.eye(2), torch.eye(2), -1.0), "logit_scale: expected a positive number, got -1"),
         (
             lambda: ours.DistillClipLoss()(*[torch.eye(2)] * 2, 1.0, *[torch.eye(2, requires_grad=True)] * 2, 1.0),

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ...contrast import Contrast
@@ -17,7 +16,7 @@ from ...core.units import unit_rows
 from ...objectives import epsilon_nce
 from ..numbers import positive, widened
 from ..overrides import Uncalled
-from ..processes import gathered, group_of
+from ..processes import gathered_with_gradient, group_of
 from . import citations
 from .mini_batches import own_copy
 from .ranking import embedded
@@ -137,8 +136,7 @@ class GISTEmbedLoss(Uncalled, nn.Module):
     def _gathered(self, columns: list[Tensor]) -> list[Tensor]:
         if group_of(self.gather_across_devices) is None:
             return columns
-        found: list[Tensor] = [_Gathered.apply(column) for column in columns[1:]]
-        return [columns[0], *found]
+        return [columns[0], *map(gathered_with_gradient, columns[1:])]
 
     def _for_guide(self, features: dict[str, Any]) -> dict[str, Any]:
         """The same texts for the guide: as they are if it reads the model's wordpieces, else tokenized again."""
@@ -222,22 +220,6 @@ class _Sides(NamedTuple):
     def of_pairs(self) -> Tensor:
         """``(n,)``: the similarity of each pair."""
         return (self.own[0] * self.own[1]).sum(1)
-
-
-class _Gathered(torch.autograd.Function):
-    """The rows of all ranks; the gradient of a rank's own is the sum of what all ranks make of them."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.rows = len(rows)
-        return gathered(rows)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        torch.distributed.all_reduce(total)
-        return total.narrow(0, torch.distributed.get_rank() * ctx.rows, ctx.rows)
 
 
 def _units(rows: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def criterion(library: str, name: str, ours: bool, options: dict[str, Any], grou
         options = options | {"rank": dist.get_rank(group), "world_size": dist.get_world_size(group)}
         made = getattr(open_clip, name) if ours else peers.loss_class("open_clip_torch", "open_clip.loss", name)
         loss = made(**options)
-        return captioned(loss) if name == "CoCaLoss" else loss
+        return WITH_MORE[name](loss) if name in WITH_MORE else loss
     torch.manual_seed(dist.get_rank(group))
     made = getattr(lightly, name) if ours else peers.loss_class("lightly", f"lightly.loss.{LIGHTLY[name]}", name)
     loss = made(gather_distributed=True, **options)
@@ -56,6 +56,20 @@ def captioned(loss: Any) -> Any:
         return contrastive + caption + 0.0 * bias
 
     return call
+
+
+def taught(loss: Any) -> Any:
+    """The sum of the losses of a student, whose teacher is narrower and goes by the rows."""
+
+    def call(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        teacher = [nn.functional.normalize(one.detach()[:, 2:] ** 2, dim=1) for one in (image, text)]
+        contrastive, distill = loss(image, text, scale, *teacher, 9.0)
+        return contrastive + 0.3 * distill + 0.0 * bias
+
+    return call
+
+
+WITH_MORE = {"CoCaLoss": captioned, "DistillClipLoss": taught}
 
 
 def trained(
@@ -78,6 +92,18 @@ def trained(
             first = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in encoder.parameters()]
         optimizer.step()
     return torch.stack(losses), first, [one.detach() for one in encoder.parameters()]
+
+
+def unequal(group: Any) -> str:
+    """What a rank is told whose rows are more or fewer than those of the others."""
+    rank, world = dist.get_rank(group), dist.get_world_size(group)
+    mine = rows(ROWS + rank, 6, dtype=torch.float32)
+    loss = open_clip.DistillClipLoss(rank=rank, world_size=world)
+    try:
+        loss(mine, mine, 5.0, mine, mine, 5.0)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def banks(group: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,98 @@
+"""What a distillation loss has beyond a contrastive one: a teacher's probabilities in place of the positives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .numbers import widened
+from .processes import gathered, gathered_with_gradient
+
+ROWS = 256
+"""Rows of the teacher's matrix that are formed at a time."""
+
+
+def beyond_positives(
+    x: Tensor, y: Tensor, teacher_x: Tensor, teacher_y: Tensor, scale: float | Tensor, *, across: bool
+) -> Tensor:
+    """Σ_ij (P_ij + Q_ij − 2 [i = j]) ⟨x_i, y_j⟩ / 2n, P the teacher's softmax over texts, Q that over images.
+
+    Args:
+        x: ``(n, d)`` images.
+        y: ``(n, d)`` texts.
+        teacher_x: ``(n, e)`` the teacher's images; it gets no gradient.
+        teacher_y: ``(n, e)`` its texts.
+        scale: what its products are multiplied by.
+        across: over all ranks, which bring as many rows each: this rank's part, P of its images over the texts of all
+            and Q of its texts over the images of all. The gradient is that of the sum of the ranks' parts.
+
+    Returns:
+        ``()`` in float32, or float64 if x is.
+
+    Example:
+        >>> rows = torch.eye(2)
+        >>> beyond_positives(rows, rows, rows, rows, 0.0, across=False)
+        tensor(-0.5000)
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        own = widened(x), widened(y)
+        teacher = teacher_x.to(own[0].dtype), teacher_y.to(own[0].dtype)
+        if across:
+            others = [gathered_with_gradient(side) for side in own]
+            of_others = [gathered(side) for side in teacher]
+            drawn = [_Drawn.apply(own[i], others[1 - i], teacher[i], of_others[1 - i], scale) for i in range(2)]
+            found: Tensor = drawn[0] + drawn[1] - 2.0 * (own[0] * own[1]).sum()
+        else:
+            found = _Both.apply(*own, *teacher, scale)
+        return found / (2 * len(x))
+
+
+def _panels(rows: Tensor) -> list[slice]:
+    return [slice(start, start + ROWS) for start in range(0, len(rows), ROWS)]
+
+
+class _Held(torch.autograd.Function):
+    """A number whose gradients of two sides are found with it."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return *[of_side * upstream for of_side in ctx.saved_tensors], None, None, None
+
+
+class _Drawn(_Held):
+    """Σ_ij P_ij ⟨rows_i, others_j⟩, P the softmax of each row's logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, others: Tensor, teacher: Tensor, other_teacher: Tensor, scale: float | Tensor
+    ) -> Tensor:
+        of_rows, of_others = torch.empty_like(rows), torch.zeros_like(others)
+        for panel in _panels(rows):
+            weights = (teacher[panel] @ other_teacher.T).mul_(scale).softmax(1)
+            torch.mm(weights, others, out=of_rows[panel])
+            of_others.addmm_(weights.T, rows[panel])
+        ctx.save_for_backward(of_rows, of_others)
+        return torch.dot(rows.flatten(), of_rows.flatten())
+
+
+class _Both(_Held):
+    """Σ_ij (P_ij + Q_ij − 2 [i = j]) ⟨x_i, y_j⟩, both probabilities from one matrix of logits."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, teacher_x: Tensor, teacher_y: Tensor, scale: float | Tensor) -> Tensor:
+        panels = _panels(x)
+        if len(panels) > 1:
+            lse = torch.stack([(teacher_x[panel] @ teacher_y.T * scale).logsumexp(0) for panel in panels]).logsumexp(0)
+        of_x, of_y = torch.empty_like(x), x * -2.0
+        for panel in panels:
+            logits = (teacher_x[panel] @ teacher_y.T).mul_(scale)
+            weights = logits.softmax(1)
+            weights += logits.softmax(0) if len(panels) == 1 else (logits - lse).exp_()
+            torch.addmm(y[panel], weights, y, beta=-2.0, out=of_x[panel])
+            of_y.addmm_(weights.T, x[panel])
+        ctx.save_for_backward(of_x, of_y)
+        return torch.dot(x.flatten(), of_x.flatten())
