@@ -6,12 +6,14 @@ whose models normalise them. Over several ranks the gradient is always that of o
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..core import checks
 from ..losses import info_nce
 from ..sig_lip import sig_lip
 from .numbers import positive, widened
@@ -20,6 +22,7 @@ from .processes import mean_over_ranks, world
 
 Outputs = Tensor | dict[str, Tensor]
 IMPLEMENTATIONS = (None, "bidir", "shift", "reduce", "gather")
+SCALE = "models pass logit_scale.exp()"
 _ROWS_OF_TEACHER = 256
 
 
@@ -31,6 +34,9 @@ class _AcrossRanks(Uncalled, nn.Module):
 
     def __init__(self, cache_labels: bool, rank: int, world_size: int) -> None:
         super().__init__()
+        for name, value in (("rank", rank), ("world_size", world_size)):
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise TypeError(f"{name}: expected an integer, got {value!r}; pass that of torchrun as int()")
         if world_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"rank: expected 0 to world_size - 1, got {rank} of {world_size}; pass those of torchrun")
         self.cache_labels, self.rank, self.world_size = cache_labels, rank, world_size
@@ -67,7 +73,7 @@ class ClipLoss(_AcrossRanks):
         use_horovod: refused.
 
     Raises:
-        ValueError: for a rank outside the ranks, or with ``use_horovod``.
+        TypeError, ValueError: for a rank outside the ranks, or with ``use_horovod``.
 
     Example:
         >>> rows = torch.eye(2)
@@ -201,7 +207,8 @@ class DistillClipLoss(ClipLoss):
     panel of rows at a time. No matrix is kept. Arguments are those of :class:`ClipLoss`; several ranks are refused.
 
     Raises:
-        ValueError: with a ``world_size`` above 1, or as :class:`ClipLoss`.
+        TypeError, ValueError: with a ``world_size`` above 1, or as :class:`ClipLoss`; in a call, for a teacher's rows
+            or scale that do not fit the student's, or require a gradient.
 
     Example:
         >>> rows, scale = torch.eye(2), torch.tensor(2.0)
@@ -239,22 +246,49 @@ class DistillClipLoss(ClipLoss):
         output_dict: bool = False,
     ) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
         """Both losses of images and texts, ``(n, d)`` each, beside the teacher's, ``(n, e)``, which get no gradient."""
-        for name, side in (("dist_image_features", dist_image_features), ("dist_text_features", dist_text_features)):
-            if side.requires_grad:
-                raise ValueError(
-                    f"{name}: expected a teacher's rows without a gradient, got rows that require one; run the teacher "
-                    "under torch.no_grad()"
-                )
         tau = _temperature(logit_scale)
         contrastive = info_nce(image_features, text_features, temperature=tau, normalize=False, negatives="cross")
-        teacher = dist_image_features, dist_text_features, dist_logit_scale
-        if torch.is_autocast_enabled(image_features.device.type):
-            with torch.autocast(image_features.device.type, enabled=False):
+        teacher = _checked_teacher(image_features, dist_image_features, dist_text_features, dist_logit_scale)
+        device = image_features.device.type
+        # The meta device has no autocast to ask for.
+        if device != "meta" and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
                 beyond = _BeyondPositives.apply(image_features, text_features, *teacher)
         else:
             beyond = _BeyondPositives.apply(image_features, text_features, *teacher)
         distill = contrastive - beyond / tau
         return {"contrastive_loss": contrastive, "distill_loss": distill} if output_dict else (contrastive, distill)
+
+
+def _checked_teacher(
+    image_features: Tensor, of_images: Tensor, of_texts: Tensor, scale: float | Tensor
+) -> tuple[Tensor, Tensor, float | Tensor]:
+    """The teacher's rows and scale.
+
+    Raises:
+        TypeError, ValueError: for rows that are no matrices of the student's number, on another device or with a
+            gradient, and for a scale that is no number or has a gradient.
+    """
+    if not isinstance(scale, Tensor):
+        scale = positive("dist_logit_scale", scale, SCALE, or_zero=True)
+    _one_element("dist_logit_scale", scale)
+    rows = {"dist_image_features": of_images, "dist_text_features": of_texts}
+    for name, side in rows.items():
+        checks.embeddings(name, side)
+        checks.same_device(name, side, image_features)
+        if len(side) != len(image_features) or side.shape[1] != of_images.shape[1]:
+            wanted = (len(image_features), of_images.shape[1])
+            raise ValueError(
+                f"{name}: expected the teacher's rows of the student's batch, {wanted}, got {tuple(side.shape)}; run "
+                "one teacher on the same batch"
+            )
+    for name, given in {**rows, "dist_logit_scale": scale}.items():
+        if isinstance(given, Tensor) and given.requires_grad:
+            raise ValueError(
+                f"{name}: expected a teacher's tensor without a gradient, got one that requires it; run the teacher "
+                "under torch.no_grad()"
+            )
+    return of_images, of_texts, scale.reshape(()) if isinstance(scale, Tensor) else scale
 
 
 class _BeyondPositives(torch.autograd.Function):
@@ -346,8 +380,15 @@ class SigLipLoss(_AcrossRanks):
         return {"contrastive_loss": loss} if output_dict else loss
 
 
+def _one_element(name: str, scale: float | Tensor) -> None:
+    """Refuse a scale for each pair, which open_clip would multiply whole columns of its logits by."""
+    if isinstance(scale, Tensor) and scale.numel() != 1:
+        raise ValueError(f"{name}: expected one element, got shape {tuple(scale.shape)}; {SCALE}")
+
+
 def _temperature(scale: float | Tensor) -> Any:
     """τ, differentiable where the scale is."""
     if isinstance(scale, Tensor):
+        _one_element("logit_scale", scale)
         return widened(scale).reciprocal()
-    return 1 / positive("logit_scale", scale, "models pass logit_scale.exp()")
+    return 1 / positive("logit_scale", scale, SCALE)
