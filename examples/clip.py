@@ -55,7 +55,8 @@ def main() -> None:
         optimizer.step()
     after = zero_shot(of_images, of_texts, *unseen)
     print(f"captions found: {before:.2f} before, {after:.2f} after")
-    print(f"scale: {1 / 0.07:.1f} before, {1 / float(criterion.current_temperature()):.1f} after")
+    with torch.no_grad():
+        print(f"scale: {1 / 0.07:.1f} before, {1 / float(criterion.current_temperature()):.1f} after")
 
 
 if __name__ == "__main__":

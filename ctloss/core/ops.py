@@ -70,7 +70,9 @@ class WithoutAutocast:
     """Disable autocast only if it is on: entering its context costs more than the products of a small batch."""
 
     def __init__(self, device_type: str) -> None:
-        self.context = torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else None
+        # The meta device has none that one could ask for.
+        enabled = device_type != "meta" and torch.is_autocast_enabled(device_type)
+        self.context = torch.autocast(device_type, enabled=False) if enabled else None
 
     def __enter__(self) -> None:
         if self.context is not None:

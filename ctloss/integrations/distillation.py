@@ -8,11 +8,50 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .numbers import widened
+from ..core import checks
+from ..core.ops import WithoutAutocast
+from .numbers import one_element, positive, widened
 from .processes import gathered, gathered_with_gradient
 
 ROWS = 256
 """Rows of the teacher's matrix that are formed at a time."""
+
+
+def checked_teacher(
+    student: Tensor, of_images: Tensor, of_texts: Tensor, scale: float | Tensor
+) -> tuple[Tensor, Tensor, float | Tensor]:
+    """The teacher's rows and scale, 0-d if it is a tensor.
+
+    Args:
+        student: ``(n, d)`` its rows of one side.
+        of_images: the teacher's images.
+        of_texts: its texts.
+        scale: what its products are multiplied by.
+
+    Raises:
+        TypeError, ValueError: for rows that are no matrices of the student's number, on another device or with a
+            gradient, and for a scale that is no number or has a gradient.
+    """
+    if not isinstance(scale, Tensor):
+        scale = positive("dist_logit_scale", scale, "models pass logit_scale.exp()", or_zero=True)
+    one_element("dist_logit_scale", scale, "one serves all pairs")
+    rows = {"dist_image_features": of_images, "dist_text_features": of_texts}
+    for name, side in rows.items():
+        checks.embeddings(name, side)
+        checks.same_device(name, side, student)
+        if len(side) != len(student) or side.shape[1] != of_images.shape[1]:
+            wanted = (len(student), of_images.shape[1])
+            raise ValueError(
+                f"{name}: expected the teacher's rows of the student's batch, {wanted}, got {tuple(side.shape)}; run "
+                "one teacher on the same batch"
+            )
+    for name, given in {**rows, "dist_logit_scale": scale}.items():
+        if isinstance(given, Tensor) and given.requires_grad:
+            raise ValueError(
+                f"{name}: expected a teacher's tensor without a gradient, got one that requires it; run the teacher "
+                "under torch.no_grad()"
+            )
+    return of_images, of_texts, scale.reshape(()) if isinstance(scale, Tensor) else scale
 
 
 def beyond_positives(
@@ -37,7 +76,7 @@ def beyond_positives(
         >>> beyond_positives(rows, rows, rows, rows, 0.0, across=False)
         tensor(-0.5000)
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with WithoutAutocast(x.device.type):
         own = widened(x), widened(y)
         teacher = teacher_x.to(own[0].dtype), teacher_y.to(own[0].dtype)
         if across:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
 from .. import objectives
+from ..core import checks
 from ..core.graphs import outside_graphs
 from ..losses import contrast, cz_nce, info_nce
 from ..objectives.formula import row_losses
@@ -50,8 +52,10 @@ class MemoryBank(nn.Module):
 
     def __init__(self, size: int | Sequence[int]) -> None:
         super().__init__()
-        self.size = (size,) if isinstance(size, int) else tuple(size)
-        if self.size != (0,) and (len(self.size) != 2 or min(self.size) < 0):
+        given = size if isinstance(size, Sequence) and not isinstance(size, str) else (size,)
+        self.size: tuple[int, ...] = tuple(given)  # type: ignore[arg-type]
+        whole = all(isinstance(one, Integral) and not isinstance(one, bool) for one in self.size)
+        if not whole or (self.size != (0,) and (len(self.size) != 2 or min(self.size) < 0)):
             raise ValueError(
                 f"memory_bank_size: expected 0 or (rows, columns), got {size!r}; such as (4096, 128) for embeddings of "
                 "128 columns"
@@ -113,6 +117,7 @@ class NTXentLoss(nn.Module):
         """The loss of two views, ``(n, d)`` each: over this rank's rows, the mean if all ranks have as many."""
         if not self.memory_bank.bank.numel():
             return info_nce(out0, out1, temperature=self.temperature, group=group_of(self.gather_distributed))
+        checks.pair(out0, out1)
         if not out0.requires_grad:
             return self._of_bank(out0, out1, self.memory_bank.bank.to(out0.device))
         loss = self._of_bank(out0, out1, self.memory_bank.snapshot(out0.device))
@@ -134,7 +139,8 @@ class DCLLoss(Uncalled, nn.Module):
         gather_distributed: negatives of all ranks.
 
     Raises:
-        TypeError, ValueError: for a temperature that is not a positive number.
+        TypeError, ValueError: for a temperature that is not a positive number, or a ``weight_fn`` that is no function
+            or returns another shape.
 
     Example:
         >>> DCLLoss(temperature=0.5)(torch.eye(2), torch.eye(2))
@@ -149,6 +155,8 @@ class DCLLoss(Uncalled, nn.Module):
     ) -> None:
         super().__init__()
         self.temperature = positive("temperature", temperature, LEARNT)
+        if weight_fn is not None and not callable(weight_fn):
+            raise TypeError(f"weight_fn: expected a function of both views, got {weight_fn!r}; pass None for DCL")
         self.weight_fn = weight_fn
         self.gather_distributed = gather_distributed
 
@@ -159,8 +167,20 @@ class DCLLoss(Uncalled, nn.Module):
             return cz_nce(out0, out1, temperature=self.temperature, group=group)
         c = contrast(out0, out1, temperature=self.temperature, group=group)
         units = [nn.functional.normalize(side, dim=1) for side in (out0, out1)]
-        weights = torch.cat((self.weight_fn(*units), self.weight_fn(*units[::-1])))
+        weights = torch.cat([self._weights(anchors, positives) for anchors, positives in (units, units[::-1])])
         return row_losses(c, lambda z, positive: z + (1 - weights) * positive).mean()
+
+    def _weights(self, anchors: Tensor, positives: Tensor) -> Tensor:
+        """What ``weight_fn`` returns for one direction, ``(n,)``."""
+        assert self.weight_fn is not None
+        found = self.weight_fn(anchors, positives)
+        if not isinstance(found, Tensor) or found.shape not in ((), (len(anchors),)):
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"weight_fn: expected a function that returns one weight a row, ({len(anchors)},), got {got}; sum or "
+                "average over the columns"
+            )
+        return found.expand(len(anchors))
 
 
 class DCLWLoss(DCLLoss):

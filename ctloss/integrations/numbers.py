@@ -30,6 +30,29 @@ def positive(name: str, value: object, advice: str, *, or_zero: bool = False) ->
     return number
 
 
+def finite(name: str, value: object, advice: str) -> float:
+    """A number of any sign, refused when the loss is made rather than when it is called.
+
+    Raises:
+        TypeError, ValueError: for what is not a finite number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a finite number, got {value!r}; {advice}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}; {advice}")
+    return float(value)
+
+
+def one_element(name: str, scale: object, advice: str) -> None:
+    """Refuse a tensor of several numbers, such as a scale for each pair.
+
+    Raises:
+        ValueError: for one.
+    """
+    if isinstance(scale, Tensor) and scale.numel() != 1:
+        raise ValueError(f"{name}: expected one element, got shape {tuple(scale.shape)}; {advice}")
+
+
 def widened(rows: Tensor) -> Tensor:
     """Rows in float32, or in their own dtype if that is wider."""
     return rows.to(torch.promote_types(rows.dtype, torch.float32))

@@ -6,6 +6,7 @@ whose models normalise them. Over several ranks the gradient is always that of o
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 
 from ..losses import info_nce
 from ..sig_lip import sig_lip
-from .distillation import beyond_positives
-from .numbers import positive, widened
+from .distillation import beyond_positives, checked_teacher
+from .numbers import one_element, positive, widened
 from .overrides import Uncalled
 from .processes import mean_over_ranks, world
 
 Outputs = Tensor | dict[str, Tensor]
 IMPLEMENTATIONS = (None, "bidir", "shift", "reduce", "gather")
+SCALE = "models pass logit_scale.exp()"
 
 
 class _AcrossRanks(Uncalled, nn.Module):
@@ -31,6 +33,9 @@ class _AcrossRanks(Uncalled, nn.Module):
 
     def __init__(self, cache_labels: bool, rank: int, world_size: int) -> None:
         super().__init__()
+        for name, value in (("rank", rank), ("world_size", world_size)):
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise TypeError(f"{name}: expected an integer, got {value!r}; pass that of torchrun as int()")
         if world_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"rank: expected 0 to world_size - 1, got {rank} of {world_size}; pass those of torchrun")
         self.cache_labels, self.rank, self.world_size = cache_labels, rank, world_size
@@ -67,7 +72,7 @@ class ClipLoss(_AcrossRanks):
         use_horovod: refused.
 
     Raises:
-        ValueError: for a rank outside the ranks, or with ``use_horovod``.
+        TypeError, ValueError: for a rank outside the ranks, or with ``use_horovod``.
 
     Example:
         >>> rows = torch.eye(2)
@@ -201,6 +206,10 @@ class DistillClipLoss(ClipLoss):
     panel of rows at a time. No matrix is kept. Arguments are those of :class:`ClipLoss`. Several ranks must bring as
     many rows each; these and the teacher's are gathered.
 
+    Raises:
+        TypeError, ValueError: as :class:`ClipLoss`; in a call, for a teacher's rows or scale that do not fit the
+            student's, or require a gradient.
+
     Example:
         >>> rows, scale = torch.eye(2), torch.tensor(2.0)
         >>> contrastive, distill = DistillClipLoss()(rows, rows, scale, rows, rows, scale)
@@ -221,17 +230,11 @@ class DistillClipLoss(ClipLoss):
         output_dict: bool = False,
     ) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
         """Both losses of images and texts, ``(n, d)`` each, beside the teacher's, ``(n, e)``, which get no gradient."""
-        for name, side in (("dist_image_features", dist_image_features), ("dist_text_features", dist_text_features)):
-            if side.requires_grad:
-                raise ValueError(
-                    f"{name}: expected a teacher's rows without a gradient, got rows that require one; run the teacher "
-                    "under torch.no_grad()"
-                )
+        teacher = checked_teacher(image_features, dist_image_features, dist_text_features, dist_logit_scale)
         tau, group = _temperature(logit_scale), self.group()
         contrastive = info_nce(
             image_features, text_features, temperature=tau, normalize=False, negatives="cross", group=group
         )
-        teacher = dist_image_features, dist_text_features, dist_logit_scale
         beyond = beyond_positives(image_features, text_features, *teacher, across=group is not None)
         distill = contrastive - beyond / tau
         if group is not None and not self.local_loss:
@@ -301,5 +304,6 @@ class SigLipLoss(_AcrossRanks):
 def _temperature(scale: float | Tensor) -> Any:
     """τ, differentiable where the scale is."""
     if isinstance(scale, Tensor):
+        one_element("logit_scale", scale, SCALE)
         return widened(scale).reciprocal()
-    return 1 / positive("logit_scale", scale, "models pass logit_scale.exp()")
+    return 1 / positive("logit_scale", scale, SCALE)

@@ -59,8 +59,10 @@ class _Cosines(Uncalled):
         positive("temperature", tau.item() if isinstance(tau, Tensor) else tau, "0.07 is usual")
 
     @staticmethod
-    def check_labels(labels: Tensor | None, indices_tuple: Any) -> None:
-        """Refuse a call without labels or pairs, and labels that are no integers.
+    def checked_labels(
+        labels: Tensor | None, ref_labels: Tensor | None, indices_tuple: Any
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Both labels as integers; refuses a call without labels or pairs, and labels that are fractions.
 
         Raises:
             TypeError, ValueError: for those.
@@ -69,6 +71,11 @@ class _Cosines(Uncalled):
             raise ValueError("labels: expected one for each row, or an indices_tuple, got neither; pass one of them")
         if labels is not None and labels.is_floating_point():
             raise TypeError(f"labels: expected integers, got {labels.dtype}; pass labels.long()")
+        own, others = (
+            given.long() if given is not None and given.dtype == torch.bool else given for given in (labels, ref_labels)
+        )
+        # The library tells by identity whether references are the rows themselves.
+        return own, own if ref_labels is labels else others
 
     @property
     def cosines(self) -> bool:
@@ -116,7 +123,7 @@ class NTXentLoss(_Cosines, theirs.NTXentLoss):
         self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
     ) -> dict[str, Any]:
         """What the library's reducers take; see its documentation."""
-        self.check_labels(labels, indices_tuple)
+        labels, ref_labels = self.checked_labels(labels, ref_labels, indices_tuple)
         if indices_tuple is None and labels is not None and ref_labels is not None:
             if ref_emb is embeddings:
                 sides = _two_a_label(labels)
@@ -193,7 +200,7 @@ class SupConLoss(_Cosines, theirs.SupConLoss):
         self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
     ) -> dict[str, Any]:
         """What the library's reducers take; see its documentation."""
-        self.check_labels(labels, indices_tuple)
+        labels, ref_labels = self.checked_labels(labels, ref_labels, indices_tuple)
         if indices_tuple is None and ref_emb is embeddings and labels is not None:
             if not bool((labels != labels[:1]).any()):
                 return self.zero_losses()

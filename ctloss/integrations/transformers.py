@@ -8,6 +8,7 @@ sides: :class:`ContrastiveTrainer` with a :class:`PairCollator`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -71,6 +72,8 @@ class PairLoss:
         accumulation_steps: int | None = None,
         **options: Any,
     ) -> None:
+        if isinstance(accumulation_steps, bool) or not isinstance(accumulation_steps, Integral | None):
+            raise TypeError(f"accumulation_steps: expected an integer, got {accumulation_steps!r}; pass Trainer's")
         if accumulation_steps is not None and accumulation_steps < 1:
             raise ValueError(f"accumulation_steps: expected at least 1, got {accumulation_steps}; pass Trainer's")
         self.x, self.y, self.loss, self.options = x, y, without_parameters(loss), options
@@ -129,10 +132,18 @@ class ContrastiveMixin:
             raise ValueError(f"pooling: expected one of {', '.join(POOLINGS)} or a function, got {pooling!r}")
         if options.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func: expected none beside loss=, got one; pass it to a plain Trainer")
+        if not isinstance(loss_options, Mapping | None):
+            raise TypeError(f"loss_options: expected a dict of the loss's options, got {loss_options!r}; name each")
         self.sides, self.pooling, self.outputs = tuple(sides), pooling, outputs
         self.pair_loss, self.loss_options = without_parameters(loss), dict(loss_options or {})
         super().__init__(*arguments, **options)
         settings = self.args  # type: ignore[attr-defined]
+        tokenizer = getattr(self, "processing_class", None)
+        collated = options.get("data_collator") is not None or (len(arguments) > 2 and arguments[2] is not None)
+        if outputs is None and not collated:
+            usual: Any = self.data_collator  # type: ignore[has-type]
+            made = partial(_tokenized, self.sides, usual) if tokenizer is None else PairCollator(tokenizer, self.sides)
+            self.data_collator: Any = made
         if settings.remove_unused_columns and outputs is None:
             raise ValueError(
                 "remove_unused_columns: expected False, got True, which removes the columns of both sides; pass "
@@ -198,7 +209,8 @@ class ContrastiveTrainer(ContrastiveMixin, Trainer):
 
     Args:
         sides: the columns; a batch has ``query_input_ids``, ``query_attention_mask`` and so on, from
-            :class:`PairCollator`. The same name twice encodes a text twice: with dropout SimCSE (arXiv 2104.08821).
+            :class:`PairCollator`, which is also what a tokenizer as ``processing_class`` comes to without a
+            ``data_collator``. The same name twice encodes a text twice: with dropout SimCSE (arXiv 2104.08821).
         loss: :func:`ctloss.info_nce`, :func:`ctloss.cz_nce`, or another function of x and y, a mean.
         loss_options: the loss's, such as ``{"temperature": 0.05, "group": "world"}``. Integer ``labels`` of the batches
             are passed as ``ids``: rows of one label are no negatives.
@@ -228,6 +240,10 @@ class PairCollator:
     def __init__(
         self, tokenizer: Any, sides: Sequence[str] = ("query", "document"), max_length: int | None = None
     ) -> None:
+        if not callable(tokenizer):
+            raise TypeError(
+                f"tokenizer: expected one of transformers, got {tokenizer!r}; AutoTokenizer.from_pretrained makes one"
+            )
         self.tokenizer, self.sides, self.max_length = tokenizer, tuple(dict.fromkeys(sides)), max_length
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -247,8 +263,25 @@ class PairCollator:
         return batch
 
 
+def _tokenized(sides: Sequence[str], collator: Any, rows: Sequence[Any]) -> Any:
+    """A batch by Trainer's own collator, which drops texts, or fails at a list of them.
+
+    Raises:
+        TypeError: for rows that have a column of a side as it is.
+    """
+    for side in sides:
+        if rows and isinstance(rows[0], Mapping) and side in rows[0]:
+            raise TypeError(
+                f"data_collator: expected one that tokenizes the column {side!r}, got none; pass "
+                "data_collator=PairCollator(tokenizer, sides), or processing_class=tokenizer"
+            )
+    return collator(rows)
+
+
 def without_parameters(loss: Loss) -> Loss:
-    """Refuse a loss that has something to learn: Trainer's optimiser takes the model's parameters only."""
+    """Refuse what is no function, and a loss that has something to learn: Trainer's optimiser would not see it."""
+    if not callable(loss):
+        raise TypeError(f"loss: expected a function, got {loss!r}; pass ctloss.info_nce itself, or ctloss.cz_nce")
     if isinstance(loss, nn.Module) and any(one.requires_grad for one in loss.parameters()):
         raise TypeError(
             "loss: expected one without parameters, got a module with some, which Trainer's optimiser would not see; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -107,6 +108,9 @@ def test_the_bank_is_not_saved_and_moves_with_the_loss() -> None:
         ({"temperature": 0.0}, "temperature: expected a positive number, got 0"),
         ({"memory_bank_size": 4096}, r"memory_bank_size: expected 0 or \(rows, columns\), got 4096"),
         ({"memory_bank_size": (4, -1)}, r"memory_bank_size: expected 0 or \(rows, columns\)"),
+        ({"memory_bank_size": (4.0, 2)}, r"memory_bank_size: expected 0 or \(rows, columns\), got \(4.0, 2\)"),
+        ({"memory_bank_size": "64"}, r"memory_bank_size: expected 0 or \(rows, columns\), got '64'"),
+        ({"memory_bank_size": None}, r"memory_bank_size: expected 0 or \(rows, columns\), got None"),
     ],
 )
 def test_mistakes_are_told(options: dict[str, Any], said: str) -> None:
@@ -117,3 +121,23 @@ def test_mistakes_are_told(options: dict[str, Any], said: str) -> None:
 def test_a_tensor_is_no_temperature() -> None:
     with pytest.raises(TypeError, match="learnable_temperature=True"):
         ours.DCLLoss(temperature=torch.tensor(0.1))
+
+
+def test_arrays_are_no_rows_of_a_bank_either() -> None:
+    x = rows(5, 6)
+    for options in ({}, {"memory_bank_size": (8, 6)}):
+        with pytest.raises(TypeError, match=r"x: expected a torch.Tensor of shape \(n, d\), got ndarray"):
+            ours.NTXentLoss(**options)(x.numpy(), x)
+
+
+def test_weights_are_one_a_row() -> None:
+    x, y = rows(5, 6), rows(5, 6, seed=1)
+    torch.testing.assert_close(
+        ours.DCLLoss(weight_fn=lambda a, b: torch.tensor(0.5))(x, y),
+        ours.DCLLoss(weight_fn=lambda a, b: torch.full((len(a),), 0.5))(x, y),
+    )
+    for shape in ((5, 1), (3,)):
+        with pytest.raises(ValueError, match=r"weight_fn: expected .* one weight a row, \(5,\), got"):
+            ours.DCLLoss(weight_fn=partial(lambda ones, a, b: ones, torch.ones(shape)))(x, y)
+    with pytest.raises(TypeError, match="weight_fn: expected a function of both views, got 3"):
+        ours.DCLLoss(weight_fn=3)

@@ -19,6 +19,21 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "guide" / "integrations" /
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_learnt_temperature_outlives_its_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation leaves it alone, and a checkpoint brings it back."""
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(EXAMPLE, PAGE.name, "exec"), names)
+    model, batches, contrastive = (names[name] for name in ("model", "batches", "Contrastive"))
+    monkeypatch.setattr(contrastive, "validation_step", lambda self, batch, index: None, raising=False)
+    learnt = model.criterion.current_temperature().item()
+    names["trainer"].validate(model, batches, verbose=False)
+    assert model.criterion.current_temperature().item() == learnt != pytest.approx(0.1, abs=1e-5)
+    names["trainer"].save_checkpoint(tmp_path / "saved.ckpt")
+    loaded = contrastive.load_from_checkpoint(tmp_path / "saved.ckpt", encoder=torch.nn.Linear(48, 32))
+    assert loaded.criterion.current_temperature().item() == learnt
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_the_example_trains_as_a_plain_loop() -> None:
     torch.manual_seed(0)
     names: dict[str, Any] = {"__name__": "example"}

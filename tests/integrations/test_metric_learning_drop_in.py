@@ -176,3 +176,13 @@ def test_labels_that_are_missing_or_no_integers_are_refused(name: str) -> None:
         loss(rows(4, 8, dtype=torch.float32, seed=0))
     with pytest.raises(TypeError, match=r"labels: expected integers, got torch.float32; pass labels.long\(\)"):
         loss(rows(4, 8, dtype=torch.float32, seed=0), torch.tensor([0.0, 0.0, 1.0, 1.0]))
+
+
+@pytest.mark.parametrize("name", ["NTXentLoss", "SupConLoss"])
+@pytest.mark.parametrize("labels", [[True, False] * 2, [True, True, False, True]])
+def test_two_classes_as_booleans(name: str, labels: list[bool]) -> None:
+    """As in the library; also for the labels of references."""
+    loss, x, classes = getattr(ours, name)(), rows(4, 8, seed=0), torch.tensor(labels)
+    torch.testing.assert_close(loss(x, classes), getattr(theirs, name)()(x, classes))
+    given = {"ref_emb": rows(4, 8, seed=1), "ref_labels": classes}
+    torch.testing.assert_close(loss(x, classes, **given), getattr(theirs, name)()(x, classes, **given))

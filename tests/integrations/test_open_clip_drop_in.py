@@ -116,13 +116,55 @@ def test_same_training_with_a_teacher() -> None:
         (lambda: ours.ClipLoss()(torch.eye(2), torch.eye(2), -1.0), "logit_scale: expected a positive number, got -1"),
         (
             lambda: ours.DistillClipLoss()(*[torch.eye(2)] * 2, 1.0, *[torch.eye(2, requires_grad=True)] * 2, 1.0),
-            "dist_image_features: expected a teacher's rows without a gradient",
+            "dist_image_features: expected a teacher's tensor without a gradient",
         ),
     ],
 )
 def test_mistakes_are_told(make: Callable[[], object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "kind", "said"),
+    [
+        ((torch.eye(2)[:1], torch.eye(2)[:1], 9.0), ValueError, r"dist_image_features: .*\(2, 2\), got \(1, 2\)"),
+        ((torch.eye(2), torch.eye(2)[:, :1], 9.0), ValueError, r"dist_text_features: .*\(2, 2\), got \(2, 1\)"),
+        ((torch.eye(2).numpy(), torch.eye(2), 9.0), TypeError, "dist_image_features: .* got ndarray"),
+        ((torch.eye(2), torch.eye(2).long(), 9.0), TypeError, "dist_text_features: .* got torch.int64"),
+        ((torch.eye(2), torch.eye(2), "9"), TypeError, "dist_logit_scale: expected .* got str"),
+        ((torch.eye(2), torch.eye(2), torch.ones(2)), ValueError, r"dist_logit_scale: expected one element, .*\(2,\)"),
+        (
+            (torch.eye(2), torch.eye(2), torch.tensor(9.0, requires_grad=True)),
+            ValueError,
+            "dist_logit_scale: .* torch.no_grad",
+        ),
+    ],
+)
+def test_a_teacher_that_does_not_fit(teacher: Any, kind: type[Exception], said: str) -> None:
+    with pytest.raises(kind, match=said):
+        ours.DistillClipLoss()(torch.eye(2), torch.eye(2), 1.0, *teacher)
+
+
+@pytest.mark.parametrize("name", ["ClipLoss", "SigLipLoss"])
+def test_a_scale_has_one_element(name: str) -> None:
+    with pytest.raises(ValueError, match=r"logit_scale: expected one element, got shape \(2,\)"):
+        getattr(ours, name)()(torch.eye(2), torch.eye(2), torch.ones(2), None)
+
+
+@pytest.mark.parametrize("name", ["ClipLoss", "SigLipLoss", "DistillClipLoss"])
+def test_on_the_meta_device(name: str) -> None:
+    x = torch.empty(3, 4, device="meta", requires_grad=True)
+    y, scale = torch.empty(3, 4, device="meta"), torch.empty((), device="meta")
+    found = getattr(ours, name)()(x, y, scale, *([y, y, scale] if name == "DistillClipLoss" else [None]))
+    losses = found if isinstance(found, tuple) else (found,)
+    assert [(loss.device.type, loss.shape) for loss in losses] == [("meta", torch.Size())] * len(losses)
+
+
+@pytest.mark.parametrize(("options", "said"), [({"rank": "0"}, "rank: .*got '0'"), ({"world_size": 1.0}, "world_size")])
+def test_ranks_are_integers(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        ours.SigLipLoss(**options)
 
 
 def test_ranks_without_a_process_group() -> None:

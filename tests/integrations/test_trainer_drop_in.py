@@ -210,6 +210,14 @@ def collated(*batch: dict[str, Any]) -> object:
             TypeError,
             "loss: expected one without parameters",
         ),
+        (lambda path: made(path, loss="info_nce"), TypeError, "loss: expected a function, got 'info_nce'"),
+        (lambda path: made(path, loss_options=[1]), TypeError, r"loss_options: expected a dict .*, got \[1\]"),
+        (lambda path: PairCollator(None), TypeError, "tokenizer: expected one of transformers, got None"),
+        (
+            lambda path: PairLoss(accumulation_steps=2.5),
+            TypeError,
+            r"accumulation_steps: expected an integer, got 2\.5",
+        ),
         (lambda path: PairLoss(accumulation_steps=0), ValueError, "accumulation_steps: expected at least 1, got 0"),
         (
             lambda path: PairLoss("a", "b")({"a": torch.eye(2), "b": torch.eye(2)}, None),
@@ -270,3 +278,23 @@ def test_a_column_of_the_batch_that_no_side_names_is_refused(tmp_path: Path) -> 
     trainer = made(tmp_path)
     with pytest.raises(ValueError, match="sides: expected the columns of the batch, query, document, hard, got"):
         trainer.compute_loss(model, batch)
+
+
+def test_a_tokenizer_makes_the_collator(tmp_path: Path) -> None:
+    model, tokenizer = encoder()
+    settings = arguments(tmp_path, 1, remove_unused_columns=False)
+    given: dict[str, Any] = {"train_dataset": TEXTS, "eval_dataset": TEXTS, "sides": SIDES}
+    alone = ContrastiveTrainer(model, settings, processing_class=tokenizer, **given)
+    both = ContrastiveTrainer(model, settings, PairCollator(tokenizer, SIDES, 1), processing_class=tokenizer, **given)
+    named = ContrastiveTrainer(model, settings, data_collator=PairCollator(tokenizer, SIDES), **given)
+    assert both.data_collator.max_length == 1
+    assert alone.evaluate()["eval_loss"] == named.evaluate()["eval_loss"]
+    without = ContrastiveTrainer(model, settings, **given)
+    for call in (without.train, without.evaluate):
+        with pytest.raises(TypeError, match="data_collator: expected one that tokenizes the column 'query', got none"):
+            call()
+    # Rows that are tokenized already need none.
+    ready = [{f"{side}_input_ids": [2, 5, 3], f"{side}_attention_mask": [1] * 3} for side in SIDES[:2]]
+    rows_of_tokens = [{**ready[0], **ready[1]}] * 4
+    trainer = ContrastiveTrainer(model, settings, eval_dataset=rows_of_tokens)
+    assert trainer.evaluate()["eval_loss"] > 0

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...contrast import Contrast
+from ...core import checks
 from ...core.units import unit_rows
 from ...objectives import epsilon_nce
-from ..numbers import positive, widened
+from ..numbers import finite, positive, widened
 from ..overrides import Uncalled
 from ..processes import gathered_with_gradient, group_of
 from . import citations
@@ -59,7 +60,7 @@ class GISTEmbedLoss(Uncalled, nn.Module):
         gather_across_devices: compare with the positives and negatives of all processes.
 
     Raises:
-        TypeError: for a model or a guide without a tokenizer.
+        TypeError: for a model or a guide without a tokenizer, or a number that is none.
         ValueError: for an option without meaning, or fewer than two columns.
     """
 
@@ -87,6 +88,7 @@ class GISTEmbedLoss(Uncalled, nn.Module):
         if margin_strategy not in STRATEGIES:
             raise ValueError(f"margin_strategy: expected 'absolute' or 'relative', got {margin_strategy!r}; choose one")
         positive("temperature", temperature, "0.01 is usual")
+        finite("margin", margin, "0.0 is usual")
         self.model = model
         self.guide = guide
         self.temperature = temperature
@@ -113,7 +115,8 @@ class GISTEmbedLoss(Uncalled, nn.Module):
         """The loss of the model's and the guide's embeddings, ``(n, d)`` for each column.
 
         Raises:
-            ValueError: for fewer than two columns, or another number of them from the guide.
+            ValueError: for fewer than two columns, another number of them from the guide, or positives that are not as
+                many as the anchors.
         """
         if len(embeddings) < 2:
             raise ValueError(
@@ -125,6 +128,8 @@ class GISTEmbedLoss(Uncalled, nn.Module):
                 f"guided: expected the guide's embeddings of {len(embeddings)} columns, got {len(guided)}; embed the "
                 "same columns with both"
             )
+        for one in (embeddings, guided):
+            checks.pair(*one[:2])
         wide = [_units(one) for one in embeddings]
         guides = [_units(one.detach()) for one in guided]
         sides, first = self._gathered(wide), 0

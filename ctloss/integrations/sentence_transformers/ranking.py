@@ -24,6 +24,7 @@ from .settings import (
     Similarity,
     is_cosine,
     name_of,
+    sequence,
 )
 
 try:
@@ -112,8 +113,8 @@ class MultipleNegativesRankingLoss(nn.Module):
         self.hardness_strength = hardness_strength
         self.objective = objective
         self.margin = margin
-        self.dims = None if dims is None else tuple(dims)
-        self.dim_weights = None if dim_weights is None else tuple(dim_weights)
+        self.dims = sequence("dims", dims)
+        self.dim_weights = sequence("dim_weights", dim_weights)
         self.labels_are_ids = labels_are_ids
         self._check(self.settings)
 

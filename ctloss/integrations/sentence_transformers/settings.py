@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from sentence_transformers.util import cos_sim, dot_score
@@ -47,6 +48,20 @@ def is_cosine(similarity_fct: object) -> bool:
 def name_of(similarity_fct: object) -> str:
     """How a model card calls a similarity."""
     return "cos_sim" if is_cosine(similarity_fct) else "dot_score"
+
+
+def sequence(name: str, given: Sequence[Any] | None) -> tuple[Any, ...] | None:
+    """Widths or their weights as a tuple.
+
+    Raises:
+        TypeError: for what is no sequence of numbers.
+    """
+    if given is None:
+        return None
+    found = tuple(given) if isinstance(given, Iterable) else (None,)
+    if not all(isinstance(one, Real) for one in found):
+        raise TypeError(f"{name}: expected None or several numbers, got {given!r}; pass a tuple of them")
+    return found
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from functools import partial
 from importlib.metadata import PackageNotFoundError
 from typing import Any
@@ -145,6 +146,13 @@ def test_sup_con() -> None:
 )
 def test_refused_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        ours.MultipleNegativesRankingLoss(Given(), **options)
+
+
+@pytest.mark.parametrize("options", [{"dims": 8}, {"dims": ("8",)}, {"dims": (8, 4), "dim_weights": "12"}])
+def test_widths_and_their_weights_are_several_numbers(options: dict[str, Any]) -> None:
+    *_, (name, given) = options.items()
+    with pytest.raises(TypeError, match=f"{name}: expected None or several numbers, got {re.escape(repr(given))}"):
         ours.MultipleNegativesRankingLoss(Given(), **options)
 
 

@@ -123,6 +123,12 @@ def test_refusals(tiny: Made) -> None:
         ours.GISTEmbedLoss(model, model, temperature=0)
     with pytest.raises(ValueError, match=r"columns: expected .* got 1"):
         ours.GISTEmbedLoss(model, model)(tokens(model, 3)[:1], None)
+    for margin, error in (("a", TypeError), (None, TypeError), (float("nan"), ValueError)):
+        with pytest.raises(error, match="margin: expected a finite number, got"):
+            ours.GISTEmbedLoss(model, model, margin=margin)
+    columns = [torch.eye(4), torch.eye(4)[:3]]
+    with pytest.raises(ValueError, match=r"expected two tensors of one shape \(n, d\), got \(4, 4\) and \(3, 4\)"):
+        ours.GISTEmbedLoss(model, model).compute_loss_from_embeddings(columns, columns)
 
 
 def test_card(tiny: Made) -> None:
