@@ -128,6 +128,34 @@ class Signals:
         raise stopped
 
 
+@contextmanager
+def holding_signals() -> Iterator[None]:
+    """Holds signals back until the block ends, in which worker processes are started; only in the main thread.
+
+    What a handler raises while a process is forked, Python may drop, or raise in the new process too.
+    """
+    held: list[int] = []
+    former: dict[int, Any] = {}
+    process = os.getpid()
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:
+            os._exit(128 + number)
+        held.append(number)
+
+    if threading.current_thread() is threading.main_thread():
+        former = {number: handler for number in HEARD if callable(handler := signal.getsignal(number))}
+    try:
+        for number in former:
+            signal.signal(number, hold)
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
+
+
 def ignore_signals(worker: int = 0) -> None:
     """Makes a worker process outlive signals that all processes get: its parent hears them, and decides.
 

@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("sklearn")
 
 from ctloss.evaluate import __main__ as command
-from ctloss.shared.command import HEARD
+from ctloss.shared.command import HEARD, holding_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -29,6 +29,24 @@ def test_evaluation_ends_in_one_line(
     )
     assert capsys.readouterr().err == (f"{said} to go on\n" if rank == "0" else "")
     assert [signal.getsignal(one) for one in HEARD] == before
+
+
+def test_held_signals_come_at_the_end_of_the_block() -> None:
+    heard: list[str] = []
+    former = signal.signal(signal.SIGTERM, lambda number, frame: heard.append("handler"))
+    try:
+        with holding_signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            heard.append("block")
+            if not (child := os.fork()):
+                os.kill(os.getpid(), signal.SIGTERM)
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGTERM
+        assert heard == ["block", "handler"]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == ["block", "handler", "handler"]
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 @pytest.mark.parametrize(
