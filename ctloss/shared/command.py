@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -18,6 +19,34 @@ HEARD = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1")
 _whole_process = False
 
 
+class _Stream(io.FileIO):
+    """Standard output or error, which after a signal may be written to in vain.
+
+    Ctrl+C ends ``tee`` and the like too, and a run must still save its step.
+    """
+
+    signalled = False
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            if not self.signalled:
+                raise
+            return memoryview(data).nbytes
+
+
+def _outlasting(stream: Any) -> io.TextIOWrapper:
+    """Returns a stream of the same kind to the same place."""
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Stream(stream.fileno(), "w", closefd=False)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+    )
+
+
 def as_process(main: Callable[[], int]) -> NoReturn:
     """Runs a command as the whole of its process, with threads that sleep while they wait for one another.
 
@@ -31,6 +60,7 @@ def as_process(main: Callable[[], int]) -> NoReturn:
         os.environ["OMP_WAIT_POLICY"] = "passive"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     _whole_process = True
+    sys.stdout, sys.stderr = _outlasting(sys.stdout), _outlasting(sys.stderr)
     status = main()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # Gloo's threads may still hold Python objects, and abort if they release them while the interpreter exits.
@@ -97,12 +127,14 @@ class Signals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """While the block runs, signals are kept in ``received``."""
+        """While the block runs, signals are kept in ``received``; what it has not ended for, it ends for afterwards."""
         self._deferred = True
         try:
             yield
         finally:
             self._deferred = False
+        if self.received:
+            self._hear(self.received, None)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -111,6 +143,7 @@ class Signals:
         again = self._deferred and self.received == signal.SIGINT == number
         # Kept in any case: Python drops what is raised while it removes an object, and the next step must know.
         self.received = number
+        _Stream.signalled = True
         if self._deferred and not again:
             return
         done = "(twice), so nothing more was saved" if again else self._when
@@ -121,9 +154,10 @@ class Signals:
             self._ending = True
             with suppress(RuntimeError):  # The signal came while it was written to.
                 sys.stdout.flush()
-            # Below a bar, if there is one.
             if os.environ.get("RANK", "0") == "0":
-                os.write(2, f"\n{self._command}: {stopped}\n".encode())
+                with suppress(OSError):  # Nobody reads it.
+                    # Below a bar, if there is one.
+                    os.write(2, f"\n{self._command}: {stopped}\n".encode())
             os._exit(stopped.status)
         raise stopped
 
