@@ -36,14 +36,16 @@ class _Stream(io.FileIO):
             return memoryview(data).nbytes
 
 
-def _outlasting(stream: Any) -> io.TextIOWrapper:
-    """Returns a stream of the same kind to the same place."""
+def _outlasting(stream: Any) -> Any:
+    """Returns a stream of the same kind to the same place; None, as it is where the command was started without."""
+    if stream is None:
+        return None
     stream.flush()
     return io.TextIOWrapper(
         io.BufferedWriter(_Stream(stream.fileno(), "w", closefd=False)),
         encoding=stream.encoding,
         errors=stream.errors,
-        line_buffering=stream.line_buffering,
+        line_buffering=stream.line_buffering or stream.write_through,
     )
 
 
