@@ -152,7 +152,7 @@ class Contest:
                 collate=collate,
                 tokenizer=self.tokenizer,
                 measure=lambda encoder: {},
-                signals=Signals("benchmarks.pretraining.throughput", "measure again"),
+                signals=Signals("python -m benchmarks.pretraining.throughput", "start again"),
             )
             trainer.pop_callback(ProgressLines)
             times = timed_callback()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -18,6 +19,36 @@ HEARD = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1")
 _whole_process = False
 
 
+class _Stream(io.FileIO):
+    """Standard output or error, which after a signal may be written to in vain.
+
+    Ctrl+C ends ``tee`` and the like too, and a run must still save its step.
+    """
+
+    signalled = False
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            if not self.signalled:
+                raise
+            return memoryview(data).nbytes
+
+
+def _outlasting(stream: Any) -> Any:
+    """Returns a stream of the same kind to the same place; None, as it is where the command was started without."""
+    if stream is None:
+        return None
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Stream(stream.fileno(), "w", closefd=False)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering or stream.write_through,
+    )
+
+
 def as_process(main: Callable[[], int]) -> NoReturn:
     """Runs a command as the whole of its process, with threads that sleep while they wait for one another.
 
@@ -31,6 +62,7 @@ def as_process(main: Callable[[], int]) -> NoReturn:
         os.environ["OMP_WAIT_POLICY"] = "passive"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     _whole_process = True
+    sys.stdout, sys.stderr = _outlasting(sys.stdout), _outlasting(sys.stderr)
     status = main()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # Gloo's threads may still hold Python objects, and abort if they release them while the interpreter exits.
@@ -97,12 +129,14 @@ class Signals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """While the block runs, signals are kept in ``received``."""
+        """While the block runs, signals are kept in ``received``; what it has not ended for, it ends for afterwards."""
         self._deferred = True
         try:
             yield
         finally:
             self._deferred = False
+        if self.received:
+            self._hear(self.received, None)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -111,6 +145,7 @@ class Signals:
         again = self._deferred and self.received == signal.SIGINT == number
         # Kept in any case: Python drops what is raised while it removes an object, and the next step must know.
         self.received = number
+        _Stream.signalled = True
         if self._deferred and not again:
             return
         done = "(twice), so nothing more was saved" if again else self._when
@@ -121,11 +156,40 @@ class Signals:
             self._ending = True
             with suppress(RuntimeError):  # The signal came while it was written to.
                 sys.stdout.flush()
-            # Below a bar, if there is one.
             if os.environ.get("RANK", "0") == "0":
-                os.write(2, f"\n{self._command}: {stopped}\n".encode())
+                with suppress(OSError):  # Nobody reads it.
+                    # Below a bar, if there is one.
+                    os.write(2, f"\n{self._command}: {stopped}\n".encode())
             os._exit(stopped.status)
         raise stopped
+
+
+@contextmanager
+def holding_signals() -> Iterator[None]:
+    """Holds signals back until the block ends, in which worker processes are started; only in the main thread.
+
+    What a handler raises while a process is forked, Python may drop, or raise in the new process too.
+    """
+    held: list[int] = []
+    former: dict[int, Any] = {}
+    process = os.getpid()
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:
+            os._exit(128 + number)
+        held.append(number)
+
+    if threading.current_thread() is threading.main_thread():
+        former = {number: handler for number in HEARD if callable(handler := signal.getsignal(number))}
+    try:
+        for number in former:
+            signal.signal(number, hold)
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
 
 
 def ignore_signals(worker: int = 0) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -71,8 +72,14 @@ def locked(folder: Path, *, wait: bool = False, waiting: Callable[[], None] | No
 
     Raises:
         ValueError: another process holds the lock and ``wait`` is False, or the folder cannot be written to or is on
-            a file system without locks.
+            a file system without locks; or a process that was just started runs the script of its parent.
     """
+    # As multiprocessing does, which has no public name for it. The parent has the lock, and waits for this process.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ValueError(
+            "expected a script that calls it below if __name__ == '__main__':, got one that calls it again in each "
+            "worker process; put the call there"
+        )
     open_folder(folder)
     try:
         import fcntl

@@ -139,10 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top = prepare_parser() if preparing else parser(whole_help=HELP_ALL in words)
     parsed = top.parse_args(words[preparing:])
     try:
-        if preparing:
-            _prepare(parsed, top.prog)
-        else:
-            _pretrain(parsed)
+        # A run hears for itself as soon as it has a folder to go on in.
+        with Signals(top.prog, "what is finished is kept: give the command again to go on"):
+            (_prepare if preparing else _pretrain)(parsed)
     except (RecipeError, DataError) as error:
         # Of several processes, all of which refuse, the first says so.
         if os.environ.get("RANK", "0") == "0":
@@ -152,9 +151,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if end.told:
             print(f"{top.prog}: {end}", file=sys.stderr)
         return end.status
-    except KeyboardInterrupt:
-        print(f"{top.prog}: interrupted; what is finished is kept: give the command again to go on", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -178,14 +174,12 @@ def _pretrain(parsed: argparse.Namespace) -> None:
     pretrain(recipe, parsed.output, resume=parsed.resume)
 
 
-def _prepare(parsed: argparse.Namespace, command: str) -> None:
+def _prepare(parsed: argparse.Namespace) -> None:
     data, encoder = Data(**given_options(parsed, Data)), EncoderChoice(**given_options(parsed, EncoderChoice))
     from .prepared.build import prepare
     from .prepared.folder import describe
 
-    # Heard, a signal ends the processes that prepare too.
-    with Signals(command, "what is finished is kept: give the command again to go on"):
-        print(describe(prepare(data, encoder, parsed.output, workers=parsed.workers)))
+    print(describe(prepare(data, encoder, parsed.output, workers=parsed.workers)))
 
 
 def _add_training(top: _Parser, *, whole_help: bool) -> None:

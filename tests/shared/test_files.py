@@ -186,6 +186,22 @@ def test_lock_keeps_others_out(tmp_path: Path) -> None:
         pass
 
 
+def test_a_script_that_its_worker_runs_again_does_not_wait_for_itself(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, sys; from pathlib import Path; from ctloss.shared.files import locked\n"
+        "with locked(Path(sys.argv[1]), wait=True):\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=print)\n"
+        "    process.start()\n"
+        "    process.join()\n"
+        "    print(process.exitcode)\n"
+    )
+    given = [sys.executable, str(script), str(tmp_path / "folder")]
+    done = subprocess.run(given, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "1\n"
+    assert "expected a script that calls it below if __name__ == '__main__':, got one that" in done.stderr
+
+
 def test_only_one_process_at_a_time_holds_a_waiting_lock(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     program = (

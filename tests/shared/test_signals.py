@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +14,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("sklearn")
 
 from ctloss.evaluate import __main__ as command
-from ctloss.shared.command import HEARD
+from ctloss.shared.command import HEARD, holding_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -29,6 +32,55 @@ def test_evaluation_ends_in_one_line(
     )
     assert capsys.readouterr().err == (f"{said} to go on\n" if rank == "0" else "")
     assert [signal.getsignal(one) for one in HEARD] == before
+
+
+def test_held_signals_come_at_the_end_of_the_block() -> None:
+    heard: list[str] = []
+    former = signal.signal(signal.SIGTERM, lambda number, frame: heard.append("handler"))
+    try:
+        with holding_signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            heard.append("block")
+            if not (child := os.fork()):
+                os.kill(os.getpid(), signal.SIGTERM)
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGTERM
+        assert heard == ["block", "handler"]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == ["block", "handler", "handler"]
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+PROGRAM = """
+import os, signal, sys, time
+from ctloss.shared.command import Signals, as_process
+
+def main():
+    with Signals("command", "do") as signals, signals.deferred():
+        print("ready", flush=True)
+        while not signals.received:
+            time.sleep(0.01)
+        sys.stdin.read()
+        print("in vain", flush=True)
+        print("in vain", file=sys.stderr)
+        open(sys.argv[1], "x").close()
+
+as_process(main)
+"""
+
+
+def test_a_step_is_finished_though_nobody_reads_any_more(tmp_path: Path) -> None:
+    given = [sys.executable, "-c", PROGRAM, str(tmp_path / "saved")]
+    with subprocess.Popen(given, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        process.stdout.close()
+        process.stdin.close()
+        assert process.wait(60) == 128 + signal.SIGINT
+    assert (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -16,8 +17,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from ...shared.command import ignore_signals
+from ...shared.command import holding_signals, ignore_signals
 from ...shared.files import writing_file
+from ...shared.text import DataError
 from .folder import batches_of, read_arrow
 
 # Rows that the function gets at a time: enough for a tokenizer to gain from batches, few enough to stay in cache.
@@ -121,15 +123,13 @@ class _Work:
         start = least * number + min(number, more)
         return range(start, start + least + (number < more))
 
-    def make(self, number: int, stopping: Callable[[], bool] = lambda: False) -> None:
-        """Writes the file, unless it is told to stop before a batch."""
+    def make(self, number: int) -> None:
+        """Writes the file."""
         numbers = self.stretch(number)
         rows = self.rows.slice(numbers.start, len(numbers))
         # Shared: for a moment, a worker of a process that was killed may still write the same file.
         with writing_file(self.place(number), shared=True) as path, pa.ipc.new_stream(str(path), self.schema) as writer:
             for start in range(0, len(rows), BATCH):
-                if stopping():
-                    raise InterruptedError
                 batch = rows.slice(start, BATCH).combine_chunks()
                 writer.write_table(self.function(batch, numbers.start + start))
 
@@ -154,34 +154,41 @@ def _make_in_processes(work: _Work, numbers: Sequence[int], workers: int, done: 
     stopped = context.RawValue("b", 0)
     with ProcessPoolExecutor(workers, context, _begin, (work, stopped, os.getpid())) as pool:
         try:
-            for future in as_completed([pool.submit(_make, number) for number in numbers]):
+            try:
+                with holding_signals():
+                    futures = [pool.submit(_make, number) for number in numbers]
+            except OSError as error:
+                raise DataError(
+                    f"expected a system that starts {workers} workers, got {error.strerror}; prepare with fewer "
+                    "--workers, or end other processes"
+                ) from error
+            for future in as_completed(futures):
                 done(future.result())
         except BaseException:
             stopped.value = 1
-            pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-# In a worker, what it works on, and whether it is to stop.
-_WORK: list[tuple[_Work, Any]] = []
+# What a worker works on.
+_WORK: list[_Work] = []
 
 
 def _begin(work: _Work, stopped: Any, parent: int) -> None:
-    """Begins a worker: it leaves signals to its parent, and ends with it, however that ends."""
+    """Begins a worker: it leaves signals to its parent, and ends when that ends, however it does, or says so."""
     ignore_signals()
-    _WORK.append((work, stopped))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _WORK.append(work)
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        while os.getppid() == parent and not stopped.value:
+            time.sleep(0.1)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def _make(number: int) -> int:
-    work, stopped = _WORK[-1]
-    work.make(number, lambda: bool(stopped.value))
+    _WORK[-1].make(number)
     return number
 
 

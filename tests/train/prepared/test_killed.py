@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
 import select
 import signal
@@ -240,6 +242,55 @@ def prepare_and_be_interrupted(corpus: Data, folder: Path) -> None:
 def test_an_interrupted_preparation_raises_what_python_raises(tmp_path: Path, corpus: Data) -> None:
     assert end_of(forked(prepare_and_be_interrupted, corpus, tmp_path / "made")) == 0
     prepare(corpus, SMALL, tmp_path / "made", workers=2, say=Mock())
+
+
+FORK = os.fork
+
+
+def prepare_and_be_interrupted_early(corpus: Data, folder: Path) -> None:
+    signal.alarm(30)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def fork() -> int:
+        number = FORK()
+        if number and multiprocessing.active_children():
+            os.kill(os.getpid(), signal.SIGINT)
+        return number
+
+    with patch.object(os, "fork", fork), pytest.raises(KeyboardInterrupt):
+        prepare(corpus, SMALL, folder, workers=2, say=Mock())
+    # A script that ends waits for its workers.
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
+
+
+def test_an_interrupt_while_workers_are_started_ends_them_too(tmp_path: Path, corpus: Data) -> None:
+    assert end_of(forked(prepare_and_be_interrupted_early, corpus, tmp_path / "made")) == 0
+    prepare(corpus, SMALL, tmp_path / "made", workers=2, say=Mock())
+
+
+def failing_fork() -> int:
+    """Starts the first worker, and no other."""
+    if multiprocessing.active_children():
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return FORK()
+
+
+def prepare_where_no_process_is_left(corpus: Data, folder: Path) -> None:
+    signal.alarm(30)
+    with (
+        patch.object(os, "fork", failing_fork),
+        pytest.raises(DataError, match="2 workers, got Resource temp"),
+    ):
+        prepare(corpus, SMALL, folder, workers=2, say=Mock())
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
+
+
+def test_where_a_worker_cannot_be_started_the_others_end(tmp_path: Path, corpus: Data) -> None:
+    assert end_of(forked(prepare_where_no_process_is_left, corpus, tmp_path / "made")) == 0
 
 
 def dying_hashes(table: pa.Table, first: int) -> pa.Table:

@@ -19,6 +19,7 @@ from ctloss.train import pretrain, run
 from ctloss.train.model.objective import Objective
 from ctloss.train.output import checkpoints
 from ctloss.train.reporting import probe
+from ctloss.train.reporting.logs import JSONLines
 from ctloss.train.stops import Agreement
 from support.tiny_runs import assert_same_weights, metrics, quick_recipe, write_corpus
 
@@ -123,6 +124,18 @@ def test_a_signal_in_the_last_step_is_no_finished_run(
     assert not (tmp_path / "run" / "results.json").exists()
     pretrain(quick_recipe(corpus), tmp_path / "run", resume=True)
     assert_same_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-10")
+
+
+def test_a_signal_after_the_last_step_is_not_forgotten(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(JSONLines, "on_train_end", lambda *given, **named: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped, match="stopped by SIGTERM while no step was under way; go on with --resume"):
+            pretrain(quick_recipe(corpus), tmp_path)
+    assert not (tmp_path / "results.json").exists()
+    pretrain(quick_recipe(corpus), tmp_path, resume=True)
+    assert (tmp_path / "results.json").exists()
 
 
 def test_other_threads_leave_handlers_alone_and_ignored_signals_stay_ignored() -> None:
