@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..core import checks
-from ..core.ops import WithoutAutocast
+from ..core.ops import WithoutAutocast, unwatched
 from .numbers import one_element, positive, widened
 from .processes import gathered, gathered_with_gradient
 
@@ -79,14 +79,15 @@ def beyond_positives(
     with WithoutAutocast(x.device.type):
         own = widened(x), widened(y)
         teacher = teacher_x.to(own[0].dtype), teacher_y.to(own[0].dtype)
+        share = 1 / (2 * len(x))
         if across:
             others = [gathered_with_gradient(side) for side in own]
             of_others = [gathered(side) for side in teacher]
-            drawn = [_Drawn.apply(own[i], others[1 - i], teacher[i], of_others[1 - i], scale) for i in range(2)]
-            found: Tensor = drawn[0] + drawn[1] - 2.0 * (own[0] * own[1]).sum()
+            drawn = [_Drawn.apply(own[i], others[1 - i], teacher[i], of_others[1 - i], scale, share) for i in range(2)]
+            found: Tensor = drawn[0] + drawn[1] - 2.0 * share * (own[0] * own[1]).sum()
         else:
-            found = _Both.apply(*own, *teacher, scale)
-        return found / (2 * len(x))
+            found = _Both.apply(*own, *teacher, scale, share)
+        return found
 
 
 def _panels(rows: Tensor) -> list[slice]:
@@ -94,12 +95,15 @@ def _panels(rows: Tensor) -> list[slice]:
 
 
 class _Held(torch.autograd.Function):
-    """A number whose gradients of two sides are found with it."""
+    """A share of a number, whose gradients of two sides are found with it."""
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return *[of_side * upstream for of_side in ctx.saved_tensors], None, None, None
+        factor, of_sides = upstream * ctx.share, ctx.saved_tensors
+        # Nothing will ask for them again: fresh memory would cost a small batch more than the product.
+        last = not torch._C._autograd._get_current_graph_task_keep_graph() and unwatched(upstream)
+        return *[side.mul_(factor) if last else side * factor for side in of_sides], None, None, None, None
 
 
 class _Drawn(_Held):
@@ -107,7 +111,13 @@ class _Drawn(_Held):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, others: Tensor, teacher: Tensor, other_teacher: Tensor, scale: float | Tensor
+        ctx: Any,
+        rows: Tensor,
+        others: Tensor,
+        teacher: Tensor,
+        other_teacher: Tensor,
+        scale: float | Tensor,
+        share: float,
     ) -> Tensor:
         of_rows, of_others = torch.empty_like(rows), torch.zeros_like(others)
         for panel in _panels(rows):
@@ -115,23 +125,27 @@ class _Drawn(_Held):
             torch.mm(weights, others, out=of_rows[panel])
             of_others.addmm_(weights.T, rows[panel])
         ctx.save_for_backward(of_rows, of_others)
-        return torch.dot(rows.flatten(), of_rows.flatten())
+        ctx.share = share
+        return torch.dot(rows.flatten(), of_rows.flatten()) * share
 
 
 class _Both(_Held):
     """Σ_ij (P_ij + Q_ij − 2 [i = j]) ⟨x_i, y_j⟩, both probabilities from one matrix of logits."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, teacher_x: Tensor, teacher_y: Tensor, scale: float | Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, teacher_x: Tensor, teacher_y: Tensor, scale: float | Tensor, share: float
+    ) -> Tensor:
         panels = _panels(x)
         if len(panels) > 1:
             lse = torch.stack([(teacher_x[panel] @ teacher_y.T * scale).logsumexp(0) for panel in panels]).logsumexp(0)
-        of_x, of_y = torch.empty_like(x), x * -2.0
+        of_x, of_y = torch.empty_like(x), torch.empty_like(y)
         for panel in panels:
             logits = (teacher_x[panel] @ teacher_y.T).mul_(scale)
             weights = logits.softmax(1)
             weights += logits.softmax(0) if len(panels) == 1 else (logits - lse).exp_()
             torch.addmm(y[panel], weights, y, beta=-2.0, out=of_x[panel])
-            of_y.addmm_(weights.T, x[panel])
+            torch.addmm(of_y if panel.start else x, weights.T, x[panel], beta=1.0 if panel.start else -2.0, out=of_y)
         ctx.save_for_backward(of_x, of_y)
-        return torch.dot(x.flatten(), of_x.flatten())
+        ctx.share = share
+        return torch.dot(x.flatten(), of_x.flatten()) * share
