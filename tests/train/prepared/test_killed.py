@@ -139,13 +139,20 @@ def test_damaged_files_of_an_unfinished_build_are_made_again(tmp_path: Path, cor
     assert content(tmp_path / "made") == content(tmp_path / "whole")
 
 
+# The process that builds: its workers' parent is another one, which no test may end, as soon as it is gone.
 BUILDER: list[int] = []
+
+
+def signal_to(number: int, which: int, send: Callable[[int, int], None] = os.kill) -> None:
+    """Sends a signal to a process, or by ``os.killpg`` to its group, unless it has ended."""
+    with suppress(ProcessLookupError):
+        send(number, which)
 
 
 def hash_and_kill(table: Any, first: int) -> Any:
     """Kills the process that builds, as soon as its workers work; they live on."""
     if os.getpid() not in BUILDER:
-        os.kill(os.getppid(), signal.SIGKILL)
+        signal_to(BUILDER[-1], signal.SIGKILL)
     return hash_texts(table, first)
 
 
@@ -175,10 +182,9 @@ def test_workers_of_a_killed_process_keep_no_lock_and_end(tmp_path: Path, corpus
 
 
 def stopping_hashes(table: pa.Table, first: int) -> pa.Table:
-    """In a worker sends a signal to its parent, or to all processes, and waits for its own end."""
+    """In a worker sends a signal to the process that builds, or to all, and waits for its own end."""
     if parent_process() is not None:
-        number, send = STOPPING
-        send(os.getppid(), number)
+        signal_to(BUILDER[-1], *STOPPING)
         time.sleep(2)
     return hash_texts(table, first)
 
@@ -190,6 +196,7 @@ def prepare_as_a_command(corpus: Data, folder: Path, whole: bool, *stopping: Any
     global STOPPING
     STOPPING = (stopping[0], stopping[1])
     os.setsid()
+    BUILDER.append(os.getpid())
     command._whole_process = whole
     given = ["prepare", "--corpus", *corpus.corpus, "--evaluation-pairs", "12", "--vocabulary", "300"]
     said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT)
@@ -228,12 +235,13 @@ def test_a_signal_ends_a_preparation_in_one_line_with_its_workers(
 def interrupted_hashes(table: pa.Table, first: int) -> pa.Table:
     """In the second worker's first rows interrupts all processes, as Ctrl+C does."""
     if parent_process() is not None and first:
-        os.killpg(0, signal.SIGINT)
+        signal_to(BUILDER[-1], signal.SIGINT, os.killpg)
     return hash_texts(table, first)
 
 
 def prepare_and_be_interrupted(corpus: Data, folder: Path) -> None:
     os.setsid()
+    BUILDER.append(os.getpid())
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with patch.object(build, "hash_texts", interrupted_hashes), pytest.raises(KeyboardInterrupt):
         prepare(corpus, SMALL, folder, workers=2, say=Mock())
