@@ -182,9 +182,10 @@ def test_workers_of_a_killed_process_keep_no_lock_and_end(tmp_path: Path, corpus
 
 
 def stopping_hashes(table: pa.Table, first: int) -> pa.Table:
-    """In a worker sends a signal to the process that builds, or to all, and waits for its own end."""
+    """In a worker waits for its own end; one of them sends a signal to the process that builds, or to all."""
     if parent_process() is not None:
-        signal_to(BUILDER[-1], *STOPPING)
+        if not first:
+            signal_to(BUILDER[-1], *STOPPING)
         time.sleep(2)
     return hash_texts(table, first)
 
@@ -219,7 +220,6 @@ def test_a_signal_ends_a_preparation_in_one_line_with_its_workers(
     os.close(writing)
     assert end_of(stopped) == 128 + number
     text = (tmp_path / "said").read_text(encoding="utf-8")
-    # Each worker sends one: the second may come while a bar is closed.
     assert text.count("stopped by") == 1
     assert text.endswith(
         f"python -m ctloss.train prepare: stopped by {signal.Signals(number).name} before the end; what is finished is "
@@ -233,8 +233,8 @@ def test_a_signal_ends_a_preparation_in_one_line_with_its_workers(
 
 
 def interrupted_hashes(table: pa.Table, first: int) -> pa.Table:
-    """In the second worker's first rows interrupts all processes, as Ctrl+C does."""
-    if parent_process() is not None and first:
+    """In a worker, at the first rows, interrupts all processes, as Ctrl+C does."""
+    if parent_process() is not None and not first:
         signal_to(BUILDER[-1], signal.SIGINT, os.killpg)
     return hash_texts(table, first)
 
