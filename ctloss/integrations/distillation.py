@@ -11,8 +11,9 @@ from torch.autograd.function import once_differentiable
 from ..core import checks
 from ..core.ops import WithoutAutocast, unwatched
 from .numbers import one_element, positive, widened
-from .processes import gathered, gathered_with_gradient
+from .processes import check_even, gathered, gathered_with_gradient
 
+SCALE = "models pass logit_scale.exp()"
 ROWS = 256
 """Rows of the teacher's matrix that are formed at a time."""
 
@@ -33,7 +34,7 @@ def checked_teacher(
             gradient, and for a scale that is no number or has a gradient.
     """
     if not isinstance(scale, Tensor):
-        scale = positive("dist_logit_scale", scale, "models pass logit_scale.exp()", or_zero=True)
+        scale = positive("dist_logit_scale", scale, SCALE, or_zero=True)
     one_element("dist_logit_scale", scale, "one serves all pairs")
     rows = {"dist_image_features": of_images, "dist_text_features": of_texts}
     for name, side in rows.items():
@@ -81,6 +82,7 @@ def beyond_positives(
         teacher = teacher_x.to(own[0].dtype), teacher_y.to(own[0].dtype)
         share = 1 / (2 * len(x))
         if across:
+            check_even(own)
             others = [gathered_with_gradient(side) for side in own]
             of_others = [gathered(side) for side in teacher]
             drawn = [_Drawn.apply(own[i], others[1 - i], teacher[i], of_others[1 - i], scale, share) for i in range(2)]

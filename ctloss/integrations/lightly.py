@@ -19,7 +19,7 @@ from ..losses import contrast, cz_nce, info_nce
 from ..objectives.formula import row_losses
 from .numbers import positive
 from .overrides import Uncalled
-from .processes import gathered, group_of
+from .processes import check_even, gathered, group_of
 
 WeightFunction = Callable[[Tensor, Tensor], Tensor]
 LEARNT = (
@@ -122,7 +122,10 @@ class NTXentLoss(nn.Module):
             return self._of_bank(out0, out1, self.memory_bank.bank.to(out0.device))
         loss = self._of_bank(out0, out1, self.memory_bank.snapshot(out0.device))
         rows = nn.functional.normalize(out1.detach(), dim=1)
-        self.memory_bank.enqueue(gathered(rows) if group_of(self.gather_distributed) else rows)
+        if group_of(self.gather_distributed):
+            check_even([rows])
+            rows = gathered(rows)
+        self.memory_bank.enqueue(rows)
         return loss
 
     def _of_bank(self, out0: Tensor, out1: Tensor, bank: Tensor) -> Tensor:

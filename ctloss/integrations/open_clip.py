@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from ..losses import info_nce
 from ..sig_lip import sig_lip
-from .distillation import beyond_positives, checked_teacher
+from .distillation import SCALE, beyond_positives, checked_teacher
 from .numbers import one_element, positive, widened
 from .overrides import Uncalled
 from .processes import mean_over_ranks, world
 
 Outputs = Tensor | dict[str, Tensor]
 IMPLEMENTATIONS = (None, "bidir", "shift", "reduce", "gather")
-SCALE = "models pass logit_scale.exp()"
 
 
 class _AcrossRanks(Uncalled, nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,20 +21,26 @@ def group_of(wanted: bool) -> str | None:
     return "world" if wanted and world() > 1 else None
 
 
-def gathered(rows: Tensor) -> Tensor:
-    """The rows of all ranks, as many of each, in the order of the ranks; without a gradient.
+def check_even(sides: Sequence[Tensor]) -> None:
+    """Refuse, on every rank, sides of which ranks have different numbers of rows; all in one exchange.
 
     Raises:
-        ValueError: on every rank, where ranks have different numbers of rows.
+        ValueError: for them.
     """
+    own = torch.tensor([len(side) for side in sides], device=sides[0].device)
+    every = [torch.empty_like(own) for _ in range(world())]
+    dist.all_gather(every, own)
+    for counts in torch.stack(every, dim=1).tolist():
+        if len(set(counts)) > 1:
+            raise ValueError(
+                f"rows: expected as many on every rank, got {', '.join(map(str, counts))}; drop the last batch, as "
+                "drop_last=True of a DataLoader does"
+            )
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows of all ranks, as many of each, in the order of the ranks; without a gradient; see check_even."""
     rows = rows.detach().contiguous()
-    sizes = [torch.empty(1, dtype=torch.int64, device=rows.device) for _ in range(world())]
-    dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
-    if len(set(counts := [int(size) for size in sizes])) > 1:
-        raise ValueError(
-            f"rows: expected as many on every rank, got {', '.join(map(str, counts))}; drop the last batch, as "
-            "drop_last=True of a DataLoader does"
-        )
     every = [torch.empty_like(rows) for _ in range(world())]
     dist.all_gather(every, rows)
     return torch.cat(every)

@@ -17,7 +17,7 @@ from ...core.units import unit_rows
 from ...objectives import epsilon_nce
 from ..numbers import finite, positive, widened
 from ..overrides import Uncalled
-from ..processes import gathered_with_gradient, group_of
+from ..processes import check_even, gathered_with_gradient, group_of
 from . import citations
 from .mini_batches import own_copy
 from .ranking import embedded
@@ -132,10 +132,13 @@ class GISTEmbedLoss(Uncalled, nn.Module):
             checks.pair(*one[:2])
         wide = [_units(one) for one in embeddings]
         guides = [_units(one.detach()) for one in guided]
-        sides, first = self._gathered(wide), 0
+        first = 0
         if group_of(self.gather_across_devices) is not None:
+            check_even([*wide, *guides])
             first = torch.distributed.get_rank() * len(wide[0])
-        rows = self._row_losses(_Sides(wide, sides, first), _Sides(guides, self._gathered(guides), first))
+        rows = self._row_losses(
+            _Sides(wide, self._gathered(wide), first), _Sides(guides, self._gathered(guides), first)
+        )
         return rows.mean().to(torch.promote_types(embeddings[0].dtype, torch.float32))
 
     def _gathered(self, columns: list[Tensor]) -> list[Tensor]:

@@ -80,12 +80,16 @@ def map_rows(
     made = [work.place(number) for number in range(work.count)]
     for path in set(folder.iterdir()) - set(made):
         path.unlink(missing_ok=True)  # Left by a killed process.
-    missing = [number for number, path in enumerate(made) if not _is_sound(path)]
-    move(sum(len(work.stretch(number)) for number in set(range(work.count)) - set(missing)))
 
     def done(number: int) -> None:
         move(len(work.stretch(number)))
 
+    missing = []
+    for number, path in enumerate(made):
+        if _is_sound(path):
+            done(number)
+        else:
+            missing.append(number)
     with _one_thread():
         if workers > 1 and len(missing) > 1:
             _make_in_processes(work, missing, min(workers, len(missing)), done)

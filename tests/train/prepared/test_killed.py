@@ -143,6 +143,19 @@ def test_damaged_files_of_an_unfinished_build_are_made_again(tmp_path: Path, cor
 BUILDER: list[int] = []
 
 
+def lead_a_group() -> None:
+    """Makes this process the one that builds, in a group of its own."""
+    os.setsid()
+    BUILDER.append(os.getpid())
+
+
+def wait_for_workers() -> None:
+    """Waits for them, as a script that ends does."""
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
+
+
 def signal_to(number: int, which: int, send: Callable[[int, int], None] = os.kill) -> None:
     """Sends a signal to a process, or by ``os.killpg`` to its group, unless it has ended."""
     with suppress(ProcessLookupError):
@@ -157,8 +170,7 @@ def hash_and_kill(table: Any, first: int) -> Any:
 
 
 def prepare_in_a_group(data: Data, folder: Path) -> None:
-    os.setsid()
-    BUILDER.append(os.getpid())
+    lead_a_group()
     patch.object(build, "hash_texts", hash_and_kill).start()
     prepare(data, SMALL, folder, workers=2, say=Mock())
 
@@ -196,8 +208,7 @@ STOPPING: tuple[int, Callable[[int, int], None]] = (signal.SIGTERM, os.kill)
 def prepare_as_a_command(corpus: Data, folder: Path, whole: bool, *stopping: Any) -> None:
     global STOPPING
     STOPPING = (stopping[0], stopping[1])
-    os.setsid()
-    BUILDER.append(os.getpid())
+    lead_a_group()
     command._whole_process = whole
     given = ["prepare", "--corpus", *corpus.corpus, "--evaluation-pairs", "12", "--vocabulary", "300"]
     said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT)
@@ -240,8 +251,7 @@ def interrupted_hashes(table: pa.Table, first: int) -> pa.Table:
 
 
 def prepare_and_be_interrupted(corpus: Data, folder: Path) -> None:
-    os.setsid()
-    BUILDER.append(os.getpid())
+    lead_a_group()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with patch.object(build, "hash_texts", interrupted_hashes), pytest.raises(KeyboardInterrupt):
         prepare(corpus, SMALL, folder, workers=2, say=Mock())
@@ -267,10 +277,7 @@ def prepare_and_be_interrupted_early(corpus: Data, folder: Path) -> None:
 
     with patch.object(os, "fork", fork), pytest.raises(KeyboardInterrupt):
         prepare(corpus, SMALL, folder, workers=2, say=Mock())
-    # A script that ends waits for its workers.
-    with suppress(ChildProcessError):
-        while True:
-            os.wait()
+    wait_for_workers()
 
 
 def test_an_interrupt_while_workers_are_started_ends_them_too(tmp_path: Path, corpus: Data) -> None:
@@ -292,9 +299,7 @@ def prepare_where_no_process_is_left(corpus: Data, folder: Path) -> None:
         pytest.raises(DataError, match="2 workers, got Resource temp"),
     ):
         prepare(corpus, SMALL, folder, workers=2, say=Mock())
-    with suppress(ChildProcessError):
-        while True:
-            os.wait()
+    wait_for_workers()
 
 
 def test_where_a_worker_cannot_be_started_the_others_end(tmp_path: Path, corpus: Data) -> None:
